@@ -1,0 +1,1 @@
+//! All of Naru in one process.

@@ -1,0 +1,1 @@
+//! Decides per recipient between live delivery and a push, emits the offline events, then publishes.

@@ -1,0 +1,1 @@
+//! Gives every accepted message its place in the room, saves it and confirms the saved id.

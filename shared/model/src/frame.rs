@@ -1,0 +1,289 @@
+//! The frames of the WebSocket: one JSON object per text frame.
+//!
+//! What a server sends about a room ([`News`](crate::live::News)) is serialised once and shared by all sessions;
+//! everything else is a [`ServerFrame`].
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ClientMessageId, MessageId, RoomId, Seq, SessionId, Timestamp, UserId};
+
+/// What a client sends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClientFrame {
+    /// A message for a room.
+    Chat(Chat),
+    /// Give me what I miss.
+    Sync(Sync),
+    /// Everything up to here is on this device.
+    Received(Upto),
+    /// Everything up to here was seen.
+    Read(Upto),
+    /// I am typing.
+    Typing {
+        /// Where.
+        chat_room_id: RoomId,
+    },
+    /// Are you there?
+    Ping,
+}
+
+/// A message to be sent.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Chat {
+    /// The room.
+    pub chat_room_id: RoomId,
+    /// What to send.
+    pub content: Arc<str>,
+    /// The client's own name for it, kept for resends.
+    pub client_message_id: Option<ClientMessageId>,
+    /// If given, it must be the token's `sub`.
+    pub sender_id: Option<Box<str>>,
+}
+
+/// A request for what a client misses.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sync {
+    /// Per room, what the client has; absent: every room, from this device's stored received position.
+    pub rooms: Option<Vec<SyncFrom>>,
+}
+
+/// What a client has of one room.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SyncFrom {
+    /// The room.
+    pub chat_room_id: RoomId,
+    /// It has everything up to here.
+    pub after_seq: Seq,
+}
+
+/// A position in a room.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Upto {
+    /// The room.
+    pub chat_room_id: RoomId,
+    /// Everything up to here.
+    pub seq: Seq,
+}
+
+#[derive(Deserialize)]
+struct Typing {
+    #[serde(rename = "chatRoomId")]
+    chat_room_id: RoomId,
+}
+
+/// A frame that can't be taken. Nothing of it was kept.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct BadFrame {
+    /// What is wrong with it, in words for the client's developer.
+    pub reason: String,
+    /// Whether it said that it was a `CHAT`: its answer then keeps its place among the answers.
+    pub is_chat: bool,
+    /// The name the client gave it, as far as it could be read.
+    pub client_message_id: Option<ClientMessageId>,
+}
+
+impl ClientFrame {
+    /// Reads one text frame. The type is looked at first, so that fields of other types are unknown fields here,
+    /// which are ignored whatever they hold.
+    ///
+    /// # Errors
+    /// When it is not one JSON object of a known type with that type's fields.
+    pub fn parse(text: &str) -> Result<Self, BadFrame> {
+        #[derive(Deserialize)]
+        struct Kind<'a> {
+            #[serde(rename = "type", borrow)]
+            kind: Cow<'a, str>,
+        }
+        fn read<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, BadFrame> {
+            serde_json::from_str(text).map_err(|error| BadFrame::new(error.to_string()))
+        }
+
+        // A derived struct would be read from an array as well.
+        if !text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{') {
+            return Err(BadFrame::new("a frame is one JSON object".to_owned()));
+        }
+        match &*read::<Kind<'_>>(text)?.kind {
+            "CHAT" => read(text).map(Self::Chat).map_err(|bad| bad.of_chat(text)),
+            "SYNC" => read(text).map(Self::Sync),
+            "RECEIVED" => read(text).map(Self::Received),
+            "READ" => read(text).map(Self::Read),
+            "TYPING" => read::<Typing>(text).map(|frame| Self::Typing { chat_room_id: frame.chat_room_id }),
+            "PING" => Ok(Self::Ping),
+            other => {
+                let shown: String = other.chars().take(32).collect();
+                Err(BadFrame::new(format!("unknown type {shown:?}")))
+            }
+        }
+    }
+}
+
+impl BadFrame {
+    /// A frame that is refused for `reason`.
+    pub fn new(reason: String) -> Self {
+        Self { reason, is_chat: false, client_message_id: None }
+    }
+
+    fn of_chat(self, text: &str) -> Self {
+        #[derive(Deserialize)]
+        struct Named {
+            #[serde(rename = "clientMessageId")]
+            client_message_id: Option<ClientMessageId>,
+        }
+        let named = serde_json::from_str::<Named>(text).ok();
+        Self { is_chat: true, client_message_id: named.and_then(|named| named.client_message_id), ..self }
+    }
+}
+
+/// What a server sends to one session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "type", rename_all = "UPPERCASE", rename_all_fields = "camelCase")]
+pub enum ServerFrame<'a> {
+    /// The connection is open and its owner known.
+    Welcome {
+        /// Who the token says the client is.
+        user_id: &'a UserId,
+        /// This connection.
+        session_id: &'a SessionId,
+        /// The server's clock.
+        server_time: Timestamp,
+        /// The longest content, in UTF-8 bytes.
+        max_content_bytes: usize,
+        /// The longest frame, in bytes.
+        max_frame_bytes: usize,
+        /// How often the server pings, in seconds.
+        ping_seconds: u64,
+    },
+    /// A message is saved.
+    Ack(&'a Ack),
+    /// The end of an answer to `SYNC`.
+    Synced {
+        /// Per room, how far the answer went.
+        rooms: &'a [SyncedRoom],
+    },
+    /// Live delivery was interrupted.
+    Resync {
+        /// Why.
+        reason: &'a str,
+        /// Which rooms moved; absent: any may have.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        rooms: Option<&'a [RoomId]>,
+        /// When to ask, in milliseconds: clients are spread over time.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        retry_after_ms: Option<u64>,
+    },
+    /// I am here.
+    Pong,
+    /// A frame was refused, or a message's fate is unknown.
+    Error {
+        /// What kind of refusal, from the table in the gateway's `refusal.rs`.
+        code: &'a str,
+        /// A sentence for the developer.
+        message: &'a str,
+        /// The message it is about.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        client_message_id: Option<&'a ClientMessageId>,
+        /// When to try again, in milliseconds.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        retry_after_ms: Option<u64>,
+    },
+}
+
+/// What a sender is told of a saved message, by `ACK` and by the answer to a send over HTTP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ack {
+    /// The sender's name for it.
+    pub client_message_id: ClientMessageId,
+    /// The saved id.
+    pub id: MessageId,
+    /// Its room.
+    pub chat_room_id: RoomId,
+    /// Its place.
+    pub seq: Seq,
+    /// When it was accepted.
+    pub timestamp: Timestamp,
+}
+
+/// How far an answer to `SYNC` went in one room.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SyncedRoom {
+    /// The room.
+    pub chat_room_id: RoomId,
+    /// The last place that was sent, or that the client already had.
+    pub seq: Seq,
+    /// Whether that is all there is.
+    pub complete: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plain_frame_of_the_specification_is_read() {
+        let text = r#"{"type":"CHAT","chatRoomId":"A_B","senderId":"A","content":"안녕하세요"}"#;
+        let ClientFrame::Chat(chat) = ClientFrame::parse(text).unwrap() else { panic!("not a CHAT") };
+        assert_eq!(chat.chat_room_id.as_str(), "A_B");
+        assert_eq!(chat.sender_id.as_deref(), Some("A"));
+        assert_eq!(&*chat.content, "안녕하세요");
+        assert_eq!(chat.client_message_id, None);
+    }
+
+    #[test]
+    fn fields_of_other_types_are_unknown_fields() {
+        for text in [
+            r#"{"type":"PING","content":5,"rooms":"x"}"#,
+            r#" { "rooms": [[[]]], "type": "PING" }"#,
+            r#"{"type":"PING","type2":null}"#,
+        ] {
+            assert_eq!(ClientFrame::parse(text), Ok(ClientFrame::Ping), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_frame_is_refused() {
+        let deep = "[".repeat(60_000);
+        let bad = [
+            "",
+            "x",
+            "[]",
+            r#"["PING"]"#,
+            "null",
+            "5",
+            "{}",
+            r#"{"type":5}"#,
+            r#"{"type":"PING"}{"type":"PING"}"#,
+            r#"{"type":"ping"}"#,
+            r#"{"type":"CHAT"}"#,
+            r#"{"type":"CHAT","chatRoomId":"r","content":5}"#,
+            r#"{"type":"CHAT","chatRoomId":"","content":"x"}"#,
+            r#"{"type":"CHAT","chatRoomId":"r","content":"\ud800"}"#,
+            r#"{"type":"READ","chatRoomId":"r","seq":-1}"#,
+            r#"{"type":"READ","chatRoomId":"r","seq":1.5}"#,
+            r#"{"type":"SYNC","rooms":{}}"#,
+            &deep,
+        ];
+        for text in bad {
+            assert!(ClientFrame::parse(text).is_err(), "{}", &text[..text.len().min(80)]);
+        }
+    }
+
+    #[test]
+    fn a_bad_chat_is_answered_under_its_own_name() {
+        let bad = ClientFrame::parse(r#"{"type":"CHAT","clientMessageId":"c1","content":5}"#).unwrap_err();
+        assert!(bad.is_chat);
+        assert_eq!(bad.client_message_id.unwrap().as_str(), "c1");
+        let long = "c".repeat(65);
+        let text = format!(r#"{{"type":"CHAT","chatRoomId":"r","content":"x","clientMessageId":"{long}"}}"#);
+        assert_eq!(ClientFrame::parse(&text).unwrap_err().client_message_id, None);
+    }
+}

@@ -1,0 +1,285 @@
+//! The way of a message, hop by hop: who hands what to whom, and what may be lost.
+//!
+//! ```text
+//! gateway ──accepted──▶ persister ──saved──▶ fanout ──offline──▶ notifier ──push.*──▶ notifier's lanes
+//!                                              └─────owed───────▶ notifier
+//! ```
+//!
+//! Each payload names its hop, so an engine's `Queue<Saved>` takes nothing but [`Saved`].
+
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+pub use crate::message::Accepted;
+use crate::{
+    DeviceId, EventId, MemberVersion, Message, MessageId, Origin, RoomId, Seq, Timestamp, UserId,
+};
+
+/// What a hop promises beyond handing over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// May be lost in a crash: the intake's `open` entries bring it back.
+    Rederivable,
+    /// Once sent it is there until it is settled, whatever dies.
+    Durable,
+}
+
+/// What a hop promises about order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Events of one room arrive in the order they were sent while one receiver holds the room, and are never in
+    /// two unsettled batches at once. A hand-over may reorder.
+    ByRoom,
+    /// None.
+    Free,
+}
+
+/// One hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// The queue's name, below the engine's own prefix.
+    pub name: &'static str,
+    /// Who sends.
+    pub from: &'static str,
+    /// Who receives.
+    pub to: &'static str,
+    /// What may be lost.
+    pub keep: Keep,
+    /// What may be reordered.
+    pub order: Order,
+}
+
+/// A payload: it says which event it is and which room it belongs to.
+pub trait Payload: Serialize + DeserializeOwned + Clone + std::fmt::Debug + Send + Sync + 'static {
+    /// The version of its shape. Old ones stay readable: fields are only added, with a default.
+    const VERSION: u16 = 1;
+
+    /// Derived from what it is about.
+    fn event_id(&self) -> EventId;
+
+    /// The room it belongs to.
+    fn room(&self) -> &RoomId;
+}
+
+/// A message lies in the intake.
+pub const ACCEPTED: Hop = Hop {
+    name: "accepted",
+    from: "gateway",
+    to: "persister",
+    keep: Keep::Rederivable,
+    order: Order::ByRoom,
+};
+
+/// A message has its place in `chat_messages`.
+pub const SAVED: Hop =
+    Hop { name: "saved", from: "persister", to: "fanout", keep: Keep::Rederivable, order: Order::ByRoom };
+
+/// Some recipients of a message have no live session.
+pub const OFFLINE: Hop =
+    Hop { name: "offline", from: "fanout", to: "notifier", keep: Keep::Durable, order: Order::Free };
+
+/// Some recipients had a live session: after the grace time, whoever has no proof of delivery is treated as offline.
+pub const OWED: Hop =
+    Hop { name: "owed", from: "fanout", to: "notifier", keep: Keep::Durable, order: Order::Free };
+
+/// One push to one device by FCM.
+pub const PUSH_FCM: Hop = push_lane("push.fcm");
+/// One push to one device by APNs.
+pub const PUSH_APNS: Hop = push_lane("push.apns");
+/// One push to the app's main backend.
+pub const PUSH_WEBHOOK: Hop = push_lane("push.webhook");
+
+const fn push_lane(name: &'static str) -> Hop {
+    Hop { name, from: "notifier", to: "notifier", keep: Keep::Durable, order: Order::Free }
+}
+
+/// Every hop, in the order a message meets them.
+pub const ALL: [Hop; 7] = [ACCEPTED, SAVED, OFFLINE, OWED, PUSH_FCM, PUSH_APNS, PUSH_WEBHOOK];
+
+impl Payload for Accepted {
+    fn event_id(&self) -> EventId {
+        EventId::derive(&[b"accepted", &self.id.bytes()])
+    }
+
+    fn room(&self) -> &RoomId {
+        &self.chat_room_id
+    }
+}
+
+/// See [`SAVED`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Saved {
+    /// The message, with its place.
+    pub message: Message,
+    /// The members it goes to.
+    pub member_version: MemberVersion,
+    /// The session that is spared its own words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+}
+
+impl Payload for Saved {
+    fn event_id(&self) -> EventId {
+        EventId::derive(&[b"saved", &self.message.id.bytes()])
+    }
+
+    fn room(&self) -> &RoomId {
+        &self.message.chat_room_id
+    }
+}
+
+/// See [`OFFLINE`]. At most [`Offline::MOST_RECIPIENTS`] recipients; a larger group gets several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Offline {
+    /// What they missed.
+    pub message: Message,
+    /// Who missed it.
+    pub recipients: Vec<UserId>,
+}
+
+impl Offline {
+    /// How many recipients share one event: few enough that a crash repeats little, many enough that a room of
+    /// 1,000 costs ten events.
+    pub const MOST_RECIPIENTS: usize = 100;
+}
+
+impl Payload for Offline {
+    fn event_id(&self) -> EventId {
+        let id = self.message.id.bytes();
+        let mut about: Vec<&[u8]> = vec![b"offline", &id];
+        about.extend(self.recipients.iter().map(|user| user.as_str().as_bytes()));
+        EventId::derive(&about)
+    }
+
+    fn room(&self) -> &RoomId {
+        &self.message.chat_room_id
+    }
+}
+
+/// See [`OWED`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Owed {
+    /// What they should have got.
+    pub message: Message,
+    /// Who should have got it.
+    pub recipients: Vec<UserId>,
+}
+
+impl Payload for Owed {
+    fn event_id(&self) -> EventId {
+        EventId::derive(&[b"owed", &self.message.id.bytes()])
+    }
+
+    fn room(&self) -> &RoomId {
+        &self.message.chat_room_id
+    }
+}
+
+/// Through whom a push goes. Each has a lane of its own, so one that is down delays no other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Lane {
+    /// Firebase Cloud Messaging.
+    Fcm,
+    /// Apple Push Notification service.
+    Apns,
+    /// The app's main backend.
+    Webhook,
+}
+
+impl Lane {
+    /// All lanes.
+    pub const ALL: [Lane; 3] = [Lane::Fcm, Lane::Apns, Lane::Webhook];
+
+    /// Its hop.
+    pub const fn hop(self) -> Hop {
+        match self {
+            Lane::Fcm => PUSH_FCM,
+            Lane::Apns => PUSH_APNS,
+            Lane::Webhook => PUSH_WEBHOOK,
+        }
+    }
+
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Lane::Fcm => "fcm",
+            Lane::Apns => "apns",
+            Lane::Webhook => "webhook",
+        }
+    }
+}
+
+/// Whether a device's token is of Apple's production or sandbox environment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PushEnvironment {
+    /// What the App Store's apps use.
+    #[default]
+    Production,
+    /// What builds from Xcode use.
+    Sandbox,
+}
+
+/// The device a push goes to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PushTarget {
+    /// The user's own name for it.
+    pub device_id: DeviceId,
+    /// The provider's name for it.
+    pub token: Arc<str>,
+    /// The environment the token is of.
+    pub environment: PushEnvironment,
+}
+
+/// One push through one lane: to one device, or, by webhook, to the main backend for one user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PushJob {
+    /// Its lane.
+    pub lane: Lane,
+    /// The message it tells of.
+    pub message_id: MessageId,
+    /// That message's room.
+    pub chat_room_id: RoomId,
+    /// That message's place.
+    pub seq: Seq,
+    /// Whom it tells.
+    pub recipient_id: UserId,
+    /// The sender's name.
+    pub title: Arc<str>,
+    /// The message's content.
+    pub body: Arc<str>,
+    /// The device; none on the webhook's lane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<PushTarget>,
+    /// After this it is of no use.
+    pub expires_at: Timestamp,
+    /// A provider asked not to be called again before this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Timestamp>,
+}
+
+impl Payload for PushJob {
+    fn event_id(&self) -> EventId {
+        let device = self.target.as_ref().map_or("", |target| target.device_id.as_str());
+        let (lane, user) = (self.lane.as_str(), self.recipient_id.as_str());
+        EventId::derive(&[
+            b"push",
+            lane.as_bytes(),
+            &self.message_id.bytes(),
+            user.as_bytes(),
+            device.as_bytes(),
+        ])
+    }
+
+    fn room(&self) -> &RoomId {
+        &self.chat_room_id
+    }
+}

@@ -1,0 +1,319 @@
+//! Ids are types: a room can't be passed as a user, and an id that exists is one that was checked.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bson::oid::ObjectId;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// Why a text is not an id of this kind.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} must be {rule}")]
+pub struct InvalidId {
+    kind: &'static str,
+    rule: &'static str,
+}
+
+/// A cheaply cloned, checked text.
+macro_rules! text_id {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $rule:literal, $check:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Checks a text.
+            ///
+            /// # Errors
+            #[doc = concat!("When it is not ", $rule, ".")]
+            pub fn new(text: impl AsRef<str> + Into<Arc<str>>) -> Result<Self, InvalidId> {
+                let check: fn(&str) -> bool = $check;
+                if check(text.as_ref()) {
+                    Ok(Self(text.into()))
+                } else {
+                    Err(InvalidId { kind: $kind, rule: $rule })
+                }
+            }
+
+            /// The text itself.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl std::borrow::Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = InvalidId;
+
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                Self::new(text)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                Self::new(Arc::<str>::deserialize(deserializer)?).map_err(de::Error::custom)
+            }
+        }
+    };
+}
+
+fn is_user_id(text: &str) -> bool {
+    (1..=128).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'@' | b':' | b'~' | b'-'))
+}
+
+/// No control characters: such an id could not be written in a log line, a header or a channel name.
+fn is_printable(text: &str, longest: usize) -> bool {
+    (1..=longest).contains(&text.len()) && !text.chars().any(char::is_control)
+}
+
+text_id!(
+    /// A user of the app, as its tokens name them (`sub`).
+    UserId, "a user id", "1 to 128 characters of A-Z a-z 0-9 . _ @ : ~ -", is_user_id
+);
+text_id!(
+    /// A chat room. The longest direct room: two escaped user ids of 256 bytes and the `_` between them.
+    RoomId, "a chatRoomId", "1 to 513 bytes without control characters", |text| is_printable(text, 513)
+);
+text_id!(
+    /// One of a user's devices; its name space is the user's own.
+    DeviceId, "a device id", "1 to 128 bytes without control characters", |text| is_printable(text, 128)
+);
+text_id!(
+    /// The client's own name for a message, kept for resends; unique per sender and room.
+    ClientMessageId, "a clientMessageId", "1 to 64 bytes", |text| (1..=64).contains(&text.len())
+);
+text_id!(
+    /// One WebSocket connection.
+    SessionId, "a session id", "1 to 64 bytes without control characters", |text| is_printable(text, 64)
+);
+text_id!(
+    /// One run of one gateway process: a restarted gateway has another id.
+    GatewayId, "a gateway id", "1 to 64 bytes without control characters", |text| is_printable(text, 64)
+);
+
+impl SessionId {
+    /// A new one (a random UUID).
+    pub fn generate() -> Self {
+        Self(uuid_text())
+    }
+}
+
+impl GatewayId {
+    /// A new one (a random UUID): the boot id of this run.
+    pub fn generate() -> Self {
+        Self(uuid_text())
+    }
+}
+
+fn uuid_text() -> Arc<str> {
+    let mut buffer = uuid::Uuid::encode_buffer();
+    Arc::from(&*uuid::Uuid::new_v4().simple().encode_lower(&mut buffer))
+}
+
+impl RoomId {
+    /// The room of exactly two people: their ids sorted, `~` written `~0`, `_` written `~1`, joined with `_`.
+    ///
+    /// The escapes make the name unique: no other pair has the same one.
+    pub fn direct(one: &UserId, other: &UserId) -> Self {
+        let (first, second) = if one <= other { (one, other) } else { (other, one) };
+        let escape = |id: &UserId| id.as_str().replace('~', "~0").replace('_', "~1");
+        Self(format!("{}_{}", escape(first), escape(second)).into())
+    }
+
+    /// A new group's id. It holds no `_`, so it is never the id of a direct room.
+    pub fn generate() -> Self {
+        Self(MessageId::generate().to_string().into())
+    }
+}
+
+impl From<MessageId> for ClientMessageId {
+    /// The name that the gateway gives to a message whose client gave none.
+    fn from(id: MessageId) -> Self {
+        Self(id.to_string().into())
+    }
+}
+
+/// A message's id for life: an ObjectId, made by the gateway, the same in intake, events and `chat_messages`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MessageId(ObjectId);
+
+impl MessageId {
+    /// A new one: seconds, a number of this process, a counter.
+    pub fn generate() -> Self {
+        Self(ObjectId::new())
+    }
+
+    /// From its twelve bytes.
+    pub const fn from_bytes(bytes: [u8; 12]) -> Self {
+        Self(ObjectId::from_bytes(bytes))
+    }
+
+    /// Its twelve bytes.
+    pub const fn bytes(&self) -> [u8; 12] {
+        self.0.bytes()
+    }
+
+    fn hex(&self) -> [u8; 24] {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = [0; 24];
+        for (pair, byte) in text.chunks_exact_mut(2).zip(self.bytes()) {
+            pair[0] = DIGITS[usize::from(byte >> 4)];
+            pair[1] = DIGITS[usize::from(byte & 15)];
+        }
+        text
+    }
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hex = self.hex();
+        f.write_str(std::str::from_utf8(&hex).map_err(|_| fmt::Error)?)
+    }
+}
+
+impl fmt::Debug for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::str::FromStr for MessageId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let invalid = InvalidId { kind: "a message id", rule: "24 hexadecimal digits" };
+        ObjectId::parse_str(text).map(Self).map_err(|_| invalid)
+    }
+}
+
+impl Serialize for MessageId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for MessageId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
+/// A message's place in its room: 1, 2, 3 … without a gap. 0 stands before the first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Seq(pub u64);
+
+impl Seq {
+    /// Before the first message.
+    pub const ZERO: Seq = Seq(0);
+
+    /// The place after this one.
+    #[must_use]
+    pub const fn next(self) -> Seq {
+        Seq(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Seq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The partition of a room: FNV-1a of its id modulo `partitions`. Stable for ever, on every machine; `partitions`
+/// is stored with the data at first start, and another value is refused afterwards.
+pub fn partition_of(room: &RoomId, partitions: u32) -> u32 {
+    let hash = room.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    u32::try_from(hash % u64::from(partitions.max(1))).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn user(text: &str) -> UserId {
+        UserId::new(text).unwrap()
+    }
+
+    #[test]
+    fn a_direct_room_is_named_after_its_two_people() {
+        assert_eq!(RoomId::direct(&user("A"), &user("B")).as_str(), "A_B");
+        assert_eq!(RoomId::direct(&user("B"), &user("A")).as_str(), "A_B");
+        assert_eq!(RoomId::direct(&user("a_b"), &user("c~d")).as_str(), "a~1b_c~0d");
+    }
+
+    #[test]
+    fn user_ids_are_limited_in_length_and_letters() {
+        for good in ["A", "a.b_c@d:e~f-9", &"x".repeat(128)] {
+            assert!(UserId::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", "a b", "한", "a/b", "a\0", &"x".repeat(129)] {
+            assert!(UserId::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn partitions_are_pinned() {
+        // Computed independently of this code from the published FNV-1a parameters.
+        let room = |text: &str| partition_of(&RoomId::new(text).unwrap(), 32);
+        assert_eq!([room("A_B"), room("ada_ben"), room("한강")], [17, 9, 2]);
+    }
+
+    #[test]
+    fn message_ids_are_unique_and_read_back() {
+        let ids: HashSet<_> = (0..10_000).map(|_| MessageId::generate()).collect();
+        assert_eq!(ids.len(), 10_000);
+        for id in ids.iter().take(100) {
+            assert_eq!(id.to_string().parse::<MessageId>().unwrap(), *id);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn different_pairs_never_share_a_direct_room(
+            a in "[a_~]{1,4}", b in "[a_~]{1,4}", c in "[a_~]{1,4}", d in "[a_~]{1,4}"
+        ) {
+            let (a, b, c, d) = (user(&a), user(&b), user(&c), user(&d));
+            let same_pair = (a == c && b == d) || (a == d && b == c);
+            prop_assert_eq!(RoomId::direct(&a, &b) == RoomId::direct(&c, &d), same_pair);
+        }
+    }
+}

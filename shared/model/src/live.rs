@@ -1,0 +1,77 @@
+//! What the live layer carries to gateways: gone if nobody listens, because the store has all that matters.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::message::Outcome;
+use crate::{Message, MessageId, RoomId, Seq, SessionId, Timestamp, UserId};
+
+/// Something that happened in a room and is of interest to members who are connected now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LiveEvent {
+    /// The members to whom it goes.
+    pub recipients: Arc<[UserId]>,
+    /// The session that caused it and is not told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<SessionId>,
+    /// What happened.
+    #[serde(flatten)]
+    pub news: News,
+}
+
+/// What happened. Its JSON is the frame that a phone gets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "UPPERCASE", rename_all_fields = "camelCase")]
+pub enum News {
+    /// A message was saved.
+    Chat(Message),
+    /// A device has everything up to a place.
+    Received(Position),
+    /// A user has seen everything up to a place.
+    Read(Position),
+    /// A user is typing.
+    Typing {
+        /// The room.
+        chat_room_id: RoomId,
+        /// The user.
+        user_id: UserId,
+    },
+}
+
+impl News {
+    /// The room it happened in.
+    pub fn room(&self) -> &RoomId {
+        match self {
+            News::Chat(message) => &message.chat_room_id,
+            News::Received(position) | News::Read(position) => &position.chat_room_id,
+            News::Typing { chat_room_id, .. } => chat_room_id,
+        }
+    }
+}
+
+/// How far a user is in a room.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Position {
+    /// The room.
+    pub chat_room_id: RoomId,
+    /// The user.
+    pub user_id: UserId,
+    /// All up to here.
+    pub seq: Seq,
+    /// When it was told.
+    pub timestamp: Timestamp,
+}
+
+/// How a message that a gateway accepted ended; what `ACK` and late `ERROR` are made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Confirmation {
+    /// The message.
+    pub id: MessageId,
+    /// How it ended.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}

@@ -1,0 +1,108 @@
+//! A message, as it lies in `chat_messages` and as every reader of a room sees it.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ClientMessageId, GatewayId, MessageId, RoomId, Seq, SessionId, Timestamp, Trace, UserId};
+
+/// A saved message. Its JSON is the body of a `CHAT` frame and an entry of a room's history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Message {
+    /// The id it was given when it was accepted.
+    pub id: MessageId,
+    /// Its room.
+    pub chat_room_id: RoomId,
+    /// Its place in the room.
+    pub seq: Seq,
+    /// Who wrote it.
+    pub sender_id: UserId,
+    /// The name they had when they wrote it.
+    pub sender_name: Arc<str>,
+    /// What they wrote: never empty.
+    pub content: Arc<str>,
+    /// When the gateway accepted it.
+    pub timestamp: Timestamp,
+    /// The sender's own name for it.
+    pub client_message_id: ClientMessageId,
+}
+
+/// The session that sent a message, so that it can be answered and is spared its own words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Origin {
+    /// The gateway that holds the session.
+    pub gateway: GatewayId,
+    /// The session; none for a send over HTTP, which has only an answer to wait for.
+    pub session: Option<SessionId>,
+}
+
+/// What the intake holds of a message from the moment it is accepted: everything but its place in the room.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Accepted {
+    /// Made by the gateway; the message's id for life.
+    pub id: MessageId,
+    /// Its room.
+    pub chat_room_id: RoomId,
+    /// Who wrote it: the token's `sub`, or whom a service speaks for.
+    pub sender_id: UserId,
+    /// Their name.
+    pub sender_name: Arc<str>,
+    /// What they wrote.
+    pub content: Arc<str>,
+    /// When the gateway accepted it.
+    pub timestamp: Timestamp,
+    /// The sender's own name for it; the key under which a resend is recognised.
+    pub client_message_id: ClientMessageId,
+    /// The same session's message in this room that was not yet acknowledged when this one came, if any: it must
+    /// get its place first, whatever order the bus delivers in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<MessageId>,
+    /// Who waits for the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// The trace it belongs to.
+    pub trace: Trace,
+}
+
+impl Accepted {
+    /// The message it becomes at a place in its room.
+    pub fn at(&self, seq: Seq) -> Message {
+        Message {
+            id: self.id,
+            chat_room_id: self.chat_room_id.clone(),
+            seq,
+            sender_id: self.sender_id.clone(),
+            sender_name: self.sender_name.clone(),
+            content: self.content.clone(),
+            timestamp: self.timestamp,
+            client_message_id: self.client_message_id.clone(),
+        }
+    }
+}
+
+/// Why an accepted message was not saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Rejection {
+    /// The sender is not a member of the room (any more), or there is no such room.
+    NotAMember,
+}
+
+/// How an accepted message ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "outcome")]
+pub enum Outcome {
+    /// In `chat_messages`, at this place.
+    Saved {
+        /// Its place.
+        seq: Seq,
+    },
+    /// Not saved, and never will be.
+    Rejected {
+        /// Why.
+        reason: Rejection,
+    },
+}

@@ -1,0 +1,69 @@
+//! Rooms and who is in them.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{RoomId, Timestamp, UserId};
+
+/// Counts a room's changes of members, from 1. The members at one version never change, so whatever is cached
+/// under `(room, version)` needs no invalidation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MemberVersion(pub u32);
+
+impl MemberVersion {
+    /// A room as it was made.
+    pub const FIRST: MemberVersion = MemberVersion(1);
+
+    /// The version after one change.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// What kind of room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RoomKind {
+    /// Exactly two people, for ever.
+    Direct,
+    /// Three or more when it was made; people come and go.
+    Group,
+}
+
+/// A room at one version of its members.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Room {
+    /// Its id.
+    pub id: RoomId,
+    /// Direct or group.
+    pub kind: RoomKind,
+    /// A group's name.
+    pub name: Option<Arc<str>>,
+    /// Its members, sorted, each once.
+    pub member_ids: Arc<[UserId]>,
+    /// Which version of the members this is.
+    pub member_version: MemberVersion,
+    /// Who made it; none when the app's backend did.
+    pub maker_id: Option<UserId>,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+impl Room {
+    /// Whether a user is a member.
+    pub fn has(&self, user: &UserId) -> bool {
+        self.member_ids.binary_search(user).is_ok()
+    }
+}
+
+/// A list of members in the form a room keeps: sorted, each once.
+pub fn sorted_members(members: impl IntoIterator<Item = UserId>) -> Arc<[UserId]> {
+    let mut members: Vec<_> = members.into_iter().collect();
+    members.sort();
+    members.dedup();
+    members.into()
+}

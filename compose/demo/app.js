@@ -41,7 +41,8 @@ function badge(id, count) {
   const shownAlone = main.dataset.shown === id;
   const spot = document.querySelector(`[data-role=tab][data-show=${id}] [data-role=badge]`);
   spot.textContent = count > 0 && !shownAlone ? String(count) : '';
-  spot.setAttribute('aria-label', spot.textContent === '' ? '' : words().pushCount(count));
+  spot.hidden = spot.textContent === '';
+  spot.setAttribute('aria-label', words().pushCount(count));
 }
 
 const started = PEOPLE.map(({ id, name }, index) => {
@@ -61,6 +62,7 @@ const started = PEOPLE.map(({ id, name }, index) => {
 
 onLanguage(() => {
   document.documentElement.lang = currentLanguage();
+  document.querySelector('[data-role=language]').lang = currentLanguage() === 'en' ? 'ko' : 'en';
   document.title = words().title;
   document.querySelector('[data-role=tabs]').setAttribute('aria-label', words().people);
   fill(document);

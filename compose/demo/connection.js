@@ -7,6 +7,7 @@ const WELCOME_WITHIN_MS = 10_000;
 const STABLE_AFTER_MS = 10_000;
 const FIRST_DELAY_MS = 500;
 const LONGEST_DELAY_MS = 15_000;
+const TRY_LATER_FAILURES = 3; // a full server is given as much time as after three failures
 
 const CLOSE = { normal: 1000, tryLater: 1013, tokenExpired: 4401, replaced: 4409 };
 
@@ -143,12 +144,11 @@ export class Connection {
       this.#open();
       return;
     }
-    if (code === CLOSE.tryLater) this.#failures = Math.max(this.#failures, 3);
-    this.#lost();
+    this.#lost(code === CLOSE.tryLater ? TRY_LATER_FAILURES : 0);
   }
 
-  #lost() {
-    this.#failures = this.#stable() ? 0 : this.#failures + 1;
+  #lost(atLeast = 0) {
+    this.#failures = Math.max(atLeast, this.#stable() ? 0 : this.#failures + 1);
     this.#abandon();
     this.#setState({ name: 'reconnecting' });
     this.#timer = setTimeout(() => this.#open(), backoff(this.#failures));

@@ -259,11 +259,12 @@ export class Conversation {
     };
   }
 
-  #draftItem({ clientMessageId, content, state, reason, code, detail, unresolved }) {
+  #draftItem({ clientMessageId, content, state, queued, reason, code, detail, unresolved }) {
     return {
       key: `own ${clientMessageId}`,
       mine: true,
       state,
+      queued,
       mark: null,
       reason,
       code,

@@ -29,7 +29,7 @@ export class Phone {
       Array.from(root.querySelectorAll('[data-role]'), (part) => [part.dataset.role, part]),
     );
     root.addEventListener('animationend', () => root.classList.remove('buzzing'));
-    onLanguage(() => this.#draw());
+    onLanguage(() => this.#translate());
     setInterval(() => this.#showClock(), 1_000);
     // A browser allows few open streams per server; a hidden tab gives its own back. What it missed is replayed.
     document.addEventListener('visibilitychange', () => (document.hidden ? this.#close() : this.#open()));
@@ -70,6 +70,9 @@ export class Phone {
     if (this.#seen.has(key)) return;
     this.#seen.add(key);
     this.#pushes = [{ ...push, eventId }, ...this.#pushes].slice(0, KEPT);
+    const { pushes } = this.#part;
+    pushes.prepend(this.#card(this.#pushes[0]));
+    if (pushes.childElementCount > KEPT) pushes.lastElementChild.remove();
     this.#draw();
     if (performance.now() - this.#openedAt < REPLAY_MS) return;
     this.#buzz();
@@ -85,14 +88,19 @@ export class Phone {
   }
 
   #draw() {
-    const { phoneName, pushes, phoneEmpty } = this.#part;
-    phoneName.textContent = words().phoneOf(this.#name);
-    pushes.setAttribute('aria-label', words().phoneOf(this.#name));
+    const { phoneEmpty } = this.#part;
     const open = this.#source?.readyState === EventSource.OPEN;
     this.#root.dataset.stream = open ? 'open' : 'closed';
     phoneEmpty.hidden = open && this.#pushes.length > 0;
     phoneEmpty.textContent = open ? words().phoneEmpty(this.#name) : words().phoneWaiting;
+  }
+
+  #translate() {
+    const { phoneName, pushes } = this.#part;
+    phoneName.textContent = words().phoneOf(this.#name);
+    pushes.setAttribute('aria-label', words().phoneOf(this.#name));
     pushes.replaceChildren(...this.#pushes.map((push) => this.#card(push)));
+    this.#draw();
     this.#showClock();
   }
 

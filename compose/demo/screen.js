@@ -39,7 +39,8 @@ export class Screen {
   #state = { name: 'connecting' };
   #typingId = null;
   #maxBytes = null;
-  #pinned = true;
+  #pinned = true; // the newest message is in sight, and is kept there
+  #size = '';
   #inSight = false;
 
   /** `root` is the person's section; `other` is who they talk to. */
@@ -62,7 +63,7 @@ export class Screen {
   }
 
   #listen(root) {
-    const { power, composer, input, earlier, log } = this.#part;
+    const { power, composer, input, earlier, log, list } = this.#part;
     power.addEventListener('change', () => this.#handlers.power(power.checked));
     composer.addEventListener('submit', (event) => {
       event.preventDefault();
@@ -88,9 +89,13 @@ export class Screen {
       input.focus(); // the button is gone now
     });
     log.addEventListener('scroll', () => {
-      this.#pinned = log.scrollHeight - log.scrollTop - log.clientHeight < NEAR_BOTTOM_PX;
+      const size = `${log.clientHeight} ${log.scrollHeight}`;
+      // Only a reader's scrolling counts: the browser scrolls by itself when the size changes.
+      if (size === this.#size) this.#pinned = log.scrollHeight - log.scrollTop - log.clientHeight < NEAR_BOTTOM_PX;
+      else this.#stayDown();
     });
-    new ResizeObserver(() => this.#stayDown()).observe(log);
+    const resized = new ResizeObserver(() => this.#stayDown());
+    for (const part of [log, list]) resized.observe(part);
 
     new IntersectionObserver(
       ([entry]) => {
@@ -133,7 +138,7 @@ export class Screen {
   #showState() {
     const { name, sessionId } = this.#state;
     const text = words()[name];
-    this.#part.state.textContent = typeof text === 'function' ? text(sessionId.slice(0, 8)) : text;
+    this.#part.state.textContent = typeof text === 'function' ? text(sessionId.slice(-6)) : text;
     this.#part.state.title = name === 'connected' ? sessionId : '';
     this.#part.state.dataset.connection = name;
     this.#part.power.checked = name !== 'offline' && name !== 'replaced';
@@ -195,12 +200,14 @@ export class Screen {
 
     // What was being read stays where it is when earlier messages come in above it.
     const grewAbove = before.first && list.firstElementChild !== before.first;
-    if (this.#pinned) this.#stayDown();
-    else if (grewAbove) log.scrollTop = before.top + (log.scrollHeight - before.height);
+    if (grewAbove && !this.#pinned) log.scrollTop = before.top + (log.scrollHeight - before.height);
+    this.#stayDown();
   }
 
   #stayDown() {
-    if (this.#pinned) this.#part.log.scrollTop = this.#part.log.scrollHeight;
+    const { log } = this.#part;
+    if (this.#pinned) log.scrollTop = log.scrollHeight;
+    this.#size = `${log.clientHeight} ${log.scrollHeight}`;
   }
 
   #bubble(item) {
@@ -264,7 +271,7 @@ export class Screen {
       parts.push(resend);
       this.#part.aloud.textContent = words().failedAloud(why);
     }
-    if (item.state === 'sending') small('why', words().sending);
+    if (item.state === 'sending') small('why', item.queued ? words().waiting : words().sending);
     if (item.seq !== undefined) {
       const saved = words().savedAs(item.id, item.seq);
       if (item.mine) parts[0].title = saved;
@@ -282,10 +289,10 @@ export class Screen {
   // Language
 
   #translate() {
-    const { power, powerName, list, input } = this.#part;
+    const { power, powerName, log, list, input } = this.#part;
     power.setAttribute('aria-label', words().networkOf(this.#name));
     powerName.textContent = words().network;
-    list.setAttribute('aria-label', words().messagesOf(this.#name));
+    for (const part of [log, list]) part.setAttribute('aria-label', words().messagesOf(this.#name));
     this.#part.earlier.textContent = words().earlier;
     this.#part.send.textContent = words().send;
     input.setAttribute('aria-label', words().writeTo(this.#otherName));

@@ -16,10 +16,10 @@ const WORDS = {
     ready: 'Readiness',
 
     connecting: 'connecting…',
-    connected: (session) => `connected · session ${session}`,
+    connected: (session) => `connected · session\u00a0${session}`,
     reconnecting: 'reconnecting…',
-    offline: 'offline · network switched off',
-    replaced: 'replaced by another connection · switch on to return',
+    offline: 'offline · switched off',
+    replaced: 'connected elsewhere · switch on to return',
 
     messagesOf: (name) => `Messages on ${name}’s screen`,
     earlier: 'Earlier messages',
@@ -33,6 +33,7 @@ const WORDS = {
     send: 'Send',
     resend: 'Resend',
     sending: 'sending',
+    waiting: 'waiting for the connection',
     sent: 'sent',
     failed: 'failed',
     failedAloud: (why) => `Message failed: ${why}`,
@@ -69,10 +70,10 @@ const WORDS = {
     ready: '준비 상태',
 
     connecting: '연결하는 중…',
-    connected: (session) => `연결됨 · 세션 ${session}`,
+    connected: (session) => `연결됨 · 세션\u00a0${session}`,
     reconnecting: '다시 연결하는 중…',
-    offline: '오프라인 · 네트워크 꺼짐',
-    replaced: '다른 연결로 대체됨 · 다시 켜면 돌아옵니다',
+    offline: '오프라인 · 꺼 놓음',
+    replaced: '다른 곳에서 연결됨 · 다시 켜면 돌아옵니다',
 
     messagesOf: (name) => `${name}의 화면에 보이는 메시지`,
     earlier: '이전 메시지',
@@ -86,6 +87,7 @@ const WORDS = {
     send: '보내기',
     resend: '다시 보내기',
     sending: '보내는 중',
+    waiting: '연결을 기다리는 중',
     sent: '보냄',
     failed: '실패',
     failedAloud: (why) => `메시지 전송 실패: ${why}`,
@@ -159,6 +161,6 @@ export function timeText(timestamp) {
   const at = new Date(timestamp);
   if (Number.isNaN(at.getTime())) return '';
   const today = at.toDateString() === new Date().toDateString();
-  const form = { hour: '2-digit', minute: '2-digit', ...(!today && { month: 'short', day: 'numeric' }) };
+  const form = { hour: '2-digit', minute: '2-digit', hourCycle: 'h23', ...(!today && { month: 'short', day: 'numeric' }) };
   return new Intl.DateTimeFormat(language, form).format(at);
 }

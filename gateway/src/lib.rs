@@ -1,1 +1,340 @@
 //! Accepts what phones send, forwards what the live layer brings, serves the HTTP API.
+//!
+//! A phone speaks: [`connect`] → [`session`] → [`accept`] (→ the intake, then the persister). A phone hears:
+//! [`deliver`] ← the live layer. What it missed: [`sync`] ← the store. Who hears that it is there: presence, by one
+//! lease for the whole gateway.
+//!
+//! The gateway acts on nothing that it has not stored: what it has taken, the intake holds, and what it has
+//! confirmed, the persister has saved.
+
+mod accept;
+mod api;
+mod connect;
+mod deliver;
+mod limit;
+mod pending;
+mod positions;
+pub mod refusal;
+mod rooms;
+mod server;
+mod session;
+mod sessions;
+mod sync;
+mod telemetry;
+pub mod token;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use naru_engines::live::Attachment;
+use naru_engines::{EngineError, Engines};
+use naru_model::message::Outcome;
+use naru_model::{GatewayId, MessageId};
+use naru_runtime::config::Span;
+use naru_runtime::telemetry::Metrics;
+use naru_runtime::{Health, Policy, Supervisor};
+use serde::Deserialize;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use warp::filters::BoxedFilter;
+
+use crate::accept::{Fates, Lane, LaneEnds, Lanes};
+use crate::limit::Limiter;
+use crate::pending::Pending;
+use crate::positions::Taken;
+use crate::refusal::Close;
+use crate::rooms::RoomCache;
+use crate::sessions::{Session, Sessions};
+use crate::telemetry::Telemetry;
+use crate::token::{TokenConfig, TokenConfigError, Verifier};
+
+/// A gateway's lease on the presence of its sessions is renewed this often …
+const RENEW_EVERY: Duration = Duration::from_secs(2);
+/// … and lapses after this: three renewals.
+const LEASE: Duration = Duration::from_secs(6);
+/// Overdue confirmations are looked for this often.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// The keys of the configuration that a gateway reads; `defaults.toml` says what they mean.
+#[derive(Clone, Debug, Deserialize)]
+#[expect(missing_docs, reason = "each field is the key of the same name, documented in defaults.toml")]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub allowed_origins: Vec<String>,
+    pub max_content_bytes: usize,
+    pub max_frame_bytes: usize,
+    pub max_room_members: usize,
+    pub max_connections: usize,
+    pub max_pending_sends: usize,
+    pub session_queue: usize,
+    pub rate_messages_per_second: u32,
+    pub rate_burst: u32,
+    pub ping_interval: Span,
+    pub drain_deadline: Span,
+}
+
+/// Why a gateway does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Nobody could connect.
+    #[error(transparent)]
+    Token(#[from] TokenConfigError),
+    /// The address can't be had.
+    #[error("can't listen on {address}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// An engine does not answer.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// More routes, tried before the gateway's own: the all-in-one's demo page.
+pub type Routes = BoxedFilter<(warp::reply::Response,)>;
+
+/// What all of a gateway's tasks share.
+pub(crate) struct Gateway {
+    pub(crate) id: GatewayId,
+    pub(crate) config: Config,
+    pub(crate) engines: Engines,
+    pub(crate) verifier: Verifier,
+    pub(crate) sessions: Sessions,
+    pub(crate) pending: Arc<Pending>,
+    pub(crate) lanes: Lanes,
+    pub(crate) rooms: RoomCache,
+    pub(crate) limiter: Limiter,
+    pub(crate) steps: mpsc::Sender<Taken>,
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) health: Health,
+    pub(crate) metrics: Metrics,
+    /// Sessions and HTTP connections.
+    pub(crate) connections: TaskTracker,
+    /// Cancelled when nothing new is taken any more.
+    pub(crate) draining: CancellationToken,
+}
+
+/// A gateway that has its address and is ready to run.
+pub struct Bound {
+    gateway: Arc<Gateway>,
+    listener: TcpListener,
+    address: SocketAddr,
+    lane_ends: LaneEnds,
+    steps: mpsc::Receiver<Taken>,
+    drained: CancellationToken,
+}
+
+impl Bound {
+    /// Takes the address and puts everything together; nothing runs yet, and clients that connect wait.
+    ///
+    /// # Errors
+    /// When the address can't be had or the keys for tokens can't be used.
+    pub async fn new(
+        config: Config,
+        tokens: &TokenConfig,
+        engines: Engines,
+        metrics: Metrics,
+        health: Health,
+    ) -> Result<Self, StartError> {
+        let verifier = Verifier::new(tokens)?;
+        let bind = |source| StartError::Bind { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
+        let address = listener.local_addr().map_err(bind)?;
+        let (lanes, lane_ends) = Lanes::new();
+        let (step_sender, steps) = positions::channel();
+        let gateway = Gateway {
+            id: GatewayId::generate(),
+            verifier,
+            sessions: Sessions::new(),
+            pending: Arc::new(Pending::new(config.max_pending_sends)),
+            lanes,
+            rooms: RoomCache::new(engines.store.rooms.clone()),
+            limiter: Limiter::new(config.rate_messages_per_second, config.rate_burst),
+            steps: step_sender,
+            telemetry: Arc::new(Telemetry::new(&metrics)),
+            connections: TaskTracker::new(),
+            draining: CancellationToken::new(),
+            engines,
+            config,
+            health,
+            metrics,
+        };
+        let (gateway, drained) = (Arc::new(gateway), CancellationToken::new());
+        Ok(Self { gateway, listener, address, lane_ends, steps, drained })
+    }
+
+    /// Where it listens.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Cancelled when, after shutdown, every message in hand was answered and every client was told to go: from then on
+    /// this gateway needs nobody.
+    pub fn drained(&self) -> CancellationToken {
+        self.drained.clone()
+    }
+
+    /// Starts its tasks. Listens to the live layer and holds its lease before the first client is served.
+    ///
+    /// # Errors
+    /// When an engine does not answer.
+    pub async fn run(self, supervisor: &Supervisor, routes: Option<Routes>) -> Result<(), StartError> {
+        let Self { gateway, listener, lane_ends, mut steps, drained, .. } = self;
+        let mut subscription = gateway.engines.live.subscribe(&gateway.id).await?;
+        gateway.engines.presence.renew(&gateway.id, LEASE).await?;
+
+        for mut end in lane_ends {
+            let gateway = gateway.clone();
+            spawn_owning(supervisor, "accept", async move {
+                let lane = Lane {
+                    engines: gateway.engines.clone(),
+                    pending: gateway.pending.clone(),
+                    telemetry: gateway.telemetry.clone(),
+                    fates: Fates::default(),
+                };
+                gateway.until_drained(lane.run(&mut end)).await;
+            });
+        }
+        let owner = gateway.clone();
+        spawn_owning(supervisor, "positions", async move {
+            owner.until_drained(positions::run(&owner, &mut steps)).await;
+        });
+        let owner = gateway.clone();
+        spawn_owning(supervisor, "deliver", async move {
+            owner.until_drained(deliver::listen(&owner, &mut *subscription)).await;
+        });
+        let owner = gateway.clone();
+        supervisor.spawn("presence", Policy::Restart, move |_| renew(owner.clone()));
+        let owner = gateway.clone();
+        supervisor.spawn("look-up", Policy::Restart, move |_| look_up(owner.clone()));
+        spawn_owning(
+            supervisor,
+            "serve",
+            server::serve(gateway, listener, routes, supervisor.shutdown().clone(), drained),
+        );
+        Ok(())
+    }
+}
+
+/// Spawns a task that owns the end of a channel and so can't be made a second time: its failure stops the process,
+/// which starts again whole.
+fn spawn_owning(
+    supervisor: &Supervisor,
+    name: &'static str,
+    task: impl Future<Output = ()> + Send + 'static,
+) {
+    let task = Mutex::new(Some(Box::pin(task)));
+    supervisor.spawn(name, Policy::StopAll, move |_| {
+        let task = task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        async move {
+            if let Some(task) = task {
+                task.await;
+            }
+            Ok::<_, Infallible>(())
+        }
+    });
+}
+
+impl Gateway {
+    /// Works until the gateway has drained: what is in hand when shutdown comes is finished first.
+    async fn until_drained(&self, work: impl Future<Output = ()>) {
+        let drained = async {
+            self.draining.cancelled().await;
+            self.sessions.emptied().await;
+            self.pending.emptied().await;
+        };
+        tokio::select! {
+            () = work => {}
+            () = drained => {}
+        }
+    }
+
+    /// How presence knows a session.
+    pub(crate) fn attachment(&self, session: &Session) -> Attachment {
+        Attachment {
+            user: session.identity.user.clone(),
+            device: session.identity.device.clone(),
+            session: session.id.clone(),
+            gateway: self.id.clone(),
+        }
+    }
+
+    /// Ends a session whose device has connected here, wherever it is.
+    pub(crate) async fn evict(&self, replaced: &Attachment) {
+        if replaced.gateway != self.id {
+            if let Err(error) = self.engines.live.evict(&replaced.gateway, &replaced.session).await {
+                tracing::warn!(%error, "a replaced session was not told");
+            }
+            return;
+        }
+        self.sessions.each_of(&replaced.user, |session| {
+            if session.id == replaced.session {
+                session.close(Close::Replaced);
+            }
+        });
+    }
+}
+
+/// Keeps the gateway's lease until it has drained.
+async fn renew(gateway: Arc<Gateway>) -> Result<(), EngineError> {
+    let renewing = async {
+        let mut ticks = tokio::time::interval(RENEW_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if let Err(error) = gateway.engines.presence.renew(&gateway.id, LEASE).await {
+                tracing::warn!(%error, "the lease on presence was not renewed");
+            }
+        }
+    };
+    gateway.until_drained(renewing).await;
+    gateway.engines.presence.resign(&gateway.id).await
+}
+
+/// Looks up, in groups, what became of messages whose confirmation is overdue.
+async fn look_up(gateway: Arc<Gateway>) -> Result<(), EngineError> {
+    let looking = async {
+        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            gateway.telemetry.in_hand.set(i64::try_from(gateway.pending.in_hand()).unwrap_or(i64::MAX));
+            let overdue = gateway.pending.overdue();
+            if overdue.is_empty() {
+                continue;
+            }
+            match outcomes(&gateway.engines, &overdue).await {
+                Ok(found) => found.into_iter().for_each(|(id, outcome)| gateway.pending.settle(id, outcome)),
+                Err(error) => {
+                    tracing::warn!(%error, count = overdue.len(), "overdue messages can't be looked up")
+                }
+            }
+        }
+    };
+    gateway.until_drained(looking).await;
+    Ok(())
+}
+
+async fn outcomes(engines: &Engines, ids: &[MessageId]) -> Result<Vec<(MessageId, Outcome)>, EngineError> {
+    let saved = engines.store.messages.find(ids).await?;
+    let (mut found, mut unsaved) = (Vec::new(), Vec::new());
+    for (id, message) in ids.iter().zip(saved) {
+        match message {
+            Some(message) => found.push((*id, Outcome::Saved { seq: message.seq })),
+            None => unsaved.push(*id),
+        }
+    }
+    if !unsaved.is_empty() {
+        let records = engines.store.intake.get(&unsaved).await?;
+        let ended = records.into_iter().flatten();
+        found.extend(ended.filter_map(|record| Some((record.accepted.id, record.outcome?))));
+    }
+    Ok(found)
+}

@@ -1,1 +1,163 @@
-//! Turns offline events into pushes and keeps at it until a provider has taken them.
+//! A phone buzzes: the last of the four workers turns offline events into pushes, and keeps at it until a provider has
+//! taken them.
+//!
+//! ```text
+//! offline ──▶ push ──┬─ push.fcm ─────▶ lane ──▶ FCM                    (to come)
+//!                    ├─ push.apns ────▶ lane ──▶ APNs                   (to come)
+//!                    └─ push.webhook ─▶ lane ──▶ the app's main backend
+//! ```
+//!
+//! - `push` asks once more whether the recipient needs the push (not if the room is muted, or the message was received or
+//!   read meanwhile), and puts one job per device, and one for the backend, on their lanes.
+//! - A lane hands its jobs to its [`Provider`]. The [`Verdict`] decides: done, again later, or parked. A lane
+//!   whose provider keeps failing pauses; the other lanes don't notice.
+//!
+//! **No push is lost.** A job is settled only after its effect: taken by the provider and recorded, or parked in the store.
+//! **One push is sent once**, but for one case: a crash between the provider's answer and its record. The second call then
+//! carries the same event id, by which the provider or the backend can recognise it.
+//!
+//! A device whose platform has no provider here gets no job; it is counted in `naru_notifier_no_provider_total`.
+
+mod breaker;
+mod decide;
+mod lane;
+mod provider;
+mod push;
+mod render;
+mod telemetry;
+mod trouble;
+mod verdict;
+mod webhook;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use naru_engines::{BoxError, Engines};
+use naru_model::hops;
+use naru_runtime::config::optional;
+use naru_runtime::{Metrics, Policy, Secret, Span, Supervisor};
+use serde::Deserialize;
+
+pub use crate::decide::{Action, Ladder, decide};
+use crate::lane::Lane;
+pub use crate::provider::Provider;
+use crate::push::Push;
+use crate::telemetry::Telemetry;
+pub use crate::verdict::{Reason, Verdict};
+use crate::webhook::Webhook;
+
+/// The keys that this worker reads; what they mean stands in the runtime's `defaults.toml`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Config {
+    /// Where the webhook is. It is hidden in logs, because a URL may hold a password.
+    #[serde(deserialize_with = "optional")]
+    pub push_webhook_url: Option<Secret>,
+    /// What signs its calls.
+    #[serde(deserialize_with = "optional")]
+    pub push_webhook_secret: Option<Secret>,
+    /// How long one call may take, from connecting to the answer.
+    pub push_webhook_timeout: Span,
+    /// How many pushes one lane has under way.
+    pub push_concurrency: NonZeroUsize,
+    /// How long after the message was accepted a push is of use.
+    pub push_ttl: Span,
+    /// Trusted in addition to the usual roots.
+    #[serde(deserialize_with = "optional")]
+    pub extra_ca_file: Option<PathBuf>,
+}
+
+/// Why the notifier can't start. No text here holds a secret.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The webhook's URL can't be called.
+    #[error("`push_webhook_url` is not an http or https URL")]
+    WebhookUrl,
+    /// The file of additional roots can't be used.
+    #[error("`extra_ca_file`: can't use {}", path.display())]
+    ExtraCa {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: BoxError,
+    },
+    /// TLS can't be set up.
+    #[error("can't make an HTTP client")]
+    Client(#[source] reqwest::Error),
+}
+
+/// The worker, ready to run.
+pub struct Notifier {
+    engines: Engines,
+    config: Config,
+    telemetry: Telemetry,
+    providers: BTreeMap<hops::Lane, Arc<dyn Provider>>,
+    ladder: Ladder,
+}
+
+impl Notifier {
+    /// The worker with the providers that are configured.
+    ///
+    /// # Errors
+    /// When the configuration can't work, whatever the network does.
+    pub fn new(config: Config, engines: Engines, metrics: &Metrics) -> Result<Self, BuildError> {
+        let webhook = Webhook::configured(&config)?;
+        if webhook.is_some() && config.push_webhook_secret.is_none() {
+            tracing::warn!(
+                "`push_webhook_secret` is not set: the backend can't tell Naru's pushes from another's"
+            );
+        }
+        let (telemetry, ladder) = (Telemetry::register(metrics), Ladder::STANDARD);
+        let notifier = Self { engines, config, telemetry, providers: BTreeMap::new(), ladder };
+        Ok(match webhook {
+            Some(webhook) => notifier.with_provider(Arc::new(webhook)),
+            None => notifier,
+        })
+    }
+
+    /// With this provider on its lane, in place of the configured one.
+    #[must_use]
+    pub fn with_provider(mut self, provider: Arc<dyn Provider>) -> Self {
+        self.providers.insert(provider.lane(), provider);
+        self
+    }
+
+    /// With other waits between the tries of a push: for tests, which have no time.
+    #[must_use]
+    pub fn with_ladder(self, ladder: Ladder) -> Self {
+        Self { ladder, ..self }
+    }
+
+    /// Starts one task for the offline events and one for each lane that has a provider. Told to stop, they take nothing
+    /// more and finish what they hold; what the supervisor's deadline cuts off is given back and comes again.
+    pub fn spawn_on(self, supervisor: &Supervisor) {
+        let Self { engines, config, telemetry, providers, ladder } = self;
+        if providers.is_empty() {
+            tracing::warn!("no push provider is configured: whoever is offline is not told of messages");
+        }
+        let supervisor = supervisor.for_owner("notifier");
+        let push = Arc::new(Push {
+            engines: engines.clone(),
+            lanes: providers.keys().copied().collect(),
+            ttl: config.push_ttl.into(),
+            ladder,
+            telemetry: telemetry.clone(),
+        });
+        supervisor.spawn("push", Policy::Restart, move |stop| {
+            let push = push.clone();
+            async move { push.run(stop).await }
+        });
+        for (name, provider) in providers {
+            let lane = Arc::new(Lane {
+                provider,
+                queue: engines.bus.push(name).clone(),
+                store: engines.store.clone(),
+                concurrency: config.push_concurrency,
+                ladder,
+                telemetry: telemetry.clone(),
+            });
+            supervisor.spawn(name.hop().name, Policy::Restart, move |stop| lane.clone().run(stop));
+        }
+    }
+}

@@ -1,1 +1,26 @@
 //! Gives every accepted message its place in the room, saves it and confirms the saved id.
+//!
+//! [`persist`](Persister) takes what the intake accepted; [`sweep`](recover) finds what was accepted and forgotten by
+//! whoever died. Any number of persisters may run: rooms are shared out by the bus, and where two meet over one room
+//! the store's unique `(room, seq)` decides, not a lock.
+
+mod order;
+mod persist;
+mod sweep;
+mod telemetry;
+
+use naru_engines::Engines;
+use naru_runtime::telemetry::Metrics;
+use naru_runtime::{Policy, Supervisor};
+
+pub use crate::persist::Persister;
+pub use crate::sweep::recover;
+
+/// Starts a persister's tasks.
+pub fn run(engines: Engines, metrics: &Metrics, supervisor: &Supervisor) {
+    let telemetry = telemetry::Telemetry::new(metrics);
+    let persister = Persister::new(engines.clone(), telemetry.clone());
+    supervisor.spawn("persist", Policy::Restart, move |stop| persister.clone().run(stop));
+    supervisor
+        .spawn("sweep", Policy::Restart, move |stop| sweep::run(engines.clone(), telemetry.clone(), stop));
+}

@@ -69,7 +69,10 @@ impl ConnectError {
 impl Connect {
     /// To `/ws` of the server at `base_url` (`http://host:port`), with `Authorization: Bearer <token>`.
     pub fn to(base_url: &str, token: &str) -> Self {
-        Self { token: Some(token.to_owned()), ..Self::without_token(base_url) }
+        Self {
+            token: Some(token.to_owned()),
+            ..Self::without_token(base_url)
+        }
     }
 
     /// The same without any token.
@@ -92,7 +95,10 @@ impl Connect {
 
     /// Adds a header, such as `Origin`.
     pub fn header(mut self, name: &'static str, value: &str) -> Self {
-        self.headers.push((HeaderName::from_static(name), value.parse().expect("a legal header value")));
+        self.headers.push((
+            HeaderName::from_static(name),
+            value.parse().expect("a legal header value"),
+        ));
         self
     }
 
@@ -114,13 +120,24 @@ impl Connect {
 
     pub(crate) async fn tcp(&self) -> Result<TcpStream, ConnectError> {
         let uri = self.uri();
-        let authority = format!("{}:{}", uri.host().unwrap_or_default(), uri.port_u16().unwrap_or(80));
+        let authority = format!(
+            "{}:{}",
+            uri.host().unwrap_or_default(),
+            uri.port_u16().unwrap_or(80)
+        );
         let connect = async {
             let tcp = match self.source {
                 None => TcpStream::connect(&authority).await?,
                 Some(source) => {
-                    let target = lookup_host(&authority).await?.next().ok_or(io::ErrorKind::NotFound)?;
-                    let socket = if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+                    let target = lookup_host(&authority)
+                        .await?
+                        .next()
+                        .ok_or(io::ErrorKind::NotFound)?;
+                    let socket = if target.is_ipv4() {
+                        TcpSocket::new_v4()
+                    } else {
+                        TcpSocket::new_v6()
+                    }?;
                     socket.bind(SocketAddr::new(source, 0))?;
                     socket.connect(target).await?
                 }
@@ -128,7 +145,9 @@ impl Connect {
             tcp.set_nodelay(true)?;
             Ok(tcp)
         };
-        connect.await.map_err(|source| ConnectError::Unreachable { authority, source })
+        connect
+            .await
+            .map_err(|source| ConnectError::Unreachable { authority, source })
     }
 
     pub(crate) async fn handshake<S>(&self, stream: S) -> Result<WebSocketStream<S>, ConnectError>
@@ -147,7 +166,9 @@ impl Connect {
 
     fn uri(&self) -> Uri {
         let url = self.base_url.replacen("http", "ws", 1);
-        format!("{url}/ws").parse().unwrap_or_else(|error| panic!("{} is not a base URL: {error}", self.base_url))
+        format!("{url}/ws")
+            .parse()
+            .unwrap_or_else(|error| panic!("{} is not a base URL: {error}", self.base_url))
     }
 
     fn request(&self) -> Request {

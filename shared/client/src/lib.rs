@@ -3,7 +3,7 @@
 //! It is an independent reading of the contract: it depends on no other crate of Naru, so a test that talks through it
 //! fails when the server and the contract drift apart, instead of drifting with them.
 //!
-//! - [`token`]: tokens as an app's backend would sign them, and every kind of bad one.
+//! - [`mod@token`]: tokens as an app's backend would sign them, and every kind of bad one.
 //! - [`Client`]: one WebSocket session, with [`Connect`] for the unusual ways to open one.
 //! - [`Http`]: the HTTP API.
 //! - [`ServerProcess`]: a real server as a child process that can be killed.

@@ -13,9 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use crate::message::Accepted;
-use crate::{
-    DeviceId, EventId, MemberVersion, Message, MessageId, Origin, RoomId, Seq, Timestamp, UserId,
-};
+use crate::{DeviceId, EventId, MemberVersion, Message, MessageId, Origin, RoomId, Seq, Timestamp, UserId};
 
 /// What a hop promises beyond handing over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,13 +62,8 @@ pub trait Payload: Serialize + DeserializeOwned + Clone + std::fmt::Debug + Send
 }
 
 /// A message lies in the intake.
-pub const ACCEPTED: Hop = Hop {
-    name: "accepted",
-    from: "gateway",
-    to: "persister",
-    keep: Keep::Rederivable,
-    order: Order::ByRoom,
-};
+pub const ACCEPTED: Hop =
+    Hop { name: "accepted", from: "gateway", to: "persister", keep: Keep::Rederivable, order: Order::ByRoom };
 
 /// A message has its place in `chat_messages`.
 pub const SAVED: Hop =

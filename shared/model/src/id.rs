@@ -89,7 +89,9 @@ macro_rules! text_id {
 
 fn is_user_id(text: &str) -> bool {
     (1..=128).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'@' | b':' | b'~' | b'-'))
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'@' | b':' | b'~' | b'-'))
 }
 
 /// No control characters: such an id could not be written in a log line, a header or a channel name.

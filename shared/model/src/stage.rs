@@ -119,7 +119,9 @@ mod tests {
 
     #[test]
     fn the_four_lives_of_a_message() {
-        use Stage::{Accepted, Delivered, Offline, Parked, Published, Pushed, Read, Received, Rejected, Saved};
+        use Stage::{
+            Accepted, Delivered, Offline, Parked, Published, Pushed, Read, Received, Rejected, Saved,
+        };
         let lives: [&[Stage]; 5] = [
             &[Accepted, Saved, Published, Delivered, Received, Read],
             &[Accepted, Saved, Offline, Published, Pushed, Received, Read],

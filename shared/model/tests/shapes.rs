@@ -7,8 +7,8 @@ use naru_model::hops::{Accepted, Lane, Offline, Owed, PushEnvironment, PushJob, 
 use naru_model::live::{Confirmation, LiveEvent, News, Position};
 use naru_model::message::{Outcome, Rejection};
 use naru_model::{
-    ClientMessageId, DeviceId, Event, GatewayId, MemberVersion, Message, MessageId, Origin, RoomId, Seq, SessionId,
-    Timestamp, Trace, UserId,
+    ClientMessageId, DeviceId, Event, GatewayId, MemberVersion, Message, MessageId, Origin, RoomId, Seq,
+    SessionId, Timestamp, Trace, UserId,
 };
 
 fn trace() -> Trace {
@@ -75,7 +75,8 @@ fn events_in_the_queues() {
 
 #[test]
 fn what_the_live_layer_carries() {
-    let to_both = |news| LiveEvent { recipients: [user("A"), user("B")].into(), origin: origin().session, news };
+    let to_both =
+        |news| LiveEvent { recipients: [user("A"), user("B")].into(), origin: origin().session, news };
     let position = Position {
         chat_room_id: message().chat_room_id,
         user_id: user("B"),
@@ -109,32 +110,33 @@ fn frames_a_phone_gets() {
         timestamp: accepted.timestamp,
     };
     let typing = News::Typing { chat_room_id: accepted.chat_room_id.clone(), user_id: user("B") };
-    assert_json_snapshot!("frames_server", [
-        ServerFrame::Welcome {
-            user_id: &accepted.sender_id,
-            session_id: &session,
-            server_time: accepted.timestamp,
-            max_content_bytes: 8192,
-            max_frame_bytes: 65_536,
-            ping_seconds: 25,
-        },
-        ServerFrame::Ack(&ack),
-        ServerFrame::Synced { rooms: &rooms },
-        ServerFrame::Resync { reason: "interrupted", rooms: None, retry_after_ms: Some(250) },
-        ServerFrame::Pong,
-        ServerFrame::Error {
-            code: "UNAVAILABLE",
-            message: "try again",
-            client_message_id: Some(&accepted.client_message_id),
-            retry_after_ms: Some(1000),
-        },
-    ]);
-    assert_json_snapshot!("frames_news", [
-        News::Chat(message()),
-        News::Received(position.clone()),
-        News::Read(position),
-        typing,
-    ]);
+    assert_json_snapshot!(
+        "frames_server",
+        [
+            ServerFrame::Welcome {
+                user_id: &accepted.sender_id,
+                session_id: &session,
+                server_time: accepted.timestamp,
+                max_content_bytes: 8192,
+                max_frame_bytes: 65_536,
+                ping_seconds: 25,
+            },
+            ServerFrame::Ack(&ack),
+            ServerFrame::Synced { rooms: &rooms },
+            ServerFrame::Resync { reason: "interrupted", rooms: None, retry_after_ms: Some(250) },
+            ServerFrame::Pong,
+            ServerFrame::Error {
+                code: "UNAVAILABLE",
+                message: "try again",
+                client_message_id: Some(&accepted.client_message_id),
+                retry_after_ms: Some(1000),
+            },
+        ]
+    );
+    assert_json_snapshot!(
+        "frames_news",
+        [News::Chat(message()), News::Received(position.clone()), News::Read(position), typing,]
+    );
 }
 
 #[test]

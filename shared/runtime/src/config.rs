@@ -85,7 +85,7 @@ pub enum ConfigError {
         message: String,
     },
     /// There is no such key.
-    #[error("unknown key `{key}` in {place}{}", nearest.as_ref().map(|key| format!("; did you mean `{key}`?")).unwrap_or_default())]
+    #[error("unknown key `{key}` in {place}{}", suggestion(*nearest))]
     UnknownKey {
         /// The key as written.
         key: String,
@@ -109,6 +109,12 @@ pub enum ConfigError {
     Mismatch(String),
 }
 
+fn suggestion(nearest: Option<&str>) -> String {
+    nearest
+        .map(|key| format!("; did you mean `{key}`?"))
+        .unwrap_or_default()
+}
+
 /// The value of every key that is in force, and where it came from.
 #[derive(Clone)]
 pub struct Settings {
@@ -119,15 +125,20 @@ pub struct Settings {
 impl Settings {
     /// The binary's command line: a flag for every key, `--config` and `--print-config`. Subcommands that the binary
     /// adds take the same flags.
+    ///
+    /// # Panics
+    /// When an override of the door is no key or not of its key's type.
     pub fn command(door: &Door) -> Command {
-        let defaults = Self::defaults();
-        let own = |key: &Key| door.overrides.iter().find(|(name, _)| *name == key.name).map(|(_, text)| *text);
+        let defaults = Self::of_door(door).expect("a door's overrides are legal");
         let keys = SCHEMA.iter().map(|key| {
-            let default = own(key).map_or_else(|| defaults.shown(key).to_string(), |text| format!("{text:?}"));
+            let help = match defaults.shown(key).to_string().as_str() {
+                "\"\"" | "[]" => key.about.clone(),
+                default => format!("{} [default: {default}]", key.about),
+            };
             Arg::new(key.name)
                 .long(flag(key.name))
                 .value_name("VALUE")
-                .help(format!("{} [default: {default}]", key.about))
+                .help(help)
                 .help_heading(key.heading)
                 .global(true)
         });
@@ -159,15 +170,15 @@ impl Settings {
         matches: &ArgMatches,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let mut environment: BTreeMap<String, String> =
-            environment.into_iter().filter(|(name, _)| name.starts_with(PREFIX)).collect();
-        let mut settings = Self::defaults();
+        let mut environment: BTreeMap<String, String> = environment
+            .into_iter()
+            .filter(|(name, _)| name.starts_with(PREFIX))
+            .collect();
+        let mut settings = Self::of_door(door)?;
 
-        for (name, text) in door.overrides {
-            let key = find(name, || Source::Override.describe(name))?;
-            settings.set_text(key, text, Source::Override)?;
-        }
-        let file = environment.remove(CONFIG_VARIABLE).filter(|path| !path.is_empty());
+        let file = environment
+            .remove(CONFIG_VARIABLE)
+            .filter(|path| !path.is_empty());
         if let Some(path) = matches.get_one::<String>("config").or(file.as_ref()) {
             settings.set_file(Path::new(path))?;
         }
@@ -196,17 +207,21 @@ impl Settings {
         &self.unknown_environment
     }
 
-    /// Reads the keys that are fields of `T`; the other keys are ignored.
+    /// Reads the keys that are fields of `T`; the other keys are ignored. Pick a shared part by itself instead of
+    /// `#[serde(flatten)]`, behind which an error can't be traced to its key.
     ///
     /// # Errors
     /// When a value is refused by its field's type; the error names the key and where the value came from.
     pub fn pick<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
-        let mut fields = Fields { rest: self.values.iter(), current: None };
+        let mut fields = Fields {
+            rest: self.values.iter(),
+            current: None,
+        };
         T::deserialize(MapAccessDeserializer::new(&mut fields)).map_err(|error| match fields.current {
             Some((key, (value, source))) => ConfigError::Value {
                 key,
                 place: source.describe(key),
-                message: without(value, schema_key(key), error.message()),
+                message: without_secret(key, value, error.message()),
             },
             None => ConfigError::Mismatch(error.message().to_owned()),
         })
@@ -239,18 +254,35 @@ impl Settings {
         self.values[key].1.clone()
     }
 
-    fn defaults() -> Self {
-        let values = SCHEMA.iter().map(|key| (key.name, (key.default.clone(), Source::Default))).collect();
-        Self { values, unknown_environment: Vec::new() }
+    /// The two weakest layers.
+    fn of_door(door: &Door) -> Result<Self, ConfigError> {
+        let values = SCHEMA
+            .iter()
+            .map(|key| (key.name, (key.default.clone(), Source::Default)))
+            .collect();
+        let mut settings = Self {
+            values,
+            unknown_environment: Vec::new(),
+        };
+        for (name, text) in door.overrides {
+            let key = find(name, || Source::Override.describe(name))?;
+            settings.set_text(key, text, Source::Override)?;
+        }
+        Ok(settings)
     }
 
     fn set_file(&mut self, path: &Path) -> Result<(), ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-        let table: Table = text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
             path: path.to_owned(),
-            line: text[..error.span().map_or(0, |span| span.start)].matches('\n').count() + 1,
-            message: error.message().to_owned(),
+            source,
+        })?;
+        let table: Table = text.parse().map_err(|error: toml::de::Error| {
+            let before = &text[..error.span().map_or(0, |span| span.start)];
+            ConfigError::Syntax {
+                path: path.to_owned(),
+                line: before.matches('\n').count() + 1,
+                message: error.message().to_owned(),
+            }
         })?;
         for (name, value) in table {
             let source = Source::File(path.to_owned());
@@ -267,21 +299,27 @@ impl Settings {
     fn set(&mut self, key: &'static Key, value: Option<Value>, source: Source) -> Result<(), ConfigError> {
         let Some(value) = value else {
             let (place, message) = (source.describe(key.name), format!("must be {}", key.kind));
-            return Err(ConfigError::Value { key: key.name, place, message });
+            return Err(ConfigError::Value {
+                key: key.name,
+                place,
+                message,
+            });
         };
         self.values.insert(key.name, (value, source));
         Ok(())
     }
 
     fn shown(&self, key: &Key) -> Value {
-        shown(key, &self.values[key.name].0)
+        shown(key.name, &self.values[key.name].0)
     }
 }
 
 /// Secrets are as hidden in a debug line as in [`Settings::print`].
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(SCHEMA.iter().map(|key| (key.name, self.shown(key)))).finish()
+        f.debug_map()
+            .entries(SCHEMA.iter().map(|key| (key.name, self.shown(key))))
+            .finish()
     }
 }
 
@@ -305,22 +343,21 @@ fn variable(key: &str) -> String {
 }
 
 fn find(name: &str, place: impl FnOnce() -> String) -> Result<&'static Key, ConfigError> {
-    SCHEMA.iter().find(|key| key.name == name).ok_or_else(|| ConfigError::UnknownKey {
-        key: name.to_owned(),
-        place: place(),
-        nearest: schema::nearest(name),
-    })
-}
-
-fn schema_key(name: &str) -> &'static Key {
-    SCHEMA.iter().find(|key| key.name == name).expect("settings hold the keys of the schema only")
+    SCHEMA
+        .iter()
+        .find(|key| key.name == name)
+        .ok_or_else(|| ConfigError::UnknownKey {
+            key: name.to_owned(),
+            place: place(),
+            nearest: schema::nearest(name),
+        })
 }
 
 /// `value` as it may be shown.
-fn shown(key: &Key, value: &Value) -> Value {
+fn shown(key: &str, value: &Value) -> Value {
     match value {
         Value::String(text) if text.is_empty() => value.clone(),
-        Value::String(_) if key.is_secret() => HIDDEN.into(),
+        Value::String(_) if schema::is_secret(key) => HIDDEN.into(),
         Value::String(text) => without_password(text).into_owned().into(),
         _ => value.clone(),
     }
@@ -337,11 +374,13 @@ fn without_password(url: &str) -> Cow<'_, str> {
     hidden.map_or(Cow::Borrowed(url), Cow::Owned)
 }
 
-/// A type's complaint about `value`, which may quote it, with the secret part hidden.
-fn without(value: &Value, key: &Key, complaint: &str) -> String {
-    match (value.as_str(), shown(key, value).as_str()) {
-        (Some(raw), Some(shown)) if raw != shown => complaint.replace(raw, shown),
-        _ => complaint.to_owned(),
+/// A type's complaint about `value`; a complaint may quote any part of it.
+fn without_secret(key: &str, value: &Value, complaint: &str) -> String {
+    let shown = shown(key, value);
+    if shown == *value {
+        complaint.to_owned()
+    } else {
+        format!("{shown} is refused; the reason may quote what is hidden here")
     }
 }
 
@@ -358,7 +397,9 @@ impl<'de> MapAccess<'de> for &mut Fields<'_> {
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Self::Error> {
         self.current = self.rest.next().map(|(key, value)| (*key, value));
-        self.current.map(|(key, _)| seed.deserialize(BorrowedStrDeserializer::new(key))).transpose()
+        self.current
+            .map(|(key, _)| seed.deserialize(BorrowedStrDeserializer::new(key)))
+            .transpose()
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Self::Error> {

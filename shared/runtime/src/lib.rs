@@ -1,2 +1,74 @@
-//! What every Naru process needs and knows no chat.
-pub mod backoff; pub mod config; pub mod signal; pub mod telemetry;
+//! What every Naru process needs and knows no chat: configuration, signals, supervision, telemetry, admin.
+//!
+//! | module | one sentence |
+//! |---|---|
+//! | [`config`] | every key is in one readable file; flags, environment and a TOML file set it; errors name key and place |
+//! | [`signal`] | the first SIGTERM or Ctrl-C asks, the second insists |
+//! | [`supervisor`] | every task has a name, an owner and a failure policy; shutdown is a sentence |
+//! | [`telemetry`] | log lines on stderr, metrics for whoever scrapes them |
+//! | [`admin`] | `/healthz`, `/readyz`, `/metrics` |
+//! | [`backoff`] | how long to wait before the next attempt |
+//!
+//! Together they make the door of a worker, the same in all of them:
+//!
+//! ```no_run
+//! use naru_runtime::telemetry::{self, LogFormat};
+//! use naru_runtime::{AdminServer, Door, Health, Metrics, Policy, Settings, Span, Supervisor, config, signal};
+//!
+//! const DOOR: Door = Door {
+//!     name: "persister",
+//!     about: "Makes accepted messages safe.",
+//!     overrides: &[("admin_listen", "127.0.0.1:9102")],
+//! };
+//!
+//! #[derive(serde::Deserialize)]
+//! struct Config {
+//!     admin_listen: std::net::SocketAddr,
+//!     drain_deadline: Span,
+//!     log: String,
+//!     log_format: LogFormat,
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let matches = Settings::command(&DOOR).get_matches();
+//!     let settings = Settings::load(&DOOR, &matches, config::environment())?;
+//!     if Settings::print_wanted(&matches) {
+//!         print!("{}", settings.print());
+//!         return Ok(());
+//!     }
+//!     let config: Config = settings.pick()?;
+//!     telemetry::init(&config.log, config.log_format)?;
+//!     for name in settings.unknown_environment() {
+//!         tracing::warn!(name, "an environment variable that no key has");
+//!     }
+//!
+//!     let shutdown = signal::shutdown()?;
+//!     let metrics = Metrics::new();
+//!     let health = Health::new(shutdown.clone());
+//!     let supervisor = Supervisor::new(DOOR.name, shutdown.clone(), &metrics);
+//!     let (admin, address) = AdminServer::bind(config.admin_listen, health, metrics).await?;
+//!     println!("listening on http://{address}");
+//!
+//!     let admin = std::sync::Arc::new(admin);
+//!     supervisor.spawn("admin", Policy::Restart, move |stop| {
+//!         let admin = admin.clone();
+//!         async move { admin.serve(stop).await }
+//!     });
+//!     supervisor.run(config.drain_deadline.into()).await?;
+//!     Ok(())
+//! }
+//! ```
+
+pub mod admin;
+pub mod backoff;
+pub mod config;
+pub mod signal;
+pub mod supervisor;
+pub mod telemetry;
+
+pub use admin::{AdminServer, Health};
+pub use backoff::Backoff;
+pub use config::{ConfigError, Door, Secret, Settings, Source, Span};
+pub use supervisor::{Policy, Supervisor};
+pub use telemetry::Metrics;

@@ -1,7 +1,7 @@
 //! What a process tells its operators: log lines on stderr, and metrics for whoever scrapes them.
 
 use std::io::IsTerminal;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
@@ -45,12 +45,17 @@ pub fn init(directives: &str, format: LogFormat) -> Result<(), ParseError> {
 #[derive(Debug, Clone)]
 pub struct Metrics(Arc<Mutex<Registry>>);
 
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Metrics {
     /// The content type of [`Metrics::encode`].
     pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
     /// Only the metrics of the process itself: memory, open files, start time.
-    #[expect(clippy::new_without_default, reason = "it reads /proc when scraped, which a `default` should not")]
     pub fn new() -> Self {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Process));
@@ -60,7 +65,11 @@ impl Metrics {
     /// Lets a worker register its metrics as `naru_<prefix>_…`; returns what `register` returns, as a rule the struct of
     /// the handles.
     pub fn register<T>(&self, prefix: &str, register: impl FnOnce(&mut Registry) -> T) -> T {
-        register(self.lock().sub_registry_with_prefix("naru").sub_registry_with_prefix(prefix))
+        register(
+            self.lock()
+                .sub_registry_with_prefix("naru")
+                .sub_registry_with_prefix(prefix),
+        )
     }
 
     /// Everything registered, as OpenMetrics text, which Prometheus reads.
@@ -71,7 +80,7 @@ impl Metrics {
     }
 
     /// A registry is whole after every call, so one that a panicking `register` left behind is as good as any.
-    fn lock(&self) -> std::sync::MutexGuard<'_, Registry> {
+    fn lock(&self) -> MutexGuard<'_, Registry> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -84,9 +93,24 @@ struct Process;
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let gauges = [
-            ("process_resident_memory", "Memory held in RAM.", Some(Unit::Bytes), resident_memory_bytes()),
-            ("process_open_fds", "Open file descriptors, sockets included.", None, open_fds()),
-            ("process_start_time", "Start of the process, since 1970.", Some(Unit::Seconds), start_time_seconds()),
+            (
+                "process_resident_memory",
+                "Memory held in RAM.",
+                Some(Unit::Bytes),
+                resident_memory_bytes(),
+            ),
+            (
+                "process_open_fds",
+                "Open file descriptors, sockets included.",
+                None,
+                open_fds(),
+            ),
+            (
+                "process_start_time",
+                "Start of the process, since 1970.",
+                Some(Unit::Seconds),
+                start_time_seconds(),
+            ),
         ];
         for (name, help, unit, value) in gauges {
             if let Some(value) = value {
@@ -129,7 +153,10 @@ fn start_ticks(stat: &str) -> Option<u64> {
 
 /// The first word after `name` at the start of a line.
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()
+    text.lines()
+        .find_map(|line| line.strip_prefix(name))?
+        .split_whitespace()
+        .next()
 }
 
 #[cfg(test)]
@@ -155,7 +182,10 @@ mod tests {
         });
         counter.inc();
         let page = metrics.encode();
-        assert!(page.contains("# HELP naru_gateway_sends Messages taken.\n"), "{page}");
+        assert!(
+            page.contains("# HELP naru_gateway_sends Messages taken.\n"),
+            "{page}"
+        );
         assert!(page.contains("naru_gateway_sends_total 1\n"), "{page}");
     }
 
@@ -166,7 +196,10 @@ mod tests {
         let value = |name| -> u64 { field(&page, name).expect(name).parse().expect("an integer") };
         assert!(value("process_resident_memory_bytes ") > 1 << 20);
         assert!(value("process_open_fds ") >= 3);
-        let now = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("it is after 1970").as_secs();
+        let now = std::time::SystemTime::UNIX_EPOCH
+            .elapsed()
+            .expect("it is after 1970")
+            .as_secs();
         let age = now.abs_diff(value("process_start_time_seconds "));
         assert!(age < 3600, "this test did not start {age} s ago");
     }

@@ -1,0 +1,60 @@
+//! The load tool against a server that sins on request: a tool that sees nothing proves nothing.
+
+use super::*;
+use crate::fake_server::{Sin, Sins, serve};
+
+async fn run_against(sins: Sins) -> Report {
+    let options = Options {
+        server: Server {
+            url: serve(sins).await,
+            secret: "secret".to_owned(),
+        },
+        rate: 1000,
+        duration: Duration::from_millis(150),
+        warmup: Duration::from_millis(50),
+        settle: Duration::from_millis(500),
+        pairs: 3,
+        bytes: 100,
+        pids: vec![std::process::id()],
+    };
+    run(&options).await.expect("runs")
+}
+
+#[tokio::test]
+async fn an_honest_server_keeps_its_promises() {
+    let report = run_against(|_| Sin::None).await;
+    let totals = &report.totals;
+    let counts = (totals.scheduled, totals.sent, totals.acked, totals.delivered);
+    assert_eq!(counts, (200, 200, 200, 200));
+    assert!(
+        report.keeps_promises() && totals.unanswered == 0 && totals.errors.is_empty(),
+        "{report}"
+    );
+    assert_eq!((totals.measured, report.server.len()), (150, 1));
+}
+
+#[tokio::test]
+async fn refusals_are_counted_and_break_no_promise() {
+    let report = run_against(|number| if number == 150 { Sin::Refuse } else { Sin::None }).await;
+    assert_eq!(
+        (report.totals.errors["RATE_LIMITED"], report.totals.unanswered),
+        (1, 0)
+    );
+    assert!(report.keeps_promises(), "{report}");
+}
+
+#[tokio::test]
+async fn broken_promises_are_seen() {
+    let report = run_against(|number| match number {
+        20 => Sin::Ignore,
+        60 => Sin::Lose,
+        70 | 80 => Sin::Repeat,
+        90 => Sin::Echo,
+        _ => Sin::None,
+    })
+    .await;
+    let totals = &report.totals;
+    let counts = (totals.lost, totals.duplicates, totals.strays, totals.unanswered);
+    assert_eq!(counts, (1, 2, 1, 1), "{report}");
+    assert!(!report.keeps_promises());
+}

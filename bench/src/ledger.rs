@@ -1,0 +1,290 @@
+//! The book of a run: one line per message, in which each thing that happens to it is entered once.
+//!
+//! A message's number says when it is due and who sends it, so the number in its `clientMessageId` is all that a frame
+//! must carry, and nothing is looked up or locked while messages flow.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+/// When messages are due.
+#[derive(Debug, Clone, Copy)]
+pub struct Schedule {
+    /// When the first is due.
+    pub start: Instant,
+    /// Messages per second.
+    pub rate: u32,
+    /// How many of the first are not measured.
+    pub warmup: usize,
+    /// How many there are in all.
+    pub total: usize,
+}
+
+impl Schedule {
+    /// When this message should be sent.
+    pub fn due(&self, number: usize) -> Instant {
+        self.start + self.offset(number)
+    }
+
+    fn offset(&self, number: usize) -> Duration {
+        Duration::from_secs_f64(number as f64 / f64::from(self.rate))
+    }
+}
+
+/// The book.
+#[derive(Debug)]
+pub struct Ledger {
+    schedule: Schedule,
+    lines: Vec<Line>,
+    duplicates: AtomicU64,
+    strays: AtomicU64,
+    resyncs: AtomicU64,
+    errors: Mutex<BTreeMap<String, u64>>,
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    sent: Stamp,
+    acked: Stamp,
+    delivered: Stamp,
+    /// Answered with an `ERROR`, of whatever kind.
+    failed: AtomicBool,
+}
+
+/// Microseconds since the message was due, plus one; zero: not yet. The largest is 71 minutes.
+#[derive(Debug, Default)]
+struct Stamp(AtomicU32);
+
+impl Stamp {
+    /// False if it was set before.
+    fn set(&self, due: Instant) -> bool {
+        let micros = u32::try_from(due.elapsed().as_micros()).unwrap_or(u32::MAX);
+        self.0
+            .compare_exchange(0, micros.saturating_add(1), Relaxed, Relaxed)
+            .is_ok()
+    }
+
+    fn get(&self) -> Option<u32> {
+        self.0.load(Relaxed).checked_sub(1)
+    }
+
+    fn is_set(&self) -> bool {
+        self.get().is_some()
+    }
+}
+
+impl Ledger {
+    /// An empty book.
+    pub fn new(schedule: Schedule) -> Self {
+        Self {
+            schedule,
+            lines: (0..schedule.total).map(|_| Line::default()).collect(),
+            duplicates: AtomicU64::new(0),
+            strays: AtomicU64::new(0),
+            resyncs: AtomicU64::new(0),
+            errors: Mutex::default(),
+        }
+    }
+
+    /// The message was written to the sender's socket.
+    pub fn sent(&self, number: usize) {
+        self.lines[number].sent.set(self.schedule.due(number));
+    }
+
+    /// The sender got an `ACK`. A second one changes nothing.
+    pub fn acked(&self, number: usize) {
+        self.lines[number].acked.set(self.schedule.due(number));
+    }
+
+    /// The receiver got the `CHAT`.
+    pub fn delivered(&self, number: usize) {
+        if !self.lines[number].delivered.set(self.schedule.due(number)) {
+            self.duplicates.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// A session got a `CHAT` that is not for it: its own, or another room's.
+    pub fn stray(&self) {
+        self.strays.fetch_add(1, Relaxed);
+    }
+
+    /// A session was told that its live delivery was interrupted.
+    pub fn resync(&self) {
+        self.resyncs.fetch_add(1, Relaxed);
+    }
+
+    /// Something else went wrong: an `ERROR` frame's code (with the message it is about), a closed session.
+    pub fn error(&self, kind: &str, number: Option<usize>) {
+        if let Some(line) = number.and_then(|number| self.lines.get(number)) {
+            line.failed.store(true, Relaxed);
+        }
+        let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+        *errors.entry(kind.to_owned()).or_default() += 1;
+    }
+
+    /// Whether nothing more is to be expected.
+    pub fn is_settled(&self) -> bool {
+        self.lines.iter().all(|line| match line.acked.get() {
+            Some(_) => line.delivered.is_set(),
+            None => line.failed.load(Relaxed),
+        })
+    }
+
+    /// The sums.
+    pub fn close(&self) -> Totals {
+        let count = |wanted: fn(&Line) -> bool| self.lines.iter().filter(|line| wanted(line)).count();
+        let measured = &self.lines[self.schedule.warmup..];
+        let offset = |number: usize| self.schedule.offset(number);
+        let last_delivery = measured.iter().enumerate().filter_map(|(number, line)| {
+            Some(offset(number) + Duration::from_micros(line.delivered.get()?.into()))
+        });
+        let delivered = measured.iter().filter(|line| line.delivered.is_set()).count();
+        let seconds = last_delivery
+            .max()
+            .unwrap_or_default()
+            .as_secs_f64()
+            .max(offset(measured.len()).as_secs_f64());
+        Totals {
+            scheduled: self.lines.len(),
+            sent: count(|line| line.sent.is_set()),
+            acked: count(|line| line.acked.is_set()),
+            delivered: count(|line| line.delivered.is_set()),
+            unanswered: count(|line| {
+                line.sent.is_set() && !line.acked.is_set() && !line.failed.load(Relaxed)
+            }),
+            lost: count(|line| line.acked.is_set() && !line.delivered.is_set()),
+            duplicates: self.duplicates.load(Relaxed),
+            strays: self.strays.load(Relaxed),
+            resyncs: self.resyncs.load(Relaxed),
+            errors: self.errors.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            measured: measured.len(),
+            delivered_per_second: delivered as f64 / seconds,
+            send_lag: Latency::of(measured.iter().filter_map(|line| line.sent.get())),
+            ack: Latency::of(measured.iter().filter_map(|line| line.acked.get())),
+            delivery: Latency::of(measured.iter().filter_map(|line| line.delivered.get())),
+        }
+    }
+}
+
+/// What became of the messages. Counts are of the whole run, latencies and throughput of its measured part.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Totals {
+    /// Messages in the schedule.
+    pub scheduled: usize,
+    /// Written to a socket.
+    pub sent: usize,
+    /// Confirmed to their sender.
+    pub acked: usize,
+    /// Arrived at their receiver.
+    pub delivered: usize,
+    /// Sent, and neither confirmed nor refused.
+    pub unanswered: usize,
+    /// Confirmed, but never delivered.
+    pub lost: usize,
+    /// Delivered again to the same session.
+    pub duplicates: u64,
+    /// Delivered to a session they are not for.
+    pub strays: u64,
+    /// `RESYNC` frames. The tool does not catch up after one, so what such a session misses counts as lost.
+    pub resyncs: u64,
+    /// Errors and closed sessions by kind.
+    pub errors: BTreeMap<String, u64>,
+    /// Messages in the measured part.
+    pub measured: usize,
+    /// Deliveries per second, over the scheduled time or until the last delivery, whichever is longer.
+    pub delivered_per_second: f64,
+    /// How late the tool itself was.
+    pub send_lag: Latency,
+    /// Due → `ACK`.
+    pub ack: Latency,
+    /// Due → `CHAT` at the receiver.
+    pub delivery: Latency,
+}
+
+/// A distribution, in milliseconds.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Latency {
+    pub p50: f64,
+    pub p90: f64,
+    pub p99: f64,
+    pub p99_9: f64,
+    pub max: f64,
+}
+
+impl Latency {
+    /// Zeros where there are no values.
+    fn of(micros: impl Iterator<Item = u32>) -> Self {
+        let mut histogram = Histogram::<u64>::new_with_max(u32::MAX.into(), 3).expect("legal bounds");
+        micros.for_each(|micros| histogram.record(micros.into()).expect("within the bounds"));
+        let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
+        Self {
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p99_9: at(0.999),
+            max: histogram.max() as f64 / 1000.0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fate_is_counted_once() {
+        let due_a_second_ago = Instant::now() - Duration::from_secs(1);
+        let ledger = Ledger::new(Schedule {
+            start: due_a_second_ago,
+            rate: 1000,
+            warmup: 1,
+            total: 6,
+        });
+        (0..5).for_each(|number| ledger.sent(number));
+        [0, 1, 2, 2].into_iter().for_each(|number| ledger.acked(number));
+        [0, 1, 1].into_iter().for_each(|number| ledger.delivered(number));
+        ledger.error("RATE_LIMITED", Some(3));
+        ledger.stray();
+        assert!(!ledger.is_settled());
+
+        let totals = ledger.close();
+        assert_eq!(
+            (totals.scheduled, totals.sent, totals.acked, totals.delivered),
+            (6, 5, 3, 2)
+        );
+        assert_eq!(
+            (totals.lost, totals.unanswered, totals.duplicates, totals.strays),
+            (1, 1, 1, 1)
+        );
+        assert_eq!((totals.measured, totals.errors["RATE_LIMITED"]), (5, 1));
+        assert!(
+            (900.0..2000.0).contains(&totals.ack.p50),
+            "latency counts from when a message was due"
+        );
+    }
+
+    #[test]
+    fn a_run_is_settled_when_every_message_has_its_end() {
+        let ledger = Ledger::new(Schedule {
+            start: Instant::now(),
+            rate: 1000,
+            warmup: 0,
+            total: 2,
+        });
+        ledger.acked(0);
+        ledger.error("OVERLOADED", Some(1));
+        assert!(!ledger.is_settled(), "confirmed, but not delivered");
+        ledger.delivered(0);
+        assert!(ledger.is_settled());
+    }
+}

@@ -1,0 +1,81 @@
+//! Where the caller's pushes go.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use naru_engines::store::{Device, Platform};
+use naru_model::hops::PushEnvironment;
+use naru_model::{DeviceId, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, Call, json, no_content};
+use crate::refusal::Refusal;
+
+/// The longest token a provider gives: FCM's are under 4 KiB, APNs' 200 hexadecimal digits at most.
+const LONGEST_TOKEN: usize = 4096;
+/// The longest language tag (BCP 47 recommends room for 35).
+const LONGEST_LOCALE: usize = 35;
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DeviceBody<'a> {
+    device_id: &'a DeviceId,
+    platform: Platform,
+    environment: PushEnvironment,
+    locale: Option<&'a str>,
+}
+
+impl<'a> From<&'a Device> for DeviceBody<'a> {
+    fn from(device: &'a Device) -> Self {
+        Self {
+            device_id: &device.id,
+            platform: device.platform,
+            environment: device.environment,
+            locale: device.locale.as_deref(),
+        }
+    }
+}
+
+pub(super) async fn list(call: &Call<'_>) -> Answer {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        devices: Vec<DeviceBody<'a>>,
+    }
+    let users = std::slice::from_ref(&call.caller.user);
+    let devices = call.gateway.engines.store.devices.of_users(users).await?;
+    Ok(json(StatusCode::OK, &Body { devices: devices.iter().map(DeviceBody::from).collect() }))
+}
+
+pub(super) async fn register(call: &Call<'_>, id: DeviceId) -> Answer {
+    #[derive(Deserialize)]
+    struct Body {
+        platform: Platform,
+        token: Arc<str>,
+        environment: Option<PushEnvironment>,
+        locale: Option<Arc<str>>,
+    }
+    let Body { platform, token, environment, locale } = call.json()?;
+    if token.is_empty() || token.len() > LONGEST_TOKEN {
+        return Err(Refusal::Invalid(format!("token must be 1 to {LONGEST_TOKEN} bytes")));
+    }
+    if locale.as_ref().is_some_and(|locale| locale.is_empty() || locale.len() > LONGEST_LOCALE) {
+        return Err(Refusal::Invalid(format!("locale must be 1 to {LONGEST_LOCALE} bytes")));
+    }
+    let device = Device {
+        user: call.caller.user.clone(),
+        id,
+        platform,
+        token,
+        environment: environment.unwrap_or_default(),
+        locale,
+        registered_at: Timestamp::now(),
+    };
+    let body = json(StatusCode::OK, &DeviceBody::from(&device));
+    call.gateway.engines.store.devices.claim(device).await?;
+    Ok(body)
+}
+
+pub(super) async fn remove(call: &Call<'_>, id: &DeviceId) -> Answer {
+    call.gateway.engines.store.devices.remove(&call.caller.user, id).await?;
+    Ok(no_content())
+}

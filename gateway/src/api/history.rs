@@ -1,0 +1,76 @@
+//! A room's messages: read, and sent without a WebSocket.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use naru_engines::store::Window;
+use naru_model::{ClientMessageId, Message, RoomId, Seq, UserId};
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, Call, json, rooms};
+use crate::accept::{self, Draft};
+use crate::refusal::Refusal;
+
+/// How many messages one page holds at most, and if nothing is said.
+const PAGE: (usize, usize) = (200, 50);
+
+pub(super) async fn read(call: &Call<'_>, room: &RoomId) -> Answer {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Query {
+        before_seq: Option<u64>,
+        after_seq: Option<u64>,
+        limit: Option<usize>,
+    }
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Body {
+        messages: Vec<Message>,
+        has_more: bool,
+    }
+    let Query { before_seq, after_seq, limit } = call.query()?;
+    let window = match (before_seq, after_seq) {
+        (None, None) => Window::Latest,
+        (Some(before), None) => Window::Before(Seq(before)),
+        (None, Some(after)) => Window::After(Seq(after)),
+        (Some(_), Some(_)) => {
+            return Err(Refusal::Invalid("give beforeSeq or afterSeq, not both".to_owned()));
+        }
+    };
+    let limit = limit.unwrap_or(PAGE.1);
+    if !(1..=PAGE.0).contains(&limit) {
+        return Err(Refusal::Invalid(format!("limit must be 1 to {}", PAGE.0)));
+    }
+    rooms::current(call, room).await?;
+    let (messages, has_more) = call.gateway.engines.store.messages.range(room, window, limit).await?;
+    Ok(json(StatusCode::OK, &Body { messages, has_more }))
+}
+
+pub(super) async fn send(call: &Call<'_>, chat_room_id: RoomId) -> Answer {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Body {
+        content: Arc<str>,
+        client_message_id: ClientMessageId,
+        sender_id: Option<UserId>,
+        sender_name: Option<Arc<str>>,
+    }
+    let Body { content, client_message_id, sender_id, sender_name } = call.json()?;
+    let caller = &call.caller;
+    let sender_id = sender_id.unwrap_or_else(|| caller.user.clone());
+    if !caller.is_service && (sender_id != caller.user || sender_name.is_some()) {
+        return Err(Refusal::Forbidden("speaking for another, or by another name, needs scope service"));
+    }
+    let own_name = || {
+        if sender_id == caller.user { caller.name.clone() } else { sender_id.as_str().into() }
+    };
+    let draft = Draft {
+        sender_name: sender_name.filter(|name| !name.is_empty()).unwrap_or_else(own_name),
+        chat_room_id,
+        sender_id,
+        content,
+        client_message_id,
+        is_limited: !caller.is_service,
+    };
+    Ok(json(StatusCode::OK, &accept::from_http(call.gateway, draft).await?))
+}

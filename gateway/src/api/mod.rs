@@ -1,0 +1,211 @@
+//! The HTTP API: one table of routes, one file per resource.
+
+mod devices;
+mod history;
+mod presence;
+mod rooms;
+
+use std::convert::Infallible;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::{Stream, StreamExt};
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use warp::Filter;
+use warp::filters::BoxedFilter;
+use warp::path::FullPath;
+use warp::reply::Response;
+
+use crate::Gateway;
+use crate::connect::is_allowed;
+use crate::refusal::Refusal;
+use crate::token::Identity;
+
+/// A request whose caller is known.
+pub(crate) struct Call<'a> {
+    gateway: &'a Gateway,
+    caller: Identity,
+    query: &'a str,
+    body: &'a [u8],
+}
+
+type Answer = Result<Response, Refusal>;
+
+/// All routes but `/ws`. Always answers: what is not there is a 404.
+pub(crate) fn routes<F>(with_gateway: F) -> BoxedFilter<(Response,)>
+where
+    F: Filter<Extract = (Arc<Gateway>,), Error = Infallible> + Clone + Send + Sync + 'static,
+{
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    with_gateway
+        .and(warp::method())
+        .and(warp::path::full())
+        .and(query)
+        .and(warp::header::headers_cloned())
+        .and(warp::body::stream())
+        .then(|gateway: Arc<Gateway>, method, path: FullPath, query: String, headers: HeaderMap, body| async move {
+            let answer = answer(&gateway, &method, path.as_str(), &query, &headers, body).await;
+            let mut response = answer.unwrap_or_else(|refusal| {
+                gateway.telemetry.refused(&refusal);
+                refused(&refusal)
+            });
+            allow_origin(&gateway, &headers, &mut response);
+            response
+        })
+        .boxed()
+}
+
+async fn answer(
+    gateway: &Gateway,
+    method: &Method,
+    path: &str,
+    query: &str,
+    headers: &HeaderMap,
+    body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+) -> Answer {
+    if method == Method::GET
+        && let Some(answer) = naru_runtime::admin::respond(path, &gateway.health, &gateway.metrics).await
+    {
+        return Ok(reply(answer.status, answer.content_type, answer.body));
+    }
+    if method == Method::OPTIONS {
+        return Ok(preflight());
+    }
+    let segments = segments(path)?;
+    let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+    let ["api", resource @ ..] = segments.as_slice() else {
+        return Err(Refusal::NotFound);
+    };
+    let token = bearer(headers).ok_or(Refusal::Unauthenticated("no token: send Authorization: Bearer"))?;
+    let caller = gateway.verifier.verify(token).await?;
+    let body = read(body, gateway.config.max_frame_bytes).await?;
+    let call = Call { gateway, caller, query, body: &body };
+    match (method.as_str(), resource) {
+        ("POST", ["rooms"]) => rooms::create(&call).await,
+        ("GET", ["rooms"]) => rooms::list(&call).await,
+        ("GET", ["rooms", room]) => rooms::show(&call, &id(room)?).await,
+        ("POST", ["rooms", room, "members"]) => rooms::add_member(&call, &id(room)?).await,
+        ("DELETE", ["rooms", room, "members", user]) => {
+            rooms::remove_member(&call, &id(room)?, &id(user)?).await
+        }
+        ("PUT", ["rooms", room, "settings"]) => rooms::configure(&call, &id(room)?).await,
+        ("GET", ["rooms", room, "messages"]) => history::read(&call, &id(room)?).await,
+        ("POST", ["rooms", room, "messages"]) => history::send(&call, id(room)?).await,
+        ("GET", ["devices"]) => devices::list(&call).await,
+        ("PUT", ["devices", device]) => devices::register(&call, id(device)?).await,
+        ("DELETE", ["devices", device]) => devices::remove(&call, &id(device)?).await,
+        ("GET", ["presence"]) => presence::show(&call).await,
+        _ => Err(Refusal::NotFound),
+    }
+}
+
+impl Call<'_> {
+    /// The body, as this call wants it.
+    fn json<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
+        serde_json::from_slice(self.body).map_err(|error| Refusal::Invalid(error.to_string()))
+    }
+
+    /// The query, as this call wants it.
+    fn query<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
+        serde_urlencoded::from_str(self.query).map_err(|error| Refusal::Invalid(error.to_string()))
+    }
+}
+
+/// The token of an `Authorization` header.
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// A refusal as an HTTP answer.
+pub(crate) fn refused(refusal: &Refusal) -> Response {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        code: &'a str,
+        message: &'a str,
+    }
+    let body = Body { code: refusal.row().code, message: &refusal.message() };
+    let mut response = json(refusal.row().status, &body);
+    if let Some(span) = refusal.retry_after() {
+        // The header counts in whole seconds; never less than asked for.
+        let seconds = span.as_secs() + u64::from(span.subsec_nanos() > 0);
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    }
+    if matches!(refusal, Refusal::Unauthenticated(_)) {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
+fn json(status: StatusCode, body: &impl Serialize) -> Response {
+    reply(status, "application/json", crate::refusal::to_text(body))
+}
+
+fn reply(status: StatusCode, content_type: &'static str, body: String) -> Response {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+fn no_content() -> Response {
+    let mut response = Response::default();
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+}
+
+fn segments(path: &str) -> Result<Vec<String>, Refusal> {
+    let decoded = path.trim_start_matches('/').split('/').map(|segment| {
+        let text = percent_encoding::percent_decode_str(segment).decode_utf8();
+        text.map(|text| text.into_owned()).map_err(|_| Refusal::Invalid("the path is not UTF-8".to_owned()))
+    });
+    decoded.collect()
+}
+
+fn id<T: FromStr<Err = naru_model::InvalidId>>(segment: &str) -> Result<T, Refusal> {
+    Ok(segment.parse()?)
+}
+
+async fn read(
+    body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+    limit: usize,
+) -> Result<Bytes, Refusal> {
+    let mut body = std::pin::pin!(body);
+    let mut whole = BytesMut::new();
+    while let Some(part) = body.next().await {
+        let mut part = part.map_err(|_| Refusal::Invalid("the body ended early".to_owned()))?;
+        if whole.len() + part.remaining() > limit {
+            return Err(Refusal::TooLarge { limit });
+        }
+        let length = part.remaining();
+        whole.extend_from_slice(&part.copy_to_bytes(length));
+    }
+    Ok(whole.freeze())
+}
+
+fn preflight() -> Response {
+    let mut response = no_content();
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, PUT, DELETE"));
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static("authorization, content-type"),
+    );
+    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+    response
+}
+
+/// Lets the pages of allowed origins read the answer.
+fn allow_origin(gateway: &Gateway, headers: &HeaderMap, response: &mut Response) {
+    if let Some(origin) = headers.get(header::ORIGIN)
+        && is_allowed(headers, &gateway.config.allowed_origins)
+    {
+        response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        response.headers_mut().insert(header::VARY, HeaderValue::from_static("origin"));
+    }
+}

@@ -1,0 +1,247 @@
+//! One table from every refusal to what a client is told of it. `docs/ERRORS.md` is made from it.
+//!
+//! What an error means for a message: [`Refusal::Unavailable`] means that its fate is unknown, and resending the same
+//! `clientMessageId` is safe; every other refusal means that it was not accepted.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use http::StatusCode;
+use naru_engines::EngineError;
+use naru_model::frame::{BadFrame, ServerFrame};
+use naru_model::message::Rejection;
+use naru_model::{ClientMessageId, InvalidId};
+
+/// Why something was not done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The frame, or the request, can't be read or breaks a rule.
+    Invalid(String),
+    /// No token, or not a good one.
+    Unauthenticated(&'static str),
+    /// The caller may not do this.
+    Forbidden(&'static str),
+    /// There is no such room for the caller.
+    RoomNotFound,
+    /// There is nothing at this address.
+    NotFound,
+    /// It contradicts what is there.
+    Conflict(&'static str),
+    /// More bytes than are taken.
+    TooLarge {
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// The user sends faster than allowed.
+    RateLimited {
+        /// When the next message will be taken.
+        retry_after: Duration,
+    },
+    /// This gateway has too much in hand.
+    Overloaded,
+    /// Something behind the gateway does not answer. The fate of a message is unknown.
+    Unavailable,
+}
+
+/// One row of the table.
+#[derive(Debug)]
+pub struct Row {
+    /// The code, in frames and in HTTP bodies.
+    pub code: &'static str,
+    /// The same over HTTP.
+    pub status: StatusCode,
+    /// What it says of a message.
+    pub message_fate: &'static str,
+    /// When it is given.
+    pub meaning: &'static str,
+}
+
+macro_rules! row {
+    ($code:literal, $status:ident, $fate:literal, $meaning:literal) => {
+        Row { code: $code, status: StatusCode::$status, message_fate: $fate, meaning: $meaning }
+    };
+}
+
+/// The table, in the order of [`Refusal`].
+pub const TABLE: [Row; 10] = [
+    row!(
+        "INVALID_FRAME",
+        BAD_REQUEST,
+        "not accepted",
+        "not JSON, missing or wrong fields, unknown type, binary frame"
+    ),
+    row!(
+        "UNAUTHENTICATED",
+        UNAUTHORIZED,
+        "not accepted",
+        "no token, or one that is forged, expired or malformed"
+    ),
+    row!(
+        "FORBIDDEN",
+        FORBIDDEN,
+        "not accepted",
+        "someone else's senderId, or a right the token does not give"
+    ),
+    row!("ROOM_NOT_FOUND", NOT_FOUND, "not accepted", "no such room, or the caller is not a member of it"),
+    row!("NOT_FOUND", NOT_FOUND, "not accepted", "no such address in the HTTP API"),
+    row!(
+        "CONFLICT",
+        CONFLICT,
+        "not accepted",
+        "this clientMessageId was used in this room for other content; or the room does not allow it"
+    ),
+    row!("TOO_LARGE", PAYLOAD_TOO_LARGE, "not accepted", "a content or a body of more bytes than are taken"),
+    row!("RATE_LIMITED", TOO_MANY_REQUESTS, "not accepted", "the user sends faster than allowed"),
+    row!("OVERLOADED", SERVICE_UNAVAILABLE, "not accepted", "this gateway has too much in hand"),
+    row!(
+        "UNAVAILABLE",
+        SERVICE_UNAVAILABLE,
+        "unknown: resend the same clientMessageId",
+        "something behind the gateway does not answer"
+    ),
+];
+
+impl Refusal {
+    /// Its row of the table.
+    pub const fn row(&self) -> &'static Row {
+        &TABLE[match self {
+            Self::Invalid(_) => 0,
+            Self::Unauthenticated(_) => 1,
+            Self::Forbidden(_) => 2,
+            Self::RoomNotFound => 3,
+            Self::NotFound => 4,
+            Self::Conflict(_) => 5,
+            Self::TooLarge { .. } => 6,
+            Self::RateLimited { .. } => 7,
+            Self::Overloaded => 8,
+            Self::Unavailable => 9,
+        }]
+    }
+
+    /// A sentence for the client's developer; it holds nothing that the client did not send.
+    pub fn message(&self) -> Cow<'_, str> {
+        match self {
+            Self::Invalid(reason) => Cow::Borrowed(reason),
+            Self::Unauthenticated(reason) | Self::Forbidden(reason) | Self::Conflict(reason) => {
+                Cow::Borrowed(reason)
+            }
+            Self::RoomNotFound => Cow::Borrowed("there is no such room, or you are not in it"),
+            Self::NotFound => Cow::Borrowed("there is nothing at this address"),
+            Self::TooLarge { limit } => Cow::Owned(format!("at most {limit} bytes are taken")),
+            Self::RateLimited { .. } => Cow::Borrowed("you are sending too fast"),
+            Self::Overloaded => Cow::Borrowed("too many messages are in hand; it was not accepted"),
+            Self::Unavailable => Cow::Borrowed(
+                "no answer in time; it may still be saved: resend it with the same clientMessageId",
+            ),
+        }
+    }
+
+    /// When to try again.
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::RateLimited { retry_after } => Some(*retry_after),
+            Self::Overloaded | Self::Unavailable => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
+
+    /// The `ERROR` frame that tells of it.
+    pub fn frame(&self, client_message_id: Option<&ClientMessageId>) -> String {
+        let retry_after_ms =
+            self.retry_after().map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
+        to_text(&ServerFrame::Error {
+            code: self.row().code,
+            message: &self.message(),
+            client_message_id,
+            retry_after_ms,
+        })
+    }
+}
+
+/// A frame as text. Frames are made of strings and numbers, which always serialise.
+pub(crate) fn to_text(frame: &impl serde::Serialize) -> String {
+    serde_json::to_string(frame).expect("frames hold nothing that JSON can't")
+}
+
+impl From<EngineError> for Refusal {
+    /// This is where a failed engine meets the client, so this is where the failure is logged.
+    fn from(error: EngineError) -> Self {
+        tracing::warn!(%error, "an engine failed; the client is told UNAVAILABLE");
+        Self::Unavailable
+    }
+}
+
+impl From<&BadFrame> for Refusal {
+    fn from(bad: &BadFrame) -> Self {
+        Self::Invalid(bad.reason.clone())
+    }
+}
+
+impl From<InvalidId> for Refusal {
+    fn from(invalid: InvalidId) -> Self {
+        Self::Invalid(invalid.to_string())
+    }
+}
+
+impl From<Rejection> for Refusal {
+    fn from(rejection: Rejection) -> Self {
+        match rejection {
+            Rejection::NotAMember => Self::RoomNotFound,
+        }
+    }
+}
+
+/// Why a connection is closed by the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Close {
+    /// The peer has closed it or has gone: there is nobody to tell.
+    ByPeer,
+    /// This gateway is going away.
+    GoingAway,
+    /// The peer broke the WebSocket protocol.
+    Protocol,
+    /// A text frame was not UTF-8.
+    NotUtf8,
+    /// No sign of life.
+    Policy,
+    /// A frame above the limit.
+    TooBig,
+    /// The session's token has expired.
+    TokenExpired,
+    /// The client does not read as fast as it is written to.
+    SlowConsumer,
+    /// The same device has connected again.
+    Replaced,
+}
+
+impl Close {
+    /// The code and the reason of the close frame; none when there is nobody to tell.
+    pub const fn frame(self) -> Option<(u16, &'static str)> {
+        Some(match self {
+            Self::ByPeer => return None,
+            Self::GoingAway => (1001, "going away; reconnect with jitter"),
+            Self::Protocol => (1002, "protocol error"),
+            Self::NotUtf8 => (1007, "a text frame must be UTF-8"),
+            Self::Policy => (1008, "no sign of life"),
+            Self::TooBig => (1009, "a frame above the limit"),
+            Self::TokenExpired => (4401, "token expired"),
+            Self::SlowConsumer => (4408, "slow consumer; reconnect and SYNC"),
+            Self::Replaced => (4409, "replaced by a newer connection of this device"),
+        })
+    }
+
+    /// The word for it in metrics and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ByPeer => "by_peer",
+            Self::GoingAway => "going_away",
+            Self::Protocol => "protocol",
+            Self::NotUtf8 => "not_utf8",
+            Self::Policy => "policy",
+            Self::TooBig => "too_big",
+            Self::TokenExpired => "token_expired",
+            Self::SlowConsumer => "slow_consumer",
+            Self::Replaced => "replaced",
+        }
+    }
+}

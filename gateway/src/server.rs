@@ -1,0 +1,131 @@
+//! The door: accepts connections, and on shutdown sees everyone off in order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderMap;
+use hyper::server::conn::http1;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use warp::Filter;
+
+use crate::refusal::Close;
+use crate::{Gateway, Routes, api, connect};
+
+/// A client that has not sent its request by then is sent away.
+const REQUEST_WITHIN: Duration = Duration::from_secs(15);
+/// What of the drain deadline is spent on answering what is in hand; the rest is for saying good-bye.
+const ANSWER_SHARE: f64 = 0.5;
+/// How long to wait after the system refused a connection (no more file descriptors, as a rule).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until `shutdown`, then drains: takes nothing new, answers what is in hand, sends every client away, closes.
+pub(crate) async fn serve(
+    gateway: Arc<Gateway>,
+    listener: TcpListener,
+    routes: Option<Routes>,
+    shutdown: CancellationToken,
+    drained: CancellationToken,
+) {
+    let service = TowerToHyperService::new(warp::service(all_routes(&gateway, routes)));
+    loop {
+        let stream = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection was not accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+        };
+        let (service, draining) = (service.clone(), gateway.draining.clone());
+        gateway.connections.spawn(async move {
+            if let Err(error) = converse(stream, service, draining).await {
+                tracing::debug!(%error, "an HTTP connection ended");
+            }
+        });
+    }
+    drop(listener);
+    drain(&gateway).await;
+    drained.cancel();
+}
+
+async fn converse<S, B>(
+    stream: TcpStream,
+    service: TowerToHyperService<S>,
+    draining: CancellationToken,
+) -> hyper::Result<()>
+where
+    S: tower_service::Service<http::Request<hyper::body::Incoming>, Response = http::Response<B>>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: hyper::body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    // Frames are small and each matters: none waits for an acknowledgement of the one before.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY was not set");
+    }
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(REQUEST_WITHIN)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = draining.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await
+}
+
+async fn drain(gateway: &Gateway) {
+    tracing::info!(sessions = gateway.sessions.count(), in_hand = gateway.pending.in_hand(), "draining");
+    gateway.draining.cancel();
+    let deadline: Duration = gateway.config.drain_deadline.into();
+    if timeout(deadline.mul_f64(ANSWER_SHARE), gateway.pending.emptied()).await.is_err() {
+        let in_hand = gateway.pending.in_hand();
+        tracing::warn!(in_hand, "not all messages were answered; their senders will resend them");
+    }
+    for session in gateway.sessions.all() {
+        session.close(Close::GoingAway);
+    }
+    gateway.connections.close();
+    gateway.connections.wait().await;
+}
+
+fn all_routes(
+    gateway: &Arc<Gateway>,
+    routes: Option<Routes>,
+) -> impl Filter<Extract = (warp::reply::Response,), Error = warp::Rejection> + Clone + Send + Sync + 'static
+{
+    let with_gateway = {
+        let gateway = gateway.clone();
+        warp::any().map(move || gateway.clone())
+    };
+    let socket = warp::path!("ws")
+        .and(warp::get())
+        .and(with_gateway.clone())
+        .and(warp::header::headers_cloned())
+        .and(warp::ext::optional::<OnUpgrade>())
+        .then(|gateway: Arc<Gateway>, headers: HeaderMap, upgrade| async move {
+            connect::upgrade(&gateway, &headers, upgrade).await.unwrap_or_else(|refusal| {
+                gateway.telemetry.refused(&refusal);
+                api::refused(&refusal)
+            })
+        })
+        .boxed();
+    let more =
+        routes.unwrap_or_else(|| warp::any().and_then(|| async { Err(warp::reject::not_found()) }).boxed());
+    socket.or(more).unify().or(api::routes(with_gateway)).unify()
+}

@@ -1,0 +1,251 @@
+//! One connection from `WELCOME` to its close: frames in, frames out, and an end that the client is told of.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt, StreamExt};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use naru_engines::live::Attachment;
+use naru_model::Timestamp;
+use naru_model::frame::{ClientFrame, ServerFrame};
+use naru_model::live::{LiveEvent, News};
+use tokio::io::AsyncReadExt;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::{CapacityError, Error as WsError};
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+
+use crate::Gateway;
+use crate::positions::Step;
+use crate::refusal::{Close, Refusal, to_text};
+use crate::sessions::{Outgoing, Session};
+use crate::token::Identity;
+use crate::{accept, sync};
+
+pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
+
+/// How long a close may take: the frames that still wait, the close frame, the peer's answer to it.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+/// How long what a peer still writes is read and thrown away after an error. A socket closed with unread bytes is
+/// reset, and a reset may overtake the close frame.
+const DISCARD_WITHIN: Duration = Duration::from_secs(1);
+/// A peer that was pinged this often without any sign of life is gone.
+const PINGS_UNANSWERED: u32 = 2;
+
+/// Serves one connection to its end.
+pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Identity) {
+    let (session, outgoing) = Session::new(identity, gateway.config.session_queue);
+    tracing::debug!(session = %session.id, user = %session.identity.user, "connected");
+    gateway.telemetry.connections.inc();
+    gateway.sessions.add(&session);
+    let attachment = attach(&gateway, &session).await;
+    session.send(welcome(&gateway, &session));
+
+    let (sink, stream) = socket.split();
+    let (sink, stream) = {
+        let reading = async {
+            let mut stream = stream;
+            session.close(read(&gateway, &session, &mut stream).await);
+            stream
+        };
+        let writing = async {
+            let mut sink = sink;
+            write(&session, &mut sink, outgoing).await;
+            sink
+        };
+        let (stream, sink) = tokio::join!(reading, writing);
+        (sink, stream)
+    };
+
+    let reason = session.closed().await;
+    gateway.sessions.remove(&session);
+    if let Err(error) = gateway.engines.presence.detach(&attachment).await {
+        tracing::debug!(%error, "presence did not hear of a disconnect; the lease will");
+    }
+    if let Ok(socket) = stream.reunite(sink) {
+        end(socket, reason).await;
+    }
+    gateway.telemetry.connections.dec();
+    gateway.telemetry.closed(reason);
+    tracing::debug!(session = %session.id, reason = reason.as_str(), "disconnected");
+}
+
+/// Tells presence, before `WELCOME`: whoever is welcomed is found by every message published afterwards.
+async fn attach(gateway: &Gateway, session: &Session) -> Attachment {
+    let attachment = gateway.attachment(session);
+    match gateway.engines.presence.attach(&attachment).await {
+        Ok(None) => {}
+        Ok(Some(replaced)) => gateway.evict(&replaced).await,
+        // The client is served all the same; until presence is back it gets pushes besides.
+        Err(error) => tracing::warn!(%error, "presence did not hear of a connection"),
+    }
+    attachment
+}
+
+fn welcome(gateway: &Gateway, session: &Session) -> String {
+    to_text(&ServerFrame::Welcome {
+        user_id: &session.identity.user,
+        session_id: &session.id,
+        server_time: Timestamp::now(),
+        max_content_bytes: gateway.config.max_content_bytes,
+        max_frame_bytes: gateway.config.max_frame_bytes,
+        ping_seconds: gateway.config.ping_interval.0.as_secs(),
+    })
+}
+
+async fn read(gateway: &Gateway, session: &Arc<Session>, stream: &mut SplitStream<Socket>) -> Close {
+    let left = session.identity.expires_at.since(Timestamp::now());
+    let mut expiry = pin!(tokio::time::sleep(left));
+    let mut pings = tokio::time::interval_at(
+        Instant::now() + gateway.config.ping_interval.0,
+        gateway.config.ping_interval.0,
+    );
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut unanswered = 0;
+    loop {
+        let message = tokio::select! {
+            reason = session.closed() => return reason,
+            () = &mut expiry => return Close::TokenExpired,
+            // Frames that come now are answered by the next gateway: the client resends them there.
+            () = gateway.draining.cancelled() => return session.closed().await,
+            _ = pings.tick() => {
+                if unanswered == PINGS_UNANSWERED {
+                    return Close::Policy;
+                }
+                unanswered += 1;
+                session.ping();
+                continue;
+            }
+            message = stream.next() => message,
+        };
+        unanswered = 0;
+        match message {
+            Some(Ok(Message::Text(text))) => receive(gateway, session, &text).await,
+            Some(Ok(Message::Binary(_))) => {
+                let refusal = Refusal::Invalid("frames are text, not binary".to_owned());
+                gateway.telemetry.refused(&refusal);
+                session.send(refusal.frame(None));
+            }
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
+            Some(Ok(Message::Close(_))) | None => return Close::ByPeer,
+            Some(Err(error)) => return reason(&error),
+        }
+    }
+}
+
+fn reason(error: &WsError) -> Close {
+    match error {
+        WsError::Capacity(CapacityError::MessageTooLong { .. }) => Close::TooBig,
+        WsError::Utf8(_) => Close::NotUtf8,
+        WsError::Protocol(
+            tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
+        ) => Close::ByPeer,
+        WsError::Protocol(_) => Close::Protocol,
+        _ => Close::ByPeer,
+    }
+}
+
+async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
+    let frame = match ClientFrame::parse(text) {
+        Ok(frame) => frame,
+        Err(bad) => {
+            let refusal = Refusal::from(&bad);
+            gateway.telemetry.refused(&refusal);
+            let ticket = (bad.is_chat && bad.client_message_id.is_none()).then(|| session.ticket());
+            return session.answer(ticket, refusal.frame(bad.client_message_id.as_ref()));
+        }
+    };
+    let answered = match frame {
+        ClientFrame::Chat(chat) => {
+            accept::from_session(gateway, session, chat).await;
+            Ok(())
+        }
+        ClientFrame::Sync(wanted) => sync::answer(gateway, session, wanted).await,
+        ClientFrame::Received(upto) => gateway.step(session, upto, Step::Received).await,
+        ClientFrame::Read(upto) => gateway.step(session, upto, Step::Read).await,
+        ClientFrame::Typing { chat_room_id } => typing(gateway, session, chat_room_id).await,
+        ClientFrame::Ping => {
+            session.send(to_text(&ServerFrame::Pong));
+            Ok(())
+        }
+    };
+    if let Err(refusal) = answered {
+        gateway.telemetry.refused(&refusal);
+        session.send(refusal.frame(None));
+    }
+}
+
+async fn typing(
+    gateway: &Gateway,
+    session: &Session,
+    chat_room_id: naru_model::RoomId,
+) -> Result<(), Refusal> {
+    let user_id = &session.identity.user;
+    let room = gateway.rooms.of_member_now(&chat_room_id, user_id).await?.ok_or(Refusal::RoomNotFound)?;
+    let event = LiveEvent {
+        recipients: room.member_ids.iter().filter(|member| *member != user_id).cloned().collect(),
+        origin: Some(session.id.clone()),
+        news: News::Typing { chat_room_id, user_id: user_id.clone() },
+    };
+    Ok(gateway.engines.live.publish(vec![event]).await?)
+}
+
+async fn write(
+    session: &Session,
+    sink: &mut SplitSink<Socket, Message>,
+    mut outgoing: mpsc::Receiver<Outgoing>,
+) {
+    let pump = async {
+        while let Some(frame) = outgoing.recv().await {
+            if sink.send(frame.message).await.is_err() {
+                return Close::ByPeer;
+            }
+        }
+        Close::ByPeer
+    };
+    let reason = tokio::select! {
+        reason = pump => reason,
+        reason = session.closed() => reason,
+    };
+    session.close(reason);
+    // What was put in the queue before the close goes out before the close frame. A slow consumer's queue is given
+    // up: the store has it all.
+    if !matches!(reason, Close::SlowConsumer | Close::ByPeer) {
+        let rest = async {
+            while let Ok(frame) = outgoing.try_recv() {
+                if sink.send(frame.message).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _out_of_time = timeout(CLOSE_WITHIN, rest).await;
+    }
+}
+
+async fn end(mut socket: Socket, reason: Close) {
+    let frame = reason
+        .frame()
+        .map(|(code, reason)| CloseFrame { code: code.into(), reason: Utf8Bytes::from_static(reason) });
+    let closing = async {
+        if socket.close(frame).await.is_err() {
+            return;
+        }
+        match reason {
+            Close::TooBig | Close::NotUtf8 | Close::Protocol => discard(&mut socket).await,
+            _ => while let Some(Ok(_)) = socket.next().await {},
+        }
+    };
+    let _out_of_time = timeout(CLOSE_WITHIN, closing).await;
+}
+
+/// Reads and throws away what the peer still writes: after an error it can't be read as frames.
+async fn discard(socket: &mut Socket) {
+    let mut scrap = [0; 2048];
+    let reading = async { while let Ok(1..) = socket.get_mut().read(&mut scrap).await {} };
+    let _out_of_time = timeout(DISCARD_WITHIN, reading).await;
+}

@@ -1,0 +1,303 @@
+//! The sessions of this gateway: who is here, and the queue of each.
+//!
+//! Whoever writes to a session never waits for it. A session whose queue is full has a client that does not read; it
+//! is closed, and the client gets everything from the store when it comes back.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use naru_model::{MessageId, RoomId, SessionId, UserId};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+
+use crate::refusal::Close;
+use crate::token::Identity;
+
+/// The registry is locked in as many parts, so that connecting clients and deliveries seldom meet.
+const SHARDS: usize = 16;
+/// A session remembers this many of its resends, to be spared their `CHAT`.
+const RESENDS: usize = 32;
+
+/// One connection.
+pub(crate) struct Session {
+    pub(crate) id: SessionId,
+    pub(crate) identity: Identity,
+    queue: mpsc::Sender<Outgoing>,
+    closing: OnceLock<Close>,
+    closed: Notify,
+    sending: Mutex<Sending>,
+}
+
+/// What a session must remember of the messages it sends.
+#[derive(Default)]
+struct Sending {
+    /// The last message per room that is not yet answered: the next one comes after it.
+    unanswered: HashMap<RoomId, MessageId>,
+    /// The answers to plain frames, in the order the frames came; the first is the one of ticket `first`.
+    answers: VecDeque<Option<Utf8Bytes>>,
+    first: u64,
+    /// Messages that this session sent again: it has drawn them already.
+    resent: VecDeque<MessageId>,
+}
+
+/// The place of an answer among the answers to plain frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ticket(u64);
+
+/// A frame on its way to the client.
+pub(crate) struct Outgoing {
+    pub(crate) message: Message,
+    /// Held until it is written, by frames that may only take part of the queue.
+    _share: Option<OwnedSemaphorePermit>,
+}
+
+impl Session {
+    /// A session and the receiving end of its queue of `places` frames.
+    pub(crate) fn new(identity: Identity, places: usize) -> (Arc<Self>, mpsc::Receiver<Outgoing>) {
+        let (queue, outgoing) = mpsc::channel(places);
+        let session = Self {
+            id: SessionId::generate(),
+            identity,
+            queue,
+            closing: OnceLock::new(),
+            closed: Notify::new(),
+            sending: Mutex::default(),
+        };
+        (Arc::new(session), outgoing)
+    }
+
+    /// Puts a frame in the queue. A queue without room closes the session.
+    pub(crate) fn send(&self, text: impl Into<Utf8Bytes>) {
+        self.push(Message::Text(text.into()));
+    }
+
+    /// Asks for a sign of life.
+    pub(crate) fn ping(&self) {
+        self.push(Message::Ping(bytes::Bytes::new()));
+    }
+
+    fn push(&self, message: Message) {
+        match self.queue.try_send(Outgoing { message, _share: None }) {
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => self.close(Close::SlowConsumer),
+        }
+    }
+
+    /// Puts one frame of a long answer in the queue, waiting for room; `share` keeps such answers from filling the
+    /// queue. `false` when the session has ended.
+    pub(crate) async fn send_in_turn(&self, text: String, share: OwnedSemaphorePermit) -> bool {
+        let outgoing = Outgoing { message: Message::text(text), _share: Some(share) };
+        self.queue.send(outgoing).await.is_ok()
+    }
+
+    /// Ends the session, for the first reason given.
+    pub(crate) fn close(&self, reason: Close) {
+        if self.closing.set(reason).is_ok() {
+            self.closed.notify_waiters();
+        }
+    }
+
+    /// Waits until the session is to end; says why.
+    pub(crate) async fn closed(&self) -> Close {
+        loop {
+            let notified = self.closed.notified();
+            if let Some(reason) = self.closing.get() {
+                return *reason;
+            }
+            notified.await;
+        }
+    }
+
+    /// Notes a message as sent and not yet answered; answers the one before it in its room that is not either.
+    pub(crate) fn sent(&self, room: &RoomId, id: MessageId) -> Option<MessageId> {
+        self.sending().unanswered.insert(room.clone(), id)
+    }
+
+    /// Takes a ticket for the answer to a plain frame.
+    pub(crate) fn ticket(&self) -> Ticket {
+        let mut sending = self.sending();
+        sending.answers.push_back(None);
+        Ticket(sending.first + sending.answers.len() as u64 - 1)
+    }
+
+    /// Answers a frame. The answer to a plain frame waits for those before it.
+    pub(crate) fn answer(&self, ticket: Option<Ticket>, text: impl Into<Utf8Bytes>) {
+        let Some(Ticket(number)) = ticket else {
+            return self.send(text);
+        };
+        let mut sending = self.sending();
+        let Some(place) = number.checked_sub(sending.first).and_then(|index| usize::try_from(index).ok())
+        else {
+            return;
+        };
+        if let Some(answer) = sending.answers.get_mut(place) {
+            *answer = Some(text.into());
+        }
+        while let Some(Some(_)) = sending.answers.front() {
+            let answer = sending.answers.pop_front().flatten();
+            sending.first += 1;
+            if let Some(answer) = answer {
+                self.send(answer);
+            }
+        }
+    }
+
+    /// Notes that a message of this session has been answered.
+    pub(crate) fn answered(&self, room: &RoomId, id: MessageId) {
+        let mut sending = self.sending();
+        if sending.unanswered.get(room) == Some(&id) {
+            sending.unanswered.remove(room);
+            if sending.unanswered.is_empty() {
+                // Most sessions wait for nothing most of the time; an empty map that once grew would keep its room.
+                sending.unanswered = HashMap::new();
+            }
+        }
+    }
+
+    /// Notes that this session sent a message that another one, before it, had sent first.
+    pub(crate) fn sent_again(&self, id: MessageId) {
+        let mut sending = self.sending();
+        if sending.resent.len() == RESENDS {
+            sending.resent.pop_front();
+        }
+        sending.resent.push_back(id);
+    }
+
+    /// Whether this session sent a message, first or again, and so has drawn it.
+    pub(crate) fn has_sent(&self, id: MessageId, origin: Option<&SessionId>) -> bool {
+        origin == Some(&self.id) || self.sending().resent.contains(&id)
+    }
+
+    fn sending(&self) -> MutexGuard<'_, Sending> {
+        self.sending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All sessions of this gateway, by user.
+pub(crate) struct Sessions {
+    shards: [Mutex<HashMap<UserId, Vec<Arc<Session>>>>; SHARDS],
+    hasher: RandomState,
+    count: AtomicUsize,
+    emptied: Notify,
+}
+
+impl Sessions {
+    pub(crate) fn new() -> Self {
+        Self {
+            shards: std::array::from_fn(|_| Mutex::default()),
+            hasher: RandomState::new(),
+            count: AtomicUsize::new(0),
+            emptied: Notify::new(),
+        }
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn add(&self, session: &Arc<Session>) {
+        self.shard(&session.identity.user)
+            .entry(session.identity.user.clone())
+            .or_default()
+            .push(session.clone());
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn remove(&self, session: &Session) {
+        let mut shard = self.shard(&session.identity.user);
+        let Some(of_user) = shard.get_mut(&session.identity.user) else {
+            return;
+        };
+        of_user.retain(|other| other.id != session.id);
+        if of_user.is_empty() {
+            shard.remove(&session.identity.user);
+        }
+        if self.count.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.emptied.notify_waiters();
+        }
+    }
+
+    /// Calls `visit` with each session of a user.
+    pub(crate) fn each_of(&self, user: &UserId, visit: impl FnMut(&Arc<Session>)) {
+        self.shard(user).get(user).into_iter().flatten().for_each(visit);
+    }
+
+    /// All sessions, as they are now.
+    pub(crate) fn all(&self) -> Vec<Arc<Session>> {
+        let lock = |shard: &Mutex<HashMap<UserId, Vec<Arc<Session>>>>| {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.values().flatten().cloned().collect::<Vec<_>>()
+        };
+        self.shards.iter().flat_map(lock).collect()
+    }
+
+    /// Waits until there are none.
+    pub(crate) async fn emptied(&self) {
+        loop {
+            let notified = self.emptied.notified();
+            if self.count() == 0 {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    fn shard(&self, user: &UserId) -> MutexGuard<'_, HashMap<UserId, Vec<Arc<Session>>>> {
+        let index = usize::try_from(self.hasher.hash_one(user) % SHARDS as u64).unwrap_or(0);
+        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use naru_model::Timestamp;
+
+    use super::*;
+
+    fn session() -> (Arc<Session>, mpsc::Receiver<Outgoing>) {
+        let user = UserId::new("ada").unwrap();
+        let expires_at = Timestamp::from_millis(0);
+        Session::new(Identity { name: "Ada".into(), user, device: None, is_service: false, expires_at }, 2)
+    }
+
+    fn drain(outgoing: &mut mpsc::Receiver<Outgoing>) -> Vec<String> {
+        std::iter::from_fn(|| outgoing.try_recv().ok()).map(|out| out.message.to_string()).collect()
+    }
+
+    #[test]
+    fn answers_to_plain_frames_keep_the_order_of_the_frames() {
+        let (session, mut outgoing) = session();
+        let (first, second) = (session.ticket(), session.ticket());
+        session.answer(Some(second), "two");
+        assert!(drain(&mut outgoing).is_empty(), "an answer must not overtake");
+        session.answer(Some(first), "one");
+        assert_eq!(drain(&mut outgoing), ["one", "two"]);
+        let third = session.ticket();
+        session.answer(Some(third), "three");
+        assert_eq!(drain(&mut outgoing), ["three"]);
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_closes_the_session_and_never_waits() {
+        let (session, _outgoing) = session();
+        for text in ["one", "two", "three"] {
+            session.send(text);
+        }
+        assert_eq!(session.closed().await, Close::SlowConsumer);
+    }
+
+    #[test]
+    fn a_message_follows_the_last_unanswered_one_of_its_room() {
+        let (session, _outgoing) = session();
+        let room = RoomId::new("r").unwrap();
+        let [one, two, three] = [1, 2, 3].map(|byte| MessageId::from_bytes([byte; 12]));
+        assert_eq!(session.sent(&room, one), None);
+        assert_eq!(session.sent(&room, two), Some(one));
+        session.answered(&room, one);
+        session.answered(&room, two);
+        assert_eq!(session.sent(&room, three), None);
+    }
+}

@@ -1,0 +1,86 @@
+//! A client says what it has and gets exactly what it misses, from the store, whatever its age.
+
+use std::sync::Arc;
+
+use naru_engines::store::Window;
+use naru_model::RoomId;
+use naru_model::frame::{ServerFrame, Sync, SyncFrom, SyncedRoom};
+use naru_model::live::News;
+use tokio::sync::Semaphore;
+
+use crate::Gateway;
+use crate::refusal::{Refusal, to_text};
+use crate::sessions::Session;
+
+/// How many messages one answer holds of one room …
+const PER_ROOM: usize = 200;
+/// … and in all; the rest is asked for again.
+const IN_ALL: usize = 1_000;
+/// What part of a session's queue an answer may fill: live messages need the rest.
+const SHARE: usize = 4;
+
+/// Answers a `SYNC`: the messages in order, then `SYNCED`.
+///
+/// # Errors
+/// `ROOM_NOT_FOUND` when any of the rooms is not the caller's; then nothing is sent.
+pub(crate) async fn answer(gateway: &Gateway, session: &Arc<Session>, wanted: Sync) -> Result<(), Refusal> {
+    let wanted = match wanted.rooms {
+        Some(rooms) => {
+            let ids: Vec<RoomId> = rooms.iter().map(|from| from.chat_room_id.clone()).collect();
+            let found = gateway.engines.store.rooms.current(&ids).await?;
+            let are_own =
+                found.iter().all(|room| room.as_ref().is_some_and(|room| room.has(&session.identity.user)));
+            if !are_own {
+                return Err(Refusal::RoomNotFound);
+            }
+            rooms
+        }
+        None => of_device(gateway, session).await?,
+    };
+    let ids: Vec<RoomId> = wanted.iter().map(|from| from.chat_room_id.clone()).collect();
+    let heads = gateway.engines.store.messages.heads(&ids).await?;
+    let share = Arc::new(Semaphore::new((gateway.config.session_queue / SHARE).max(1)));
+    let mut left = IN_ALL;
+    let mut synced = Vec::with_capacity(wanted.len());
+    for (SyncFrom { chat_room_id, after_seq }, head) in wanted.into_iter().zip(heads) {
+        let mut room = SyncedRoom { chat_room_id, seq: after_seq.min(head), complete: true };
+        if after_seq < head {
+            let limit = left.min(PER_ROOM);
+            let window = Window::After(after_seq);
+            let (messages, more) = match limit {
+                0 => (Vec::new(), true),
+                limit => gateway.engines.store.messages.range(&room.chat_room_id, window, limit).await?,
+            };
+            left -= messages.len();
+            room.seq = messages.last().map_or(after_seq, |message| message.seq);
+            room.complete = !more;
+            for message in messages {
+                // The semaphore is never closed, and a session that has ended has nobody to answer.
+                let Ok(permit) = share.clone().acquire_owned().await else {
+                    return Ok(());
+                };
+                if !session.send_in_turn(to_text(&News::Chat(message)), permit).await {
+                    return Ok(());
+                }
+            }
+        }
+        synced.push(room);
+    }
+    let Ok(permit) = share.acquire_owned().await else {
+        return Ok(());
+    };
+    session.send_in_turn(to_text(&ServerFrame::Synced { rooms: &synced }), permit).await;
+    Ok(())
+}
+
+/// What this session's device has of each of its user's rooms.
+async fn of_device(gateway: &Gateway, session: &Session) -> Result<Vec<SyncFrom>, Refusal> {
+    let Some(device) = &session.identity.device else {
+        return Err(Refusal::Invalid("SYNC without rooms needs a token with a device".to_owned()));
+    };
+    let positions = gateway.engines.store.positions.of_device(&session.identity.user, device).await?;
+    Ok(positions
+        .into_iter()
+        .map(|position| SyncFrom { chat_room_id: position.room, after_seq: position.received })
+        .collect())
+}

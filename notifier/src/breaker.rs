@@ -1,0 +1,117 @@
+//! When a provider fails time after time, its lane stops reading, then asks with one push at a time.
+
+use tokio::time::Instant;
+
+use crate::decide::Ladder;
+
+/// So many failures in a row are the provider's state, not a push's bad luck.
+const FAILURES: u32 = 10;
+
+/// How many pushes a lane may have in hand. It reads no clock.
+#[derive(Debug)]
+pub(crate) struct Breaker {
+    ladder: Ladder,
+    /// Since the last push that the provider answered otherwise.
+    failures: u32,
+    /// Open: no push until then, and one at a time from then on.
+    open_until: Option<Instant>,
+}
+
+impl Breaker {
+    pub(crate) const fn new(ladder: Ladder) -> Self {
+        Self { ladder, failures: 0, open_until: None }
+    }
+
+    /// How many pushes may be under way: `most`, or one probe.
+    pub(crate) fn places(&self, most: usize, now: Instant) -> usize {
+        match self.open_until {
+            None => most,
+            Some(until) if now >= until => 1,
+            Some(_) => 0,
+        }
+    }
+
+    /// When the pause ends that the lane is in.
+    pub(crate) fn pause(&self, now: Instant) -> Option<Instant> {
+        self.open_until.filter(|until| now < *until)
+    }
+
+    /// The provider works: everything may pass.
+    pub(crate) fn close(&mut self) {
+        (self.failures, self.open_until) = (0, None);
+    }
+
+    /// The provider failed once more; whether this began a pause.
+    pub(crate) fn fail(&mut self, now: Instant) -> bool {
+        if self.pause(now).is_some() {
+            // A push that was under way when the pause began.
+            return false;
+        }
+        self.failures = self.failures.saturating_add(1);
+        let pauses = self.failures.saturating_sub(FAILURES - 1);
+        if pauses > 0 {
+            // Never above the second rung (30 s): one call every 30 s burdens nobody, and that is how late the pushes
+            // are at most when the provider comes back.
+            self.open_until = Some(now + self.ladder.rung(pauses.min(2)));
+        }
+        pauses > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const MOST: usize = 64;
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn failing(times: u32, now: Instant) -> Breaker {
+        let mut breaker = Breaker::new(Ladder::STANDARD);
+        for _ in 0..times {
+            breaker.fail(now);
+        }
+        breaker
+    }
+
+    #[test]
+    fn nine_failures_change_nothing_and_the_tenth_pauses() {
+        let now = Instant::now();
+        assert_eq!(failing(9, now).places(MOST, now), MOST);
+        let open = failing(10, now);
+        assert_eq!((open.places(MOST, now), open.pause(now)), (0, Some(now + seconds(5))));
+    }
+
+    #[test]
+    fn a_success_in_between_starts_the_count_over() {
+        let now = Instant::now();
+        let mut breaker = failing(9, now);
+        breaker.close();
+        breaker.fail(now);
+        assert_eq!(breaker.places(MOST, now), MOST);
+    }
+
+    #[test]
+    fn pushes_under_way_when_the_pause_began_do_not_lengthen_it() {
+        let now = Instant::now();
+        assert_eq!(failing(64, now).pause(now), Some(now + seconds(5)));
+    }
+
+    #[test]
+    fn one_probe_decides() {
+        let start = Instant::now();
+        let mut breaker = failing(10, start);
+        for pause in [5, 30, 30] {
+            let now = breaker.pause(breaker.open_until.unwrap() - seconds(1)).unwrap();
+            assert_eq!((breaker.places(MOST, now), breaker.pause(now)), (1, None), "after {pause} s");
+            assert!(breaker.fail(now));
+            assert_eq!(breaker.pause(now), Some(now + seconds(30)));
+        }
+        breaker.close();
+        assert_eq!(breaker.places(MOST, start), MOST);
+    }
+}

@@ -1,0 +1,29 @@
+//! A message as its recipient's phone shows it.
+
+use std::time::Duration;
+
+use naru_model::hops::{Lane, PushJob, PushTarget};
+use naru_model::{Message, UserId};
+
+/// The push that tells one recipient of a message through one lane. The same message makes the same push, so its
+/// event id and its end are the same however often it is made. It expires `ttl` after the message was accepted.
+pub(crate) fn push(
+    message: &Message,
+    recipient: &UserId,
+    lane: Lane,
+    target: Option<PushTarget>,
+    ttl: Duration,
+) -> PushJob {
+    PushJob {
+        lane,
+        message_id: message.id,
+        chat_room_id: message.chat_room_id.clone(),
+        seq: message.seq,
+        recipient_id: recipient.clone(),
+        title: message.sender_name.clone(),
+        body: message.content.clone(),
+        target,
+        expires_at: message.timestamp.after(ttl),
+        not_before: None,
+    }
+}

@@ -1,0 +1,172 @@
+//! The app's main backend as a push provider: it knows its users' phones.
+
+use std::path::Path;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_lc_rs::hmac;
+use naru_model::hops::{Lane, PushJob};
+use naru_model::{Event, MessageId, RoomId, Timestamp, UserId};
+use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
+use reqwest::{Certificate, Client, Url, redirect};
+use serde::Serialize;
+
+use crate::provider::Provider;
+use crate::verdict::{self, Verdict};
+use crate::{BuildError, Config};
+
+/// What is POSTed.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Body<'a> {
+    user_id: &'a UserId,
+    title: &'a str,
+    body: &'a str,
+    data: Data<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Data<'a> {
+    chat_room_id: &'a RoomId,
+    message_id: MessageId,
+}
+
+/// See PROTOCOL.md, "Push", for what a backend may rely on.
+pub(crate) struct Webhook {
+    client: Client,
+    url: Url,
+    key: Option<hmac::Key>,
+}
+
+impl Webhook {
+    /// The webhook that is configured, if one is.
+    ///
+    /// # Errors
+    /// When its URL or the certificate file can't be used.
+    pub(crate) fn configured(config: &Config) -> Result<Option<Self>, BuildError> {
+        let Some(url) = &config.push_webhook_url else {
+            return Ok(None);
+        };
+        // Neither the URL nor what a parser says of it is shown: it may hold a password.
+        let url = Url::parse(url.expose()).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+        let key = config.push_webhook_secret.as_ref();
+        Ok(Some(Self {
+            client: client(config)?,
+            url: url.ok_or(BuildError::WebhookUrl)?,
+            key: key.map(|secret| hmac::Key::new(hmac::HMAC_SHA256, secret.expose().as_bytes())),
+        }))
+    }
+}
+
+/// A client that calls exactly the configured host: no redirects, no proxy from the environment, no retries of its own.
+fn client(config: &Config) -> Result<Client, BuildError> {
+    /// Connections are kept for this long between pushes.
+    const IDLE: Duration = Duration::from_secs(60);
+    let mut builder = Client::builder()
+        .user_agent(concat!("naru/", env!("CARGO_PKG_VERSION")))
+        .redirect(redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .no_proxy()
+        .timeout(config.push_webhook_timeout.into())
+        .pool_idle_timeout(IDLE)
+        .pool_max_idle_per_host(config.push_concurrency.get());
+    if let Some(path) = &config.extra_ca_file {
+        builder = builder.tls_certs_merge(certificates(path)?);
+    }
+    builder.build().map_err(BuildError::Client)
+}
+
+fn certificates(path: &Path) -> Result<Vec<Certificate>, BuildError> {
+    let unusable = |source| BuildError::ExtraCa { path: path.to_owned(), source };
+    let pem = std::fs::read(path).map_err(|error| unusable(error.into()))?;
+    let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| unusable(error.into()))?;
+    if certificates.is_empty() {
+        return Err(unusable("it holds no certificate".into()));
+    }
+    Ok(certificates)
+}
+
+#[async_trait]
+impl Provider for Webhook {
+    fn lane(&self) -> Lane {
+        Lane::Webhook
+    }
+
+    async fn push(&self, event: &Event<PushJob>) -> Verdict {
+        let body = match body(&event.payload) {
+            Ok(body) => body,
+            Err(error) => return Verdict::Refused(error.to_string().into()),
+        };
+        let mut request = self
+            .client
+            .post(self.url.clone())
+            .header(CONTENT_TYPE, "application/json")
+            .header("x-naru-event-id", event.event_id.to_string())
+            .header("traceparent", event.trace.to_string());
+        if let Some(key) = &self.key {
+            request = request.header("x-naru-signature", signature(key, &body));
+        }
+        match request.body(body).send().await {
+            Ok(response) => {
+                let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+                verdict::of_webhook(response.status().as_u16(), retry_after, Timestamp::now())
+            }
+            Err(error) if error.is_timeout() => Verdict::TryLater("no answer in time".into()),
+            Err(error) if error.is_connect() => Verdict::TryLater("no connection".into()),
+            Err(_) => Verdict::TryLater("the connection broke".into()),
+        }
+    }
+}
+
+/// Serialised once: what is signed is what is sent.
+fn body(job: &PushJob) -> serde_json::Result<Vec<u8>> {
+    let data = Data { chat_room_id: &job.chat_room_id, message_id: job.message_id };
+    serde_json::to_vec(&Body { user_id: &job.recipient_id, title: &job.title, body: &job.body, data })
+}
+
+/// `sha256=<hex HMAC-SHA256(secret, raw body)>`.
+fn signature(key: &hmac::Key, body: &[u8]) -> String {
+    use std::fmt::Write;
+
+    let mut text = String::from("sha256=");
+    for byte in hmac::sign(key, body).as_ref() {
+        write!(text, "{byte:02x}").expect("writing to a String does not fail");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_signature_is_rfc_4231s() {
+        // RFC 4231, test case 2.
+        let key = hmac::Key::new(hmac::HMAC_SHA256, b"Jefe");
+        assert_eq!(
+            signature(&key, b"what do ya want for nothing?"),
+            "sha256=5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+        );
+    }
+
+    #[test]
+    fn the_body_is_what_the_contract_says() {
+        let job = PushJob {
+            lane: Lane::Webhook,
+            message_id: MessageId::from_bytes([7; 12]),
+            chat_room_id: RoomId::new("A_B").unwrap(),
+            seq: naru_model::Seq(1),
+            recipient_id: UserId::new("B").unwrap(),
+            title: "Ada".into(),
+            body: "안녕하세요 \"B\"\u{0}".into(),
+            target: None,
+            expires_at: Timestamp::from_millis(0),
+            not_before: None,
+        };
+        assert_eq!(
+            String::from_utf8(body(&job).unwrap()).unwrap(),
+            r#"{"userId":"B","title":"Ada","body":"안녕하세요 \"B\"\u0000","data":{"chatRoomId":"A_B","messageId":"070707070707070707070707"}}"#
+        );
+    }
+}

@@ -1,0 +1,161 @@
+//! Who gets a push.
+
+use naru_engines::store::{Advance, MemberPosition, MemberSettings, Moved, Positions};
+use naru_engines::{Applied, EngineError, EngineResult};
+
+use super::*;
+
+#[tokio::test]
+async fn the_backend_is_told_once_and_each_device_of_a_configured_provider() {
+    let (world, mut webhook) = (World::new().await, Webhook::start().await);
+    let (fcm, mut phones) = Scripted::new(Lane::Fcm);
+    let mut devices = vec![
+        world.registers("B", "phone", Platform::Fcm).await,
+        world.registers("B", "tablet", Platform::Fcm).await,
+    ];
+    world.registers("B", "iphone", Platform::Apns).await;
+    let notifier = Running::start(&world, config(Some(webhook.url("/push"))), [fcm]);
+    let message = world.says("hello").await;
+    let offline = world.missed(&message, &["B"]).await;
+
+    let mut told = Vec::new();
+    for call in phones.take(2).await {
+        let job = &call.event.payload;
+        assert_eq!((&*job.title, &*job.body, &job.recipient_id), ("Ada", "hello", &user("B")));
+        assert_eq!((job.message_id, &job.chat_room_id, job.seq), (message.id, &world.room, Seq(1)));
+        assert_eq!(call.event.trace, offline.trace);
+        let target = job.target.clone().unwrap();
+        told.push((target.device_id, target.token));
+        call.deliver();
+    }
+    devices.sort_by(|one, other| one.id.cmp(&other.id));
+    told.sort();
+    assert_eq!(told, Vec::from_iter(devices.into_iter().map(|device| (device.id, device.token))));
+    webhook.next().await;
+
+    notifier.counts("no_provider_total{lane=\"apns\"} 1").await;
+    notifier.counts("pushes_total{lane=\"fcm\",outcome=\"pushed\"} 2").await;
+    notifier.counts("pushes_total{lane=\"webhook\",outcome=\"pushed\"} 1").await;
+    notifier.finished().await;
+    phones.none_waiting();
+    webhook.none_waiting();
+}
+
+#[tokio::test]
+async fn who_has_it_or_wants_silence_is_not_pushed_to() {
+    let (world, mut webhook) = (World::new().await, Webhook::start().await);
+    let advance =
+        |received, read| Advance { room: world.room.clone(), user: user("B"), device: None, received, read };
+    let first = world.says("read").await;
+    world.engines.store.positions.advance(&[advance(Seq(1), Seq(1))]).await.unwrap();
+    let second = world.says("received").await;
+    world.engines.store.positions.advance(&[advance(Seq(2), Seq(0))]).await.unwrap();
+    let third = world.says("not received").await;
+
+    let notifier = Running::with_webhook(&world, &webhook);
+    for message in [&first, &second, &third] {
+        world.missed(message, &["B"]).await;
+    }
+    notifier.counts("spared_total{reason=\"read\"} 1").await;
+    notifier.counts("spared_total{reason=\"received\"} 1").await;
+    assert_eq!(webhook.next().await.json["body"], "not received");
+
+    let muted = MemberSettings { muted: true, muted_until: None };
+    world.engines.store.rooms.configure(&world.room, &user("B"), muted).await.unwrap();
+    let fourth = world.says("muted").await;
+    world.missed(&fourth, &["B"]).await;
+    notifier.counts("spared_total{reason=\"muted\"} 1").await;
+
+    let over = MemberSettings { muted: true, muted_until: Some(Timestamp::now()) };
+    world.engines.store.rooms.configure(&world.room, &user("B"), over).await.unwrap();
+    let fifth = world.says("not muted any more").await;
+    world.missed(&fifth, &["B"]).await;
+    assert_eq!(webhook.next().await.json["body"], "not muted any more");
+    notifier.finished().await;
+    webhook.none_waiting();
+}
+
+#[tokio::test]
+async fn an_offline_event_that_comes_again_pushes_no_second_time() {
+    let (world, mut webhook) = (World::new().await, Webhook::start().await);
+    let message = world.says("hello").await;
+    // Twice in one batch, and once after it was pushed.
+    let event = missed(&message, &["B"]);
+    world.engines.bus.offline.send(vec![event.clone(), event.clone()]).await.unwrap();
+    let notifier = Running::with_webhook(&world, &webhook);
+    webhook.next().await;
+    notifier.counts("pushes_total{lane=\"webhook\",outcome=\"pushed\"} 1").await;
+    world.engines.bus.offline.send(vec![event]).await.unwrap();
+    notifier.counts("pushes_total{lane=\"webhook\",outcome=\"repeated\"} 1").await;
+    notifier.finished().await;
+    webhook.none_waiting();
+}
+
+/// Positions of which some look-ups fail.
+struct Faulty<F> {
+    inner: Arc<dyn Positions>,
+    fault: F,
+}
+
+#[async_trait]
+impl<F: Fn(&RoomId) -> EngineResult<()> + Send + Sync> Positions for Faulty<F> {
+    async fn advance(&self, steps: &[Advance]) -> EngineResult<Vec<Moved>> {
+        self.inner.advance(steps).await
+    }
+
+    async fn get(&self, room: &RoomId, users: &[UserId]) -> EngineResult<Vec<MemberPosition>> {
+        (self.fault)(room)?;
+        self.inner.get(room, users).await
+    }
+
+    async fn of_device(
+        &self,
+        user: &UserId,
+        device: &DeviceId,
+    ) -> EngineResult<Vec<naru_engines::store::DevicePosition>> {
+        self.inner.of_device(user, device).await
+    }
+}
+
+fn with_fault(world: &World, fault: impl Fn(&RoomId) -> EngineResult<()> + Send + Sync + 'static) -> Engines {
+    let mut engines = world.engines.clone();
+    engines.store.positions = Arc::new(Faulty { inner: engines.store.positions, fault });
+    engines
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_for_a_while_costs_time_and_no_push() {
+    let (world, mut webhook) = (World::new().await, Webhook::start().await);
+    let failures = std::sync::atomic::AtomicU32::new(3);
+    let engines = with_fault(&world, move |_| {
+        use std::sync::atomic::Ordering::Relaxed;
+        let away = failures.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok();
+        if away { Err(EngineError::unavailable("test", Applied::No, "away")) } else { Ok(()) }
+    });
+    let message = world.says("hello").await;
+    world.missed(&message, &["B"]).await;
+    let notifier = Running::on(engines, config(Some(webhook.url("/push"))), []);
+    assert_eq!(webhook.next().await.json["body"], "hello");
+    notifier.counts("engine_failures_total 3").await;
+    notifier.finished().await;
+    webhook.none_waiting();
+}
+
+#[tokio::test]
+async fn an_event_that_can_not_be_handled_holds_up_no_other() {
+    let (world, mut webhook) = (World::new().await, Webhook::start().await);
+    let unreadable = RoomId::new("unreadable").unwrap();
+    let poison = unreadable.clone();
+    let engines = with_fault(&world, move |room| {
+        if *room == poison { Err(EngineError::poison("test", "no position")) } else { Ok(()) }
+    });
+    let message = world.says("hello").await;
+    let bad =
+        missed(&Message { chat_room_id: unreadable, id: MessageId::generate(), ..message.clone() }, &["B"]);
+    let good = missed(&message, &["B"]);
+    world.engines.bus.offline.send(vec![bad, good]).await.unwrap();
+    let notifier = Running::on(engines, config(Some(webhook.url("/push"))), []);
+    assert_eq!(webhook.next().await.json["data"]["chatRoomId"], "A_B");
+    notifier.finished().await;
+    webhook.none_waiting();
+}

@@ -1,0 +1,65 @@
+//! What becomes of a push when its notifier is told to stop, or dies.
+
+use naru_client::Answer;
+
+use super::*;
+
+#[tokio::test]
+async fn a_stopping_notifier_finishes_what_it_has_in_hand_and_takes_nothing_more() {
+    let world = World::new().await;
+    let (backend, mut calls) = Scripted::new(Lane::Webhook);
+    let notifier = Running::start(&world, config(None), [backend]);
+    world.missed(&world.says("in hand").await, &["B"]).await;
+    let in_hand = calls.next().await;
+    let event_id = in_hand.event.event_id;
+
+    let stopped = notifier.stop(PATIENCE);
+    let later = world.missed(&world.says("later").await, &["B"]).await;
+    in_hand.deliver();
+    stopped.await.unwrap().unwrap();
+    calls.none_waiting();
+    assert_eq!(world.engines.store.pushes.done(&[event_id]).await.unwrap(), [true]);
+
+    let (backend, mut calls) = Scripted::new(Lane::Webhook);
+    let notifier = Running::start(&world, config(None), [backend]);
+    let next = calls.next().await;
+    assert_eq!(next.event.payload.message_id, later.payload.message.id);
+    next.deliver();
+    notifier.finished().await;
+    calls.none_waiting();
+}
+
+#[tokio::test]
+async fn what_the_deadline_cuts_off_comes_again() {
+    let world = World::new().await;
+    let (backend, mut calls) = Scripted::new(Lane::Webhook);
+    let notifier = Running::start(&world, config(None), [backend]);
+    world.missed(&world.says("hello").await, &["B"]).await;
+    let hanging = calls.next().await;
+    let unclean = notifier.stop(MS).await.unwrap().unwrap_err();
+    assert!(unclean.to_string().contains("notifier/push.webhook"), "{unclean}");
+
+    let (backend, mut calls) = Scripted::new(Lane::Webhook);
+    let notifier = Running::start(&world, config(None), [backend]);
+    let again = calls.next().await;
+    assert_eq!(again.event, hanging.event);
+    again.deliver();
+    notifier.finished().await;
+}
+
+#[tokio::test]
+async fn a_push_cut_off_by_a_crash_comes_again_under_the_same_event_id() {
+    let (world, mut webhook) = (World::new().await, Webhook::start().await);
+    webhook.script([Answer::Hang]);
+    let notifier = Running::with_webhook(&world, &webhook);
+    world.missed(&world.says("hello").await, &["B"]).await;
+    let first = webhook.next().await;
+
+    let world = world.crashed(notifier).await;
+    let notifier = Running::with_webhook(&world, &webhook);
+    let second = webhook.next().await;
+    assert_eq!(second.header("x-naru-event-id"), first.header("x-naru-event-id"));
+    assert_eq!(second.body, first.body);
+    notifier.finished().await;
+    webhook.none_waiting();
+}

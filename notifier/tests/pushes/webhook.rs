@@ -1,0 +1,139 @@
+//! The app's main backend: what it gets, and what its answers do.
+
+use naru_client::{Answer, Post};
+
+use super::*;
+
+fn event_id(post: &Post) -> String {
+    post.header("x-naru-event-id").to_owned()
+}
+
+#[tokio::test]
+async fn a_push_is_one_signed_post() {
+    let (world, mut webhook) = (World::new().await, Webhook::start().await);
+    let url = webhook.url("/api/notifications/push?app=1");
+    let notifier = Running::start(&world, config(Some(url)), []);
+    let message = world.says("안녕하세요").await;
+    let offline = world.missed(&message, &["B"]).await;
+    let post = webhook.next().await;
+
+    assert_eq!(post.path, "/api/notifications/push?app=1");
+    let id = message.id;
+    let body = format!(
+        r#"{{"userId":"B","title":"Ada","body":"안녕하세요","data":{{"chatRoomId":"A_B","messageId":"{id}"}}}}"#
+    );
+    assert_eq!(post.body, body);
+    assert!(post.is_signed_with(SECRET.as_bytes()));
+    assert_eq!(post.header("content-type"), "application/json");
+    assert_eq!(post.header("user-agent"), concat!("naru/", env!("CARGO_PKG_VERSION")));
+    assert_eq!(post.header("traceparent"), offline.trace.to_string());
+    assert_eq!(event_id(&post).len(), 36);
+    notifier.finished().await;
+    webhook.none_waiting();
+}
+
+#[tokio::test]
+async fn without_a_secret_nothing_is_signed() {
+    let (world, mut webhook) = (World::new().await, Webhook::start().await);
+    let unsigned = Config { push_webhook_secret: None, ..config(Some(webhook.url("/"))) };
+    let _notifier = Running::start(&world, unsigned, []);
+    world.missed(&world.says("hello").await, &["B"]).await;
+    assert!(!webhook.next().await.headers.contains_key("x-naru-signature"));
+}
+
+#[tokio::test]
+async fn each_recipient_is_one_post() {
+    let (world, mut webhook) = (World::new().await, Webhook::start().await);
+    let notifier = Running::with_webhook(&world, &webhook);
+    world.missed(&world.says("hello").await, &["B", "C", "D"]).await;
+    let posts = [webhook.next().await, webhook.next().await, webhook.next().await];
+    let users: HashSet<_> = posts.iter().map(|post| post.json["userId"].as_str().unwrap()).collect();
+    assert_eq!(users, HashSet::from(["B", "C", "D"]));
+    assert_eq!(posts.iter().map(event_id).collect::<HashSet<_>>().len(), 3);
+    notifier.finished().await;
+    webhook.none_waiting();
+}
+
+#[tokio::test]
+async fn what_is_for_later_comes_again_under_the_same_event_id() {
+    let (world, mut webhook) = (World::new().await, Webhook::start().await);
+    // A second is above the test's top rung: the push is postponed, and comes to the second.
+    webhook.script([Answer::status(503), Answer::retry_after(429, "1"), Answer::Close]);
+    let notifier = Running::with_webhook(&world, &webhook);
+    world.missed(&world.says("hello").await, &["B"]).await;
+    let posts = [webhook.next().await, webhook.next().await, webhook.next().await, webhook.next().await];
+    for post in &posts {
+        assert_eq!((event_id(post), &post.body), (event_id(&posts[0]), &posts[0].body));
+    }
+    let waited = posts[2].arrived - posts[1].arrived;
+    // The 429 was read a moment after it was sent.
+    assert!(waited >= Duration::from_millis(999), "{waited:?}");
+    notifier.counts("pushes_total{lane=\"webhook\",outcome=\"pushed\"} 1").await;
+    notifier.finished().await;
+    webhook.none_waiting();
+}
+
+#[tokio::test]
+async fn a_refused_push_is_parked_and_not_tried_again() {
+    for status in [400, 302] {
+        let (world, mut webhook) = (World::new().await, Webhook::start().await);
+        webhook.script([Answer::status(status)]);
+        let notifier = Running::with_webhook(&world, &webhook);
+        let message = world.says("hello").await;
+        world.missed(&message, &["B"]).await;
+        let post = webhook.next().await;
+        let parked = world.parked(1).await.remove(0);
+        assert_eq!((parked.reason, parked.attempts), (format!("status {status}"), 1));
+        assert_eq!((parked.job.message_id, parked.event_id.to_string()), (message.id, event_id(&post)));
+        notifier.counts("pushes_total{lane=\"webhook\",outcome=\"parked\"} 1").await;
+        // Longer than the test's longest wait, had it been put off.
+        tokio::time::sleep(2 * LADDER.top()).await;
+        notifier.finished().await;
+        webhook.none_waiting();
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_does_not_answer_is_asked_again() {
+    let (world, mut webhook) = (World::new().await, Webhook::start().await);
+    webhook.script([Answer::Hang]);
+    let impatient = Config { push_webhook_timeout: Span(50 * MS), ..config(Some(webhook.url("/"))) };
+    let notifier = Running::start(&world, impatient, []);
+    world.missed(&world.says("hello").await, &["B"]).await;
+    assert_eq!(event_id(&webhook.next().await), event_id(&webhook.next().await));
+    notifier.counts("retries_total{lane=\"webhook\"} 1").await;
+    notifier.finished().await;
+}
+
+#[tokio::test]
+async fn a_backend_that_is_away_gets_its_pushes_when_it_is_back() {
+    let (world, webhook) = (World::new().await, Webhook::start().await);
+    let notifier = Running::with_webhook(&world, &webhook);
+    let address = webhook.address();
+    webhook.stop().await;
+    world.missed(&world.says("hello").await, &["B"]).await;
+    notifier.counts("retries_total{lane=\"webhook\"} 3").await;
+    let mut webhook = Webhook::start_at(address).await.unwrap();
+    assert_eq!(webhook.next().await.json["body"], "hello");
+    notifier.finished().await;
+    webhook.none_waiting();
+}
+
+#[tokio::test]
+async fn a_configuration_that_can_not_work_is_refused_without_a_secret_in_sight() {
+    let world = World::new().await;
+    let refused = |config| {
+        let error = Notifier::new(config, world.engines.clone(), &Metrics::new()).err().expect("refused");
+        error.to_string()
+    };
+    for url in ["backend/push", "ftp://u:hunter2@backend/push"] {
+        let error = refused(config(Some(url.to_owned())));
+        assert_eq!(error, "`push_webhook_url` is not an http or https URL");
+    }
+    let empty = world.dir.path().join("empty.pem");
+    std::fs::write(&empty, "").unwrap();
+    for file in [empty, world.dir.path().join("missing.pem")] {
+        let error = refused(Config { extra_ca_file: Some(file), ..config(Some("https://backend".into())) });
+        assert!(error.starts_with("`extra_ca_file`: can't use "), "{error}");
+    }
+}

@@ -1,0 +1,94 @@
+//! What was accepted and then forgotten, because somebody died or a broker lost it, is handed on again.
+//!
+//! The intake's open entries are the whole truth: an entry is open from the moment it was accepted until the fanout has
+//! dealt with it. One persister sweeps, by an advisory lease; two at once would only cost work.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use naru_engines::{EngineResult, Engines};
+use naru_model::hops::Accepted;
+use naru_model::{Event, MessageId, Timestamp};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use crate::telemetry::Telemetry;
+
+/// How often open entries are looked for.
+const EVERY: Duration = Duration::from_secs(1);
+/// What is open for longer is handed on again …
+const OPEN_FOR: Duration = Duration::from_secs(3);
+/// … and again after twice as long each time, up to this: what waits in a long queue is not forgotten.
+const AGAIN_AT_MOST_EVERY: Duration = Duration::from_secs(60);
+/// How many are looked at in one sweep, oldest first.
+const AT_ONCE: usize = 10_000;
+/// The lease, and how long it runs.
+const LEASE: (&str, Duration) = ("sweep", Duration::from_secs(3));
+
+/// Hands on everything that the intake holds open, however young: at the start of a process whose bus forgets what it
+/// carried when it dies. Call it while a persister runs and before a gateway does; the count is answered.
+///
+/// # Errors
+/// When the store or the bus does not answer.
+pub async fn recover(engines: &Engines) -> EngineResult<usize> {
+    let open = engines.store.intake.open(Timestamp::now(), AT_ONCE).await?;
+    let count = open.len();
+    hand_on(engines, open).await?;
+    Ok(count)
+}
+
+pub(crate) async fn run(engines: Engines, telemetry: Telemetry, stop: CancellationToken) -> EngineResult<()> {
+    let holder = naru_model::GatewayId::generate();
+    let mut memory = Memory::default();
+    let mut ticks = tokio::time::interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            _ = ticks.tick() => {}
+        }
+        if !engines.leases.hold(LEASE.0, holder.as_str(), LEASE.1).await? {
+            continue;
+        }
+        let open = engines.store.intake.open(Timestamp::now().before(OPEN_FOR), AT_ONCE).await?;
+        let due = memory.due(open, Instant::now());
+        if !due.is_empty() {
+            tracing::info!(count = due.len(), "open intake entries are handed on again");
+            telemetry.swept.inc_by(due.len() as u64);
+            hand_on(&engines, due).await?;
+        }
+    }
+}
+
+async fn hand_on(engines: &Engines, open: Vec<Accepted>) -> EngineResult<()> {
+    if open.is_empty() {
+        return Ok(());
+    }
+    let events = open.into_iter().map(|accepted| {
+        let trace = accepted.trace;
+        Event::new(accepted, trace)
+    });
+    engines.bus.accepted.send(events.collect()).await
+}
+
+/// When each open entry is to be handed on next.
+#[derive(Default)]
+struct Memory(HashMap<MessageId, (Instant, Duration)>);
+
+impl Memory {
+    /// Those of the open entries that are due now. What is open no more is forgotten.
+    fn due(&mut self, open: Vec<Accepted>, now: Instant) -> Vec<Accepted> {
+        let mut before = std::mem::take(&mut self.0);
+        let mut due = Vec::new();
+        for entry in open {
+            let (at, wait) = before.remove(&entry.id).unwrap_or((now, OPEN_FOR));
+            if at <= now {
+                self.0.insert(entry.id, (now + wait, (wait * 2).min(AGAIN_AT_MOST_EVERY)));
+                due.push(entry);
+            } else {
+                self.0.insert(entry.id, (at, wait));
+            }
+        }
+        due
+    }
+}

@@ -1,0 +1,363 @@
+//! A durable hop: rows of one table. A row is deleted when its event is settled, and nothing else is said of it on
+//! disk while it is in somebody's hands: after a crash all that is unsettled comes again.
+//!
+//! Only one receiver at a time looks for due rows, and walks through them in the order of `(visibleAt, id)`. The
+//! `Cursor` says how far it has come: whatever lies at or before it is in flight or was settled. Whoever puts a row
+//! (back) before it says so by [`Shared::arrived`].
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use naru_engines::bus::{Delivery, Ledger, Queue, Receipt, Receiver, Verdict};
+use naru_engines::{EngineError, EngineResult};
+use naru_model::hops::Payload;
+use naru_model::{Event, Timestamp};
+use rusqlite::{Row, Transaction, params};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::column::{self, Columns};
+use crate::database::{Database, ENGINE, lock};
+
+/// The time of day, as a clock that never jumps and that tests can pause.
+#[derive(Clone, Copy)]
+pub(crate) struct Clock {
+    started: Instant,
+    started_at: Timestamp,
+}
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Self { started: Instant::now(), started_at: Timestamp::now() }
+    }
+
+    fn now(self) -> Timestamp {
+        self.started_at.after(self.started.elapsed())
+    }
+}
+
+pub(crate) struct TableQueue<T> {
+    shared: Arc<Shared>,
+    payload: std::marker::PhantomData<fn() -> T>,
+}
+
+struct Shared {
+    hop: &'static str,
+    database: Arc<Database>,
+    clock: Clock,
+    /// Whose turn it is to look, and how far the last look came.
+    cursor: tokio::sync::Mutex<Cursor>,
+    hands: Arc<Hands>,
+}
+
+/// A place in the order of `(visibleAt, id)`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Cursor {
+    visible_at: i64,
+    id: i64,
+}
+
+impl Cursor {
+    const END: Self = Self { visible_at: i64::MAX, id: i64::MAX };
+
+    /// Before every row that is due at this moment or later.
+    fn before(visible_at: i64) -> Self {
+        Self { visible_at, id: i64::MIN }
+    }
+}
+
+/// What is in memory: the rows in somebody's hands.
+struct Hands {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+struct State {
+    /// By row.
+    in_flight: HashMap<i64, InFlight>,
+    /// The first place at which there may be a row that the cursor has passed.
+    arrived: Cursor,
+    next_receiver: u64,
+}
+
+struct InFlight {
+    /// Who holds it; none when it is being settled.
+    receiver: Option<u64>,
+    visible_at: i64,
+}
+
+impl Hands {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// A row may be due from `visible_at` on, and the cursor may have passed it.
+    fn arrived(&self, visible_at: i64) {
+        self.state().arrived(visible_at);
+        self.changed.notify_one();
+    }
+
+    /// Gives back everything that `pick` names.
+    fn give_back(&self, pick: impl Fn(i64, &InFlight) -> bool) {
+        let mut state = self.state();
+        let given: Vec<_> = state.in_flight.extract_if(|row, held| pick(*row, held)).collect();
+        given.into_iter().for_each(|(_, held)| state.arrived(held.visible_at));
+        drop(state);
+        self.changed.notify_one();
+    }
+}
+
+impl State {
+    fn arrived(&mut self, visible_at: i64) {
+        self.arrived = self.arrived.min(Cursor::before(visible_at));
+    }
+}
+
+/// Rows on their way out of somebody's hands. Dropped before it is finished, it gives them back.
+struct Settling {
+    hands: Arc<Hands>,
+    /// Each with the moment at which it comes again; none: never.
+    rows: Vec<(i64, Option<i64>)>,
+}
+
+impl Settling {
+    /// The table says what the verdicts said.
+    fn finish(&mut self) {
+        let mut state = self.hands.state();
+        for (row, again_at) in self.rows.drain(..) {
+            state.in_flight.remove(&row);
+            again_at.into_iter().for_each(|visible_at| state.arrived(visible_at));
+        }
+        drop(state);
+        self.hands.changed.notify_one();
+    }
+}
+
+impl Drop for Settling {
+    fn drop(&mut self) {
+        if !self.rows.is_empty() {
+            let rows: HashSet<_> = self.rows.drain(..).map(|(row, _)| row).collect();
+            self.hands.give_back(|row, _| rows.contains(&row));
+        }
+    }
+}
+
+impl<T: Payload> TableQueue<T> {
+    pub(crate) fn new(hop: &'static str, database: Arc<Database>, clock: Clock) -> Self {
+        let start = Cursor::before(i64::MIN);
+        let state = State { in_flight: HashMap::new(), arrived: start, next_receiver: 0 };
+        let hands = Arc::new(Hands { state: Mutex::new(state), changed: Notify::new() });
+        let shared = Shared { hop, database, clock, cursor: tokio::sync::Mutex::new(start), hands };
+        Self { shared: Arc::new(shared), payload: std::marker::PhantomData }
+    }
+}
+
+#[async_trait]
+impl<T: Payload> Queue<T> for TableQueue<T> {
+    async fn send(&self, events: Vec<Event<T>>) -> EngineResult<()> {
+        self.send_later(Duration::ZERO, events).await
+    }
+
+    async fn send_later(&self, delay: Duration, events: Vec<Event<T>>) -> EngineResult<()> {
+        let Shared { hop, database, clock, hands, .. } = &*self.shared;
+        let (hop, hands, visible_at) = (*hop, hands.clone(), clock.now().after(delay).as_millis());
+        let rows = events.iter().map(|event| Ok((event.event_id, serde_json::to_string(event)?)));
+        let rows = rows.collect::<Result<Vec<_>, serde_json::Error>>();
+        let rows = rows.map_err(|error| EngineError::permanent(ENGINE, error))?;
+        let insert = move |transaction: &Transaction<'_>| {
+            let sql = "INSERT INTO queue (hop, visibleAt, eventId, event) VALUES (?1, ?2, ?3, ?4)";
+            let mut insert = transaction.prepare_cached(sql)?;
+            for (id, event) in &rows {
+                insert.execute(params![hop, visible_at, id.0.as_bytes(), event])?;
+            }
+            Ok(())
+        };
+        let then = move |outcome: &EngineResult<()>| {
+            if outcome.is_ok() {
+                hands.arrived(visible_at);
+            }
+        };
+        database.write_then(insert, then).await
+    }
+
+    async fn receiver(&self) -> EngineResult<Box<dyn Receiver<T>>> {
+        let mut state = self.shared.hands.state();
+        state.next_receiver += 1;
+        let ledger = TableLedger { shared: self.shared.clone(), receiver: state.next_receiver };
+        Ok(Box::new(TableReceiver(Arc::new(ledger))))
+    }
+}
+
+struct TableReceiver(Arc<TableLedger>);
+
+#[async_trait]
+impl<T: Payload> Receiver<T> for TableReceiver {
+    async fn receive(&mut self, most: usize) -> EngineResult<Vec<Delivery<T>>> {
+        let TableLedger { shared, receiver } = &*self.0;
+        let mut cursor = shared.cursor.lock().await;
+        loop {
+            let now = shared.clock.now().as_millis();
+            // Taken before the table is read: a row that is settled meanwhile is in here, and is not delivered again.
+            let held: HashSet<_> = {
+                let mut state = shared.hands.state();
+                *cursor = std::mem::replace(&mut state.arrived, Cursor::END).min(*cursor);
+                state.in_flight.keys().copied().collect()
+            };
+            if now < cursor.visible_at {
+                let wait = Duration::from_millis(cursor.visible_at.abs_diff(now));
+                // Whether it changed or was waited for long enough: look again.
+                let _ = tokio::time::timeout(wait, shared.hands.changed.notified()).await;
+                continue;
+            }
+            let (hop, from) = (shared.hop, *cursor);
+            let found = shared.database.read(move |transaction| look(transaction, hop, from, now, most, &held)).await?;
+            // No wait from here on: cancelled before, nothing has happened.
+            *cursor = found.upto;
+            if found.rows.is_empty() {
+                continue;
+            }
+            let mut state = shared.hands.state();
+            let deliver = |Found { row, visible_at, attempt, event }| {
+                state.in_flight.insert(row, InFlight { receiver: Some(*receiver), visible_at });
+                Delivery { event, attempt, receipt: Receipt::new(row.cast_unsigned(), self.0.clone()) }
+            };
+            return Ok(found.rows.into_iter().map(deliver).collect());
+        }
+    }
+}
+
+impl Drop for TableReceiver {
+    fn drop(&mut self) {
+        self.0.shared.hands.give_back(|_, held| held.receiver == Some(self.0.receiver));
+    }
+}
+
+struct Look<T: Payload> {
+    rows: Vec<Found<T>>,
+    upto: Cursor,
+}
+
+struct Found<T: Payload> {
+    row: i64,
+    visible_at: i64,
+    attempt: u32,
+    event: Event<T>,
+}
+
+/// The due rows after `from` that nobody holds: at most `most`, and at most a page of the table.
+fn look<T: Payload>(
+    transaction: &Transaction<'_>,
+    hop: &str,
+    from: Cursor,
+    now: i64,
+    most: usize,
+    held: &HashSet<i64>,
+) -> rusqlite::Result<Look<T>> {
+    const PAGE: usize = 1024;
+    let page = most.clamp(1, PAGE);
+    let mut due = transaction.prepare_cached(
+        "SELECT id, visibleAt, attempt, event FROM queue
+         WHERE hop = ?1 AND (visibleAt, id) > (?2, ?3) AND visibleAt <= ?4 ORDER BY visibleAt, id LIMIT ?5",
+    )?;
+    let mut due = due.query(params![hop, from.visible_at, from.id, now, column::limit(page)])?;
+    let (mut rows, mut seen, mut upto) = (Vec::new(), 0, from);
+    while let Some(row) = due.next()? {
+        seen += 1;
+        upto = Cursor { visible_at: row.get(1)?, id: row.get(0)? };
+        if !held.contains(&upto.id) {
+            rows.extend(read_row(row, hop)?);
+        }
+    }
+    if seen < page {
+        let sql = "SELECT min(visibleAt) FROM queue WHERE hop = ?1 AND visibleAt > ?2";
+        let next = transaction.prepare_cached(sql)?.query_row(params![hop, now], |row| row.get::<_, Option<i64>>(0))?;
+        upto = next.map_or(Cursor::END, Cursor::before);
+    }
+    Ok(Look { rows, upto })
+}
+
+/// An event that can't be read stays where it is, for an operator to see, and holds up no other.
+fn read_row<T: Payload>(row: &Row<'_>, hop: &str) -> rusqlite::Result<Option<Found<T>>> {
+    let (id, visible_at, attempt) = (row.get(0)?, row.get(1)?, row.get(2)?);
+    match row.json(3) {
+        Ok(event) => Ok(Some(Found { row: id, visible_at, attempt, event })),
+        Err(error) => {
+            tracing::error!(hop, row = id, %error, "an event in the queue can't be read; it stays there");
+            Ok(None)
+        }
+    }
+}
+
+/// What one receiver holds. A delivery's tag is its row.
+struct TableLedger {
+    shared: Arc<Shared>,
+    receiver: u64,
+}
+
+impl fmt::Debug for TableLedger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { shared, receiver } = self;
+        f.debug_struct("TableLedger").field("hop", &shared.hop).field("receiver", receiver).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Ledger for TableLedger {
+    async fn settle(&self, verdicts: Vec<(u64, Verdict)>) -> EngineResult<()> {
+        let Shared { database, clock, hands, .. } = &*self.shared;
+        let now = clock.now();
+        let mut settling = Settling { hands: hands.clone(), rows: Vec::with_capacity(verdicts.len()) };
+        let (mut given, mut unknown) = (HashSet::new(), false);
+        {
+            let mut state = hands.state();
+            for (tag, verdict) in verdicts {
+                let row = tag.cast_signed();
+                let held = state.in_flight.get_mut(&row).filter(|held| held.receiver == Some(self.receiver));
+                match (held, verdict) {
+                    (Some(_), Verdict::GiveBack) => drop(given.insert(row)),
+                    (Some(held), Verdict::Done | Verdict::RetryAfter(_)) => {
+                        held.receiver = None;
+                        let again_at = |delay| now.after(delay).as_millis();
+                        let delay = if let Verdict::RetryAfter(delay) = verdict { Some(delay) } else { None };
+                        settling.rows.push((row, delay.map(again_at)));
+                    }
+                    (None, verdict) => unknown |= verdict != Verdict::GiveBack,
+                }
+            }
+        }
+        if !given.is_empty() {
+            hands.give_back(|row, _| given.contains(&row));
+        }
+        if !settling.rows.is_empty() {
+            let rows = settling.rows.clone();
+            let work = move |transaction: &Transaction<'_>| settle(transaction, &rows);
+            let then = move |outcome: &EngineResult<()>| {
+                if outcome.is_ok() {
+                    settling.finish();
+                }
+            };
+            database.write_then(work, then).await?;
+        }
+        if unknown { Err(super::given_back()) } else { Ok(()) }
+    }
+
+    fn dropped(&self, tag: u64) {
+        self.shared.hands.give_back(|row, held| row == tag.cast_signed() && held.receiver == Some(self.receiver));
+    }
+}
+
+fn settle(transaction: &Transaction<'_>, rows: &[(i64, Option<i64>)]) -> rusqlite::Result<()> {
+    let mut done = transaction.prepare_cached("DELETE FROM queue WHERE id = ?1")?;
+    let sql = "UPDATE queue SET visibleAt = ?2, attempt = attempt + 1 WHERE id = ?1";
+    let mut retry = transaction.prepare_cached(sql)?;
+    for (row, again_at) in rows {
+        match again_at {
+            None => done.execute([row])?,
+            Some(again_at) => retry.execute([row, again_at])?,
+        };
+    }
+    Ok(())
+}

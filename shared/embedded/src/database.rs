@@ -1,0 +1,353 @@
+//! The database: one thread that writes, in groups, and a few that read.
+//!
+//! A write is answered after the commit it was part of, so whoever was answered finds it in the next read. Writes
+//! that arrive while a commit is under way form the next group: one sync of the disk for all of them. A read
+//! never waits for a write.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use naru_engines::{Applied, EngineError, EngineResult};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
+use tokio::sync::{mpsc, oneshot};
+
+/// Who speaks in an [`EngineError`].
+pub(crate) const ENGINE: &str = "the embedded engine";
+
+/// How many commands may wait for the writer, and how many reads for a reader; who comes next waits for a place.
+const WAITING: usize = 1024;
+/// How many commands share one commit at most: it bounds how long the first of them waits for the last.
+const GROUP: usize = 256;
+
+/// One process's hold on the data.
+pub(crate) struct Database {
+    writes: mpsc::Sender<Box<dyn Command>>,
+    reads: mpsc::Sender<Read>,
+    closing: Arc<AtomicBool>,
+    commits: Arc<AtomicU64>,
+    /// Readers first: the writer's last deed, the checkpoint, needs them gone.
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+type Read = Box<dyn FnOnce(&Connection) + Send>;
+
+impl Database {
+    /// Starts the threads. `hold` is let go when the last one ends.
+    pub(crate) fn start(
+        writer: Connection,
+        readers: Vec<Connection>,
+        hold: impl Send + 'static,
+    ) -> EngineResult<Self> {
+        let (writes, commands) = mpsc::channel(WAITING);
+        let (reads, jobs) = mpsc::channel(WAITING);
+        let (closing, commits) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let database = Self { writes, reads, closing, commits, threads: Mutex::default() };
+
+        let jobs = Arc::new(Mutex::new(jobs));
+        for (number, reader) in readers.into_iter().enumerate() {
+            let (jobs, closing) = (jobs.clone(), database.closing.clone());
+            database.spawn(format!("naru-read-{number}"), move || read_all(&reader, &jobs, &closing))?;
+        }
+        let (closing, commits) = (database.closing.clone(), database.commits.clone());
+        database.spawn("naru-write".to_owned(), move || {
+            write_all(writer, commands, &closing, &commits);
+            drop(hold);
+        })?;
+        Ok(database)
+    }
+
+    fn spawn(&self, name: String, body: impl FnOnce() + Send + 'static) -> EngineResult<()> {
+        let thread = thread::Builder::new().name(name).spawn(body);
+        let thread = thread.map_err(|error| EngineError::unavailable(ENGINE, Applied::No, error))?;
+        lock(&self.threads).push(thread);
+        Ok(())
+    }
+
+    /// Runs `work` in a transaction it shares with its neighbours, and answers when that is on disk. When a
+    /// neighbour fails `work` is run again, on the state it found before.
+    pub(crate) async fn write<T: Send + 'static>(
+        &self,
+        work: impl Fn(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> EngineResult<T> {
+        self.write_then(work, |_| {}).await
+    }
+
+    /// The same with an epilogue: `then` is called on the writer's thread, before the answer, also when the caller
+    /// has left meanwhile. It is dropped without a call only when the caller left before the command had its place
+    /// in the queue.
+    pub(crate) async fn write_then<T: Send + 'static>(
+        &self,
+        work: impl Fn(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+        then: impl FnOnce(&EngineResult<T>) + Send + 'static,
+    ) -> EngineResult<T> {
+        let (answer, answered) = oneshot::channel();
+        let end = move |outcome| {
+            then(&outcome);
+            // Who has left needs no answer.
+            drop(answer.send(outcome));
+        };
+        self.submit(work, end).await;
+        answered.await.unwrap_or_else(|_| Err(EngineError::unavailable(ENGINE, Applied::Unknown, "the writer died")))
+    }
+
+    /// The same for whoever need not wait for the commit: returns when the command has its place in the queue.
+    pub(crate) async fn submit<T: Send + 'static>(
+        &self,
+        work: impl Fn(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+        then: impl FnOnce(EngineResult<T>) + Send + 'static,
+    ) {
+        let command = Box::new(Write { work, done: None, then });
+        if let Err(refused) = self.writes.send(command).await {
+            refused.0.end(Err(closed()));
+        }
+    }
+
+    /// Runs `work` on one consistent state of the data, which holds every write that was answered before.
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> EngineResult<T> {
+        let (answer, answered) = oneshot::channel();
+        let read = move |connection: &Connection| {
+            drop(answer.send(guarded(|| work(&connection.unchecked_transaction()?))));
+        };
+        self.reads.send(Box::new(read)).await.map_err(|_| closed())?;
+        answered.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    /// How many transactions were committed.
+    pub(crate) fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
+    }
+
+    /// Finishes what was taken and ends the threads. Blocks until they have.
+    pub(crate) fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+        // Wakes the idle. When there is no room for it nobody is idle.
+        drop(self.writes.try_send(Box::new(Write { work: |_: &Transaction<'_>| Ok(()), done: None, then: drop })));
+        drop(self.reads.try_send(Box::new(|_: &Connection| {})));
+        for thread in lock(&self.threads).drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the embedded engine panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// A piece of work for the writer.
+trait Command: Send {
+    /// Does it, in the group's transaction. May be called again in another one: the first was rolled back.
+    fn run(&mut self, transaction: &Transaction<'_>) -> EngineResult<()>;
+    /// Tells its caller how it ended.
+    fn end(self: Box<Self>, outcome: EngineResult<()>);
+}
+
+struct Write<W, T, D> {
+    work: W,
+    done: Option<T>,
+    then: D,
+}
+
+impl<W, T, D> Command for Write<W, T, D>
+where
+    W: Fn(&Transaction<'_>) -> rusqlite::Result<T> + Send,
+    T: Send,
+    D: FnOnce(EngineResult<T>) + Send,
+{
+    fn run(&mut self, transaction: &Transaction<'_>) -> EngineResult<()> {
+        self.done = Some(guarded(|| (self.work)(transaction))?);
+        Ok(())
+    }
+
+    fn end(self: Box<Self>, outcome: EngineResult<()>) {
+        let Self { done, then, .. } = *self;
+        then(outcome.and_then(|()| done.ok_or_else(closed)));
+    }
+}
+
+fn write_all(
+    mut connection: Connection,
+    mut commands: mpsc::Receiver<Box<dyn Command>>,
+    closing: &AtomicBool,
+    commits: &AtomicU64,
+) {
+    let mut group = Vec::with_capacity(GROUP);
+    while commands.blocking_recv_many(&mut group, GROUP) > 0 {
+        write_group(&mut connection, &mut group, commits);
+        if closing.load(Ordering::Acquire) {
+            // What was taken is still done; who comes now is told.
+            commands.close();
+        }
+    }
+    if let Err(error) = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
+        tracing::warn!(%error, "the last checkpoint failed; nothing is lost, the next start repeats it");
+    }
+}
+
+/// One commit for all. A command that fails is answered and left out, and the others run again without it: whatever
+/// it wrote is gone, and nobody else notices.
+fn write_group(connection: &mut Connection, group: &mut Vec<Box<dyn Command>>, commits: &AtomicU64) {
+    while !group.is_empty() {
+        match attempt(connection, group) {
+            Ok(()) => {
+                commits.fetch_add(1, Ordering::Relaxed);
+                group.drain(..).for_each(|command| command.end(Ok(())));
+            }
+            Err(Failure::Begin(error)) => {
+                let error = Arc::new(error);
+                for command in group.drain(..) {
+                    command.end(Err(EngineError::unavailable(ENGINE, Applied::No, error.clone())));
+                }
+            }
+            Err(Failure::Command(index, error)) => group.remove(index).end(Err(error)),
+            Err(Failure::Commit(error)) => {
+                // Some of it may be on disk, and be found there after a crash.
+                let error = Arc::new(error);
+                for command in group.drain(..) {
+                    command.end(Err(EngineError::unavailable(ENGINE, Applied::Unknown, error.clone())));
+                }
+            }
+        }
+    }
+}
+
+enum Failure {
+    Begin(rusqlite::Error),
+    Command(usize, EngineError),
+    Commit(rusqlite::Error),
+}
+
+/// The transaction is rolled back when it is dropped before its commit, and when the commit fails.
+fn attempt(connection: &mut Connection, group: &mut [Box<dyn Command>]) -> Result<(), Failure> {
+    let begun = connection.transaction_with_behavior(TransactionBehavior::Immediate);
+    let transaction = begun.map_err(Failure::Begin)?;
+    for (index, command) in group.iter_mut().enumerate() {
+        command.run(&transaction).map_err(|error| Failure::Command(index, error))?;
+    }
+    transaction.commit().map_err(Failure::Commit)
+}
+
+fn read_all(connection: &Connection, jobs: &Mutex<mpsc::Receiver<Read>>, closing: &AtomicBool) {
+    let next = || {
+        let mut jobs = lock(jobs);
+        if closing.load(Ordering::Acquire) {
+            jobs.close();
+        }
+        jobs.blocking_recv()
+    };
+    while let Some(read) = next() {
+        read(connection);
+    }
+}
+
+/// A panic in a piece of work is that work's failure, not its thread's.
+fn guarded<T>(work: impl FnOnce() -> rusqlite::Result<T>) -> EngineResult<T> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(outcome) => outcome.map_err(engine_error),
+        Err(_) => Err(EngineError::permanent(ENGINE, "the command panicked")),
+    }
+}
+
+/// What an error of SQLite means for the request. Before the commit, nothing had its effect.
+pub(crate) fn engine_error(error: rusqlite::Error) -> EngineError {
+    use ErrorCode::{DatabaseBusy, DatabaseLocked, OperationInterrupted, OutOfMemory, SystemIoFailure};
+    use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, Utf8Error};
+    let passing = [DatabaseBusy, DatabaseLocked, OperationInterrupted, OutOfMemory, SystemIoFailure];
+    match &error {
+        FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) | Utf8Error(..) => {
+            EngineError::poison(ENGINE, error)
+        }
+        _ if error.sqlite_error_code().is_some_and(|code| passing.contains(&code)) => {
+            EngineError::unavailable(ENGINE, Applied::No, error)
+        }
+        _ => EngineError::permanent(ENGINE, error),
+    }
+}
+
+pub(crate) fn closed() -> EngineError {
+    EngineError::unavailable(ENGINE, Applied::No, "it is closed")
+}
+
+/// Locks a mutex whose critical sections leave their data whole even when they panic.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    fn database() -> Database {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch("CREATE TABLE numbers (n INTEGER PRIMARY KEY)").unwrap();
+        Database::start(connection, vec![], ()).unwrap()
+    }
+
+    fn insert(transaction: &Transaction<'_>, n: u32) -> rusqlite::Result<usize> {
+        transaction.execute("INSERT INTO numbers VALUES (?1)", [n])
+    }
+
+    #[tokio::test]
+    async fn a_command_that_fails_or_panics_takes_nothing_of_its_neighbours_with_it() {
+        let database = database();
+        // Holds the writer until all the others wait for it: they are one group.
+        let (go, wait) = channel::<()>();
+        let wait = Mutex::new(wait);
+        let first = database.write(move |_| Ok(drop(lock(&wait).recv())));
+        let fails = database.write(|transaction| insert(transaction, 2).and_then(|_| insert(transaction, 1)));
+        let panics = database.write(|transaction| -> rusqlite::Result<usize> {
+            insert(transaction, 3)?;
+            panic!("a bug")
+        });
+        let neighbours = (database.write(|t| insert(t, 1)), database.write(|t| insert(t, 4)));
+        let release = async {
+            tokio::task::yield_now().await;
+            go.send(()).unwrap();
+        };
+        let (first, one, fails, panics, four, ()) =
+            tokio::join!(biased; first, neighbours.0, fails, panics, neighbours.1, release);
+        first.unwrap();
+        assert_eq!((one.unwrap(), four.unwrap()), (1, 1));
+        for failed in [fails, panics] {
+            assert!(matches!(failed, Err(EngineError::Permanent { .. })), "{failed:?}");
+        }
+
+        let numbers = |transaction: &Transaction<'_>| {
+            let mut numbers = transaction.prepare("SELECT n FROM numbers ORDER BY n")?;
+            numbers.query_map([], |row| row.get::<_, u32>(0))?.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        assert_eq!(database.write(numbers).await.unwrap(), [1, 4]);
+        assert_eq!(database.commits(), 3, "the first, the group, the look");
+    }
+
+    #[tokio::test]
+    async fn when_the_commit_fails_nobody_is_told_that_nothing_happened() {
+        let connection = Connection::open_in_memory().unwrap();
+        let schema = "PRAGMA foreign_keys = ON; CREATE TABLE numbers (n INTEGER PRIMARY KEY);
+            CREATE TABLE children (n INTEGER REFERENCES numbers (n) DEFERRABLE INITIALLY DEFERRED)";
+        connection.execute_batch(schema).unwrap();
+        let database = Database::start(connection, vec![], ()).unwrap();
+        // A deferred constraint is checked by the commit itself.
+        let orphan = database.write(|transaction| transaction.execute("INSERT INTO children VALUES (7)", [])).await;
+        assert!(matches!(orphan, Err(EngineError::Unavailable { applied: Applied::Unknown, .. })), "{orphan:?}");
+        assert_eq!(database.write(|transaction| insert(transaction, 1)).await.unwrap(), 1, "the writer goes on");
+    }
+
+    #[tokio::test]
+    async fn whoever_comes_after_the_close_is_told() {
+        let database = database();
+        database.close();
+        let late = database.write(|transaction| insert(transaction, 1)).await;
+        assert!(matches!(late, Err(EngineError::Unavailable { applied: Applied::No, .. })), "{late:?}");
+    }
+}

@@ -1,0 +1,170 @@
+//! Who is connected. Sessions live in memory and die with the process, as they do in truth; when a user was last
+//! seen is kept on disk.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use naru_engines::EngineResult;
+use naru_engines::live::{Attachment, Location, Presence, Seen};
+use naru_model::{GatewayId, Timestamp, UserId};
+use rusqlite::{OptionalExtension, Result, Transaction, params};
+use tokio::time::Instant;
+
+use crate::column::Columns;
+use crate::database::{Database, lock};
+
+pub(crate) struct Present {
+    database: Arc<Database>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    leases: HashMap<GatewayId, Lease>,
+    /// Sessions stay when their gateway's lease lapses, and count again when it is renewed: the process may only
+    /// have been suspended.
+    sessions: HashMap<UserId, Vec<Attachment>>,
+}
+
+#[derive(Clone, Copy)]
+struct Lease {
+    until: Instant,
+    renewed_at: Timestamp,
+}
+
+impl State {
+    fn is_live(&self, session: &Attachment) -> bool {
+        self.leases.get(&session.gateway).is_some_and(|lease| Instant::now() < lease.until)
+    }
+
+    fn of(&self, user: &UserId) -> &[Attachment] {
+        self.sessions.get(user).map_or(&[], Vec::as_slice)
+    }
+
+    fn locate(&self, user: &UserId) -> Location {
+        let mut location = Location::default();
+        for session in self.of(user).iter().filter(|session| self.is_live(session)) {
+            if !location.gateways.contains(&session.gateway) {
+                location.gateways.push(session.gateway.clone());
+            }
+        }
+        location
+    }
+
+    /// As far as memory tells: whether the user is online, and when a lapsed lease of theirs was last renewed.
+    fn seen(&self, user: &UserId) -> Seen {
+        let sessions = self.of(user);
+        let online = sessions.iter().any(|session| self.is_live(session));
+        let renewed = sessions.iter().filter_map(|session| self.leases.get(&session.gateway));
+        let lapsed = renewed.map(|lease| lease.renewed_at).max();
+        Seen { online, last_seen_at: if online { Some(Timestamp::now()) } else { lapsed } }
+    }
+
+    /// Takes the sessions out that `leaves` names; answers the users who had one.
+    fn retain(&mut self, leaves: impl Fn(&Attachment) -> bool) -> Vec<UserId> {
+        let mut left = Vec::new();
+        self.sessions.retain(|user, sessions| {
+            let before = sessions.len();
+            sessions.retain(|session| !leaves(session));
+            if sessions.len() < before {
+                left.push(user.clone());
+            }
+            !sessions.is_empty()
+        });
+        left
+    }
+}
+
+impl Present {
+    pub(crate) fn new(database: Arc<Database>) -> Self {
+        Self { database, state: Mutex::default() }
+    }
+}
+
+#[async_trait]
+impl Presence for Present {
+    async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<()> {
+        let lease = Lease { until: Instant::now() + ttl, renewed_at: Timestamp::now() };
+        lock(&self.state).leases.insert(gateway.clone(), lease);
+        Ok(())
+    }
+
+    async fn resign(&self, gateway: &GatewayId) -> EngineResult<()> {
+        let users = {
+            let mut state = lock(&self.state);
+            state.leases.remove(gateway);
+            state.retain(|session| session.gateway == *gateway)
+        };
+        self.database.write(keep_seen(users)).await
+    }
+
+    async fn attach(&self, session: &Attachment) -> EngineResult<Option<Attachment>> {
+        let replaced = {
+            let mut state = lock(&self.state);
+            let sessions = state.sessions.entry(session.user.clone()).or_default();
+            let same = |other: &Attachment| {
+                other.session == session.session || (other.device.is_some() && other.device == session.device)
+            };
+            let replaced = sessions.iter().position(same).map(|index| sessions.swap_remove(index));
+            sessions.push(session.clone());
+            replaced.filter(|replaced| replaced.session != session.session)
+        };
+        // For the case that the process dies: while it lives, memory answers.
+        self.database.submit(keep_seen(vec![session.user.clone()]), drop).await;
+        Ok(replaced)
+    }
+
+    async fn detach(&self, session: &Attachment) -> EngineResult<()> {
+        let was_there = {
+            let mut state = lock(&self.state);
+            let Some(sessions) = state.sessions.get_mut(&session.user) else { return Ok(()) };
+            let before = sessions.len();
+            sessions.retain(|other| other.session != session.session);
+            let was_there = sessions.len() < before;
+            if sessions.is_empty() {
+                state.sessions.remove(&session.user);
+            }
+            was_there
+        };
+        if was_there { self.database.write(keep_seen(vec![session.user.clone()])).await } else { Ok(()) }
+    }
+
+    async fn locate(&self, users: &[UserId]) -> EngineResult<Vec<Location>> {
+        let state = lock(&self.state);
+        Ok(users.iter().map(|user| state.locate(user)).collect())
+    }
+
+    async fn seen(&self, users: &[UserId]) -> EngineResult<Vec<Seen>> {
+        let mut seen: Vec<_> = {
+            let state = lock(&self.state);
+            users.iter().map(|user| (user.clone(), state.seen(user))).collect()
+        };
+        if seen.iter().any(|(_, seen)| !seen.online) {
+            seen = self.database.read(move |transaction| add_kept(transaction, seen)).await?;
+        }
+        Ok(seen.into_iter().map(|(_, seen)| seen).collect())
+    }
+}
+
+/// Writes down that these users were seen now.
+fn keep_seen(users: Vec<UserId>) -> impl Fn(&Transaction<'_>) -> Result<()> + Send + 'static {
+    let now = Timestamp::now().as_millis();
+    move |transaction| {
+        let sql = "INSERT INTO last_seen (userId, seenAt) VALUES (?1, ?2)
+            ON CONFLICT DO UPDATE SET seenAt = max(seenAt, excluded.seenAt)";
+        let mut keep = transaction.prepare_cached(sql)?;
+        users.iter().try_for_each(|user| keep.execute(params![user.as_str(), now]).map(drop))
+    }
+}
+
+/// Adds what was written down for those who are not online.
+fn add_kept(transaction: &Transaction<'_>, mut seen: Vec<(UserId, Seen)>) -> Result<Vec<(UserId, Seen)>> {
+    let mut kept = transaction.prepare_cached("SELECT seenAt FROM last_seen WHERE userId = ?1")?;
+    for (user, seen) in seen.iter_mut().filter(|(_, seen)| !seen.online) {
+        let kept = kept.query_row([user.as_str()], |row| row.time(0)).optional()?;
+        seen.last_seen_at = seen.last_seen_at.max(kept);
+    }
+    Ok(seen)
+}

@@ -1,0 +1,139 @@
+-- Version 1. Times are milliseconds since 1970 in UTC; `_id` of a message is the twelve bytes of its ObjectId.
+-- Columns are named like the fields of the documents they are in MongoDB.
+
+CREATE TABLE meta (
+    key   TEXT PRIMARY KEY,
+    value ANY NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- The event log. Nothing is ever removed, so `position` (SQLite's row id) is the order of appending.
+CREATE TABLE intake (
+    position        INTEGER PRIMARY KEY,
+    _id             BLOB NOT NULL UNIQUE,
+    chatRoomId      TEXT NOT NULL,
+    senderId        TEXT NOT NULL,
+    clientMessageId TEXT NOT NULL,
+    senderName      TEXT NOT NULL,
+    content         TEXT NOT NULL,
+    timestamp       INTEGER NOT NULL,
+    after           BLOB,
+    origin          TEXT, -- JSON
+    trace           TEXT NOT NULL,
+    open            INTEGER NOT NULL DEFAULT 1,
+    outcome         TEXT, -- 'saved', or why not
+    seq             INTEGER,
+    UNIQUE (chatRoomId, senderId, clientMessageId)
+) STRICT;
+CREATE INDEX intake_open ON intake (position, timestamp) WHERE open = 1;
+
+-- In the order in which they are read: a room's messages lie side by side.
+CREATE TABLE chat_messages (
+    chatRoomId      TEXT NOT NULL,
+    seq             INTEGER NOT NULL,
+    _id             BLOB NOT NULL UNIQUE,
+    senderId        TEXT NOT NULL,
+    senderName      TEXT NOT NULL,
+    content         TEXT NOT NULL,
+    timestamp       INTEGER NOT NULL,
+    clientMessageId TEXT NOT NULL,
+    PRIMARY KEY (chatRoomId, seq)
+) STRICT, WITHOUT ROWID;
+
+-- A room is direct when `user1Id` is set. The newest message and its place are not kept here: `chat_messages`
+-- answers both in one step, and can't disagree with itself.
+CREATE TABLE chat_rooms (
+    _id           TEXT PRIMARY KEY,
+    user1Id       TEXT,
+    user2Id       TEXT,
+    name          TEXT,
+    makerId       TEXT,
+    createdAt     INTEGER NOT NULL DEFAULT (CAST(unixepoch('subsec') * 1000 AS INTEGER)),
+    memberVersion INTEGER NOT NULL DEFAULT 1
+) STRICT, WITHOUT ROWID;
+
+-- Who was a member from which version on, and until before which one (none: still). Never removed, so the members at
+-- any version can be told for ever.
+CREATE TABLE memberships (
+    chatRoomId TEXT NOT NULL,
+    userId     TEXT NOT NULL,
+    since      INTEGER NOT NULL,
+    until      INTEGER,
+    PRIMARY KEY (chatRoomId, userId, since)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX memberships_of_user ON memberships (userId, chatRoomId) WHERE until IS NULL;
+
+-- What a member has seen and set; kept when they leave, for when they come back.
+CREATE TABLE members (
+    chatRoomId TEXT NOT NULL,
+    userId     TEXT NOT NULL,
+    read       INTEGER NOT NULL DEFAULT 0,
+    muted      INTEGER NOT NULL DEFAULT 0,
+    mutedUntil INTEGER,
+    PRIMARY KEY (chatRoomId, userId)
+) STRICT, WITHOUT ROWID;
+
+-- How far each device is; '' stands for sessions without one.
+CREATE TABLE received (
+    chatRoomId TEXT NOT NULL,
+    userId     TEXT NOT NULL,
+    deviceId   TEXT NOT NULL,
+    seq        INTEGER NOT NULL,
+    PRIMARY KEY (chatRoomId, userId, deviceId)
+) STRICT, WITHOUT ROWID;
+
+CREATE TRIGGER memberships_begin AFTER INSERT ON memberships BEGIN
+    INSERT OR IGNORE INTO members (chatRoomId, userId) VALUES (new.chatRoomId, new.userId);
+END;
+
+-- Direct rooms get their members here, so that one which another program writes with nothing but `_id`, `user1Id`
+-- and `user2Id` is like any other.
+CREATE TRIGGER chat_rooms_direct AFTER INSERT ON chat_rooms WHEN new.user1Id IS NOT NULL BEGIN
+    INSERT OR IGNORE INTO memberships (chatRoomId, userId, since)
+        VALUES (new._id, new.user1Id, 1), (new._id, new.user2Id, 1);
+END;
+
+CREATE TABLE devices (
+    userId       TEXT NOT NULL,
+    deviceId     TEXT NOT NULL,
+    platform     TEXT NOT NULL,
+    token        TEXT NOT NULL,
+    environment  TEXT NOT NULL,
+    locale       TEXT,
+    registeredAt INTEGER NOT NULL,
+    PRIMARY KEY (userId, deviceId),
+    UNIQUE (platform, token)
+) STRICT, WITHOUT ROWID;
+
+-- Pushes that a provider took.
+CREATE TABLE pushes (
+    eventId    BLOB PRIMARY KEY,
+    providerId TEXT NOT NULL,
+    recordedAt INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX pushes_by_age ON pushes (recordedAt);
+
+-- Pushes that could not be sent.
+CREATE TABLE parked (
+    eventId  BLOB PRIMARY KEY,
+    job      TEXT NOT NULL, -- JSON
+    reason   TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    parkedAt INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX parked_by_age ON parked (parkedAt);
+
+-- The durable hops. A row is there until its event is settled.
+CREATE TABLE queue (
+    id        INTEGER PRIMARY KEY,
+    hop       TEXT NOT NULL,
+    visibleAt INTEGER NOT NULL,
+    attempt   INTEGER NOT NULL DEFAULT 1,
+    eventId   BLOB NOT NULL,
+    event     TEXT NOT NULL -- JSON, with its envelope
+) STRICT;
+CREATE INDEX queue_due ON queue (hop, visibleAt, id);
+
+CREATE TABLE last_seen (
+    userId TEXT PRIMARY KEY,
+    seenAt INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;

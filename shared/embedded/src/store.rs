@@ -1,0 +1,43 @@
+//! What must last, in SQLite. Each part of the store in its own file; a write is one command of the writer.
+
+mod devices;
+mod intake;
+mod messages;
+mod positions;
+mod pushes;
+mod rooms;
+
+use std::sync::Arc;
+
+use naru_engines::store::Store;
+use naru_model::{RoomId, UserId};
+use rusqlite::{Connection, Result};
+
+use crate::database::Database;
+pub(crate) use positions::received;
+
+pub(crate) fn store(database: &Arc<Database>, partitions: u32) -> Store {
+    Store {
+        intake: database.clone(),
+        messages: database.clone(),
+        rooms: database.clone(),
+        positions: database.clone(),
+        devices: database.clone(),
+        pushes: database.clone(),
+        partitions,
+    }
+}
+
+/// The place of a room's newest message, 0 without one: one step in the index.
+fn head(connection: &Connection, room: &RoomId) -> Result<i64> {
+    connection
+        .prepare_cached("SELECT coalesce(max(seq), 0) FROM chat_messages WHERE chatRoomId = ?1")?
+        .query_row([room.as_str()], |row| row.get(0))
+}
+
+/// Whether a user is a member now.
+fn is_member(connection: &Connection, room: &RoomId, user: &UserId) -> Result<bool> {
+    connection
+        .prepare_cached("SELECT 1 FROM memberships WHERE userId = ?1 AND chatRoomId = ?2 AND until IS NULL")?
+        .exists([user.as_str(), room.as_str()])
+}

@@ -1,0 +1,87 @@
+//! The device registry.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use naru_engines::EngineResult;
+use naru_engines::store::{Device, Devices, Platform};
+use naru_model::{DeviceId, Timestamp, UserId};
+use rusqlite::{Result, Row, params};
+
+use crate::column::{self, Columns};
+use crate::database::Database;
+
+#[async_trait]
+impl Devices for Database {
+    async fn claim(&self, device: Device) -> EngineResult<()> {
+        self.write(move |transaction| {
+            // Replaces both the device's earlier token and whoever had this one: both are unique.
+            let sql = "INSERT OR REPLACE INTO devices
+                (userId, deviceId, platform, token, environment, locale, registeredAt) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+            transaction.prepare_cached(sql)?.execute(params![
+                device.user.as_str(),
+                device.id.as_str(),
+                column::word(&device.platform)?,
+                device.token,
+                column::word(&device.environment)?,
+                device.locale,
+                device.registered_at.as_millis(),
+            ])?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn of_users(&self, users: &[UserId]) -> EngineResult<Vec<Device>> {
+        let users = users.to_vec();
+        self.read(move |transaction| {
+            let sql = "SELECT userId, deviceId, platform, token, environment, locale, registeredAt
+                FROM devices WHERE userId = ?1";
+            let mut statement = transaction.prepare_cached(sql)?;
+            let mut devices = Vec::new();
+            for user in &users {
+                for device in statement.query_map([user.as_str()], device)? {
+                    devices.push(device?);
+                }
+            }
+            Ok(devices)
+        })
+        .await
+    }
+
+    async fn remove(&self, user: &UserId, device: &DeviceId) -> EngineResult<bool> {
+        let (user, device) = (user.clone(), device.clone());
+        self.write(move |transaction| {
+            let sql = "DELETE FROM devices WHERE userId = ?1 AND deviceId = ?2";
+            Ok(transaction.prepare_cached(sql)?.execute([user.as_str(), device.as_str()])? > 0)
+        })
+        .await
+    }
+
+    async fn remove_token(
+        &self,
+        platform: Platform,
+        token: &str,
+        registered_before: Timestamp,
+    ) -> EngineResult<bool> {
+        let (token, before) = (Arc::<str>::from(token), registered_before.as_millis());
+        self.write(move |transaction| {
+            let sql = "DELETE FROM devices WHERE platform = ?1 AND token = ?2 AND registeredAt < ?3";
+            let removed = transaction.prepare_cached(sql)?.execute(params![column::word(&platform)?, token, before])?;
+            Ok(removed > 0)
+        })
+        .await
+    }
+}
+
+fn device(row: &Row<'_>) -> Result<Device> {
+    Ok(Device {
+        user: row.text(0)?,
+        id: row.text(1)?,
+        platform: row.word(2)?,
+        token: row.get(3)?,
+        environment: row.word(4)?,
+        locale: row.get(5)?,
+        registered_at: row.time(6)?,
+    })
+}

@@ -1,0 +1,116 @@
+//! The intake.
+
+use async_trait::async_trait;
+use naru_engines::EngineResult;
+use naru_engines::store::{Appended, Intake, IntakeRecord, Settlement};
+use naru_model::hops::Accepted;
+use naru_model::message::Outcome;
+use naru_model::{MessageId, Timestamp};
+use rusqlite::{Connection, OptionalExtension, Params, Result, Row, params};
+
+use crate::column::{self, Columns, accepted_columns};
+use crate::database::Database;
+
+const SAVED: &str = "saved";
+
+#[async_trait]
+impl Intake for Database {
+    async fn append(&self, entries: &[Accepted]) -> EngineResult<Vec<Appended>> {
+        let entries = entries.to_vec();
+        self.write(move |transaction| entries.iter().map(|entry| append(transaction, entry)).collect()).await
+    }
+
+    async fn get(&self, ids: &[MessageId]) -> EngineResult<Vec<Option<IntakeRecord>>> {
+        let ids = ids.to_vec();
+        self.read(move |transaction| ids.iter().map(|id| by_id(transaction, *id)).collect()).await
+    }
+
+    async fn open(&self, until: Timestamp, limit: usize) -> EngineResult<Vec<Accepted>> {
+        self.read(move |transaction| {
+            // The index holds nothing but what is open.
+            let sql = concat!(
+                "SELECT ",
+                accepted_columns!(),
+                " FROM intake INDEXED BY intake_open WHERE open = 1 AND timestamp <= ?1 ORDER BY position LIMIT ?2"
+            );
+            let mut open = transaction.prepare_cached(sql)?;
+            open.query_map(params![until.as_millis(), column::limit(limit)], column::accepted)?.collect()
+        })
+        .await
+    }
+
+    async fn settle(&self, settlements: &[Settlement]) -> EngineResult<()> {
+        let settlements = settlements.to_vec();
+        self.write(move |transaction| {
+            let sql = "UPDATE intake SET open = 0, outcome = ?2, seq = ?3 WHERE _id = ?1 AND open = 1";
+            let mut settle = transaction.prepare_cached(sql)?;
+            for Settlement { id, outcome } in &settlements {
+                match outcome {
+                    Outcome::Saved { seq } => settle.execute(params![id.bytes(), SAVED, column::place(*seq)])?,
+                    Outcome::Rejected { reason } => {
+                        settle.execute(params![id.bytes(), column::word(reason)?, None::<i64>])?
+                    }
+                };
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn append(connection: &Connection, entry: &Accepted) -> Result<Appended> {
+    let sql = concat!(
+        "INSERT INTO intake (",
+        accepted_columns!(),
+        ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT DO NOTHING"
+    );
+    let added = connection.prepare_cached(sql)?.execute(params![
+        entry.id.bytes(),
+        entry.chat_room_id.as_str(),
+        entry.sender_id.as_str(),
+        entry.sender_name,
+        entry.content,
+        entry.timestamp.as_millis(),
+        entry.client_message_id.as_str(),
+        entry.after.map(|id| id.bytes()),
+        entry.origin.as_ref().map(column::json).transpose()?,
+        entry.trace.to_string(),
+    ])?;
+    if added == 1 {
+        return Ok(Appended::New);
+    }
+    // Either its key or its id is there. An id that is there under another key is another message.
+    Ok(match by_key(connection, entry)? {
+        Some(first) if first.accepted.content == entry.content => Appended::Resend(Box::new(first)),
+        _ => Appended::Conflict,
+    })
+}
+
+fn by_id(connection: &Connection, id: MessageId) -> Result<Option<IntakeRecord>> {
+    let sql = concat!("SELECT ", accepted_columns!(), ", outcome, seq FROM intake WHERE _id = ?1");
+    one(connection, sql, [id.bytes()])
+}
+
+fn by_key(connection: &Connection, entry: &Accepted) -> Result<Option<IntakeRecord>> {
+    let sql = concat!(
+        "SELECT ",
+        accepted_columns!(),
+        ", outcome, seq FROM intake WHERE chatRoomId = ?1 AND senderId = ?2 AND clientMessageId = ?3"
+    );
+    let (room, sender, name) = naru_engines::store::resend_key(entry);
+    one(connection, sql, [room.as_str(), sender.as_str(), name.as_str()])
+}
+
+fn one(connection: &Connection, sql: &str, key: impl Params) -> Result<Option<IntakeRecord>> {
+    let record = |row: &Row<'_>| Ok(IntakeRecord { accepted: column::accepted(row)?, outcome: outcome(row)? });
+    connection.prepare_cached(sql)?.query_row(key, record).optional()
+}
+
+fn outcome(row: &Row<'_>) -> Result<Option<Outcome>> {
+    const COLUMN: usize = 10;
+    Ok(match row.get_ref(COLUMN)?.as_str_or_null()? {
+        None => None,
+        Some(SAVED) => Some(Outcome::Saved { seq: row.seq(COLUMN + 1)? }),
+        Some(_) => Some(Outcome::Rejected { reason: row.word(COLUMN)? }),
+    })
+}

@@ -1,0 +1,114 @@
+//! `chat_messages`.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use naru_engines::EngineResult;
+use naru_engines::store::{Messages, Run, RunConflict, Window};
+use naru_model::{Message, MessageId, RoomId, Seq, UserId};
+use rusqlite::{Connection, OptionalExtension, Result, params};
+
+use crate::column::{self, message_columns};
+use crate::database::Database;
+use crate::store::head;
+
+#[async_trait]
+impl Messages for Database {
+    async fn find(&self, ids: &[MessageId]) -> EngineResult<Vec<Option<Message>>> {
+        let ids = ids.to_vec();
+        self.read(move |transaction| ids.iter().map(|id| find(transaction, *id)).collect()).await
+    }
+
+    async fn heads(&self, rooms: &[RoomId]) -> EngineResult<Vec<Seq>> {
+        let rooms = rooms.to_vec();
+        self.read(move |transaction| {
+            let heads = rooms.iter().map(|room| head(transaction, room).map(|head| Seq(head.unsigned_abs())));
+            heads.collect()
+        })
+        .await
+    }
+
+    async fn append_run(&self, run: &[Message]) -> EngineResult<Run> {
+        let run = run.to_vec();
+        self.write(move |transaction| append_run(transaction, &run)).await
+    }
+
+    async fn range(&self, room: &RoomId, window: Window, limit: usize) -> EngineResult<(Vec<Message>, bool)> {
+        let room = room.clone();
+        self.read(move |transaction| range(transaction, &room, window, limit)).await
+    }
+}
+
+fn find(connection: &Connection, id: MessageId) -> Result<Option<Message>> {
+    let sql = concat!("SELECT ", message_columns!(), " FROM chat_messages WHERE _id = ?1");
+    connection.prepare_cached(sql)?.query_row([id.bytes()], column::message).optional()
+}
+
+/// All in one transaction: readers see the prefix and what it means for its senders at once, or nothing.
+fn append_run(connection: &Connection, run: &[Message]) -> Result<Run> {
+    let sql = concat!(
+        "INSERT INTO chat_messages (",
+        message_columns!(),
+        ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO NOTHING"
+    );
+    let mut insert = connection.prepare_cached(sql)?;
+    // Sending reads up to one's own message.
+    let mut read: HashMap<(&RoomId, &UserId), Seq> = HashMap::new();
+    let (mut stored, mut stopped_by) = (0, None);
+    for message in run {
+        let added = insert.execute(params![
+            message.id.bytes(),
+            message.chat_room_id.as_str(),
+            column::place(message.seq),
+            message.sender_id.as_str(),
+            message.sender_name,
+            message.content,
+            message.timestamp.as_millis(),
+            message.client_message_id.as_str(),
+        ])?;
+        if added == 0 {
+            let saved = find(connection, message.id)?;
+            stopped_by = Some(saved.map_or(RunConflict::SeqTaken, RunConflict::AlreadySaved));
+            break;
+        }
+        stored += 1;
+        let upto = read.entry((&message.chat_room_id, &message.sender_id)).or_default();
+        *upto = message.seq.max(*upto);
+    }
+
+    let sql = "UPDATE members SET read = ?3 WHERE chatRoomId = ?1 AND userId = ?2 AND read < ?3";
+    let mut advance = connection.prepare_cached(sql)?;
+    for ((room, sender), seq) in read {
+        advance.execute(params![room.as_str(), sender.as_str(), column::place(seq)])?;
+    }
+    Ok(Run { stored, stopped_by })
+}
+
+fn range(connection: &Connection, room: &RoomId, window: Window, limit: usize) -> Result<(Vec<Message>, bool)> {
+    let (sql, seq) = match window {
+        Window::After(seq) => (
+            concat!(
+                "SELECT ",
+                message_columns!(),
+                " FROM chat_messages WHERE chatRoomId = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3"
+            ),
+            seq,
+        ),
+        Window::Before(_) | Window::Latest => (
+            concat!(
+                "SELECT ",
+                message_columns!(),
+                " FROM chat_messages WHERE chatRoomId = ?1 AND seq < ?2 ORDER BY seq DESC LIMIT ?3"
+            ),
+            if let Window::Before(seq) = window { seq } else { Seq(u64::MAX) },
+        ),
+    };
+    // One more than asked for tells whether there are more.
+    let most = column::limit(limit.saturating_add(1));
+    let mut statement = connection.prepare_cached(sql)?;
+    let rows = statement.query_map(params![room.as_str(), column::place(seq), most], column::message)?;
+    let mut messages = rows.collect::<Result<Vec<_>>>()?;
+    let more = messages.len() > limit;
+    messages.truncate(limit);
+    Ok((messages, more))
+}

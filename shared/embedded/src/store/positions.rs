@@ -1,0 +1,76 @@
+//! How far each member is.
+
+use async_trait::async_trait;
+use naru_engines::EngineResult;
+use naru_engines::store::{Advance, DevicePosition, MemberPosition, Moved, Positions};
+use naru_model::{DeviceId, RoomId, Seq, UserId};
+use rusqlite::{Connection, Result, params};
+
+use crate::column::{self, Columns};
+use crate::database::Database;
+use crate::store::rooms::member;
+use crate::store::{head, is_member};
+
+#[async_trait]
+impl Positions for Database {
+    async fn advance(&self, steps: &[Advance]) -> EngineResult<Vec<Moved>> {
+        let steps = steps.to_vec();
+        self.write(move |transaction| steps.iter().map(|step| advance(transaction, step)).collect()).await
+    }
+
+    async fn get(&self, room: &RoomId, users: &[UserId]) -> EngineResult<Vec<MemberPosition>> {
+        let (room, users) = (room.clone(), users.to_vec());
+        self.read(move |transaction| {
+            let position = |user| {
+                let (read, settings) = member(transaction, &room, user)?;
+                Ok(MemberPosition { read, received: received(transaction, &room, user)?, settings })
+            };
+            users.iter().map(position).collect()
+        })
+        .await
+    }
+
+    async fn of_device(&self, user: &UserId, device: &DeviceId) -> EngineResult<Vec<DevicePosition>> {
+        let (user, device) = (user.clone(), device.clone());
+        self.read(move |transaction| {
+            let mut statement = transaction.prepare_cached(
+                "SELECT chatRoomId, (SELECT seq FROM received
+                     WHERE chatRoomId = memberships.chatRoomId AND userId = ?1 AND deviceId = ?2)
+                 FROM memberships WHERE userId = ?1 AND until IS NULL",
+            )?;
+            let rows = statement.query_map([user.as_str(), device.as_str()], |row| {
+                Ok(DevicePosition { room: row.text(0)?, received: row.seq(1)? })
+            })?;
+            rows.collect()
+        })
+        .await
+    }
+}
+
+/// On the device of this user that is furthest.
+pub(crate) fn received(connection: &Connection, room: &RoomId, user: &UserId) -> Result<Seq> {
+    connection
+        .prepare_cached("SELECT max(seq) FROM received WHERE chatRoomId = ?1 AND userId = ?2")?
+        .query_row([room.as_str(), user.as_str()], |row| row.seq(0))
+}
+
+fn advance(connection: &Connection, step: &Advance) -> Result<Moved> {
+    if !is_member(connection, &step.room, &step.user)? {
+        return Ok(Moved::default());
+    }
+    let (room, user) = (step.room.as_str(), step.user.as_str());
+    let head = head(connection, &step.room)?;
+    let read = column::place(step.read).min(head);
+    let received = column::place(step.received).min(head).max(read);
+    let moved = |place: i64, rows: usize| (rows > 0).then(|| Seq(place.unsigned_abs()));
+
+    let device = step.device.as_ref().map_or("", DeviceId::as_str);
+    let sql = "INSERT INTO received (chatRoomId, userId, deviceId, seq) SELECT ?1, ?2, ?3, ?4 WHERE ?4 > 0
+        ON CONFLICT DO UPDATE SET seq = excluded.seq WHERE seq < excluded.seq";
+    let mut receive = connection.prepare_cached(sql)?;
+    let received = moved(received, receive.execute(params![room, user, device, received])?);
+
+    let sql = "UPDATE members SET read = ?3 WHERE chatRoomId = ?1 AND userId = ?2 AND read < ?3";
+    let read = moved(read, connection.prepare_cached(sql)?.execute(params![room, user, read])?);
+    Ok(Moved { received, read })
+}

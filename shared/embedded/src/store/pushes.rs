@@ -1,0 +1,81 @@
+//! What was pushed, and what could not be.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use naru_engines::EngineResult;
+use naru_engines::store::{ParkedPush, Pushes};
+use naru_model::{EventId, Timestamp};
+use rusqlite::{Row, params};
+
+use crate::column::{self, Columns};
+use crate::database::Database;
+
+/// U1 asks for two days.
+const KEPT: Duration = Duration::from_secs(3 * 24 * 60 * 60);
+
+#[async_trait]
+impl Pushes for Database {
+    async fn done(&self, events: &[EventId]) -> EngineResult<Vec<bool>> {
+        let events = events.to_vec();
+        self.read(move |transaction| {
+            let mut done = transaction.prepare_cached("SELECT 1 FROM pushes WHERE eventId = ?1")?;
+            events.iter().map(|event| done.exists([event.0.as_bytes()])).collect()
+        })
+        .await
+    }
+
+    async fn record(&self, taken: &[(EventId, String)]) -> EngineResult<()> {
+        let taken = taken.to_vec();
+        let now = Timestamp::now();
+        self.write(move |transaction| {
+            let sql = "INSERT INTO pushes (eventId, providerId, recordedAt) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING";
+            let mut record = transaction.prepare_cached(sql)?;
+            for (event, provider_id) in &taken {
+                record.execute(params![event.0.as_bytes(), provider_id, now.as_millis()])?;
+            }
+            // Each new one takes up to two old ones with it, so there is never a big sweep, and never one needed.
+            let sql = "DELETE FROM pushes
+                WHERE eventId IN (SELECT eventId FROM pushes WHERE recordedAt < ?1 ORDER BY recordedAt LIMIT ?2)";
+            let old = params![now.before(KEPT).as_millis(), column::limit(2 * taken.len())];
+            transaction.prepare_cached(sql)?.execute(old).map(drop)
+        })
+        .await
+    }
+
+    async fn park(&self, push: ParkedPush) -> EngineResult<()> {
+        self.write(move |transaction| {
+            let sql = "INSERT OR REPLACE INTO parked (eventId, job, reason, attempts, parkedAt) VALUES (?1, ?2, ?3, ?4, ?5)";
+            let (event, job) = (push.event_id.0.as_bytes(), column::json(&push.job)?);
+            let values = params![event, job, push.reason, push.attempts, push.parked_at.as_millis()];
+            transaction.prepare_cached(sql)?.execute(values).map(drop)
+        })
+        .await
+    }
+
+    async fn parked(&self, limit: usize) -> EngineResult<Vec<ParkedPush>> {
+        self.read(move |transaction| {
+            let sql = "SELECT eventId, job, reason, attempts, parkedAt FROM parked ORDER BY parkedAt LIMIT ?1";
+            let mut statement = transaction.prepare_cached(sql)?;
+            let push = |row: &Row<'_>| {
+                Ok(ParkedPush {
+                    event_id: row.event_id(0)?,
+                    job: row.json(1)?,
+                    reason: row.get(2)?,
+                    attempts: row.get(3)?,
+                    parked_at: row.time(4)?,
+                })
+            };
+            statement.query_map([column::limit(limit)], push)?.collect()
+        })
+        .await
+    }
+
+    async fn drop_parked(&self, event: EventId) -> EngineResult<bool> {
+        self.write(move |transaction| {
+            let mut statement = transaction.prepare_cached("DELETE FROM parked WHERE eventId = ?1")?;
+            Ok(statement.execute([event.0.as_bytes()])? > 0)
+        })
+        .await
+    }
+}

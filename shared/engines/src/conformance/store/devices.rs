@@ -1,0 +1,115 @@
+//! [`Devices`](crate::store::Devices).
+
+use std::time::Duration;
+
+use naru_model::hops::PushEnvironment;
+use naru_model::{MessageId, Timestamp, UserId};
+
+use super::given::{device, user};
+use super::{Of, Store, reopened, together};
+use crate::store::{Device, Platform};
+
+pub(super) async fn d1_a_token_belongs_to_whom_claimed_it_last(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (ada, ben) = (registered(&user()), registered(&user()));
+    let spare = Device { platform: Platform::Apns, environment: PushEnvironment::Sandbox, locale: None, ..registered(&ada.user) };
+    for device in [&ada, &ben, &spare] {
+        store.devices.claim(device.clone()).await.unwrap();
+    }
+    assert_eq!(of_users(&store, &[&ada.user, &ben.user]).await, sorted([&ada, &ben, &spare]));
+
+    // Ada's phone is Ben's now, then his tablet.
+    let phone = Device { token: ada.token.clone(), ..registered(&ben.user) };
+    store.devices.claim(phone.clone()).await.unwrap();
+    assert_eq!(of_users(&store, &[&ada.user]).await, [spare.clone()]);
+    assert_eq!(of_users(&store, &[&ben.user]).await, sorted([&ben, &phone]));
+    let tablet = Device { id: device(), ..phone };
+    store.devices.claim(tablet.clone()).await.unwrap();
+    assert_eq!(of_users(&store, &[&ben.user]).await, sorted([&ben, &tablet]));
+
+    let store = reopened(subject, store).await;
+    assert_eq!(of_users(&store, &[&ada.user, &ben.user]).await, sorted([&ben, &spare, &tablet]));
+}
+
+pub(super) async fn d1_of_many_at_the_same_time_one_has_the_token(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let first = registered(&user());
+    let rivals: Vec<_> = (0..6).map(|_| Device { token: first.token.clone(), ..registered(&user()) }).collect();
+    let mut claims = Vec::new();
+    for rival in rivals.clone() {
+        let store = subject.beside(&store).await;
+        claims.push(async move { store.devices.claim(rival).await.unwrap() });
+    }
+    together(claims).await;
+    let users: Vec<_> = rivals.iter().map(|rival| &rival.user).collect();
+    assert_eq!(of_users(&store, &users).await.len(), 1, "owners of one token");
+}
+
+pub(super) async fn d2_claiming_again_replaces_the_token(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let old = registered(&user());
+    let new = Device { locale: Some("en".into()), ..Device { id: old.id.clone(), ..registered(&old.user) } };
+    store.devices.claim(old.clone()).await.unwrap();
+    store.devices.claim(new.clone()).await.unwrap();
+    assert_eq!(of_users(&store, &[&old.user]).await, [new.clone()]);
+    let elsewhere = Device { token: old.token, ..registered(&user()) };
+    store.devices.claim(elsewhere.clone()).await.unwrap();
+    assert_eq!(of_users(&store, &[&old.user, &elsewhere.user]).await, sorted([&new, &elsewhere]));
+    let namesake = Device { id: new.id.clone(), ..registered(&user()) };
+    store.devices.claim(namesake.clone()).await.unwrap();
+    assert_eq!(of_users(&store, &[&new.user]).await, [new], "a device id is its user's own");
+}
+
+pub(super) async fn d3_only_an_older_token_is_removed(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let device = registered(&user());
+    store.devices.claim(device.clone()).await.unwrap();
+    let remove = async |token: &str, before| {
+        store.devices.remove_token(device.platform, token, before).await.unwrap()
+    };
+    let at = device.registered_at;
+    assert!(!remove(&device.token, at.before(Duration::from_millis(1))).await, "registered after that");
+    assert!(!remove(&device.token, at).await, "registered at that moment");
+    assert!(!remove("another", at.after(Duration::from_secs(9))).await, "not there");
+    assert_eq!(of_users(&store, &[&device.user]).await, [device.clone()]);
+    assert!(remove(&device.token, at.after(Duration::from_millis(1))).await);
+    assert_eq!(of_users(&store, &[&device.user]).await, []);
+    assert!(!remove(&device.token, at.after(Duration::from_millis(1))).await, "gone already");
+}
+
+pub(super) async fn d3_a_removed_device_is_gone(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (kept, gone) = (registered(&user()), registered(&user()));
+    let namesake = Device { id: gone.id.clone(), ..registered(&kept.user) };
+    for device in [&kept, &gone, &namesake] {
+        store.devices.claim(device.clone()).await.unwrap();
+    }
+    assert!(store.devices.remove(&gone.user, &gone.id).await.unwrap());
+    assert!(!store.devices.remove(&gone.user, &gone.id).await.unwrap(), "gone already");
+    let store = reopened(subject, store).await;
+    assert_eq!(of_users(&store, &[&gone.user, &kept.user]).await, sorted([&kept, &namesake]));
+}
+
+fn registered(user: &UserId) -> Device {
+    Device {
+        user: user.clone(),
+        id: device(),
+        platform: Platform::Fcm,
+        token: format!("token:{}", MessageId::generate()).into(),
+        environment: PushEnvironment::Production,
+        locale: Some("ko-KR".into()),
+        registered_at: Timestamp::now(),
+    }
+}
+
+async fn of_users(store: &Store, users: &[&UserId]) -> Vec<Device> {
+    let users: Vec<_> = users.iter().map(|user| (*user).clone()).collect();
+    sorted(&store.devices.of_users(&users).await.unwrap())
+}
+
+/// In an order of our own: the contract has none.
+fn sorted<'a>(devices: impl IntoIterator<Item = &'a Device>) -> Vec<Device> {
+    let mut devices: Vec<_> = devices.into_iter().cloned().collect();
+    devices.sort_by(|one, other| one.token.cmp(&other.token));
+    devices
+}

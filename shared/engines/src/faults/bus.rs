@@ -1,0 +1,120 @@
+//! A bus that reorders as much as B4 lets a hand-over do, and one whose re-derivable hops lose.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use naru_model::Event;
+use naru_model::hops::Payload;
+
+use super::Dice;
+use crate::EngineResult;
+use crate::bus::{Bus, Delivery, Queue, Receiver};
+
+/// A bus on which a share of the batches (0 none, 1 all) comes as after a hand-over to another receiver: in any order,
+/// with some of its events only in a later batch. The rooms of the other batches come in any order too.
+pub fn reordering(bus: Bus, seed: u64, share: f64) -> Bus {
+    eprintln!("faults: {share} of the batches are reordered, by seed {seed}");
+    let fault = Fault { seed, share, drops: false };
+    Bus {
+        accepted: Unruly::around(bus.accepted, fault, 1),
+        saved: Unruly::around(bus.saved, fault, 2),
+        offline: Unruly::around(bus.offline, fault, 3),
+        owed: Unruly::around(bus.owed, fault, 4),
+        push_fcm: Unruly::around(bus.push_fcm, fault, 5),
+        push_apns: Unruly::around(bus.push_apns, fault, 6),
+        push_webhook: Unruly::around(bus.push_webhook, fault, 7),
+    }
+}
+
+/// A bus that loses a share (0 none, 1 all) of what is sent on its re-derivable hops, as when a broker's disk is lost.
+pub fn losing(bus: Bus, seed: u64, share: f64) -> Bus {
+    eprintln!("faults: {share} of the re-derivable events are lost, by seed {seed}");
+    let fault = Fault { seed, share, drops: true };
+    Bus {
+        accepted: Unruly::around(bus.accepted, fault, 1),
+        saved: Unruly::around(bus.saved, fault, 2),
+        ..bus
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Fault {
+    seed: u64,
+    share: f64,
+    /// Events are lost; else they are reordered.
+    drops: bool,
+}
+
+struct Unruly<T: Payload> {
+    inner: Arc<dyn Queue<T>>,
+    fault: Fault,
+    dice: Mutex<Dice>,
+}
+
+impl<T: Payload> Unruly<T> {
+    /// Each hop has chances of its own.
+    fn around(inner: Arc<dyn Queue<T>>, fault: Fault, hop: u64) -> Arc<Self> {
+        Arc::new(Self { inner, fault, dice: Mutex::new(Dice(fault.seed.wrapping_add(hop << 56))) })
+    }
+
+    fn dice(&self) -> std::sync::MutexGuard<'_, Dice> {
+        self.dice.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep(&self, mut events: Vec<Event<T>>) -> Vec<Event<T>> {
+        if self.fault.drops {
+            let mut dice = self.dice();
+            events.retain(|_| !dice.within(self.fault.share));
+        }
+        events
+    }
+}
+
+#[async_trait]
+impl<T: Payload> Queue<T> for Unruly<T> {
+    async fn send(&self, events: Vec<Event<T>>) -> EngineResult<()> {
+        self.inner.send(self.keep(events)).await
+    }
+
+    async fn send_later(&self, delay: Duration, events: Vec<Event<T>>) -> EngineResult<()> {
+        self.inner.send_later(delay, self.keep(events)).await
+    }
+
+    async fn receiver(&self) -> EngineResult<Box<dyn Receiver<T>>> {
+        let inner = self.inner.receiver().await?;
+        if self.fault.drops {
+            return Ok(inner);
+        }
+        let dice = Dice(self.dice().next());
+        Ok(Box::new(Reordering { inner, dice, share: self.fault.share }))
+    }
+}
+
+struct Reordering<T: Payload> {
+    inner: Box<dyn Receiver<T>>,
+    dice: Dice,
+    share: f64,
+}
+
+#[async_trait]
+impl<T: Payload> Receiver<T> for Reordering<T> {
+    async fn receive(&mut self, most: usize) -> EngineResult<Vec<Delivery<T>>> {
+        let mut batch = self.inner.receive(most).await?;
+        if self.dice.within(self.share) {
+            self.dice.shuffle(&mut batch);
+            let kept = 1 + self.dice.below(batch.len());
+            // Dropped, that is, given back: they come again after those that are kept.
+            batch.truncate(kept);
+        } else {
+            let mut ranks = HashMap::new();
+            for delivery in &batch {
+                ranks.entry(delivery.event.payload.room().clone()).or_insert_with(|| self.dice.next());
+            }
+            // Stable: a room's own order stays.
+            batch.sort_by_key(|delivery| ranks.get(delivery.event.payload.room()).copied());
+        }
+        Ok(batch)
+    }
+}

@@ -1,0 +1,149 @@
+//! What reaches those who are connected now, and what is known of who that is. Nothing here needs to last: when it
+//! is lost, the store and the offline events make up for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use naru_model::live::{Confirmation, LiveEvent};
+use naru_model::{DeviceId, GatewayId, MessageId, RoomId, Seq, SessionId, Timestamp, UserId};
+
+use crate::EngineResult;
+
+/// What a gateway hears.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// Something happened in a room.
+    Event(Arc<LiveEvent>),
+    /// Messages that this gateway accepted have ended.
+    Confirmed(Arc<[Confirmation]>),
+    /// This session's device has connected elsewhere: close it (4409).
+    Evict(SessionId),
+    /// Some signals may have been lost from here on.
+    Interrupted,
+    /// From here on none are lost again.
+    Restored,
+}
+
+/// Publish and subscribe.
+///
+/// - **L1 to every gateway** – an event published after a subscription was made is heard by it, unless it hears
+///   `Interrupted` (then `Restored`) in its place. Nothing is lost in silence.
+/// - **L2 order** – events of one publisher come in the order they were published.
+/// - **L3 never blocked** – a subscriber that does not listen delays neither publishers nor other subscribers.
+/// - **L4 addressed** – confirmations and evictions go to the gateway they name and to no other; one that nobody
+///   hears is no error.
+#[async_trait]
+pub trait Live: Send + Sync {
+    /// Tells every gateway: see L1 to L3.
+    async fn publish(&self, events: Vec<LiveEvent>) -> EngineResult<()>;
+
+    /// Tells one gateway how messages ended: see L4.
+    async fn confirm(&self, gateway: &GatewayId, confirmations: Vec<Confirmation>) -> EngineResult<()>;
+
+    /// Tells one gateway to close a session: see L4.
+    async fn evict(&self, gateway: &GatewayId, session: &SessionId) -> EngineResult<()>;
+
+    /// Listens as a gateway.
+    async fn subscribe(&self, gateway: &GatewayId) -> EngineResult<Box<dyn Subscription>>;
+}
+
+/// A gateway's ear.
+#[async_trait]
+pub trait Subscription: Send {
+    /// The next signal; waits for it. None when the engine has closed for good. Cancelling loses nothing.
+    async fn next(&mut self) -> Option<Signal>;
+}
+
+/// A live session, as presence knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Attachment {
+    /// Whose.
+    pub user: UserId,
+    /// On which device; sessions without one never replace each other.
+    pub device: Option<DeviceId>,
+    /// The session.
+    pub session: SessionId,
+    /// Where it is.
+    pub gateway: GatewayId,
+}
+
+/// Where a user is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Location {
+    /// The gateways that hold a session of theirs, each once. Empty: offline.
+    pub gateways: Vec<GatewayId>,
+}
+
+impl Location {
+    /// Whether the user has a live session anywhere.
+    pub fn is_online(&self) -> bool {
+        !self.gateways.is_empty()
+    }
+}
+
+/// What others may know of a user's presence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Connected now.
+    pub online: bool,
+    /// When they were last connected; none: never.
+    pub last_seen_at: Option<Timestamp>,
+}
+
+/// Who is connected, and where. **Unknown is not offline**: when it can't be told, the call fails.
+///
+/// - **E1 lease** – a session counts only while its gateway's lease does: `ttl` from its last renewal. A gateway that
+///   dies takes its sessions with it, without any other traffic.
+/// - **E2 at once** – `attach` and `detach` show in the next `locate`.
+/// - **E3 own session only** – `detach` of a session leaves the user's other sessions; detaching twice is harmless.
+/// - **E4 replaced** – attaching a device that is attached answers the session it replaces, which no longer counts.
+/// - **E5 last seen** – is now while a user is connected, else when their last session was detached or its gateway's
+///   lease last renewed.
+#[async_trait]
+pub trait Presence: Send + Sync {
+    /// Renews a gateway's lease: see E1. Called every few seconds, long before `ttl` is over.
+    async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<()>;
+
+    /// A gateway leaves in order: its lease ends now.
+    async fn resign(&self, gateway: &GatewayId) -> EngineResult<()>;
+
+    /// A session has connected: see E2, E4.
+    async fn attach(&self, session: &Attachment) -> EngineResult<Option<Attachment>>;
+
+    /// A session has gone: see E3.
+    async fn detach(&self, session: &Attachment) -> EngineResult<()>;
+
+    /// Where these users are, in their order; one look-up for all.
+    async fn locate(&self, users: &[UserId]) -> EngineResult<Vec<Location>>;
+
+    /// What may be known of these users, in their order: see E5.
+    async fn seen(&self, users: &[UserId]) -> EngineResult<Vec<Seen>>;
+}
+
+/// What was proven to have arrived on a live session: by a `RECEIVED`, or by a pong that came after it.
+///
+/// - **O1 short-lived** – a proof is kept for at least `keep`; a lost one costs a push too many, never a message.
+#[async_trait]
+pub trait Proofs: Send + Sync {
+    /// These users have these messages.
+    async fn record(&self, proofs: &[(MessageId, UserId)], keep: Duration) -> EngineResult<()>;
+
+    /// Which of these users have proven to have a message, in their order. `room` and `seq` are the message's.
+    async fn proven(
+        &self,
+        message: MessageId,
+        room: &RoomId,
+        seq: Seq,
+        users: &[UserId],
+    ) -> EngineResult<Vec<bool>>;
+}
+
+/// Who does what only one should do. Advisory: two holders at once cost work, never correctness.
+///
+/// - **A1 one holder** – while a lease runs, only its holder is answered `true`; after `ttl` anyone may have it.
+#[async_trait]
+pub trait Leases: Send + Sync {
+    /// Takes or renews a lease; whether `holder` has it now.
+    async fn hold(&self, name: &str, holder: &str, ttl: Duration) -> EngineResult<bool>;
+}

@@ -1,0 +1,452 @@
+//! What must last. Every write is durable when it returns `Ok`: on disk when embedded, on a majority and in its
+//! journal when distributed. A write whose error says [`Applied::Unknown`](crate::Applied::Unknown) is repeated
+//! with the same ids; every write here is idempotent on them.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use naru_model::hops::{Accepted, Lane, PushEnvironment, PushJob};
+use naru_model::message::Outcome;
+use naru_model::{
+    ClientMessageId, DeviceId, EventId, MemberVersion, Message, MessageId, Room, RoomId, RoomKind, Seq, Timestamp,
+    UserId,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::EngineResult;
+
+/// The parts of the store.
+#[derive(Clone)]
+pub struct Store {
+    /// The event log of what was accepted.
+    pub intake: Arc<dyn Intake>,
+    /// `chat_messages`.
+    pub messages: Arc<dyn Messages>,
+    /// Rooms and their members.
+    pub rooms: Arc<dyn Rooms>,
+    /// How far each member is.
+    pub positions: Arc<dyn Positions>,
+    /// Where pushes go.
+    pub devices: Arc<dyn Devices>,
+    /// What was pushed, and what could not be.
+    pub pushes: Arc<dyn Pushes>,
+    /// The number of partitions rooms are spread over. Stored at first start; a store that was made with another
+    /// number than configured does not open.
+    pub partitions: u32,
+}
+
+/// What the intake knows of one message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IntakeRecord {
+    /// What was accepted.
+    pub accepted: Accepted,
+    /// How it ended; none while it is open.
+    pub outcome: Option<Outcome>,
+}
+
+/// What became of one entry of an append.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Appended {
+    /// It is in the intake now, open.
+    New,
+    /// The same message was there before: the sender's second try. This is the first.
+    Resend(Box<IntakeRecord>),
+    /// Its `clientMessageId` was used before, by this sender in this room, for other content.
+    Conflict,
+}
+
+/// How one message ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settlement {
+    /// The message.
+    pub id: MessageId,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// The intake: the append-only log of what was accepted, and the only source of recovery.
+///
+/// - **I1 durable** – an entry that was answered `New` survives the death of any process and is *open*.
+/// - **I2 idempotent** – appending an entry again answers `Resend` with the first record, whose id stays. An entry
+///   whose own id is already there (an append whose outcome was unknown) is a `Resend` of itself.
+/// - **I3 conflict** – a `(room, sender, clientMessageId)` that is there with other content answers `Conflict` and
+///   changes nothing. Another room or another sender is another message.
+/// - **I4 one answer per entry**, in the order of the entries; one entry's fate does not touch another's. Two equal
+///   entries in one append: the first is `New`, the second its `Resend`.
+/// - **I5 open until settled** – `open` lists what was appended and not settled, in the order of appending, oldest
+///   first, at most `limit`.
+/// - **I6 settle once** – the first outcome stands; settling again or settling what is not there changes nothing.
+#[async_trait]
+pub trait Intake: Send + Sync {
+    /// Appends entries: see I1 to I4.
+    async fn append(&self, entries: &[Accepted]) -> EngineResult<Vec<Appended>>;
+
+    /// The records of these ids, in their order; none where there is none.
+    async fn get(&self, ids: &[MessageId]) -> EngineResult<Vec<Option<IntakeRecord>>>;
+
+    /// What was accepted at or before `until` and is still open: see I5.
+    async fn open(&self, until: Timestamp, limit: usize) -> EngineResult<Vec<Accepted>>;
+
+    /// Records outcomes: see I6.
+    async fn settle(&self, settlements: &[Settlement]) -> EngineResult<()>;
+}
+
+/// How far a run was stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// This many from the front are stored.
+    pub stored: usize,
+    /// Why the next one is not; none when all are.
+    pub stopped_by: Option<RunConflict>,
+}
+
+/// Why a message of a run could not be stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunConflict {
+    /// It is stored already: this is how.
+    AlreadySaved(Message),
+    /// Another message has its place.
+    SeqTaken,
+}
+
+/// Which part of a room's messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Window {
+    /// Oldest first, from right after this place.
+    After(Seq),
+    /// Newest first, from right before this place.
+    Before(Seq),
+    /// Newest first, from the newest.
+    Latest,
+}
+
+/// `chat_messages`: every room's messages, each with its place.
+///
+/// - **M1 ordered run** – `append_run` stores messages in the order given. It stores a prefix and says how long it
+///   is and what stopped it; whenever it fails or dies, what is stored is a prefix too. Hence no gap, ever.
+/// - **M2 unique** – an id is stored once (`AlreadySaved`, with the stored message), a place in a room once
+///   (`SeqTaken`). This, and no lock, is what fences two persisters.
+/// - **M3 heads** – the highest place in each room, 0 where there is no message; it counts every finished run.
+/// - **M4 windows** – `range` answers at most `limit` messages in the window's order and whether there are more.
+/// - **M5 exact summaries** – once a run was stored, room lists, `lastSeq`, unread counts and the sender's read
+///   position (sending reads up to one's own message) count it.
+#[async_trait]
+pub trait Messages: Send + Sync {
+    /// The messages of these ids, in their order; none where there is none.
+    async fn find(&self, ids: &[MessageId]) -> EngineResult<Vec<Option<Message>>>;
+
+    /// See M3; in the order asked.
+    async fn heads(&self, rooms: &[RoomId]) -> EngineResult<Vec<Seq>>;
+
+    /// See M1, M2.
+    async fn append_run(&self, run: &[Message]) -> EngineResult<Run>;
+
+    /// See M4.
+    async fn range(&self, room: &RoomId, window: Window, limit: usize) -> EngineResult<(Vec<Message>, bool)>;
+}
+
+/// A room to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewRoom {
+    /// Its id.
+    pub id: RoomId,
+    /// Direct or group.
+    pub kind: RoomKind,
+    /// A group's name.
+    pub name: Option<Arc<str>>,
+    /// Its members, sorted, each once (`naru_model::room::sorted_members`).
+    pub member_ids: Arc<[UserId]>,
+    /// Who makes it; none when the app's backend does.
+    pub maker_id: Option<UserId>,
+}
+
+/// What came of making a room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Created {
+    /// It was made.
+    New(Arc<Room>),
+    /// It was there, with the same kind and the same members (of a group: at any version).
+    Existing(Arc<Room>),
+    /// The id belongs to another room.
+    Taken,
+}
+
+/// A change of a group's members.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemberChange {
+    /// This user comes.
+    Add(UserId),
+    /// This user goes.
+    Remove(UserId),
+}
+
+/// What came of a change of members.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// The room as it is now. A change that changes nothing makes no new version.
+    Now(Arc<Room>),
+    /// There is no such room.
+    NoRoom,
+    /// A direct room's members are for ever.
+    Direct,
+    /// It would be more than the limit.
+    Full,
+}
+
+/// A room as one member sees it in a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoomSummary {
+    /// The room.
+    pub room: Arc<Room>,
+    /// Its newest message.
+    pub last_message: Option<Message>,
+    /// The newest message's place, 0 without one.
+    pub last_seq: Seq,
+    /// `last_seq` minus the member's read position.
+    pub unread_count: u64,
+    /// The member's own settings.
+    pub settings: MemberSettings,
+}
+
+/// A member's own settings of a room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberSettings {
+    /// No pushes from this room.
+    pub muted: bool,
+    /// Only until then.
+    pub muted_until: Option<Timestamp>,
+}
+
+impl MemberSettings {
+    /// Whether pushes are off at a moment.
+    pub fn mutes_at(&self, moment: Timestamp) -> bool {
+        self.muted && self.muted_until.is_none_or(|until| moment < until)
+    }
+}
+
+/// A place in a list of rooms, latest activity first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RoomCursor {
+    /// The activity of the last room that was listed.
+    pub activity: Timestamp,
+    /// That room.
+    pub room: RoomId,
+}
+
+/// Rooms and their members.
+///
+/// - **R1 made once** – `create` of an id that is there with the same kind and members answers `Existing`; two at the
+///   same time make one.
+/// - **R2 immutable versions** – `members_at` a version answers the same list for ever; every change makes the next
+///   version; concurrent changes each make their own.
+/// - **R3 current** – `current` read after a change returned shows it or a later one. (A removal holds for every
+///   message whose room is read after it.)
+/// - **R4 foreign rooms** – a direct room written by another system with only `_id`, `user1Id`, `user2Id` reads as a
+///   direct room at version 1.
+/// - **R5 list** – `of_user` lists each room of the user once, latest activity (newest message, else making) first;
+///   the cursor is the last room's place; a walk by cursors meets every room that did not move meanwhile.
+/// - **R6 settings** are the member's own and touch nobody else's.
+#[async_trait]
+pub trait Rooms: Send + Sync {
+    /// See R1.
+    async fn create(&self, room: NewRoom) -> EngineResult<Created>;
+
+    /// The rooms of these ids as they are now, in their order; none where there is none. See R3, R4.
+    async fn current(&self, ids: &[RoomId]) -> EngineResult<Vec<Option<Arc<Room>>>>;
+
+    /// See R2; none when the room or the version does not exist.
+    async fn members_at(&self, room: &RoomId, version: MemberVersion) -> EngineResult<Option<Arc<[UserId]>>>;
+
+    /// Changes a group's members; `most` members at most. See R2.
+    async fn change(&self, room: &RoomId, change: MemberChange, most: usize) -> EngineResult<Changed>;
+
+    /// See R5: at most `limit` rooms, and where to go on if there are more.
+    async fn of_user(
+        &self,
+        user: &UserId,
+        cursor: Option<&RoomCursor>,
+        limit: usize,
+    ) -> EngineResult<(Vec<RoomSummary>, Option<RoomCursor>)>;
+
+    /// One room as a member sees it; none when there is none or the user is not in it.
+    async fn summary(&self, room: &RoomId, user: &UserId) -> EngineResult<Option<RoomSummary>>;
+
+    /// Sets a member's own settings: see R6. `false` when there is no such member.
+    async fn configure(&self, room: &RoomId, user: &UserId, settings: MemberSettings) -> EngineResult<bool>;
+
+    /// Which of `others` share a room with `user`, in their order. A user shares with themself.
+    async fn share_a_room(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>>;
+}
+
+/// A step forward of a member in a room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Advance {
+    /// The room.
+    pub room: RoomId,
+    /// The member.
+    pub user: UserId,
+    /// The device that has the messages; none for a session without one.
+    pub device: Option<DeviceId>,
+    /// All up to here is on the device.
+    pub received: Seq,
+    /// All up to here was seen (0: nothing is said about it).
+    pub read: Seq,
+}
+
+/// How far a step went; none where it did not go forward.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// The device's received position, when this moved it.
+    pub received: Option<Seq>,
+    /// The member's read position, when this moved it.
+    pub read: Option<Seq>,
+}
+
+/// How far a member is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemberPosition {
+    /// Seen up to here.
+    pub read: Seq,
+    /// On the device that is furthest, up to here.
+    pub received: Seq,
+    /// The member's settings.
+    pub settings: MemberSettings,
+}
+
+/// How far one device is in one room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DevicePosition {
+    /// The room.
+    pub room: RoomId,
+    /// It has everything up to here.
+    pub received: Seq,
+}
+
+/// How far each member is, per device.
+///
+/// - **P1 forward only** – positions are merged by maximum, so the order of steps does not matter; READ implies
+///   RECEIVED on the same device.
+/// - **P2 cut** – a position never passes the room's head.
+/// - **P3 told once** – `advance` answers a position only where the step moved it.
+/// - **P4 members only** – a step of someone who is not a member moves nothing.
+#[async_trait]
+pub trait Positions: Send + Sync {
+    /// Takes steps, in order; one answer each. See P1 to P4.
+    async fn advance(&self, steps: &[Advance]) -> EngineResult<Vec<Moved>>;
+
+    /// How far these members of one room are, in their order.
+    async fn get(&self, room: &RoomId, users: &[UserId]) -> EngineResult<Vec<MemberPosition>>;
+
+    /// How far a device is in every room of its user, rooms it has nothing of included.
+    async fn of_device(&self, user: &UserId, device: &DeviceId) -> EngineResult<Vec<DevicePosition>>;
+}
+
+/// Which provider a device's token is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Platform {
+    /// Firebase Cloud Messaging.
+    Fcm,
+    /// Apple Push Notification service.
+    Apns,
+}
+
+impl Platform {
+    /// Its lane.
+    pub const fn lane(self) -> Lane {
+        match self {
+            Platform::Fcm => Lane::Fcm,
+            Platform::Apns => Lane::Apns,
+        }
+    }
+}
+
+/// Where a user's pushes go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Whose.
+    pub user: UserId,
+    /// The user's own name for it.
+    pub id: DeviceId,
+    /// Its provider.
+    pub platform: Platform,
+    /// The provider's name for it.
+    pub token: Arc<str>,
+    /// The environment the token is of.
+    pub environment: PushEnvironment,
+    /// The language its owner reads, as a BCP 47 tag.
+    pub locale: Option<Arc<str>>,
+    /// When it was last registered.
+    pub registered_at: Timestamp,
+}
+
+/// The device registry.
+///
+/// - **D1 last owner wins** – a token belongs to the user and device that claimed it last; whoever had it before
+///   has it no more.
+/// - **D2 one token per device** – claiming a device again replaces its token.
+/// - **D3 conditional removal** – `remove_token` removes a token only if it is still there and was registered before
+///   the given moment.
+#[async_trait]
+pub trait Devices: Send + Sync {
+    /// Registers a device: see D1, D2.
+    async fn claim(&self, device: Device) -> EngineResult<()>;
+
+    /// The devices of these users.
+    async fn of_users(&self, users: &[UserId]) -> EngineResult<Vec<Device>>;
+
+    /// Forgets a device; `false` when there was none.
+    async fn remove(&self, user: &UserId, device: &DeviceId) -> EngineResult<bool>;
+
+    /// See D3; whether it was removed.
+    async fn remove_token(
+        &self,
+        platform: Platform,
+        token: &str,
+        registered_before: Timestamp,
+    ) -> EngineResult<bool>;
+}
+
+/// A push that could not be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParkedPush {
+    /// The event it is: the same however often it is parked.
+    pub event_id: EventId,
+    /// What was to be pushed.
+    pub job: PushJob,
+    /// Why it was not, in words for an operator.
+    pub reason: String,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// When it was parked.
+    pub parked_at: Timestamp,
+}
+
+/// What was pushed, and what could not be.
+///
+/// - **U1 recorded** – what was recorded as done is answered by `done` for at least two days.
+/// - **U2 parked once** – parking an event again replaces its entry. It stays until it is dropped.
+#[async_trait]
+pub trait Pushes: Send + Sync {
+    /// Which of these pushes a provider took, in their order. See U1.
+    async fn done(&self, events: &[EventId]) -> EngineResult<Vec<bool>>;
+
+    /// Records that a provider took these pushes, with the id it gave.
+    async fn record(&self, taken: &[(EventId, String)]) -> EngineResult<()>;
+
+    /// Keeps a push where it can be listed and replayed. See U2.
+    async fn park(&self, push: ParkedPush) -> EngineResult<()>;
+
+    /// What is parked, oldest first, at most `limit`.
+    async fn parked(&self, limit: usize) -> EngineResult<Vec<ParkedPush>>;
+
+    /// Takes a push off the list; `false` when it was not there.
+    async fn drop_parked(&self, event: EventId) -> EngineResult<bool>;
+}
+
+/// The key under which a resend is recognised.
+pub fn resend_key(accepted: &Accepted) -> (&RoomId, &UserId, &ClientMessageId) {
+    (&accepted.chat_room_id, &accepted.sender_id, &accepted.client_message_id)
+}

@@ -1,7 +1,7 @@
 //! One provider's queue of pushes, worked off as fast as the provider takes them.
 //!
-//! **Settled after the effect**: a push is done once the provider has taken it and that is recorded, or once it is parked.
-//! What comes again after that is recognised by its event id.
+//! **Settled after the effect**: a push is done once the provider has taken it, which is recorded first, or once it is
+//! parked. What comes again after that is recognised by its event id.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -156,33 +156,50 @@ impl Lane {
     /// One push, from the queue to its end or its next try.
     async fn push(self: Arc<Self>, delivery: Delivery<PushJob>) -> Sign {
         let Delivery { event, attempt, receipt } = delivery;
-        if let Some(action) = before_sending(&event.payload, Timestamp::now()) {
-            self.act(action, event, attempt, receipt).await;
-            return Sign::None;
+        let (verdict, action) = match before_sending(&event.payload, Timestamp::now()) {
+            Some(action) => (None, action),
+            None => {
+                let called = Instant::now();
+                let verdict = self.provider.push(&event).await;
+                self.telemetry.answered(self.name(), called.elapsed());
+                let now = Timestamp::now();
+                let action = decide(&verdict, attempt, now, event.payload.expires_at, &self.ladder);
+                (Some(verdict), action)
+            }
+        };
+        self.log(&event, attempt, verdict.as_ref(), &action);
+        if let Some(verdict) = &verdict {
+            self.note(verdict, &event).await;
         }
-        let called = Instant::now();
-        let verdict = self.provider.push(&event).await;
-        self.telemetry.answered(self.name(), called.elapsed());
-        let action = decide(&verdict, attempt, Timestamp::now(), event.payload.expires_at, &self.ladder);
-        self.note(&verdict, &action, &event, attempt).await;
         self.act(action, event, attempt, receipt).await;
-        if verdict.is_failing() { Sign::Failing } else { Sign::Working }
+        match verdict {
+            None => Sign::None,
+            Some(verdict) if verdict.is_failing() => Sign::Failing,
+            Some(_) => Sign::Working,
+        }
+    }
+
+    fn log(&self, event: &Event<PushJob>, attempt: u32, verdict: Option<&Verdict>, action: &Action) {
+        let (lane, Event { event_id, trace, payload, .. }) = (self.name().as_str(), event);
+        let message_id = payload.message_id;
+        match (verdict, action) {
+            (Some(Verdict::Delivered { provider_id }), _) => {
+                tracing::debug!(lane, %event_id, %message_id, %trace, attempt, provider_id, "pushed");
+            }
+            // A provider's wait is not over.
+            (None, Action::RetryAfter(_)) => {}
+            _ => {
+                tracing::warn!(lane, %event_id, %message_id, %trace, attempt, ?verdict, ?action, "not pushed")
+            }
+        }
     }
 
     /// Writes down what the verdict says beyond this try of this push.
-    async fn note(&self, verdict: &Verdict, action: &Action, event: &Event<PushJob>, attempt: u32) {
-        let (lane, event_id, trace) = (self.name().as_str(), event.event_id, event.trace);
-        let message_id = event.payload.message_id;
-        match verdict {
-            Verdict::Delivered { provider_id } => {
-                tracing::debug!(lane, %event_id, %message_id, %trace, attempt, provider_id, "pushed");
-                let recorded = self.store.pushes.record(&[(event_id, provider_id.clone())]).await;
-                // Sending it again would not be better.
-                note(recorded, "a push was sent and could not be recorded", &self.telemetry);
-            }
-            verdict => {
-                tracing::warn!(lane, %event_id, %message_id, %trace, attempt, ?verdict, ?action, "not pushed");
-            }
+    async fn note(&self, verdict: &Verdict, event: &Event<PushJob>) {
+        if let Verdict::Delivered { provider_id } = verdict {
+            let recorded = self.store.pushes.record(&[(event.event_id, provider_id.clone())]).await;
+            // Sending it again would be no better.
+            note(recorded, "a push was sent and could not be recorded", &self.telemetry);
         }
         if let (Verdict::TokenDead { since }, Some(target)) = (verdict, &event.payload.target) {
             let platform = match self.name() {

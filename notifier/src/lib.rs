@@ -161,3 +161,30 @@ impl Notifier {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use naru_runtime::{Door, Settings};
+
+    use super::*;
+
+    fn configured(environment: &[(&str, &str)]) -> Result<Config, naru_runtime::ConfigError> {
+        const DOOR: Door = Door { name: "notifier", about: "", overrides: &[] };
+        let matches = Settings::command(&DOOR).get_matches_from(["notifier"]);
+        let environment = environment.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
+        Settings::load(&DOOR, &matches, environment)?.pick()
+    }
+
+    #[test]
+    fn the_keys_are_those_of_the_schema() {
+        let config = configured(&[("NARU_PUSH_WEBHOOK_URL", "http://u:hunter2@backend/push")]).unwrap();
+        assert!(config.push_webhook_url.is_some() && config.push_webhook_secret.is_none());
+        assert_eq!(config.push_webhook_timeout, Span(Duration::from_secs(10)));
+        assert_eq!(config.push_ttl, Span(Duration::from_secs(24 * 3600)));
+        assert_eq!(config.push_concurrency.get(), 64);
+        assert!(!format!("{config:?}").contains("hunter2"));
+        assert!(configured(&[("NARU_PUSH_CONCURRENCY", "0")]).is_err());
+    }
+}

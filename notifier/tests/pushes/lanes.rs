@@ -108,8 +108,8 @@ async fn a_failing_provider_is_asked_one_by_one_until_it_works() {
     miss(&world, 20).await;
     let notifier = Running::start(&world, config(None), [backend]);
     let mut under_way = calls.take(4).await;
-    // The tenth failure in a row opens the breaker.
-    for _ in 0..6 {
+    // The tenth failure in a row opens the breaker; no other takes its place.
+    for _ in 0..9 {
         under_way.remove(0).answer(away());
         under_way.push(calls.next().await);
     }

@@ -177,6 +177,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use naru_model::{RoomId, UserId};
+use tokio::task::JoinSet;
 
 use crate::Engines;
 use crate::bus::Bus;
@@ -271,13 +272,15 @@ impl From<Engines> for LiveLayer {
 /// What a case is given.
 type Of<'a, Part> = &'a mut (dyn Subject<Part> + 'a);
 
+type Body<Part> = for<'a> fn(Of<'a, Part>) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
 /// One case of the suite.
 pub struct Case<Part: Clone + Send + Sync + 'static> {
     /// The group it is in.
     pub group: &'static str,
     /// Its name, which begins with the rule's.
     pub name: &'static str,
-    body: for<'a> fn(Of<'a, Part>) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>,
+    body: Body<Part>,
 }
 
 impl<Part: Clone + Send + Sync + 'static> Case<Part> {
@@ -358,10 +361,11 @@ async fn reopened<Part: Clone + Send + Sync + 'static>(subject: Of<'_, Part>, he
 async fn together<T: Send + 'static>(
     futures: impl IntoIterator<Item = impl Future<Output = T> + Send + 'static>,
 ) -> Vec<T> {
-    let tasks: Vec<_> = futures.into_iter().map(tokio::spawn).collect();
-    let mut answers = Vec::with_capacity(tasks.len());
-    for task in tasks {
-        answers.push(task.await.expect("a task of the case"));
+    let mut tasks = JoinSet::new();
+    for (place, future) in futures.into_iter().enumerate() {
+        tasks.spawn(async move { (place, future.await) });
     }
-    answers
+    let mut answers = tasks.join_all().await;
+    answers.sort_by_key(|(place, _)| *place);
+    answers.into_iter().map(|(_, answer)| answer).collect()
 }

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use naru_model::hops::{Accepted, Lane, PushEnvironment, PushJob};
 use naru_model::message::Outcome;
 use naru_model::{
-    ClientMessageId, DeviceId, EventId, MemberVersion, Message, MessageId, Room, RoomId, RoomKind, Seq, Timestamp,
-    UserId,
+    ClientMessageId, DeviceId, EventId, MemberVersion, Message, MessageId, Room, RoomId, RoomKind, Seq,
+    Timestamp, UserId,
 };
 use serde::{Deserialize, Serialize};
 

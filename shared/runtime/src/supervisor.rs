@@ -40,7 +40,10 @@ pub enum Policy {
 #[derive(Debug, Clone)]
 pub struct Supervisor {
     owner: &'static str,
+    /// Cancelled when the process is to stop.
     shutdown: CancellationToken,
+    /// Cancelled when the tasks spawned here are to stop.
+    told: CancellationToken,
     shared: Arc<Shared>,
 }
 
@@ -112,11 +115,7 @@ impl Supervisor {
                 shared.restarts.clone(),
             );
         });
-        Self {
-            owner,
-            shutdown,
-            shared: Arc::new(shared),
-        }
+        Self { owner, told: shutdown.clone(), shutdown, shared: Arc::new(shared) }
     }
 
     /// The same supervisor under another name: its tasks are reported as `owner`'s. So four workers in one process
@@ -126,6 +125,12 @@ impl Supervisor {
             owner,
             ..self.clone()
         }
+    }
+
+    /// The same supervisor for tasks that are told to stop by `told` and not by the process's shutdown: for workers
+    /// that others still need while those drain. Someone must cancel `told` after shutdown.
+    pub fn stopped_by(&self, told: CancellationToken) -> Self {
+        Self { told, ..self.clone() }
     }
 
     /// Cancelled when the process is to stop.
@@ -146,7 +151,7 @@ impl Supervisor {
         Fut: Future<Output = Result<(), E>> + Send,
         E: Into<Box<dyn Error + Send + Sync>>,
     {
-        let (shared, shutdown) = (self.shared.clone(), self.shutdown.clone());
+        let (shared, shutdown, told) = (self.shared.clone(), self.shutdown.clone(), self.told.clone());
         let running = Running::enter(
             &shared,
             TaskName {
@@ -159,20 +164,20 @@ impl Supervisor {
                 let mut backoff = Backoff::new(RESTART_BASE, RESTART_CAP);
                 loop {
                     let started = Instant::now();
-                    let Err(reason) = outcome(|| task(shutdown.clone())).await else { return };
+                    let Err(reason) = outcome(|| task(told.clone())).await else { return };
                     if started.elapsed() > RESTART_CAP {
                         backoff.reset();
                     }
                     match policy {
                         Policy::StopAll => return shared.stop_all(&running.name, reason, &shutdown),
-                        Policy::Restart if shutdown.is_cancelled() => {
+                        Policy::Restart if told.is_cancelled() => {
                             tracing::error!(task = %running.name, %reason, "task failed while stopping");
                             return;
                         }
                         Policy::Restart => {
                             let delay = backoff.next_delay();
                             tracing::error!(task = %running.name, %reason, ?delay, "task failed; running it again");
-                            if shutdown.run_until_cancelled(tokio::time::sleep(delay)).await.is_none() {
+                            if told.run_until_cancelled(tokio::time::sleep(delay)).await.is_none() {
                                 return;
                             }
                             shared.restarts.get_or_create(&running.name).inc();

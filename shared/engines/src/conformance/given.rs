@@ -5,8 +5,8 @@ use std::array;
 use naru_model::hops::Accepted;
 use naru_model::room::sorted_members;
 use naru_model::{
-    ClientMessageId, DeviceId, GatewayId, Message, MessageId, Origin, RoomId, RoomKind, Seq, SessionId, Timestamp,
-    Trace, UserId,
+    ClientMessageId, DeviceId, GatewayId, Message, MessageId, Origin, RoomId, RoomKind, Seq, SessionId,
+    Timestamp, Trace, UserId,
 };
 
 use crate::store::{NewRoom, Run, Store};

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use naru_model::hops::{self, Accepted, Payload};
 use naru_model::live::{Confirmation, LiveEvent};
 use naru_model::{
-    DeviceId, Event, EventId, GatewayId, MemberVersion, Message, MessageId, Room, RoomId, Seq, SessionId, Timestamp,
-    UserId,
+    DeviceId, Event, EventId, GatewayId, MemberVersion, Message, MessageId, Room, RoomId, Seq, SessionId,
+    Timestamp, UserId,
 };
 
 use super::{Call, Tap};
@@ -19,8 +19,8 @@ use crate::bus::{self, Bus, Delivery, Ledger, Queue, Receipt, Receiver, Verdict}
 use crate::live::{Attachment, Leases, Live, Location, Presence, Proofs, Seen, Signal, Subscription};
 use crate::store::{
     Advance, Appended, Changed, Created, Device, DevicePosition, Devices, Intake, IntakeRecord, MemberChange,
-    MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedPush, Platform, Positions, Pushes, RoomCursor,
-    RoomSummary, Rooms, Run, Settlement, Store, Window,
+    MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedPush, Platform, Positions, Pushes,
+    RoomCursor, RoomSummary, Rooms, Run, Settlement, Store, Window,
 };
 use crate::{EngineResult, Engines};
 
@@ -186,7 +186,8 @@ impl<T: Payload> Queue<T> for Tapped<dyn Queue<T>> {
 
     async fn receiver(&self) -> EngineResult<Box<dyn Receiver<T>>> {
         let inner = self.call("receiver", Vec::new(), self.inner.receiver()).await?;
-        let ledger = Arc::new(TappedLedger { part: self.part, tap: self.tap.clone(), held: Mutex::default() });
+        let ledger =
+            Arc::new(TappedLedger { part: self.part, tap: self.tap.clone(), held: Mutex::default() });
         Ok(Box::new(TappedReceiver { inner, ledger, tags: AtomicU64::new(0) }))
     }
 }

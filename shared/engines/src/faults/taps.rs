@@ -79,7 +79,11 @@ impl Flaky {
             *nth
         };
         if Dice(seed.wrapping_add(nth << 32)).within(self.share / 2.0) {
-            return Err(EngineError::unavailable("faults", applied, format!("call {nth} of {call} was to fail")));
+            return Err(EngineError::unavailable(
+                "faults",
+                applied,
+                format!("call {nth} of {call} was to fail"),
+            ));
         }
         Ok(())
     }
@@ -143,12 +147,19 @@ impl Counted {
     /// How many calls were made of a part or a part's method.
     pub fn count(&self, name: &str) -> u64 {
         let meant = |part, method| Call { part, method, rooms: Vec::new() }.is(name);
-        locked(&self.calls).iter().filter(|((part, method), _)| meant(part, method)).map(|(_, count)| count).sum()
+        locked(&self.calls)
+            .iter()
+            .filter(|((part, method), _)| meant(part, method))
+            .map(|(_, count)| count)
+            .sum()
     }
 
     /// Every method that was called, as `part.method`, and how often.
     pub fn all(&self) -> BTreeMap<String, u64> {
-        locked(&self.calls).iter().map(|((part, method), count)| (format!("{part}.{method}"), *count)).collect()
+        locked(&self.calls)
+            .iter()
+            .map(|((part, method), count)| (format!("{part}.{method}"), *count))
+            .collect()
     }
 
     /// Counts from 0 again.

@@ -1,5 +1,6 @@
 //! [`Devices`](crate::store::Devices).
 
+use std::slice::from_ref;
 use std::time::Duration;
 
 use naru_model::hops::PushEnvironment;
@@ -12,7 +13,12 @@ use crate::store::{Device, Platform};
 pub(super) async fn d1_a_token_belongs_to_whom_claimed_it_last(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let (ada, ben) = (registered(&user()), registered(&user()));
-    let spare = Device { platform: Platform::Apns, environment: PushEnvironment::Sandbox, locale: None, ..registered(&ada.user) };
+    let spare = Device {
+        platform: Platform::Apns,
+        environment: PushEnvironment::Sandbox,
+        locale: None,
+        ..registered(&ada.user)
+    };
     for device in [&ada, &ben, &spare] {
         store.devices.claim(device.clone()).await.unwrap();
     }
@@ -21,7 +27,7 @@ pub(super) async fn d1_a_token_belongs_to_whom_claimed_it_last(subject: Of<'_, S
     // Ada's phone is Ben's now, then his tablet.
     let phone = Device { token: ada.token.clone(), ..registered(&ben.user) };
     store.devices.claim(phone.clone()).await.unwrap();
-    assert_eq!(of_users(&store, &[&ada.user]).await, [spare.clone()]);
+    assert_eq!(of_users(&store, &[&ada.user]).await, from_ref(&spare));
     assert_eq!(of_users(&store, &[&ben.user]).await, sorted([&ben, &phone]));
     let tablet = Device { id: device(), ..phone };
     store.devices.claim(tablet.clone()).await.unwrap();
@@ -34,7 +40,8 @@ pub(super) async fn d1_a_token_belongs_to_whom_claimed_it_last(subject: Of<'_, S
 pub(super) async fn d1_of_many_at_the_same_time_one_has_the_token(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let first = registered(&user());
-    let rivals: Vec<_> = (0..6).map(|_| Device { token: first.token.clone(), ..registered(&user()) }).collect();
+    let rivals: Vec<_> =
+        (0..6).map(|_| Device { token: first.token.clone(), ..registered(&user()) }).collect();
     let mut claims = Vec::new();
     for rival in rivals.clone() {
         let store = subject.beside(&store).await;
@@ -51,7 +58,7 @@ pub(super) async fn d2_claiming_again_replaces_the_token(subject: Of<'_, Store>)
     let new = Device { locale: Some("en".into()), ..Device { id: old.id.clone(), ..registered(&old.user) } };
     store.devices.claim(old.clone()).await.unwrap();
     store.devices.claim(new.clone()).await.unwrap();
-    assert_eq!(of_users(&store, &[&old.user]).await, [new.clone()]);
+    assert_eq!(of_users(&store, &[&old.user]).await, from_ref(&new));
     let elsewhere = Device { token: old.token, ..registered(&user()) };
     store.devices.claim(elsewhere.clone()).await.unwrap();
     assert_eq!(of_users(&store, &[&old.user, &elsewhere.user]).await, sorted([&new, &elsewhere]));
@@ -64,14 +71,13 @@ pub(super) async fn d3_only_an_older_token_is_removed(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let device = registered(&user());
     store.devices.claim(device.clone()).await.unwrap();
-    let remove = async |token: &str, before| {
-        store.devices.remove_token(device.platform, token, before).await.unwrap()
-    };
+    let remove =
+        async |token: &str, before| store.devices.remove_token(device.platform, token, before).await.unwrap();
     let at = device.registered_at;
     assert!(!remove(&device.token, at.before(Duration::from_millis(1))).await, "registered after that");
     assert!(!remove(&device.token, at).await, "registered at that moment");
     assert!(!remove("another", at.after(Duration::from_secs(9))).await, "not there");
-    assert_eq!(of_users(&store, &[&device.user]).await, [device.clone()]);
+    assert_eq!(of_users(&store, &[&device.user]).await, from_ref(&device));
     assert!(remove(&device.token, at.after(Duration::from_millis(1))).await);
     assert_eq!(of_users(&store, &[&device.user]).await, []);
     assert!(!remove(&device.token, at.after(Duration::from_millis(1))).await, "gone already");

@@ -1,5 +1,6 @@
 //! [`Intake`](crate::store::Intake).
 
+use std::slice::from_ref;
 use std::time::Duration;
 
 use naru_model::hops::Accepted;
@@ -35,7 +36,11 @@ pub(super) async fn i2_appending_again_answers_the_first_record(subject: Of<'_, 
     let outcome = Outcome::Saved { seq: Seq(7) };
     store.intake.settle(&[Settlement { id: first.id, outcome }]).await.unwrap();
     let settled = IntakeRecord { accepted: first.clone(), outcome: Some(outcome) };
-    assert_eq!(append(&store, &resend_of(&first)).await, Appended::Resend(Box::new(settled)), "settled meanwhile");
+    assert_eq!(
+        append(&store, &resend_of(&first)).await,
+        Appended::Resend(Box::new(settled)),
+        "settled meanwhile"
+    );
 }
 
 pub(super) async fn i2_an_append_repeated_is_a_resend_of_itself(subject: Of<'_, Store>) {
@@ -69,7 +74,7 @@ pub(super) async fn i2_of_many_at_the_same_time_one_is_new(subject: Of<'_, Store
     for (entry, answer) in answers.iter().filter(|(entry, _)| entry.id != winner.id) {
         assert_eq!(*answer, Appended::Resend(Box::new(still_open(winner))), "of {}", entry.id);
     }
-    assert_eq!(open_in(&store, &first.chat_room_id).await, [winner.clone()]);
+    assert_eq!(open_in(&store, &first.chat_room_id).await, from_ref(winner));
 }
 
 pub(super) async fn i3_other_content_is_a_conflict_and_changes_nothing(subject: Of<'_, Store>) {
@@ -159,7 +164,8 @@ pub(super) async fn i6_the_first_outcome_stands(subject: Of<'_, Store>) {
     store.intake.settle(&[end(nobody, saved), end(two.id, rejected), end(two.id, saved)]).await.unwrap();
 
     let outcomes: Vec<_> = store.intake.get(&[one.id, two.id, nobody]).await.unwrap();
-    let outcomes: Vec<_> = outcomes.into_iter().map(|record| record.and_then(|record| record.outcome)).collect();
+    let outcomes: Vec<_> =
+        outcomes.into_iter().map(|record| record.and_then(|record| record.outcome)).collect();
     assert_eq!(outcomes, [Some(saved), Some(rejected), None]);
     assert_eq!(open_in(&store, &room).await, []);
 }
@@ -177,7 +183,7 @@ pub(super) async fn i6_an_outcome_survives_death(subject: Of<'_, Store>) {
 }
 
 async fn append(store: &Store, entry: &Accepted) -> Appended {
-    let mut answers = store.intake.append(std::slice::from_ref(entry)).await.unwrap();
+    let mut answers = store.intake.append(from_ref(entry)).await.unwrap();
     assert_eq!(answers.len(), 1, "one answer per entry");
     answers.remove(0)
 }

@@ -1,6 +1,7 @@
 //! [`Messages`](crate::store::Messages).
 
 use naru_model::{Message, MessageId, RoomId, Seq};
+use std::slice::from_ref;
 
 use super::given::{filled, group, said};
 use super::{Of, Store, reopened, together};
@@ -11,7 +12,10 @@ pub(super) async fn m1_a_run_is_stored_in_its_order(subject: Of<'_, Store>) {
     let (room, [ada]) = group(&store).await;
     assert_eq!(append(&store, &[]).await, complete(0));
     let run = filled(&store, &room, &ada, 1..=5).await;
-    assert_eq!(store.messages.range(&room, Window::After(Seq::ZERO), 10).await.unwrap(), (run.clone(), false));
+    assert_eq!(
+        store.messages.range(&room, Window::After(Seq::ZERO), 10).await.unwrap(),
+        (run.clone(), false)
+    );
     let ids = [run[4].id, MessageId::generate(), run[0].id];
     assert_eq!(store.messages.find(&ids).await.unwrap(), [Some(run[4].clone()), None, Some(run[0].clone())]);
 }
@@ -21,8 +25,11 @@ pub(super) async fn m1_a_run_survives_death(subject: Of<'_, Store>) {
     let (room, [ada]) = group(&store).await;
     let run = filled(&store, &room, &ada, 1..=5).await;
     let store = reopened(subject, store).await;
-    assert_eq!(store.messages.range(&room, Window::After(Seq::ZERO), 10).await.unwrap(), (run.clone(), false));
-    assert_eq!(store.messages.heads(std::slice::from_ref(&room)).await.unwrap(), [Seq(5)]);
+    assert_eq!(
+        store.messages.range(&room, Window::After(Seq::ZERO), 10).await.unwrap(),
+        (run.clone(), false)
+    );
+    assert_eq!(store.messages.heads(from_ref(&room)).await.unwrap(), [Seq(5)]);
     assert_eq!(append(&store, &run[1..3]).await, stopped(0, RunConflict::AlreadySaved(run[1].clone())));
 }
 
@@ -34,7 +41,7 @@ pub(super) async fn m1_a_stopped_run_leaves_a_prefix(subject: Of<'_, Store>) {
     let run = [said(&room, &ada, 2), said(&room, &ada, 3), moved, said(&room, &ada, 5)];
     assert_eq!(append(&store, &run).await, stopped(2, RunConflict::AlreadySaved(old.clone())));
     assert_eq!(are_stored(&store, &run).await, [true, true, true, false], "nothing after the stop");
-    assert_eq!(store.messages.heads(std::slice::from_ref(&room)).await.unwrap(), [Seq(3)]);
+    assert_eq!(store.messages.heads(from_ref(&room)).await.unwrap(), [Seq(3)]);
 
     let run = [said(&room, &ada, 4), said(&room, &ada, 2), said(&room, &ada, 5)];
     assert_eq!(append(&store, &run).await, stopped(1, RunConflict::SeqTaken));
@@ -49,7 +56,11 @@ pub(super) async fn m1_a_run_of_several_rooms_leaves_one_prefix(subject: Of<'_, 
     filled(&store, &there, &ben, 1..=1).await;
     let run = [said(&here, &ada, 1), said(&there, &ben, 1), said(&here, &ada, 2), said(&there, &ben, 2)];
     assert_eq!(append(&store, &run).await, stopped(1, RunConflict::SeqTaken));
-    assert_eq!(are_stored(&store, &run).await, [true, false, false, false], "rooms of one run share its fate");
+    assert_eq!(
+        are_stored(&store, &run).await,
+        [true, false, false, false],
+        "rooms of one run share its fate"
+    );
     let run = [said(&there, &ben, 2), said(&here, &ada, 2), said(&there, &ben, 3)];
     assert_eq!(append(&store, &run).await, complete(3));
 }
@@ -96,7 +107,7 @@ pub(super) async fn m2_two_persisters_leave_no_gap(subject: Of<'_, Store>) {
         persisters.push(async move {
             for _ in 0..EACH {
                 loop {
-                    let head = store.messages.heads(std::slice::from_ref(&room)).await.unwrap()[0];
+                    let head = store.messages.heads(from_ref(&room)).await.unwrap()[0];
                     let run = append(&store, &[said(&room, &ada, head.next().0)]).await;
                     if run == complete(1) {
                         break;
@@ -164,8 +175,8 @@ pub(super) async fn m5_summaries_count_a_run_at_once(subject: Of<'_, Store>) {
     let seen = async |user| {
         let summary = beside.rooms.summary(&room, user).await.unwrap().expect("a member");
         let (listed, _) = beside.rooms.of_user(user, None, 10).await.unwrap();
-        assert_eq!(listed, [summary.clone()], "list and summary agree");
-        let read = beside.positions.get(&room, std::slice::from_ref(user)).await.unwrap()[0].read;
+        assert_eq!(listed, from_ref(&summary), "list and summary agree");
+        let read = beside.positions.get(&room, from_ref(user)).await.unwrap()[0].read;
         assert_eq!(summary.last_message.as_ref().map_or(Seq::ZERO, |message| message.seq), summary.last_seq);
         (summary.last_message, summary.unread_count, read)
     };
@@ -176,7 +187,8 @@ pub(super) async fn m5_summaries_count_a_run_at_once(subject: Of<'_, Store>) {
     assert_eq!(seen(&ada).await, (last.clone(), 0, Seq(3)), "sending reads up to one's own");
     assert_eq!(seen(&ben).await, (last.clone(), 3, Seq::ZERO));
 
-    let read = Advance { room: room.clone(), user: ben.clone(), device: None, received: Seq(2), read: Seq(2) };
+    let read =
+        Advance { room: room.clone(), user: ben.clone(), device: None, received: Seq(2), read: Seq(2) };
     store.positions.advance(&[read]).await.unwrap();
     assert_eq!(seen(&ben).await, (last, 1, Seq(2)));
 

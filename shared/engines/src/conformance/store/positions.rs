@@ -12,7 +12,8 @@ pub(super) async fn p1_positions_only_go_forward(subject: Of<'_, Store>) {
     filled(&store, &room, &ada, 1..=9).await;
     let phone = device();
     let moves = async |steps: &[(u64, u64)]| {
-        let steps: Vec<_> = steps.iter().map(|(received, read)| step(&room, &ben, &phone, *received, *read)).collect();
+        let steps: Vec<_> =
+            steps.iter().map(|(received, read)| step(&room, &ben, &phone, *received, *read)).collect();
         store.positions.advance(&steps).await.unwrap()
     };
     assert_eq!(moves(&[(5, 0)]).await, [moved(5, 0)]);
@@ -20,7 +21,11 @@ pub(super) async fn p1_positions_only_go_forward(subject: Of<'_, Store>) {
     assert_eq!(moves(&[(0, 4)]).await, [moved(0, 4)], "received further than that already");
     assert_eq!(moves(&[(0, 2)]).await, [moved(0, 0)], "not back");
     assert_eq!(moves(&[(1, 7)]).await, [moved(7, 7)], "to read is to have received");
-    assert_eq!(moves(&[(9, 1), (8, 8), (2, 2)]).await, [moved(9, 0), moved(0, 8), moved(0, 0)], "step by step");
+    assert_eq!(
+        moves(&[(9, 1), (8, 8), (2, 2)]).await,
+        [moved(9, 0), moved(0, 8), moved(0, 0)],
+        "step by step"
+    );
     assert_eq!(position(&store, &room, &ben).await, (8, 9));
     assert_eq!(position(&store, &room, &ada).await.0, 9, "another member's is another");
 }
@@ -34,7 +39,11 @@ pub(super) async fn p1_devices_have_positions_of_their_own(subject: Of<'_, Store
     let (phone, tablet) = (device(), device());
     let steps = [step(&here, &ben, &phone, 6, 0), step(&here, &ben, &tablet, 4, 3)];
     assert_eq!(store.positions.advance(&steps).await.unwrap(), [moved(6, 0), moved(4, 3)]);
-    assert_eq!(position(&store, &here, &ben).await, (3, 6), "received is that of the device that is furthest");
+    assert_eq!(
+        position(&store, &here, &ben).await,
+        (3, 6),
+        "received is that of the device that is furthest"
+    );
 
     for (device, received) in [(phone, 6), (tablet, 4), (device(), 0)] {
         let mut positions = store.positions.of_device(&ben, &device).await.unwrap();
@@ -77,7 +86,10 @@ pub(super) async fn p3_a_move_is_told_once(subject: Of<'_, Store>) {
     filled(&store, &room, &ada, 1..=5).await;
     let (phone, tablet) = (device(), device());
     let there = step(&room, &ben, &phone, 4, 3);
-    assert_eq!(store.positions.advance(&[there.clone(), there.clone()]).await.unwrap(), [moved(4, 3), moved(0, 0)]);
+    assert_eq!(
+        store.positions.advance(&[there.clone(), there.clone()]).await.unwrap(),
+        [moved(4, 3), moved(0, 0)]
+    );
     assert_eq!(store.positions.advance(&[there]).await.unwrap(), [moved(0, 0)]);
     let on_tablet = [step(&room, &ben, &tablet, 4, 3)];
     assert_eq!(store.positions.advance(&on_tablet).await.unwrap(), [moved(4, 0)], "read is the member's");
@@ -101,7 +113,11 @@ pub(super) async fn p4_only_members_move(subject: Of<'_, Store>) {
     assert_eq!(answers, [moved(0, 0), moved(2, 2), moved(0, 0), moved(0, 0)]);
     assert_eq!(store.positions.of_device(&stranger, &phone).await.unwrap(), []);
     let of_ben: Vec<_> = store.positions.of_device(&ben, &phone).await.unwrap();
-    assert_eq!(of_ben, [DevicePosition { room: here, received: Seq(2) }], "the room that is not is not listed");
+    assert_eq!(
+        of_ben,
+        [DevicePosition { room: here, received: Seq(2) }],
+        "the room that is not is not listed"
+    );
 }
 
 fn step(room: &RoomId, user: &UserId, device: &DeviceId, received: u64, read: u64) -> Advance {

@@ -1,5 +1,6 @@
 //! [`Pushes`](crate::store::Pushes).
 
+use std::slice::from_ref;
 use std::time::Duration;
 
 use naru_model::hops::{Payload, PushJob};
@@ -27,10 +28,10 @@ pub(super) async fn u2_parking_again_replaces_the_entry(subject: Of<'_, Store>) 
     let first = parked_now("the key was refused");
     let second = ParkedPush { reason: "it was refused again".to_owned(), attempts: 9, ..first.clone() };
     store.pushes.park(first.clone()).await.unwrap();
-    assert_eq!(parked(&store, &[&first]).await, [first.clone()]);
+    assert_eq!(parked(&store, &[&first]).await, from_ref(&first));
     store.pushes.park(second.clone()).await.unwrap();
-    assert_eq!(parked(&store, &[&first]).await, [second.clone()]);
-    assert_eq!(parked(&store, &[&first]).await, [second.clone()], "listing leaves it");
+    assert_eq!(parked(&store, &[&first]).await, from_ref(&second));
+    assert_eq!(parked(&store, &[&first]).await, from_ref(&second), "listing leaves it");
 
     assert!(store.pushes.drop_parked(first.event_id).await.unwrap());
     assert!(!store.pushes.drop_parked(first.event_id).await.unwrap(), "gone already");

@@ -1,6 +1,7 @@
 //! [`Rooms`](crate::store::Rooms).
 
 use std::collections::HashSet;
+use std::slice::from_ref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -140,9 +141,13 @@ pub(super) async fn r2_a_change_that_is_refused_changes_nothing(subject: Of<'_, 
     let before = now(&store, &group).await;
     assert_eq!(store.rooms.change(&group, add(), 2).await.unwrap(), Changed::Full);
     assert_eq!(now(&store, &group).await, before);
-    assert!(matches!(store.rooms.change(&group, add(), 3).await.unwrap(), Changed::Now(_)), "up to the limit");
+    assert!(
+        matches!(store.rooms.change(&group, add(), 3).await.unwrap(), Changed::Now(_)),
+        "up to the limit"
+    );
 
-    let direct = NewRoom { id: RoomId::direct(&ada, &ben), kind: RoomKind::Direct, ..new_group([ada, ben.clone()]) };
+    let direct =
+        NewRoom { id: RoomId::direct(&ada, &ben), kind: RoomKind::Direct, ..new_group([ada, ben.clone()]) };
     create(&store, &direct).await;
     for change in [add(), MemberChange::Remove(ben)] {
         assert_eq!(store.rooms.change(&direct.id, change, MANY).await.unwrap(), Changed::Direct);
@@ -253,7 +258,7 @@ pub(super) async fn r6_settings_are_the_members_own(subject: Of<'_, Store>) {
     let check = async |store: &Store| {
         let settings = async |room, user| {
             let settings = store.rooms.summary(room, user).await.unwrap().expect("a member").settings;
-            let position = store.positions.get(room, std::slice::from_ref(user)).await.unwrap()[0];
+            let position = store.positions.get(room, from_ref(user)).await.unwrap()[0];
             assert_eq!(position.settings, settings, "summary and position agree");
             settings
         };
@@ -278,7 +283,7 @@ async fn change(store: &Store, room: &RoomId, change: MemberChange) -> Arc<Room>
 }
 
 async fn now(store: &Store, room: &RoomId) -> Arc<Room> {
-    let mut rooms = store.rooms.current(std::slice::from_ref(room)).await.unwrap();
+    let mut rooms = store.rooms.current(from_ref(room)).await.unwrap();
     rooms.remove(0).expect("the room is there")
 }
 
@@ -308,7 +313,8 @@ async fn rooms_of_one(store: &Store, count: usize) -> (UserId, Vec<RoomId>) {
 /// A message at a place, accepted so many minutes from now: later than any room here was made.
 async fn speak(store: &Store, room: &RoomId, sender: &UserId, seq: u64, minute: u64) {
     // From one moment, so that equal minutes are the same moment.
-    static START: std::sync::LazyLock<Timestamp> = std::sync::LazyLock::new(|| Timestamp::now().after(60 * MINUTE));
+    static START: std::sync::LazyLock<Timestamp> =
+        std::sync::LazyLock::new(|| Timestamp::now().after(60 * MINUTE));
     const MINUTE: Duration = Duration::from_secs(60);
     let minute = MINUTE * u32::try_from(minute).expect("a small number");
     let message = Message { timestamp: START.after(minute), ..said(room, sender, seq) };

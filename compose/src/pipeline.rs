@@ -1,0 +1,168 @@
+//! Four workers on one set of engines, started in the order in which none misses anything and stopped in the order in
+//! which none is missed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use futures_util::FutureExt;
+use gateway::token::TokenConfig;
+use naru_embedded::{Embedded, Options};
+use naru_engines::Engines;
+use naru_model::MessageId;
+use naru_runtime::{Health, Metrics, Policy, Settings, Span, Supervisor};
+use notifier::Notifier;
+use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::demo::{self, Demo};
+use crate::{DOOR, secret};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Engine {
+    Embedded,
+    Distributed,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    engine: Engine,
+    data_dir: PathBuf,
+    drain_deadline: Span,
+}
+
+/// All of Naru, running.
+pub struct Pipeline {
+    address: SocketAddr,
+    supervisor: Supervisor,
+    embedded: Embedded,
+    drain_deadline: Duration,
+}
+
+/// What a test may put in the place of the ordinary.
+#[derive(Default)]
+pub struct Changes {
+    /// Wraps the engines, before any worker sees them.
+    pub engines: Option<Box<dyn FnOnce(Engines) -> Engines + Send>>,
+    /// Changes the notifier, before it starts.
+    pub notifier: Option<Box<dyn FnOnce(Notifier) -> Notifier + Send>>,
+}
+
+impl Pipeline {
+    /// Starts everything; when this returns, clients are served.
+    ///
+    /// # Errors
+    /// When the configuration can't work, the data can't be opened or the address can't be had.
+    pub async fn start(settings: &Settings, shutdown: CancellationToken) -> anyhow::Result<Self> {
+        Self::start_with(settings, shutdown, Changes::default()).await
+    }
+
+    /// The same, with changes.
+    ///
+    /// # Errors
+    /// As [`Pipeline::start`].
+    pub async fn start_with(
+        settings: &Settings,
+        shutdown: CancellationToken,
+        changes: Changes,
+    ) -> anyhow::Result<Self> {
+        let Config { engine, data_dir, drain_deadline } = settings.pick()?;
+        if engine == Engine::Distributed {
+            bail!("this version has the embedded engine only: set engine = \"embedded\"");
+        }
+        let mut tokens: TokenConfig = settings.pick()?;
+        let has_own_key = tokens.jwt_secret.is_none()
+            && tokens.jwt_public_key_file.is_none()
+            && tokens.jwt_jwks_file.is_none()
+            && tokens.jwt_jwks_url.is_none();
+        if has_own_key {
+            tokens.jwt_secret = Some(secret::of(settings)?);
+        }
+
+        let embedded = Embedded::open(&data_dir, Options::default())
+            .with_context(|| format!("the data in {} can't be opened", data_dir.display()))?;
+        let mut engines = embedded.engines();
+        if let Some(change) = changes.engines {
+            engines = change(engines);
+        }
+        let metrics = Metrics::new();
+        let health = Health::new(shutdown.clone());
+        register_checks(&health, &engines);
+        let supervisor = Supervisor::new(DOOR.name, shutdown, &metrics);
+
+        let door =
+            gateway::Bound::new(settings.pick()?, &tokens, engines.clone(), metrics.clone(), health).await?;
+        let address = door.address();
+        let demo = Demo::wanted(settings, address, tokens.jwt_secret.as_ref(), has_own_key)?;
+
+        // The others work until the gateway has drained: what it has in hand is answered by them.
+        let later = CancellationToken::new();
+        let workers = supervisor.stopped_by(later.clone());
+        persister::run(engines.clone(), &metrics, &workers.for_owner("persister"));
+        fanout::run(engines.clone(), &metrics, &workers.for_owner("fanout"));
+        let mut notifier_config: notifier::Config = settings.pick()?;
+        if let Some(demo) = &demo {
+            demo.receive_pushes(&mut notifier_config);
+        }
+        let mut notifier = Notifier::new(notifier_config, engines.clone(), &metrics)?;
+        if let Some(change) = changes.notifier {
+            notifier = change(notifier);
+        }
+        notifier.spawn_on(&workers);
+        let recovered = persister::recover(&engines).await.context("the intake can't be read")?;
+        if recovered > 0 {
+            tracing::info!(
+                recovered,
+                "messages that were accepted before the last stop go on from where they were"
+            );
+        }
+
+        let drained = door.drained();
+        let routes = demo.map(|demo| demo::routes(demo, supervisor.shutdown().clone()));
+        door.run(&supervisor.for_owner("gateway"), routes).await?;
+        supervisor.spawn("stop in order", Policy::StopAll, move |_| {
+            let (drained, later) = (drained.clone(), later.clone());
+            async move {
+                drained.cancelled().await;
+                later.cancel();
+                Ok::<_, std::convert::Infallible>(())
+            }
+        });
+        Ok(Self { address, supervisor, embedded, drain_deadline: drain_deadline.into() })
+    }
+
+    /// Where clients connect.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Runs until shutdown, drains, and closes the data.
+    ///
+    /// # Errors
+    /// When a task failed that the process can't do without, or some did not finish by the deadline.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let ended = self.supervisor.run(self.drain_deadline).await;
+        self.embedded.close().await;
+        Ok(ended?)
+    }
+}
+
+fn register_checks(health: &Health, engines: &Engines) {
+    let store = engines.store.intake.clone();
+    health.register("store", move || {
+        let store = store.clone();
+        async move {
+            let nobody = [MessageId::from_bytes([0; 12])];
+            store.get(&nobody).await.map(drop).map_err(|_| "the store does not answer".to_owned())
+        }
+        .boxed()
+    });
+    let presence = engines.presence.clone();
+    health.register("presence", move || {
+        let presence = presence.clone();
+        async move { presence.locate(&[]).await.map(drop).map_err(|_| "presence does not answer".to_owned()) }
+            .boxed()
+    });
+}

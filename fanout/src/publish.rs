@@ -1,0 +1,234 @@
+//! A batch of saved messages: offline events first, then the live layer, then the intake entry is closed.
+//!
+//! What if the process dies here? Before the batch is settled as done: it comes again, and at worst a recipient gets
+//! both a push and the message, or the same message twice. After it, before the intake entry is closed: the sweep
+//! hands the message on once more, with the same end.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use naru_engines::bus::{Delivery, Receipt, Verdict, settle};
+use naru_engines::store::Settlement;
+use naru_engines::{EngineResult, Engines};
+use naru_model::hops::{Offline, Saved};
+use naru_model::live::{LiveEvent, News};
+use naru_model::message::Outcome;
+use naru_model::{Event, Message, RoomId, Trace, UserId};
+use naru_runtime::backoff::full_jitter;
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::members::{MemberCache, Members, Version};
+use crate::route::{Route, Whereabouts, route};
+use crate::telemetry::Telemetry;
+
+/// How many messages a batch holds at most.
+const BATCH: usize = 256;
+/// How many intake entries are closed in one write.
+const SETTLE_BATCH: usize = 1024;
+/// How many may wait to be closed; beyond, batches wait.
+const SETTLE_QUEUE: usize = 65_536;
+/// The wait before a failed batch comes again: this, doubling with each failure in a row, up to the second.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// The worker. Clones share what they remember.
+#[derive(Clone)]
+pub(crate) struct Fanout {
+    engines: Engines,
+    members: MemberCache,
+    settlements: mpsc::Sender<Settlement>,
+    telemetry: Telemetry,
+}
+
+/// One message on its way to its people.
+struct Routed {
+    saved: Saved,
+    trace: Trace,
+    route: Route,
+}
+
+impl Fanout {
+    pub(crate) fn new(engines: Engines, telemetry: Telemetry) -> (Self, Settler) {
+        let (settlements, queue) = mpsc::channel(SETTLE_QUEUE);
+        let members = MemberCache::new(engines.store.rooms.clone());
+        let settler = Settler {
+            engines: engines.clone(),
+            queue: Arc::new(Mutex::new(queue)),
+            telemetry: telemetry.clone(),
+        };
+        (Self { engines, members, settlements, telemetry }, settler)
+    }
+
+    /// Works until told to stop; then finishes the batches it holds.
+    pub(crate) async fn run(self, stop: CancellationToken) -> EngineResult<()> {
+        let mut receiver = self.engines.bus.saved.receiver().await?;
+        // A room is never in two unsettled batches, so batches can be worked on side by side.
+        let mut batches = JoinSet::new();
+        loop {
+            while batches.try_join_next().is_some() {}
+            let deliveries = tokio::select! {
+                () = stop.cancelled() => break,
+                deliveries = receiver.receive(BATCH) => deliveries?,
+            };
+            let fanout = self.clone();
+            batches.spawn(async move { fanout.work(deliveries).await });
+        }
+        while batches.join_next().await.is_some() {}
+        Ok(())
+    }
+
+    async fn work(&self, deliveries: Vec<Delivery<Saved>>) {
+        self.telemetry.batch.observe(deliveries.len() as f64);
+        let attempt = deliveries.iter().map(|delivery| delivery.attempt).max().unwrap_or(1);
+        let (events, receipts): (Vec<Event<Saved>>, Vec<Receipt>) =
+            deliveries.into_iter().map(|delivery| (delivery.event, delivery.receipt)).unzip();
+        let settlements: Vec<Settlement> = events.iter().map(|event| outcome(&event.payload)).collect();
+        if let Err(error) = self.fan_out(events).await {
+            let delay = full_jitter(RETRY.0, RETRY.1, attempt, &mut rand::rng());
+            tracing::warn!(%error, messages = receipts.len(), ?delay, "a batch was not published; trying again");
+            self.telemetry.retried.inc();
+            if let Err(error) = settle(receipts, Verdict::RetryAfter(delay)).await {
+                tracing::warn!(%error, "a batch was not put off; it comes again");
+            }
+            return;
+        }
+        match settle(receipts, Verdict::Done).await {
+            Ok(()) => {
+                for settlement in settlements {
+                    // The settler lives as long as the fanout does; without it the sweep finds the entry.
+                    let _gone = self.settlements.send(settlement).await;
+                }
+            }
+            Err(error) => tracing::warn!(%error, "a batch was not settled; it comes again"),
+        }
+    }
+
+    async fn fan_out(&self, events: Vec<Event<Saved>>) -> EngineResult<()> {
+        let versions: HashSet<Version> = events.iter().map(|event| version(&event.payload)).collect();
+        let members = self.members.of(versions).await?;
+        let whereabouts = self.locate(&members).await;
+        let routed = events.into_iter().map(|event| {
+            let saved = event.payload;
+            let members = members.get(&version(&saved)).map_or(&[][..], |members| members);
+            Routed {
+                route: route(&saved.message.sender_id, members, &whereabouts),
+                saved,
+                trace: event.trace,
+            }
+        });
+        let routed: Vec<Routed> = routed.collect();
+
+        // Rooms in which everybody is here need not wait for the others' offline events.
+        let waiting: HashSet<RoomId> = routed
+            .iter()
+            .filter(|message| !message.route.offline.is_empty())
+            .map(|message| message.saved.message.chat_room_id.clone())
+            .collect();
+        let (later, now): (Vec<Routed>, Vec<Routed>) =
+            routed.into_iter().partition(|message| waiting.contains(&message.saved.message.chat_room_id));
+        self.publish(now).await?;
+        if later.is_empty() {
+            return Ok(());
+        }
+        self.warn(
+            later.iter().map(|message| (&message.saved.message, &message.route.offline, message.trace)),
+        )
+        .await?;
+        self.publish(later).await
+    }
+
+    /// Where everybody of a batch is, in one look-up.
+    async fn locate(&self, members: &Members) -> Whereabouts {
+        let users: HashSet<&UserId> = members.values().flat_map(|members| members.iter()).collect();
+        let users: Vec<UserId> = users.into_iter().cloned().collect();
+        match self.engines.presence.locate(&users).await {
+            Ok(locations) => Whereabouts::Known(users.into_iter().zip(locations).collect()),
+            Err(error) => {
+                tracing::warn!(%error, "presence can't be asked: everybody gets both push and message");
+                self.telemetry.presence_unknown.inc();
+                Whereabouts::Unknown
+            }
+        }
+    }
+
+    /// Emits the offline events of many messages, in one hand-over.
+    async fn warn<'a>(
+        &self,
+        missed: impl Iterator<Item = (&'a Message, &'a Vec<UserId>, Trace)>,
+    ) -> EngineResult<()> {
+        let mut events = Vec::new();
+        for (message, recipients, trace) in missed {
+            self.telemetry.offline.inc_by(recipients.len() as u64);
+            events.extend(recipients.chunks(Offline::MOST_RECIPIENTS).map(|recipients| {
+                Event::new(Offline { message: message.clone(), recipients: recipients.to_vec() }, trace)
+            }));
+        }
+        match events.is_empty() {
+            true => Ok(()),
+            false => self.engines.bus.offline.send(events).await,
+        }
+    }
+
+    /// Gives messages to the live layer. What it does not take becomes pushes: whoever was thought to be here may not
+    /// hear of it otherwise.
+    async fn publish(&self, messages: Vec<Routed>) -> EngineResult<()> {
+        if messages.is_empty() {
+            return Ok(());
+        }
+        let events = messages.iter().map(|Routed { saved, route, .. }| LiveEvent {
+            recipients: route.live.as_slice().into(),
+            origin: saved.origin.as_ref().and_then(|origin| origin.session.clone()),
+            news: News::Chat(saved.message.clone()),
+        });
+        match self.engines.live.publish(events.collect()).await {
+            Ok(()) => {
+                self.telemetry.published.inc_by(messages.len() as u64);
+                Ok(())
+            }
+            Err(error) => {
+                tracing::warn!(%error, messages = messages.len(), "not published: their recipients get pushes");
+                self.telemetry.unpublished.inc_by(messages.len() as u64);
+                let unheard: Vec<(Message, Vec<UserId>, Trace)> = messages
+                    .into_iter()
+                    .map(|Routed { saved: Saved { message, .. }, mut route, trace }| {
+                        route.live.retain(|user| *user != message.sender_id);
+                        (message, route.live, trace)
+                    })
+                    .collect();
+                self.warn(unheard.iter().map(|(message, users, trace)| (message, users, *trace))).await
+            }
+        }
+    }
+}
+
+fn version(saved: &Saved) -> Version {
+    (saved.message.chat_room_id.clone(), saved.member_version)
+}
+
+fn outcome(saved: &Saved) -> Settlement {
+    Settlement { id: saved.message.id, outcome: Outcome::Saved { seq: saved.message.seq } }
+}
+
+/// Closes intake entries in groups, behind everybody's back: what it has not closed when it dies, the sweep hands on.
+#[derive(Clone)]
+pub(crate) struct Settler {
+    engines: Engines,
+    queue: Arc<Mutex<mpsc::Receiver<Settlement>>>,
+    telemetry: Telemetry,
+}
+
+impl Settler {
+    /// Works until the fanout has ended and everything is closed.
+    pub(crate) async fn run(self) -> EngineResult<()> {
+        let mut queue = self.queue.lock().await;
+        let mut batch = Vec::with_capacity(SETTLE_BATCH);
+        while queue.recv_many(&mut batch, SETTLE_BATCH).await > 0 {
+            self.engines.store.intake.settle(&batch).await?;
+            self.telemetry.settled.inc_by(batch.len() as u64);
+            batch.clear();
+        }
+        Ok(())
+    }
+}

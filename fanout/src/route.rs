@@ -1,0 +1,93 @@
+//! Who gets a message live and who is owed a push: a pure function of the members and of where they are.
+
+use std::collections::HashMap;
+
+use naru_engines::live::Location;
+use naru_model::UserId;
+
+/// Where the members of a batch's rooms are.
+#[derive(Clone, Debug)]
+pub enum Whereabouts {
+    /// Presence has answered.
+    Known(HashMap<UserId, Location>),
+    /// Presence can't be asked. **Unknown is not offline**, and not online either.
+    Unknown,
+}
+
+/// To whom one message goes, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Route {
+    /// Members who have a live session, the sender's other sessions included: they hear of it on the live layer.
+    pub live: Vec<UserId>,
+    /// Recipients without one: they are owed a push. Never the sender.
+    pub offline: Vec<UserId>,
+}
+
+/// Routes one message. Every recipient is in one of the two lists; in both when it is not known where they are.
+pub fn route(sender: &UserId, members: &[UserId], whereabouts: &Whereabouts) -> Route {
+    let mut route = Route::default();
+    for member in members {
+        let (is_online, is_known) = match whereabouts {
+            Whereabouts::Known(locations) => (locations.get(member).is_some_and(Location::is_online), true),
+            Whereabouts::Unknown => (true, false),
+        };
+        if is_online {
+            route.live.push(member.clone());
+        }
+        if member != sender && !(is_online && is_known) {
+            route.offline.push(member.clone());
+        }
+    }
+    route
+}
+
+#[cfg(test)]
+mod tests {
+    use naru_model::GatewayId;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn user(id: &str) -> UserId {
+        UserId::new(id).unwrap()
+    }
+
+    fn known(online: &[&str]) -> Whereabouts {
+        let here = Location { gateways: vec![GatewayId::new("g").unwrap()] };
+        Whereabouts::Known(online.iter().map(|id| (user(id), here.clone())).collect())
+    }
+
+    #[test]
+    fn who_is_here_hears_and_who_is_not_is_owed_a_push() {
+        let members = [user("ada"), user("ben"), user("cleo")];
+        let routed = route(&user("ada"), &members, &known(&["ada", "ben"]));
+        assert_eq!(routed.live, [user("ada"), user("ben")]);
+        assert_eq!(routed.offline, [user("cleo")]);
+    }
+
+    #[test]
+    fn the_sender_is_owed_nothing() {
+        let routed = route(&user("ada"), &[user("ada"), user("ben")], &known(&[]));
+        assert_eq!(routed, Route { live: vec![], offline: vec![user("ben")] });
+    }
+
+    #[test]
+    fn unknown_is_both() {
+        let routed = route(&user("ada"), &[user("ada"), user("ben")], &Whereabouts::Unknown);
+        assert_eq!(routed, Route { live: vec![user("ada"), user("ben")], offline: vec![user("ben")] });
+    }
+
+    proptest! {
+        #[test]
+        fn never_neither(names in prop::collection::btree_set("[a-f]", 2..6), online in prop::collection::vec("[a-f]", 0..6)) {
+            let members: Vec<UserId> = names.iter().map(|name| user(name)).collect();
+            let online: Vec<&str> = online.iter().map(String::as_str).collect();
+            for whereabouts in [known(&online), Whereabouts::Unknown] {
+                let routed = route(&members[0], &members, &whereabouts);
+                for member in &members[1..] {
+                    prop_assert!(routed.live.contains(member) || routed.offline.contains(member));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! What holds on every hop.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+use super::*;
+
+pub(super) async fn b1_what_was_sent_arrives<T: Payload + PartialEq>(on: On<T>) {
+    let events = on.scattered(20);
+    on.send(&events[..15]).await;
+    on.send(&events[15..]).await;
+    on.send(&[]).await;
+    let mut receiver = on.receiver().await;
+    assert_eq!(sorted(drained(&mut receiver, 20, 6).await), sorted(events));
+}
+
+pub(super) async fn b1_a_waiting_receiver_is_woken<T: Payload + PartialEq>(on: On<T>) {
+    let mut receiver = on.receiver().await;
+    let waiting = tokio::spawn(async move { drained(&mut receiver, 1, 9).await });
+    tokio::task::yield_now().await;
+    let events = on.scattered(1);
+    on.send(&events).await;
+    assert_eq!(waiting.await.unwrap(), events);
+}
+
+/// Whoever can't know whether an event was sent sends it again, with the same id: it must not be taken for old.
+pub(super) async fn b1_sent_again_it_comes_again<T: Payload + PartialEq>(on: On<T>) {
+    let events = on.scattered(1);
+    let mut receiver = on.receiver().await;
+    for _ in 0..2 {
+        on.send(&events).await;
+        assert_eq!(drained(&mut receiver, 1, 9).await, events);
+    }
+}
+
+pub(super) async fn b3_what_comes_again_has_the_same_event_id<T: Payload + PartialEq>(on: On<T>) {
+    let events = on.scattered(1);
+    on.send(&events).await;
+    let mut receiver = on.receiver().await;
+    for _ in 0..3 {
+        let delivery = one(&mut receiver).await;
+        assert_eq!(delivery.event, events[0]);
+        delivery.receipt.settle(Verdict::GiveBack).await.unwrap();
+    }
+    assert_eq!(drained(&mut receiver, 1, 9).await, events);
+}
+
+pub(super) async fn b6_receivers_share_the_events<T: Payload + PartialEq>(on: On<T>) {
+    let (arrived, mut arrivals) = mpsc::unbounded_channel();
+    let mut receivers = JoinSet::new();
+    for _ in 0..2 {
+        let (mut receiver, arrived) = (on.receiver().await, arrived.clone());
+        receivers.spawn(async move {
+            loop {
+                let event = drained(&mut receiver, 1, 3).await.remove(0);
+                arrived.send(event).unwrap();
+            }
+        });
+    }
+    let (first, last) = (on.scattered(20), on.scattered(1));
+    let mut received = Vec::new();
+    on.send(&first).await;
+    for _ in &first {
+        received.push(arrivals.recv().await.expect("a receiver"));
+    }
+    assert_eq!(sorted(received), sorted(first), "each goes to one of them");
+    on.send(&last).await;
+    assert_eq!(arrivals.recv().await.as_ref(), last.first(), "and to no other");
+}
+
+pub(super) async fn c1_a_batch_has_at_most_as_many_as_asked<T: Payload + PartialEq>(on: On<T>) {
+    let events = on.scattered(10);
+    on.send(&events).await;
+    let mut receiver = on.receiver().await;
+    let mut held = Vec::new();
+    while held.len() < events.len() {
+        let batch = receiver.receive(4).await.unwrap();
+        assert!((1..=4).contains(&batch.len()), "{} of 1 to 4", batch.len());
+        held.extend(batch);
+    }
+    assert_eq!(sorted(held.iter().map(|delivery| delivery.event.clone())), sorted(events));
+    assert!(held.iter().all(|delivery| delivery.attempt == 1), "each for the first time");
+}
+
+pub(super) async fn c1_a_cancelled_receive_loses_nothing<T: Payload + PartialEq>(on: On<T>) {
+    let mut receiver = on.receiver().await;
+    let events = on.scattered(24);
+    let sending = events.clone();
+    let sender = tokio::spawn(async move {
+        for event in sending {
+            on.send(&[event]).await;
+        }
+    });
+    let mut received = Vec::new();
+    // Patience grows and falls back: the wait ends before, while and after something is there.
+    for wait in (0..12).cycle() {
+        if let Ok(batch) = timeout(Duration::from_millis(wait), receiver.receive(2)).await {
+            for Delivery { event, receipt, .. } in batch.unwrap() {
+                received.push(event);
+                receipt.settle(Verdict::Done).await.unwrap();
+            }
+        }
+        if received.len() >= events.len() {
+            break;
+        }
+    }
+    sender.await.unwrap();
+    assert_eq!(sorted(received), sorted(events));
+}
+
+pub(super) async fn c2_what_a_dropped_receiver_held_comes_again<T: Payload + PartialEq>(on: On<T>) {
+    let events = on.scattered(6);
+    on.send(&events).await;
+    let mut first = on.receiver().await;
+    let mut kept = held(&mut first, 4).await;
+    let done = kept.remove(0);
+    let rest: Vec<_> = events.into_iter().filter(|event| event.event_id != done.event.event_id).collect();
+    done.receipt.settle(Verdict::Done).await.unwrap();
+    drop(first);
+    drop(kept);
+    let mut second = on.receiver().await;
+    assert_eq!(sorted(drained(&mut second, 5, 9).await), sorted(rest));
+}
+
+pub(super) async fn s1_what_is_done_never_comes_again<T: Payload + PartialEq>(on: On<T>) {
+    let events = on.scattered(4);
+    on.send(&events).await;
+    let mut receiver = on.receiver().await;
+    let mut kept = held(&mut receiver, 4).await;
+    let rest = kept.split_off(2);
+    let again: Vec<_> = rest.iter().map(|delivery| delivery.event.clone()).collect();
+    settle(kept.into_iter().map(|delivery| delivery.receipt).collect(), Verdict::Done).await.unwrap();
+    drop(rest);
+    assert_eq!(sorted(drained(&mut receiver, 2, 9).await), sorted(again));
+    drop(receiver);
+    // What is done would come before this, which is sent last.
+    let last = on.scattered(1);
+    on.send(&last).await;
+    let mut receiver = on.receiver().await;
+    assert_eq!(drained(&mut receiver, 1, 1).await, last);
+}
+
+pub(super) async fn s2_a_retry_comes_not_before_its_time_with_one_attempt_more<T: Payload + PartialEq>(
+    on: On<T>,
+) {
+    let events = on.scattered(1);
+    on.send(&events).await;
+    let mut receiver = on.receiver().await;
+    for attempt in 1..=2 {
+        let delivery = one(&mut receiver).await;
+        assert_eq!((delivery.attempt, &delivery.event), (attempt, &events[0]));
+        let asked = Instant::now();
+        delivery.receipt.settle(Verdict::RetryAfter(SHORT)).await.unwrap();
+        let again = one(&mut receiver).await;
+        let waited = asked.elapsed() + ROUNDING;
+        assert!((SHORT..SHORT + SOON).contains(&waited), "again after {waited:?}, {SHORT:?} was asked");
+        assert_eq!((again.attempt, &again.event), (attempt + 1, &events[0]));
+        // A drop is no try.
+        drop(again);
+    }
+}
+
+pub(super) async fn s3_what_is_given_back_comes_with_the_same_attempt<T: Payload + PartialEq>(on: On<T>) {
+    let events = on.scattered(1);
+    on.send(&events).await;
+    let mut receiver = on.receiver().await;
+    one(&mut receiver).await.receipt.settle(Verdict::GiveBack).await.unwrap();
+    let again = one(&mut receiver).await;
+    assert_eq!((again.attempt, &again.event), (1, &events[0]), "given back");
+    drop(again);
+    let again = one(&mut receiver).await;
+    assert_eq!((again.attempt, &again.event), (1, &events[0]), "dropped");
+    again.receipt.settle(Verdict::RetryAfter(Duration::ZERO)).await.unwrap();
+    one(&mut receiver).await.receipt.settle(Verdict::GiveBack).await.unwrap();
+    let again = one(&mut receiver).await;
+    assert_eq!((again.attempt, &again.event), (2, &events[0]), "retried, then given back");
+    again.receipt.settle(Verdict::Done).await.unwrap();
+}

@@ -17,7 +17,7 @@ fn away() -> Verdict {
 #[tokio::test]
 async fn a_push_whose_time_is_over_is_parked_and_not_sent() {
     let world = World::new().await;
-    let (backend, mut calls) = Scripted::new(Lane::Webhook);
+    let (backend, mut calls) = Scripted::on(Lane::Webhook);
     let notifier = Running::start(&world, config(None), [backend]);
     let yesterday = Timestamp::now().before(Duration::from_secs(24 * 3600));
     let message = world.says_at("too late", yesterday).await;
@@ -32,7 +32,7 @@ async fn a_push_whose_time_is_over_is_parked_and_not_sent() {
 #[tokio::test]
 async fn a_push_that_would_expire_before_its_next_try_is_parked() {
     let world = World::new().await;
-    let (backend, mut calls) = Scripted::new(Lane::Webhook);
+    let (backend, mut calls) = Scripted::on(Lane::Webhook);
     let notifier = Running::start(&world, config(None), [backend]);
     world.missed(&world.says("hello").await, &["B"]).await;
     calls.next().await.answer(Verdict::SlowDown(Timestamp::now().after(Duration::from_secs(25 * 3600))));
@@ -43,7 +43,7 @@ async fn a_push_that_would_expire_before_its_next_try_is_parked() {
 #[tokio::test]
 async fn no_more_pushes_are_under_way_than_allowed() {
     let world = World::new().await;
-    let (backend, mut calls) = Scripted::new(Lane::Webhook);
+    let (backend, mut calls) = Scripted::on(Lane::Webhook);
     miss(&world, 9).await;
     let notifier = Running::start(&world, config(None), [backend]);
     let mut left = calls.take(4).await;
@@ -61,7 +61,7 @@ async fn no_more_pushes_are_under_way_than_allowed() {
 #[tokio::test]
 async fn the_same_push_is_not_sent_twice_at_once() {
     let world = World::new().await;
-    let (backend, mut calls) = Scripted::new(Lane::Webhook);
+    let (backend, mut calls) = Scripted::on(Lane::Webhook);
     let notifier = Running::start(&world, config(None), [backend]);
     let message = world.says("hello").await;
     world.missed(&message, &["B"]).await;
@@ -77,7 +77,7 @@ async fn the_same_push_is_not_sent_twice_at_once() {
 #[tokio::test]
 async fn a_dead_token_is_forgotten_and_its_push_parked() {
     let world = World::new().await;
-    let (fcm, mut phones) = Scripted::new(Lane::Fcm);
+    let (fcm, mut phones) = Scripted::on(Lane::Fcm);
     world.registers("B", "phone", Platform::Fcm).await;
     let notifier = Running::start(&world, config(None), [fcm]);
     world.missed(&world.says("hello").await, &["B"]).await;
@@ -91,7 +91,7 @@ async fn a_dead_token_is_forgotten_and_its_push_parked() {
 #[tokio::test]
 async fn our_own_fault_costs_neither_the_push_nor_the_token() {
     let world = World::new().await;
-    let (fcm, mut phones) = Scripted::new(Lane::Fcm);
+    let (fcm, mut phones) = Scripted::on(Lane::Fcm);
     world.registers("B", "phone", Platform::Fcm).await;
     let notifier = Running::start(&world, config(None), [fcm]);
     world.missed(&world.says("hello").await, &["B"]).await;
@@ -104,7 +104,7 @@ async fn our_own_fault_costs_neither_the_push_nor_the_token() {
 #[tokio::test]
 async fn a_failing_provider_is_asked_one_by_one_until_it_works() {
     let world = World::new().await;
-    let (backend, mut calls) = Scripted::new(Lane::Webhook);
+    let (backend, mut calls) = Scripted::on(Lane::Webhook);
     miss(&world, 20).await;
     let notifier = Running::start(&world, config(None), [backend]);
     let mut under_way = calls.take(4).await;
@@ -137,7 +137,7 @@ async fn a_failing_provider_is_asked_one_by_one_until_it_works() {
 #[tokio::test]
 async fn a_lane_that_stands_still_holds_up_no_other() {
     let (world, mut webhook) = (World::new().await, Webhook::start().await);
-    let (fcm, mut phones) = Scripted::new(Lane::Fcm);
+    let (fcm, mut phones) = Scripted::on(Lane::Fcm);
     world.registers("B", "phone", Platform::Fcm).await;
     let notifier = Running::start(&world, config(Some(webhook.url("/push"))), [fcm]);
     miss(&world, 9).await;

@@ -228,7 +228,7 @@ impl Call {
 struct Calls(mpsc::UnboundedReceiver<Call>);
 
 impl Scripted {
-    fn new(lane: Lane) -> (Arc<dyn Provider>, Calls) {
+    fn on(lane: Lane) -> (Arc<dyn Provider>, Calls) {
         let (calls, received) = mpsc::unbounded_channel();
         (Arc::new(Self { lane, calls }), Calls(received))
     }

@@ -8,7 +8,7 @@ use super::*;
 #[tokio::test]
 async fn the_backend_is_told_once_and_each_device_of_a_configured_provider() {
     let (world, mut webhook) = (World::new().await, Webhook::start().await);
-    let (fcm, mut phones) = Scripted::new(Lane::Fcm);
+    let (fcm, mut phones) = Scripted::on(Lane::Fcm);
     let mut devices = vec![
         world.registers("B", "phone", Platform::Fcm).await,
         world.registers("B", "tablet", Platform::Fcm).await,

@@ -7,7 +7,7 @@ use super::*;
 #[tokio::test]
 async fn a_stopping_notifier_finishes_what_it_has_in_hand_and_takes_nothing_more() {
     let world = World::new().await;
-    let (backend, mut calls) = Scripted::new(Lane::Webhook);
+    let (backend, mut calls) = Scripted::on(Lane::Webhook);
     let notifier = Running::start(&world, config(None), [backend]);
     world.missed(&world.says("in hand").await, &["B"]).await;
     let in_hand = calls.next().await;
@@ -20,7 +20,7 @@ async fn a_stopping_notifier_finishes_what_it_has_in_hand_and_takes_nothing_more
     calls.none_waiting();
     assert_eq!(world.engines.store.pushes.done(&[event_id]).await.unwrap(), [true]);
 
-    let (backend, mut calls) = Scripted::new(Lane::Webhook);
+    let (backend, mut calls) = Scripted::on(Lane::Webhook);
     let notifier = Running::start(&world, config(None), [backend]);
     let next = calls.next().await;
     assert_eq!(next.event.payload.message_id, later.payload.message.id);
@@ -32,14 +32,14 @@ async fn a_stopping_notifier_finishes_what_it_has_in_hand_and_takes_nothing_more
 #[tokio::test]
 async fn what_the_deadline_cuts_off_comes_again() {
     let world = World::new().await;
-    let (backend, mut calls) = Scripted::new(Lane::Webhook);
+    let (backend, mut calls) = Scripted::on(Lane::Webhook);
     let notifier = Running::start(&world, config(None), [backend]);
     world.missed(&world.says("hello").await, &["B"]).await;
     let hanging = calls.next().await;
     let unclean = notifier.stop(MS).await.unwrap().unwrap_err();
     assert!(unclean.to_string().contains("notifier/push.webhook"), "{unclean}");
 
-    let (backend, mut calls) = Scripted::new(Lane::Webhook);
+    let (backend, mut calls) = Scripted::on(Lane::Webhook);
     let notifier = Running::start(&world, config(None), [backend]);
     let again = calls.next().await;
     assert_eq!(again.event, hanging.event);

@@ -36,7 +36,9 @@ struct Carrier<'a> {
 impl Carrier<'_> {
     fn queue<T: Payload>(&self, hop: Hop) -> Arc<dyn Queue<T>> {
         match hop.keep {
-            Keep::Rederivable => Arc::new(MemoryQueue::new(self.options.partitions, self.options.buffered_events)),
+            Keep::Rederivable => {
+                Arc::new(MemoryQueue::new(self.options.partitions, self.options.buffered_events))
+            }
             Keep::Durable => Arc::new(TableQueue::new(hop.name, self.database.clone(), self.clock)),
         }
     }
@@ -44,5 +46,9 @@ impl Carrier<'_> {
 
 /// The answer to a verdict on what its receiver no longer holds.
 fn given_back() -> EngineError {
-    EngineError::unavailable(ENGINE, Applied::No, "its receiver is gone, so it was given back and comes again")
+    EngineError::unavailable(
+        ENGINE,
+        Applied::No,
+        "its receiver is gone, so it was given back and comes again",
+    )
 }

@@ -71,7 +71,8 @@ fn migrate(writer: &mut Connection) -> EngineResult<()> {
     let version = usize::try_from(version.map_err(engine_error)?).unwrap_or(usize::MAX);
     if version > MIGRATIONS.len() {
         let known = MIGRATIONS.len();
-        let why = format!("the data is of schema version {version}, this program knows versions up to {known}");
+        let why =
+            format!("the data is of schema version {version}, this program knows versions up to {known}");
         return Err(EngineError::permanent(ENGINE, why));
     }
     for (done, migration) in MIGRATIONS.iter().enumerate().skip(version) {

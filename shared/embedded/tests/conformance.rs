@@ -3,15 +3,17 @@
 
 #[path = "conformance/broken.rs"]
 mod broken;
+#[path = "conformance/sins.rs"]
+mod sins;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use naru_embedded::{Embedded, Options};
-use naru_engines::{Engines, conformance_suite};
 use naru_engines::conformance::{BoundedBus, LiveLayer, SeverableLayer, Subject};
 use naru_engines::faults::{Counted, Flaky, Outage, Recorder, Slow, tapped};
+use naru_engines::{Engines, conformance_suite};
 use tempfile::TempDir;
 
 /// Embedded engines in a directory of their own, dressed up.
@@ -25,13 +27,16 @@ struct Fresh {
 impl Fresh {
     fn dressed(dress: fn(Engines) -> Engines) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        Self { dress, options: Options::default(), dir, running: None }
+        // Soon full, so that hearing the end of a flood is soon done, however slow each step is.
+        let options = Options { live_backlog: 256, ..Options::default() };
+        Self { dress, options, dir, running: None }
     }
 
     /// Without a farewell to what ran before.
     fn start(&mut self) -> Engines {
         self.running = None;
-        let embedded = Embedded::open(self.dir.path(), self.options.clone()).expect("the directory is released");
+        let embedded =
+            Embedded::open(self.dir.path(), self.options.clone()).expect("the directory is released");
         let engines = (self.dress)(embedded.engines());
         self.running = Some(embedded);
         engines

@@ -16,7 +16,8 @@ use naru_model::hops::{Accepted, Offline, Payload};
 use naru_model::live::{LiveEvent, News};
 use naru_model::message::Outcome;
 use naru_model::{
-    ClientMessageId, Event, GatewayId, MemberVersion, MessageId, RoomId, RoomKind, Seq, Timestamp, Trace, UserId,
+    ClientMessageId, Event, GatewayId, MemberVersion, MessageId, RoomId, RoomKind, Seq, Timestamp, Trace,
+    UserId,
 };
 use tempfile::tempdir;
 use tokio::task::JoinSet;
@@ -118,7 +119,11 @@ async fn a_killed_process_has_lost_nothing_it_confirmed() {
     for record in intake.get(&confirmed.iter().copied().collect::<Vec<_>>()).await.unwrap() {
         let record = record.expect("what was confirmed is there");
         let id = record.accepted.id;
-        assert_eq!(record.outcome.is_none(), open.contains(&id), "{id} is open exactly when it has no outcome");
+        assert_eq!(
+            record.outcome.is_none(),
+            open.contains(&id),
+            "{id} is open exactly when it has no outcome"
+        );
         assert!(record.outcome.is_some() || !settled.contains(&id), "{id} was settled");
     }
 

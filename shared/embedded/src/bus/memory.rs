@@ -84,7 +84,12 @@ impl<T: Payload> State<T> {
 
     /// Everything that waits in open partitions, at most `most`. When that is nothing: when to look again, if only
     /// time stands in the way.
-    fn take(&mut self, receiver: u64, most: usize, now: Instant) -> Result<Vec<(u64, Entry<T>)>, Option<Instant>> {
+    fn take(
+        &mut self,
+        receiver: u64,
+        most: usize,
+        now: Instant,
+    ) -> Result<Vec<(u64, Entry<T>)>, Option<Instant>> {
         let (mut batch, mut opens_at) = (Vec::new(), None::<Instant>);
         let count = self.partitions.len();
         for partition in (self.turn..self.turn + count).map(|turn| turn % count) {
@@ -98,7 +103,9 @@ impl<T: Payload> State<T> {
             }
             this.blocked_until = None;
             self.turn = partition + 1;
-            while batch.len() < most && let Some((tag, entry)) = this.waiting.pop_first() {
+            while batch.len() < most
+                && let Some((tag, entry)) = this.waiting.pop_first()
+            {
                 this.unsettled += 1;
                 batch.push((tag, Entry { attempt: entry.attempt, event: entry.event.clone() }));
                 self.in_flight.insert(tag, InFlight { receiver, partition, entry });
@@ -170,12 +177,16 @@ impl<T: Payload> Receiver<T> for MemoryReceiver<T> {
             let taken = lock(&shared.state).take(*receiver, most.max(1), Instant::now());
             match taken {
                 Ok(batch) => {
-                    let deliver = |(tag, Entry { attempt, event })| {
-                        Delivery { event, attempt, receipt: Receipt::new(tag, self.0.clone()) }
+                    let deliver = |(tag, Entry { attempt, event })| Delivery {
+                        event,
+                        attempt,
+                        receipt: Receipt::new(tag, self.0.clone()),
                     };
                     return Ok(batch.into_iter().map(deliver).collect());
                 }
-                Err(Some(opens_at)) => tokio::select! { () = changed => {}, () = sleep_until(opens_at) => {} },
+                Err(Some(opens_at)) => {
+                    tokio::select! { () = changed => {}, () = sleep_until(opens_at) => {} }
+                }
                 Err(None) => changed.await,
             }
         }

@@ -213,7 +213,10 @@ impl<T: Payload> Receiver<T> for TableReceiver {
                 continue;
             }
             let (hop, from) = (shared.hop, *cursor);
-            let found = shared.database.read(move |transaction| look(transaction, hop, from, now, most, &held)).await?;
+            let found = shared
+                .database
+                .read(move |transaction| look(transaction, hop, from, now, most, &held))
+                .await?;
             // No wait from here on: cancelled before, nothing has happened.
             *cursor = found.upto;
             if found.rows.is_empty() {
@@ -273,7 +276,9 @@ fn look<T: Payload>(
     }
     if seen < page {
         let sql = "SELECT min(visibleAt) FROM queue WHERE hop = ?1 AND visibleAt > ?2";
-        let next = transaction.prepare_cached(sql)?.query_row(params![hop, now], |row| row.get::<_, Option<i64>>(0))?;
+        let next = transaction
+            .prepare_cached(sql)?
+            .query_row(params![hop, now], |row| row.get::<_, Option<i64>>(0))?;
         upto = next.map_or(Cursor::END, Cursor::before);
     }
     Ok(Look { rows, upto })
@@ -300,7 +305,10 @@ struct TableLedger {
 impl fmt::Debug for TableLedger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { shared, receiver } = self;
-        f.debug_struct("TableLedger").field("hop", &shared.hop).field("receiver", receiver).finish_non_exhaustive()
+        f.debug_struct("TableLedger")
+            .field("hop", &shared.hop)
+            .field("receiver", receiver)
+            .finish_non_exhaustive()
     }
 }
 
@@ -345,7 +353,9 @@ impl Ledger for TableLedger {
     }
 
     fn dropped(&self, tag: u64) {
-        self.shared.hands.give_back(|row, held| row == tag.cast_signed() && held.receiver == Some(self.receiver));
+        self.shared
+            .hands
+            .give_back(|row, held| row == tag.cast_signed() && held.receiver == Some(self.receiver));
     }
 }
 

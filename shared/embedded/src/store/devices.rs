@@ -67,7 +67,8 @@ impl Devices for Database {
         let (token, before) = (Arc::<str>::from(token), registered_before.as_millis());
         self.write(move |transaction| {
             let sql = "DELETE FROM devices WHERE platform = ?1 AND token = ?2 AND registeredAt < ?3";
-            let removed = transaction.prepare_cached(sql)?.execute(params![column::word(&platform)?, token, before])?;
+            let removed =
+                transaction.prepare_cached(sql)?.execute(params![column::word(&platform)?, token, before])?;
             Ok(removed > 0)
         })
         .await

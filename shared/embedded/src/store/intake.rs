@@ -46,7 +46,9 @@ impl Intake for Database {
             let mut settle = transaction.prepare_cached(sql)?;
             for Settlement { id, outcome } in &settlements {
                 match outcome {
-                    Outcome::Saved { seq } => settle.execute(params![id.bytes(), SAVED, column::place(*seq)])?,
+                    Outcome::Saved { seq } => {
+                        settle.execute(params![id.bytes(), SAVED, column::place(*seq)])?
+                    }
                     Outcome::Rejected { reason } => {
                         settle.execute(params![id.bytes(), column::word(reason)?, None::<i64>])?
                     }
@@ -102,7 +104,8 @@ fn by_key(connection: &Connection, entry: &Accepted) -> Result<Option<IntakeReco
 }
 
 fn one(connection: &Connection, sql: &str, key: impl Params) -> Result<Option<IntakeRecord>> {
-    let record = |row: &Row<'_>| Ok(IntakeRecord { accepted: column::accepted(row)?, outcome: outcome(row)? });
+    let record =
+        |row: &Row<'_>| Ok(IntakeRecord { accepted: column::accepted(row)?, outcome: outcome(row)? });
     connection.prepare_cached(sql)?.query_row(key, record).optional()
 }
 

@@ -84,7 +84,12 @@ fn append_run(connection: &Connection, run: &[Message]) -> Result<Run> {
     Ok(Run { stored, stopped_by })
 }
 
-fn range(connection: &Connection, room: &RoomId, window: Window, limit: usize) -> Result<(Vec<Message>, bool)> {
+fn range(
+    connection: &Connection,
+    room: &RoomId,
+    window: Window,
+    limit: usize,
+) -> Result<(Vec<Message>, bool)> {
     let (sql, seq) = match window {
         Window::After(seq) => (
             concat!(

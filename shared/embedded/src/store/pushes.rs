@@ -55,7 +55,8 @@ impl Pushes for Database {
 
     async fn parked(&self, limit: usize) -> EngineResult<Vec<ParkedPush>> {
         self.read(move |transaction| {
-            let sql = "SELECT eventId, job, reason, attempts, parkedAt FROM parked ORDER BY parkedAt LIMIT ?1";
+            let sql =
+                "SELECT eventId, job, reason, attempts, parkedAt FROM parked ORDER BY parkedAt LIMIT ?1";
             let mut statement = transaction.prepare_cached(sql)?;
             let push = |row: &Row<'_>| {
                 Ok(ParkedPush {

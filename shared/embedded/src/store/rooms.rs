@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use naru_engines::EngineResult;
-use naru_engines::store::{Changed, Created, MemberChange, MemberSettings, NewRoom, RoomCursor, RoomSummary, Rooms};
+use naru_engines::store::{
+    Changed, Created, MemberChange, MemberSettings, NewRoom, RoomCursor, RoomSummary, Rooms,
+};
 use naru_model::{MemberVersion, Room, RoomId, RoomKind, Seq, Timestamp, UserId};
 use rusqlite::{Connection, OptionalExtension, Result, Row, params};
 
@@ -67,7 +69,12 @@ impl Rooms for Database {
             }
             let sql = "UPDATE members SET muted = ?3, mutedUntil = ?4 WHERE chatRoomId = ?1 AND userId = ?2";
             let until = settings.muted_until.map(Timestamp::as_millis);
-            transaction.prepare_cached(sql)?.execute(params![room.as_str(), user.as_str(), settings.muted, until])?;
+            transaction.prepare_cached(sql)?.execute(params![
+                room.as_str(),
+                user.as_str(),
+                settings.muted,
+                until
+            ])?;
             Ok(true)
         })
         .await
@@ -136,7 +143,8 @@ fn was_ever(connection: &Connection, room: &Room, members: &[UserId]) -> Result<
 }
 
 fn current(connection: &Connection, id: &RoomId) -> Result<Option<Arc<Room>>> {
-    let sql = "SELECT user1Id IS NOT NULL, name, makerId, createdAt, memberVersion FROM chat_rooms WHERE _id = ?1";
+    let sql =
+        "SELECT user1Id IS NOT NULL, name, makerId, createdAt, memberVersion FROM chat_rooms WHERE _id = ?1";
     let room = |row: &Row<'_>| {
         let member_version = MemberVersion(row.get(4)?);
         Ok(Arc::new(Room {
@@ -225,7 +233,8 @@ fn summary(connection: &Connection, id: &RoomId, user: &UserId) -> Result<Option
         message_columns!(),
         " FROM chat_messages WHERE chatRoomId = ?1 ORDER BY seq DESC LIMIT 1"
     );
-    let last_message = connection.prepare_cached(newest)?.query_row([id.as_str()], column::message).optional()?;
+    let last_message =
+        connection.prepare_cached(newest)?.query_row([id.as_str()], column::message).optional()?;
     let last_seq = last_message.as_ref().map_or(Seq::ZERO, |message| message.seq);
     let (read, settings) = member(connection, id, user)?;
     let unread_count = last_seq.0.saturating_sub(read.0);
@@ -238,6 +247,7 @@ pub(super) fn member(connection: &Connection, room: &RoomId, user: &UserId) -> R
     let member = |row: &Row<'_>| {
         Ok((row.seq(0)?, MemberSettings { muted: row.get(1)?, muted_until: row.maybe_time(2)? }))
     };
-    let found = connection.prepare_cached(sql)?.query_row([room.as_str(), user.as_str()], member).optional()?;
+    let found =
+        connection.prepare_cached(sql)?.query_row([room.as_str(), user.as_str()], member).optional()?;
     Ok(found.unwrap_or_default())
 }

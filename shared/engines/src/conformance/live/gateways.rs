@@ -20,20 +20,19 @@ pub(super) async fn l1_every_gateway_hears_what_is_published(subject: Of<'_, Liv
     let layer = subject.open().await;
     let beside = subject.beside(&layer).await;
     let mut ears = vec![ear(&layer).await, ear(&layer).await, ear(&beside).await];
-    let room = undisturbed(&layer, &mut ears, 20).await;
+    undisturbed(&layer, &mut ears, 20).await;
 
     // Who comes later hears what comes later.
     ears.push(ear(&beside).await);
     undisturbed(&beside, &mut ears, 5).await;
     drop(ears.remove(0));
     undisturbed(&layer, &mut ears, 5).await;
-    assert_ne!(room, super::given::room());
 }
 
 pub(super) async fn l2_events_of_one_publisher_come_in_order(subject: Of<'_, LiveLayer>) {
     let layer = subject.open().await;
     let mut ears = vec![ear(&layer).await];
-    undisturbed(&layer, &mut ears, 300).await;
+    undisturbed(&layer, &mut ears, 100).await;
 }
 
 pub(super) async fn l1_a_cancelled_next_loses_nothing(subject: Of<'_, LiveLayer>) {
@@ -173,9 +172,9 @@ async fn flood(layer: &LiveLayer, room: &RoomId) {
     }
 }
 
-/// A round of events that each of these hears, all and in order. Another case's flood may interrupt them, which they
-/// then hear; after that it is tried again, in another room.
-async fn undisturbed(publisher: &LiveLayer, ears: &mut [Ear], count: u64) -> RoomId {
+/// A round of events that each of these hears, all and in order. Another case's flood may interrupt one, which it then
+/// hears; after that it is tried again, in another room.
+async fn undisturbed(publisher: &LiveLayer, ears: &mut [Ear], count: u64) {
     loop {
         let room = room();
         let events = chat(&room, 0..count);
@@ -187,7 +186,7 @@ async fn undisturbed(publisher: &LiveLayer, ears: &mut [Ear], count: u64) -> Roo
             disturbed |= !hears_all(ear, &room, &events).await;
         }
         if !disturbed {
-            return room;
+            return;
         }
     }
 }

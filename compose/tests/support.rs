@@ -1,0 +1,87 @@
+//! All of Naru in this process, and people with phones.
+
+use std::time::Duration;
+
+use naru::pipeline::Changes;
+use naru::{DOOR, Pipeline};
+use naru_client::{Claims, Client, Http, Webhook, token};
+use naru_runtime::Settings;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// The secret that signs tokens here.
+pub const SECRET: &str = "a secret for tests";
+/// The secret that signs webhook calls here.
+pub const WEBHOOK_SECRET: &str = "a secret between friends";
+
+/// A running Naru, its data, and the backend its pushes go to.
+pub struct Naru {
+    pub url: String,
+    pub backend: Webhook,
+    pub data: TempDir,
+    shutdown: CancellationToken,
+    running: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Naru {
+    /// Starts one, embedded, with these flags besides.
+    pub async fn start(flags: &[&str]) -> Self {
+        Self::start_with(flags, Changes::default()).await
+    }
+
+    /// The same, with changes to what it is made of.
+    pub async fn start_with(flags: &[&str], changes: Changes) -> Self {
+        let backend = Webhook::start().await;
+        let data = tempfile::tempdir().expect("a folder for the data");
+        let dir = data.path().to_str().expect("a folder with a plain name");
+        let url = backend.url("/api/notifications/push");
+        let own = [
+            "naru",
+            "--listen",
+            "127.0.0.1:0",
+            "--data-dir",
+            dir,
+            "--jwt-secret",
+            SECRET,
+            "--push-webhook-url",
+            &url,
+            "--push-webhook-secret",
+            WEBHOOK_SECRET,
+        ];
+        let matches = Settings::command(&DOOR).get_matches_from(own.iter().chain(flags));
+        let settings = Settings::load(&DOOR, &matches, []).expect("flags that are right");
+        let shutdown = CancellationToken::new();
+        let pipeline = Pipeline::start_with(&settings, shutdown.clone(), changes).await.expect("Naru starts");
+        let url = format!("http://{}", pipeline.address());
+        Self { url, backend, data, shutdown, running: tokio::spawn(pipeline.run()) }
+    }
+
+    /// A phone of this person, connected and welcomed.
+    pub async fn phone(&self, person: &str) -> Client {
+        let mut phone = Client::connect(&self.url, &token_of(person)).await.expect("a welcome");
+        phone.welcome().await;
+        phone
+    }
+
+    /// This person's HTTP API.
+    pub fn http(&self, person: &str) -> Http {
+        Http::new(&self.url, &token_of(person))
+    }
+
+    /// Stops it in order.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        let ended = tokio::time::timeout(Duration::from_secs(10), self.running).await;
+        ended.expect("Naru stops in time").expect("it does not panic").expect("it leaves in order");
+    }
+}
+
+/// A token that says who this person is. Ada and Ben have names that are not their ids.
+pub fn token_of(person: &str) -> String {
+    let mut claims = Claims::user(person);
+    if let "A" | "B" = person {
+        claims = claims.name(if person == "A" { "Ada" } else { "Ben" });
+    }
+    token(SECRET.as_bytes(), &claims)
+}

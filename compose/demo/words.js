@@ -6,7 +6,7 @@ const WORDS = {
     tagline: 'a landing for messages',
     lead:
       'Ada and Ben each hold a live connection; their phones lie on the desk and show the pushes that reach them. ' +
-      '⏳ is on its way, ✓✓ is saved, ⚠️ is not confirmed. ' +
+      '⏳\u00a0is on its way, ✓✓\u00a0is saved, ⚠️\u00a0is not confirmed. ' +
       'Turn off Ben’s network, write to him as Ada, and watch his phone; turn it on again, and the message is there.',
     language: '한국어',
     people: 'Who to show',
@@ -60,8 +60,8 @@ const WORDS = {
     tagline: '메시지가 건너는 나루터',
     lead:
       'Ada와 Ben은 저마다 실시간으로 연결되어 있고, 책상 위 휴대폰에는 도착한 푸시 알림이 보입니다. ' +
-      '⏳ 보내는 중, ✓✓ 저장됨, ⚠️ 확인되지 않음. ' +
-      'Ben의 네트워크를 끄고 Ada로 메시지를 보내 Ben의 휴대폰을 지켜보세요. 다시 켜면 메시지가 와 있습니다.',
+      '⏳\u00a0보내는\u00a0중, ✓✓\u00a0저장됨, ⚠️\u00a0확인되지\u00a0않음. ' +
+      'Ben의 네트워크를 끄고 Ada로 메시지를 보내 Ben의 휴대폰을 지켜보세요. 다시 켜면 메시지가 와\u00a0있습니다.',
     language: 'English',
     people: '볼 사람',
     network: '네트워크',

@@ -1,5 +1,9 @@
 //! What Naru promises, tried on the whole of it. Read [`journey`] first.
 
+mod api;
+mod bad_input;
+mod crash;
 mod journey;
+mod page;
 mod scenarios;
 mod support;

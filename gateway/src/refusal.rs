@@ -245,3 +245,71 @@ impl Close {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use super::*;
+
+    /// The public page, as the tables above make it.
+    fn page() -> String {
+        let mut page = String::from(
+            "# Errors\n\nMade from the tables in `gateway/src/refusal.rs`; `UPDATE_DOCS=1 cargo test -p gateway` writes it.\n\n\
+             An `ERROR` frame carries the code, a sentence for the developer, the `clientMessageId` it is about if there is\n\
+             one, and `retryAfterMs` where waiting helps. Over HTTP the same code comes as `{\"code\",\"message\"}` with the\n\
+             status, and `Retry-After` in seconds.\n\n| code | HTTP | the message was | when |\n|---|---|---|---|\n",
+        );
+        for row in &TABLE {
+            let (code, status) = (row.code, row.status.as_u16());
+            writeln!(page, "| `{code}` | {status} | {} | {} |", row.message_fate, row.meaning).unwrap();
+        }
+        page.push_str("\n## Close codes\n\n| code | reason |\n|---|---|\n");
+        let mut closes: Vec<_> = CLOSES.iter().filter_map(|close| close.frame()).collect();
+        closes.sort_unstable();
+        for (code, reason) in closes {
+            writeln!(page, "| {code} | {reason} |").unwrap();
+        }
+        page
+    }
+
+    const CLOSES: [Close; 9] = [
+        Close::ByPeer,
+        Close::GoingAway,
+        Close::Protocol,
+        Close::NotUtf8,
+        Close::Policy,
+        Close::TooBig,
+        Close::TokenExpired,
+        Close::SlowConsumer,
+        Close::Replaced,
+    ];
+
+    #[test]
+    fn the_public_page_is_what_the_tables_say() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/ERRORS.md");
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(path, page()).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(path).unwrap(), page(), "UPDATE_DOCS=1 cargo test -p gateway");
+    }
+
+    #[test]
+    fn every_refusal_has_the_row_of_its_name() {
+        let refusals = [
+            (Refusal::Invalid(String::new()), "INVALID_FRAME"),
+            (Refusal::Unauthenticated(""), "UNAUTHENTICATED"),
+            (Refusal::Forbidden(""), "FORBIDDEN"),
+            (Refusal::RoomNotFound, "ROOM_NOT_FOUND"),
+            (Refusal::NotFound, "NOT_FOUND"),
+            (Refusal::Conflict(""), "CONFLICT"),
+            (Refusal::TooLarge { limit: 1 }, "TOO_LARGE"),
+            (Refusal::RateLimited { retry_after: Duration::ZERO }, "RATE_LIMITED"),
+            (Refusal::Overloaded, "OVERLOADED"),
+            (Refusal::Unavailable, "UNAVAILABLE"),
+        ];
+        for (refusal, code) in refusals {
+            assert_eq!(refusal.row().code, code);
+        }
+    }
+}

@@ -12,9 +12,9 @@
 //! - A lane hands its jobs to its [`Provider`]. The [`Verdict`] decides: done, again later, or parked. A lane
 //!   whose provider keeps failing pauses; the other lanes don't notice.
 //!
-//! **No push is lost.** A job is settled only after its effect: taken by the provider and recorded, or parked in the store.
-//! **One push is sent once**, but for one case: a crash between the provider's answer and its record. The second call then
-//! carries the same event id, by which the provider or the backend can recognise it.
+//! **No push is lost.** A job is settled only after its effect: taken by the provider, or parked in the store.
+//! **One push is sent once**, unless the process dies, or the store fails, between the provider's answer and its record.
+//! The second call then carries the same event id, by which the provider or the backend can recognise it.
 //!
 //! A device whose platform has no provider here gets no job; it is counted in `naru_notifier_no_provider_total`.
 

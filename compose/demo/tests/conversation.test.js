@@ -1,14 +1,12 @@
 // The state machine behind the marks: node --test compose/demo/tests/*.test.js
 
 import assert from 'node:assert/strict';
+import { webcrypto } from 'node:crypto';
 import { test } from 'node:test';
 
-// The page has no package.json, so Node would take `../conversation.js` for CommonJS: it is loaded as the module it is.
-import { readFile } from 'node:fs/promises';
-const source = await readFile(new URL('../conversation.js', import.meta.url), 'utf8');
-const { ANSWER_WITHIN_MS, Conversation, contentBytes, randomId } = await import(
-  `data:text/javascript;base64,${Buffer.from(source).toString('base64')}`
-);
+import { ANSWER_WITHIN_MS, Conversation, contentBytes, randomId } from '../conversation.js';
+
+globalThis.crypto ??= webcrypto; // Node 18 has it here only
 
 const ROOM = 'ada_ben';
 

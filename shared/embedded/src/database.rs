@@ -310,7 +310,7 @@ mod tests {
         // Holds the writer until all the others wait for it, or is of their group itself: they are one group.
         let (go, wait) = channel::<()>();
         let wait = Mutex::new(wait);
-        let first = database.write(move |_| Ok(drop(lock(&wait).recv())));
+        let first = database.write(move |_| Ok(lock(&wait).recv().is_err()));
         let fails = database.write(|transaction| insert(transaction, 2).and_then(|_| insert(transaction, 1)));
         let panics = database.write(|transaction| -> rusqlite::Result<usize> {
             insert(transaction, 3)?;
@@ -323,7 +323,7 @@ mod tests {
         };
         let (first, one, fails, panics, four, ()) =
             tokio::join!(biased; first, neighbours.0, fails, panics, neighbours.1, release);
-        first.unwrap();
+        assert!(first.unwrap(), "it went on when `go` was dropped");
         assert_eq!((one.unwrap(), four.unwrap()), (1, 1));
         for failed in [fails, panics] {
             assert!(matches!(failed, Err(EngineError::Permanent { .. })), "{failed:?}");

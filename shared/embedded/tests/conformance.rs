@@ -6,6 +6,8 @@ mod broken;
 #[path = "conformance/sins.rs"]
 mod sins;
 
+use std::env;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,27 +18,28 @@ use naru_engines::faults::{Counted, Flaky, Outage, Recorder, Slow, tapped};
 use naru_engines::{Engines, conformance_suite};
 use tempfile::TempDir;
 
-/// Embedded engines in a directory of their own, dressed up.
+/// Embedded engines in a new directory `within` another, dressed up.
 struct Fresh {
     dress: fn(Engines) -> Engines,
     options: Options,
-    dir: TempDir,
+    within: PathBuf,
+    dir: Option<TempDir>,
     running: Option<Embedded>,
 }
 
 impl Fresh {
     fn dressed(dress: fn(Engines) -> Engines) -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
         // Soon full, so that hearing the end of a flood is soon done, however slow each step is.
         let options = Options { live_backlog: 256, ..Options::default() };
-        Self { dress, options, dir, running: None }
+        Self { dress, options, within: env::temp_dir(), dir: None, running: None }
     }
 
     /// Without a farewell to what ran before.
     fn start(&mut self) -> Engines {
         self.running = None;
-        let embedded =
-            Embedded::open(self.dir.path(), self.options.clone()).expect("the directory is released");
+        let new = || tempfile::tempdir_in(&self.within).expect("a directory");
+        let dir = self.dir.get_or_insert_with(new).path();
+        let embedded = Embedded::open(dir, self.options.clone()).expect("the directory is released");
         let engines = (self.dress)(embedded.engines());
         self.running = Some(embedded);
         engines
@@ -47,7 +50,7 @@ impl Fresh {
 impl<Part: From<Engines> + Clone + Send + Sync + 'static> Subject<Part> for Fresh {
     async fn open(&mut self) -> Part {
         self.running = None;
-        self.dir = tempfile::tempdir().expect("a directory");
+        self.dir = None;
         self.start().into()
     }
 

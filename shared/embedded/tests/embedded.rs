@@ -68,7 +68,10 @@ async fn lives_until_it_is_killed() {
         lanes.spawn(async move {
             for number in 1_u64.. {
                 let entry = accepted("x");
-                assert_eq!(engines.store.intake.append(&[entry.clone()]).await.unwrap(), [Appended::New]);
+                assert_eq!(
+                    engines.store.intake.append(std::slice::from_ref(&entry)).await.unwrap(),
+                    [Appended::New]
+                );
                 engines.bus.offline.send(vec![offline(&entry)]).await.unwrap();
                 println!("confirmed {}", entry.id);
                 if number % 2 == 0 {

@@ -1,7 +1,9 @@
 //! A suite that can't fail proves nothing: engines with one sin each fail the cases that name it, and engines with
 //! none fail no case.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{HashMap, HashSet};
+use std::env;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +23,10 @@ struct Sinner {
 
 impl Sinner {
     fn new(sin: Sin) -> Self {
-        Self { fresh: super::as_it_is(), sin }
+        // In memory where there is a file system for it: this is about rules, not about disks.
+        let memory = Path::new("/dev/shm");
+        let within = if memory.is_dir() { memory.to_owned() } else { env::temp_dir() };
+        Self { fresh: Fresh { within, ..super::as_it_is() }, sin }
     }
 }
 
@@ -42,7 +47,7 @@ impl<Part: From<Engines> + Clone + Send + Sync + 'static> Subject<Part> for Sinn
 
     /// Whoever waits for what a broken engine lost waits in vain.
     fn patience(&self) -> Duration {
-        if self.sin == Sin::None { Duration::from_secs(30) } else { Duration::from_secs(4) }
+        if self.sin == Sin::None { Duration::from_secs(30) } else { Duration::from_secs(3) }
     }
 }
 
@@ -214,39 +219,50 @@ impl Subject<SeverableLayer> for CutOffSinner {
 
 #[tokio::test]
 async fn to_take_unknown_for_offline_is_noticed() {
-    let sins: &[Named] = &[(Sin::None, &[]), (Sin::UnknownIsOffline, &["e0_unknown_is_not_offline"])];
-    judge(outage::CASES, |sin| CutOffSinner(Sinner::new(sin)), sins).await;
+    const SINS: &[Named] = &[(Sin::None, &[]), (Sin::UnknownIsOffline, &["e0_unknown_is_not_offline"])];
+    judge(outage::CASES, |sin| CutOffSinner(Sinner::new(sin)), SINS).await;
 }
 
 /// A sin and the cases that name it.
 type Named = (Sin, &'static [&'static str]);
 
 /// Runs every case on every sin, prints what failed, and demands that the named cases are among it.
-async fn judge<Part, S>(cases: &'static [Case<Part>], subject: fn(Sin) -> S, sins: &[Named])
+async fn judge<Part, S>(cases: &'static [Case<Part>], subject: fn(Sin) -> S, sins: &'static [Named])
 where
     Part: Clone + Send + Sync + 'static,
     S: Subject<Part> + 'static,
 {
     let mut unnoticed = Vec::new();
-    for (sin, named) in sins {
-        let mut names = HashMap::new();
+    // A few sins at a time: most of a trial is waiting.
+    for group in sins.chunks(5) {
         let mut trials = JoinSet::new();
-        for case in cases {
-            names.insert(trials.spawn(case.run(subject(*sin))).id(), case.name);
+        let mut names = HashMap::new();
+        for ((sin, _), case) in group.iter().flat_map(|sin| cases.iter().map(move |case| (sin, case))) {
+            names.insert(trials.spawn(case.run(subject(*sin))).id(), (*sin, case.name));
         }
-        let mut failed = BTreeSet::new();
+        let mut failed = HashSet::new();
         while let Some(trial) = trials.join_next().await {
             if let Err(broken) = trial {
                 failed.insert(names[&broken.id()]);
             }
         }
-        let word =
-            |name: &&str| if named.contains(name) { format!("**{name}**") } else { (*name).to_owned() };
-        println!("| {sin:?} | {} |", failed.iter().map(word).collect::<Vec<_>>().join(", "));
-        let missed = named.iter().filter(|name| !failed.contains(**name));
-        unnoticed.extend(missed.map(|name| format!("{name} does not notice {sin:?}")));
-        if *sin == Sin::None {
-            unnoticed.extend(failed.iter().map(|name| format!("{name} fails without a sin")));
+        for (sin, named) in group {
+            for case in cases.iter().filter(|case| named.contains(&case.name)) {
+                // On a busy machine what comes too early may be met late: once more, alone.
+                if failed.contains(&(*sin, case.name)) || tokio::spawn(case.run(subject(*sin))).await.is_err()
+                {
+                    failed.insert((*sin, case.name));
+                } else {
+                    unnoticed.push(format!("{} does not notice {sin:?}", case.name));
+                }
+            }
+            assert!(named.iter().all(|name| cases.iter().any(|case| case.name == *name)), "cases of {sin:?}");
+            let failed = cases.iter().map(|case| case.name).filter(|name| failed.contains(&(*sin, *name)));
+            if *sin == Sin::None {
+                unnoticed.extend(failed.clone().map(|name| format!("{name} fails without a sin")));
+            }
+            let bold = |name| if named.contains(&name) { format!("**{name}**") } else { name.to_owned() };
+            println!("| {sin:?} | {} |", failed.map(bold).collect::<Vec<_>>().join(", "));
         }
     }
     assert!(unnoticed.is_empty(), "{unnoticed:#?}");

@@ -566,7 +566,7 @@ impl Subscription for BrokenSubscription {
             match (self.sin, &signal) {
                 (Sin::LiveLosesInSilence, Signal::Interrupted | Signal::Restored) => continue,
                 (Sin::LiveBlocksOnTheSlow, Signal::Event(_)) => {
-                    drop(self.unheard.fetch_sub(1, Ordering::SeqCst))
+                    self.unheard.fetch_sub(1, Ordering::SeqCst);
                 }
                 _ => {}
             }

@@ -22,8 +22,8 @@ use crate::bus::{Bus, Delivery, Queue, Receiver, Verdict, settle};
 
 /// A delay short enough to wait for. An engine whose delays come in rungs is opened with this and [`LONG`] among them.
 pub const SHORT: Duration = Duration::from_millis(150);
-/// A delay long enough to be told from [`SHORT`].
-pub const LONG: Duration = Duration::from_millis(600);
+/// A delay longer than any case waits.
+pub const LONG: Duration = Duration::from_secs(60);
 
 /// What B5 calls soon is a second when idle; the suite keeps the machine busy.
 const SOON: Duration = Duration::from_secs(4);
@@ -70,7 +70,7 @@ macro_rules! on {
         $(hops.insert(cases.spawn($case(On::$hop(&bus))).id(), stringify!($hop));)+
         while let Some(done) = cases.join_next().await {
             if let Err(broken) = done {
-                panic!("on {}: {broken}", hops[&broken.id()]);
+                panic!("on {}, as told above", hops[&broken.id()]);
             }
         }
     } };

@@ -242,6 +242,55 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn what_came_before_is_told_per_room() {
+        let room = |name: &str| RoomId::new(name).unwrap();
+        let call = |part, rooms: &[&str]| Call {
+            part,
+            method: "send",
+            rooms: rooms.iter().map(|name| room(name)).collect(),
+        };
+        let recorder = Recorder::default();
+        let (offline, live) = (call("offline", &["a", "b"]), call("live", &["a", "c"]));
+        recorder.before(&offline).await.unwrap();
+        recorder.before(&call("live", &["b"])).await.unwrap();
+        recorder.after(&offline).await.unwrap();
+        recorder.before(&live).await.unwrap();
+        recorder.after(&live).await.unwrap();
+        assert!(recorder.came_before(&room("a"), "offline.send", "live"));
+        assert!(!recorder.came_before(&room("b"), "offline", "live"), "asked before the effect of the other");
+        assert!(!recorder.came_before(&room("c"), "offline", "live"), "one of them was never made");
+        assert_eq!(recorder.log().len(), 5);
+    }
+
+    #[tokio::test]
+    async fn only_what_is_named_is_tapped_and_counted() {
+        let counted = std::sync::Arc::new(Counted::default());
+        let only = Only(&["push.fcm.send"], counted.clone());
+        for method in ["send", "receive", "send"] {
+            only.before(&call(method)).await.unwrap();
+        }
+        assert_eq!((counted.count("push.fcm"), counted.count("push.fcm.send")), (2, 2));
+        assert_eq!(counted.all(), BTreeMap::from([("push.fcm.send".to_owned(), 2)]));
+        counted.reset();
+        assert_eq!(counted.count("push.fcm"), 0);
+    }
+
+    #[tokio::test]
+    async fn a_call_that_was_under_way_when_it_was_cut_may_have_had_its_effect() {
+        let outage = Outage::default();
+        outage.before(&call("send")).await.unwrap();
+        outage.cut(true);
+        for (failed, expected) in [
+            (outage.before(&call("send")).await, Applied::No),
+            (outage.after(&call("send")).await, Applied::Unknown),
+        ] {
+            assert!(matches!(failed, Err(EngineError::Unavailable { applied, .. }) if applied == expected));
+        }
+        outage.cut(false);
+        outage.before(&call("send")).await.unwrap();
+    }
+
     #[test]
     fn the_same_seed_fails_the_same_calls() {
         let fates = |seed| {

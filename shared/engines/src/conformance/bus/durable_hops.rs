@@ -28,11 +28,7 @@ pub(super) async fn b5_a_long_delay_does_not_hold_up_a_short_one<T: Payload + Pa
     // In one room, so that whatever an engine sorts by, these are together.
     let room = room();
     let (long, short) = (on.event(&room), on.event(&room));
-    let asked = Instant::now();
-    on.queue.send_later(LONG, vec![long.clone()]).await.unwrap();
+    on.queue.send_later(LONG, vec![long]).await.unwrap();
     on.queue.send_later(SHORT, vec![short.clone()]).await.unwrap();
     assert_eq!(drained(&mut receiver, 1, 9).await, [short]);
-    assert_eq!(drained(&mut receiver, 1, 9).await, [long]);
-    let waited = asked.elapsed() + ROUNDING;
-    assert!((LONG..LONG + SOON).contains(&waited), "after {waited:?}, {LONG:?} was asked");
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use jsonwebtoken::EncodingKey;
 use naru_client::token::Algorithm;
-use naru_client::{Claims, Client, Connect, Http, PATIENCE, token};
+use naru_client::{Claims, Client, Connect, Http, Incoming, PATIENCE, token};
 use serde_json::{Value, json};
 
 use crate::support::{Naru, SECRET, token_of};
@@ -455,10 +455,10 @@ async fn the_rate_is_limited() {
         tokio::time::sleep(retry_after).await;
         tries += 1;
         phone.chat("A_B", "three", "3").await;
-        let answered = |frame: &naru_client::Incoming| match frame {
-            naru_client::Incoming::Frame(frame) if frame["clientMessageId"] == "3" => Some(frame.clone()),
-            naru_client::Incoming::Frame(_) => None,
-            closed @ naru_client::Incoming::Closed { .. } => panic!("{closed}"),
+        let answered = |frame: &Incoming| match frame {
+            Incoming::Frame(frame) if frame["clientMessageId"] == "3" => Some(frame.clone()),
+            Incoming::Frame(_) => None,
+            closed @ Incoming::Closed { .. } => panic!("{closed}"),
         };
         let answer = loop {
             if let Some(answer) = answered(&phone.next().await.expect("an answer")) {
@@ -493,11 +493,49 @@ async fn nobody_is_limited(flags: [&str; 2]) {
     let naru = Naru::start(&flags).await;
     naru.http("A").create_room(&["A", "B"]).await;
     let mut ada = naru.phone("A").await;
-    for number in 1..=700 {
+    for first in (1..700).step_by(100) {
+        for number in first..first + 100 {
+            ada.chat("A_B", "x", &number.to_string()).await;
+        }
+        for number in first..first + 100 {
+            let Some(Incoming::Frame(answer)) = ada.next().await else { panic!("closed") };
+            assert_eq!((&answer["type"], &answer["seq"]), (&json!("ACK"), &json!(number)), "{answer}");
+        }
+    }
+    naru.stop().await;
+}
+
+/// Who waits as long as was asked for has waited long enough: the wait is rounded up.
+#[tokio::test]
+async fn the_wait_is_never_too_short() {
+    let naru = Naru::start(&["--rate-messages-per-second", "1000", "--rate-burst", "1"]).await;
+    naru.http("A").create_room(&["A", "B"]).await;
+    let mut ada = naru.phone("A").await;
+    for number in 0..50 {
         ada.chat("A_B", "x", &number.to_string()).await;
     }
-    for number in 1..=700 {
-        assert_eq!(ada.expect("ACK").await["seq"], number);
+    let refusals = ada.until_pong().await;
+    let refusals: Vec<_> = refusals.iter().filter(|frame| frame["code"] == "RATE_LIMITED").collect();
+    assert!(!refusals.is_empty(), "50 messages within 50 ms");
+    for refusal in refusals {
+        assert!(refusal["retryAfterMs"].as_u64().is_some_and(|wait| wait > 0), "{refusal}");
+    }
+    naru.stop().await;
+}
+
+/// The allowed burst, at once, by a phone that reads: it is not a slow one.
+#[tokio::test]
+async fn a_burst_does_not_make_a_slow_consumer() {
+    let naru = Naru::start(&[]).await;
+    naru.http("A").create_room(&["A", "B"]).await;
+    let (mut ada, mut ben) = (naru.phone("A").await, naru.phone("B").await);
+    for number in 1..=500 {
+        ada.chat("A_B", "x", &number.to_string()).await;
+    }
+    for (phone, what) in [(&mut ada, "ACK"), (&mut ben, "CHAT")] {
+        for number in 1..=500 {
+            assert_eq!(phone.expect(what).await["seq"], number);
+        }
     }
     naru.stop().await;
 }

@@ -2,8 +2,8 @@
 //!
 //! A test crate implements [`Subject`] and names the sub-suites that its engine provides:
 //!
-//! ```ignore
-//! fn fresh() -> Fresh { … }                          // impl Subject<Store> for Fresh, Subject<Bus> …
+//! ```text
+//! fn fresh() -> Fresh { … }        // Fresh is a Subject<Store>, a Subject<Bus> and a Subject<LiveLayer>
 //! naru_engines::conformance_suite!(store, bus, live: fresh);
 //! ```
 //!

@@ -5,7 +5,7 @@
 //! here is a tap ([`Slow`], [`Flaky`], [`Outage`], [`Counted`], [`Recorder`]), narrowed with [`Only`] and combined by
 //! tapping again; except [`reordering`] and [`losing`], which act on what a queue carries.
 //!
-//! ```ignore
+//! ```text
 //! let counted = Arc::new(Counted::default());
 //! let engines = tapped(embedded.engines(), counted.clone());
 //! let engines = tapped(engines, Arc::new(Only(&["live.publish"], Flaky::new(seed, 0.1))));

@@ -464,14 +464,17 @@ impl<T: Payload> Receiver<T> for BrokenReceiver<T> {
     }
 }
 
+/// By tag; without a receipt the engine was told long ago that it is done.
+type Held<T> = HashMap<u64, (Event<T>, Option<Receipt>)>;
+
 struct BrokenLedger<T: Payload> {
     sin: Sin,
     queue: Arc<dyn Queue<T>>,
-    held: Mutex<HashMap<u64, (Event<T>, Option<Receipt>)>>,
+    held: Mutex<Held<T>>,
 }
 
 impl<T: Payload> BrokenLedger<T> {
-    fn held(&self) -> std::sync::MutexGuard<'_, HashMap<u64, (Event<T>, Option<Receipt>)>> {
+    fn held(&self) -> std::sync::MutexGuard<'_, Held<T>> {
         self.held.lock().expect("no panic in here")
     }
 }

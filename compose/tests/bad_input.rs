@@ -523,19 +523,17 @@ async fn the_wait_is_never_too_short() {
     naru.stop().await;
 }
 
-/// The allowed burst, at once, by a phone that reads: it is not a slow one.
+/// A phone that reads is not a slow one, however much it sends at once.
 #[tokio::test]
 async fn a_burst_does_not_make_a_slow_consumer() {
-    let naru = Naru::start(&[]).await;
+    let naru = Naru::start(&["--rate-messages-per-second", "0"]).await;
     naru.http("A").create_room(&["A", "B"]).await;
-    let (mut ada, mut ben) = (naru.phone("A").await, naru.phone("B").await);
-    for number in 1..=500 {
+    let mut ada = naru.phone("A").await;
+    for number in 1..=2000 {
         ada.chat("A_B", "x", &number.to_string()).await;
     }
-    for (phone, what) in [(&mut ada, "ACK"), (&mut ben, "CHAT")] {
-        for number in 1..=500 {
-            assert_eq!(phone.expect(what).await["seq"], number);
-        }
+    for number in 1..=2000 {
+        assert_eq!(ada.expect("ACK").await["seq"], number);
     }
     naru.stop().await;
 }

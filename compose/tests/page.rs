@@ -287,6 +287,10 @@ impl Desk {
     /// The same, but that the server could not be reached for a while may be complained of.
     async fn clear_away_after_an_outage(self) {
         let mut complaints = self.browser.console().await;
+        assert!(
+            !complaints.is_empty(),
+            "an outage that the browser does not see? Then it sees nothing else either"
+        );
         complaints.retain(|entry| !entry["message"].as_str().is_some_and(|text| text.contains("net::ERR_")));
         assert!(complaints.is_empty(), "{complaints:#?}");
     }
@@ -300,7 +304,7 @@ impl Desk {
 
     /// Keeps the server from reading what is sent to it. (The system takes it for the server meanwhile.)
     fn halt_server(&self) {
-        let stopped = Command::new("kill").args(["-STOP", &self.server.pid().to_string()]).status();
+        let stopped = Command::new("sh").args(["-c", &format!("kill -STOP {}", self.server.pid())]).status();
         assert!(stopped.is_ok_and(|status| status.success()), "the server can't be halted");
     }
 

@@ -28,6 +28,9 @@ use crate::telemetry::Telemetry;
 const BATCH: usize = 256;
 /// How many intake entries are closed in one write.
 const SETTLE_BATCH: usize = 1024;
+/// How long the first of them waits for others: an entry that stays open a little longer costs nothing, a write for each
+/// message costs a sync of the disk.
+const SETTLE_LINGER: Duration = Duration::from_millis(200);
 /// How many may wait to be closed; beyond, batches wait.
 const SETTLE_QUEUE: usize = 65_536;
 /// The wait before a failed batch comes again: this, doubling with each failure in a row, up to the second.
@@ -224,7 +227,16 @@ impl Settler {
     pub(crate) async fn run(self) -> EngineResult<()> {
         let mut queue = self.queue.lock().await;
         let mut batch = Vec::with_capacity(SETTLE_BATCH);
-        while queue.recv_many(&mut batch, SETTLE_BATCH).await > 0 {
+        while let Some(first) = queue.recv().await {
+            batch.push(first);
+            let others = async {
+                while batch.len() < SETTLE_BATCH
+                    && let Some(next) = queue.recv().await
+                {
+                    batch.push(next);
+                }
+            };
+            let _enough_waited = tokio::time::timeout(SETTLE_LINGER, others).await;
             self.engines.store.intake.settle(&batch).await?;
             self.telemetry.settled.inc_by(batch.len() as u64);
             batch.clear();

@@ -23,8 +23,8 @@ use crate::session;
 
 /// The subprotocol that the server speaks.
 const PROTOCOL: &str = "naru.v1";
-/// A read buffer per connection; larger frames borrow more while they arrive. Measured: 6 KB per idle connection.
-const READ_BUFFER: usize = 4096;
+/// A read buffer per connection; larger frames borrow more while they arrive.
+const READ_BUFFER: usize = 2048;
 
 /// Answers `GET /ws`.
 ///

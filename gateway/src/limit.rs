@@ -33,7 +33,8 @@ struct Bucket {
 impl Limiter {
     pub(crate) fn new(per_second: u32, burst: u32) -> Self {
         let buckets = Buckets { of: HashMap::new(), prune_at: PRUNE_AT };
-        Self { rate: per_second.into(), burst: burst.max(1).into(), buckets: Mutex::new(buckets) }
+        let rate = if burst == 0 { 0 } else { per_second };
+        Self { rate: rate.into(), burst: burst.into(), buckets: Mutex::new(buckets) }
     }
 
     /// Takes one message from a user's bucket, or says when there will be one.

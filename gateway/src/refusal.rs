@@ -147,8 +147,10 @@ impl Refusal {
 
     /// The `ERROR` frame that tells of it.
     pub fn frame(&self, client_message_id: Option<&ClientMessageId>) -> String {
-        let retry_after_ms =
-            self.retry_after().map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
+        // Never less than asked for.
+        let retry_after_ms = self
+            .retry_after()
+            .map(|span| u64::try_from(span.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX));
         to_text(&ServerFrame::Error {
             code: self.row().code,
             message: &self.message(),

@@ -13,7 +13,6 @@ use naru_model::Timestamp;
 use naru_model::frame::{ClientFrame, ServerFrame};
 use naru_model::live::{LiveEvent, News};
 use tokio::io::AsyncReadExt;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{CapacityError, Error as WsError};
@@ -23,7 +22,7 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use crate::Gateway;
 use crate::positions::Step;
 use crate::refusal::{Close, Refusal, to_text};
-use crate::sessions::{Outgoing, Session};
+use crate::sessions::Session;
 use crate::token::Identity;
 use crate::{accept, sync};
 
@@ -39,7 +38,7 @@ const PINGS_UNANSWERED: u32 = 2;
 
 /// Serves one connection to its end.
 pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Identity) {
-    let (session, outgoing) = Session::new(identity, gateway.config.session_queue);
+    let session = Session::new(identity, gateway.config.session_queue);
     tracing::debug!(session = %session.id, user = %session.identity.user, "connected");
     gateway.telemetry.connections.inc();
     gateway.sessions.add(&session);
@@ -55,7 +54,7 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
         };
         let writing = async {
             let mut sink = sink;
-            write(&session, &mut sink, outgoing).await;
+            write(&session, &mut sink).await;
             sink
         };
         let (stream, sink) = tokio::join!(reading, writing);
@@ -195,18 +194,14 @@ async fn typing(
     Ok(gateway.engines.live.publish(vec![event]).await?)
 }
 
-async fn write(
-    session: &Session,
-    sink: &mut SplitSink<Socket, Message>,
-    mut outgoing: mpsc::Receiver<Outgoing>,
-) {
+async fn write(session: &Session, sink: &mut SplitSink<Socket, Message>) {
     let pump = async {
-        while let Some(frame) = outgoing.recv().await {
+        loop {
+            let frame = session.next().await;
             if sink.send(frame.message).await.is_err() {
                 return Close::ByPeer;
             }
         }
-        Close::ByPeer
     };
     let reason = tokio::select! {
         reason = pump => reason,
@@ -217,7 +212,7 @@ async fn write(
     // up: the store has it all.
     if !matches!(reason, Close::SlowConsumer | Close::ByPeer) {
         let rest = async {
-            while let Ok(frame) = outgoing.try_recv() {
+            while let Some(frame) = session.try_next() {
                 if sink.send(frame.message).await.is_err() {
                     return;
                 }
@@ -225,6 +220,7 @@ async fn write(
         };
         let _out_of_time = timeout(CLOSE_WITHIN, rest).await;
     }
+    session.give_up();
 }
 
 async fn end(mut socket: Socket, reason: Close) {

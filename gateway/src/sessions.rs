@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use naru_model::{MessageId, RoomId, SessionId, UserId};
-use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use crate::refusal::Close;
@@ -17,6 +17,8 @@ use crate::token::Identity;
 
 /// The registry is locked in as many parts, so that connecting clients and deliveries seldom meet.
 const SHARDS: usize = 16;
+/// An empty queue gives back what it holds beyond this many places: most sessions have nothing to say most of the time.
+const KEPT_PLACES: usize = 4;
 /// A session remembers this many of its resends, to be spared their `CHAT`.
 const RESENDS: usize = 32;
 
@@ -24,7 +26,10 @@ const RESENDS: usize = 32;
 pub(crate) struct Session {
     pub(crate) id: SessionId,
     pub(crate) identity: Identity,
-    queue: mpsc::Sender<Outgoing>,
+    /// At most `places` frames that wait for the client to read.
+    queue: Mutex<VecDeque<Outgoing>>,
+    places: usize,
+    filled: Notify,
     closing: OnceLock<Close>,
     closed: Notify,
     sending: Mutex<Sending>,
@@ -54,42 +59,71 @@ pub(crate) struct Outgoing {
 }
 
 impl Session {
-    /// A session and the receiving end of its queue of `places` frames.
-    pub(crate) fn new(identity: Identity, places: usize) -> (Arc<Self>, mpsc::Receiver<Outgoing>) {
-        let (queue, outgoing) = mpsc::channel(places);
-        let session = Self {
+    /// A session with a queue of `places` frames.
+    pub(crate) fn new(identity: Identity, places: usize) -> Arc<Self> {
+        Arc::new(Self {
             id: SessionId::generate(),
             identity,
-            queue,
+            queue: Mutex::default(),
+            places,
+            filled: Notify::new(),
             closing: OnceLock::new(),
             closed: Notify::new(),
             sending: Mutex::default(),
-        };
-        (Arc::new(session), outgoing)
+        })
     }
 
     /// Puts a frame in the queue. A queue without room closes the session.
     pub(crate) fn send(&self, text: impl Into<Utf8Bytes>) {
-        self.push(Message::Text(text.into()));
+        self.push(Message::Text(text.into()), None);
+    }
+
+    /// Puts one frame of a long answer in the queue; `share` is given back when it is written, and so keeps such answers
+    /// from filling the queue.
+    pub(crate) fn send_in_turn(&self, text: String, share: OwnedSemaphorePermit) {
+        self.push(Message::text(text), Some(share));
     }
 
     /// Asks for a sign of life.
     pub(crate) fn ping(&self) {
-        self.push(Message::Ping(bytes::Bytes::new()));
+        self.push(Message::Ping(bytes::Bytes::new()), None);
     }
 
-    fn push(&self, message: Message) {
-        match self.queue.try_send(Outgoing { message, _share: None }) {
-            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
-            Err(mpsc::error::TrySendError::Full(_)) => self.close(Close::SlowConsumer),
+    fn push(&self, message: Message, share: Option<OwnedSemaphorePermit>) {
+        {
+            let mut queue = self.queue();
+            if queue.len() >= self.places {
+                drop(queue);
+                return self.close(Close::SlowConsumer);
+            }
+            queue.push_back(Outgoing { message, _share: share });
+        }
+        self.filled.notify_one();
+    }
+
+    /// The next frame for the client; waits for it. One task calls this.
+    pub(crate) async fn next(&self) -> Outgoing {
+        loop {
+            if let Some(frame) = self.try_next() {
+                return frame;
+            }
+            self.filled.notified().await;
         }
     }
 
-    /// Puts one frame of a long answer in the queue, waiting for room; `share` keeps such answers from filling the
-    /// queue. `false` when the session has ended.
-    pub(crate) async fn send_in_turn(&self, text: String, share: OwnedSemaphorePermit) -> bool {
-        let outgoing = Outgoing { message: Message::text(text), _share: Some(share) };
-        self.queue.send(outgoing).await.is_ok()
+    /// The next frame for the client, if there is one.
+    pub(crate) fn try_next(&self) -> Option<Outgoing> {
+        let mut queue = self.queue();
+        let frame = queue.pop_front()?;
+        if queue.is_empty() {
+            queue.shrink_to(KEPT_PLACES);
+        }
+        Some(frame)
+    }
+
+    /// Forgets what waits: nobody will read it. Whoever waits for a share of the queue goes on.
+    pub(crate) fn give_up(&self) {
+        self.queue().clear();
     }
 
     /// Ends the session, for the first reason given.
@@ -168,6 +202,10 @@ impl Session {
     /// Whether this session sent a message, first or again, and so has drawn it.
     pub(crate) fn has_sent(&self, id: MessageId, origin: Option<&SessionId>) -> bool {
         origin == Some(&self.id) || self.sending().resent.contains(&id)
+    }
+
+    fn queue(&self) -> MutexGuard<'_, VecDeque<Outgoing>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn sending(&self) -> MutexGuard<'_, Sending> {
@@ -257,32 +295,32 @@ mod tests {
 
     use super::*;
 
-    fn session() -> (Arc<Session>, mpsc::Receiver<Outgoing>) {
+    fn session() -> Arc<Session> {
         let user = UserId::new("ada").unwrap();
         let expires_at = Timestamp::from_millis(0);
         Session::new(Identity { name: "Ada".into(), user, device: None, is_service: false, expires_at }, 2)
     }
 
-    fn drain(outgoing: &mut mpsc::Receiver<Outgoing>) -> Vec<String> {
-        std::iter::from_fn(|| outgoing.try_recv().ok()).map(|out| out.message.to_string()).collect()
+    fn drain(session: &Session) -> Vec<String> {
+        std::iter::from_fn(|| session.try_next()).map(|out| out.message.to_string()).collect()
     }
 
     #[test]
     fn answers_to_plain_frames_keep_the_order_of_the_frames() {
-        let (session, mut outgoing) = session();
+        let session = session();
         let (first, second) = (session.ticket(), session.ticket());
         session.answer(Some(second), "two");
-        assert!(drain(&mut outgoing).is_empty(), "an answer must not overtake");
+        assert!(drain(&session).is_empty(), "an answer must not overtake");
         session.answer(Some(first), "one");
-        assert_eq!(drain(&mut outgoing), ["one", "two"]);
+        assert_eq!(drain(&session), ["one", "two"]);
         let third = session.ticket();
         session.answer(Some(third), "three");
-        assert_eq!(drain(&mut outgoing), ["three"]);
+        assert_eq!(drain(&session), ["three"]);
     }
 
     #[tokio::test]
     async fn a_full_queue_closes_the_session_and_never_waits() {
-        let (session, _outgoing) = session();
+        let session = session();
         for text in ["one", "two", "three"] {
             session.send(text);
         }
@@ -291,7 +329,7 @@ mod tests {
 
     #[test]
     fn a_message_follows_the_last_unanswered_one_of_its_room() {
-        let (session, _outgoing) = session();
+        let session = session();
         let room = RoomId::new("r").unwrap();
         let [one, two, three] = [1, 2, 3].map(|byte| MessageId::from_bytes([byte; 12]));
         assert_eq!(session.sent(&room, one), None);

@@ -55,22 +55,29 @@ pub(crate) async fn answer(gateway: &Gateway, session: &Arc<Session>, wanted: Sy
             room.seq = messages.last().map_or(after_seq, |message| message.seq);
             room.complete = !more;
             for message in messages {
-                // The semaphore is never closed, and a session that has ended has nobody to answer.
-                let Ok(permit) = share.clone().acquire_owned().await else {
-                    return Ok(());
-                };
-                if !session.send_in_turn(to_text(&News::Chat(message)), permit).await {
+                if !in_turn(session, &share, to_text(&News::Chat(message))).await {
                     return Ok(());
                 }
             }
         }
         synced.push(room);
     }
-    let Ok(permit) = share.acquire_owned().await else {
-        return Ok(());
-    };
-    session.send_in_turn(to_text(&ServerFrame::Synced { rooms: &synced }), permit).await;
+    in_turn(session, &share, to_text(&ServerFrame::Synced { rooms: &synced })).await;
     Ok(())
+}
+
+/// Sends one frame of an answer when its share of the queue has room; `false` when the session ends before.
+async fn in_turn(session: &Session, share: &Arc<Semaphore>, text: String) -> bool {
+    tokio::select! {
+        permit = share.clone().acquire_owned() => match permit {
+            Ok(permit) => {
+                session.send_in_turn(text, permit);
+                true
+            }
+            Err(_) => false,
+        },
+        _ended = session.closed() => false,
+    }
 }
 
 /// What this session's device has of each of its user's rooms.

@@ -267,6 +267,10 @@ fn identity(claims: Claims, leeway: Duration) -> Result<Identity, Refusal> {
         reason = "a time beyond 64 bits saturates, which is late enough"
     )]
     let expires_at = Timestamp::from_millis((claims.exp * 1000.0) as i64).after(leeway);
+    // The library still takes a token in the second in which it ends; a session would end at once.
+    if expires_at <= Timestamp::now() {
+        return Err(Refusal::Unauthenticated("the token has expired"));
+    }
     Ok(Identity {
         name: claims.name.filter(|name| !name.is_empty()).map_or_else(|| user.as_str().into(), Into::into),
         device: device.map_err(|_| Refusal::Unauthenticated("the token's device is no device id"))?,

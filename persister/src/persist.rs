@@ -11,13 +11,11 @@ use std::time::Duration;
 use futures_util::future::join;
 use naru_engines::bus::{Delivery, Receipt, Verdict, settle};
 use naru_engines::store::{RunConflict, Settlement};
-use naru_engines::{EngineError, EngineResult, Engines};
+use naru_engines::{Applied, EngineError, EngineResult, Engines};
 use naru_model::hops::{Accepted, Saved};
 use naru_model::live::Confirmation;
 use naru_model::message::{Outcome, Rejection};
-use naru_model::{
-    Event, GatewayId, MemberVersion, Message, MessageId, Origin, Room, RoomId, Seq, Timestamp, Trace,
-};
+use naru_model::{Event, GatewayId, MemberVersion, Message, MessageId, Origin, Room, RoomId, Seq, Timestamp};
 use naru_runtime::backoff::full_jitter;
 use quick_cache::sync::Cache;
 use tokio::task::JoinSet;
@@ -50,8 +48,6 @@ pub struct Persister {
 struct Batch {
     /// To be saved, in order.
     run: Vec<Accepted>,
-    /// Saved before: to be confirmed and handed on once more, for whoever asked for it last.
-    saved_before: Vec<(Message, Option<Origin>, Trace)>,
     /// Of people who are not members.
     rejected: Vec<Accepted>,
     /// The rooms, as they were when they were looked at.
@@ -105,58 +101,44 @@ impl Persister {
     }
 
     async fn persist(&self, messages: Vec<Accepted>) -> EngineResult<()> {
-        let Batch { run, saved_before, rejected, rooms } = self.look_up(messages).await?;
-        self.telemetry.seen_again.inc_by(saved_before.len() as u64);
+        let Batch { run, rejected, rooms } = self.look_up(messages).await?;
+        let saved = self.save(&run).await?;
+        let now = Timestamp::now();
         let mut confirmations = Confirmations::default();
-        let mut events = Vec::with_capacity(run.len() + saved_before.len());
-        let mut hand_on = |message: Message, origin: Option<Origin>, trace| {
-            confirmations.add(origin.as_ref(), message.id, Outcome::Saved { seq: message.seq });
+        let mut events = Vec::with_capacity(run.len());
+        for (accepted, message) in run.into_iter().zip(saved) {
+            self.telemetry.accepted_to_saved.observe(now.since(message.timestamp).as_secs_f64());
+            let outcome = Outcome::Saved { seq: message.seq };
+            confirmations.add(accepted.origin.as_ref(), message.id, outcome);
             let room = rooms.get(&message.chat_room_id);
             let member_version = room.map_or(MemberVersion::FIRST, |room| room.member_version);
-            events.push(Event::new(Saved { message, member_version, origin }, trace));
-        };
-        for (message, origin, trace) in saved_before {
-            hand_on(message, origin, trace);
-        }
-        let places = self.save(&run).await?;
-        let now = Timestamp::now();
-        for (accepted, message) in run.into_iter().zip(places) {
-            self.telemetry.accepted_to_saved.observe(now.since(message.timestamp).as_secs_f64());
-            hand_on(message, accepted.origin, accepted.trace);
+            events
+                .push(Event::new(Saved { message, member_version, origin: accepted.origin }, accepted.trace));
         }
         let rejection = Outcome::Rejected { reason: Rejection::NotAMember };
         for message in &rejected {
             confirmations.add(message.origin.as_ref(), message.id, rejection);
         }
-
-        let (handed_on, _) =
+        let (handed_on, ()) =
             join(self.hand_on(events, &rejected, rejection), self.confirm(confirmations)).await;
         handed_on
     }
 
-    /// Finds out, in one look-up each, what is saved already, who is in the rooms, and what is missing before what.
+    /// Finds out, in one look-up each, who is in the rooms, and what is missing before what.
+    ///
+    /// Whether a message is saved already is not asked: as a rule it is not, and the store says so if it is.
     async fn look_up(&self, messages: Vec<Accepted>) -> EngineResult<Batch> {
-        let store = &self.engines.store;
         let mut order = Order::default();
         for message in messages {
             order.add(message);
         }
-        let before = order.missing().into_iter().filter(|id| self.saved_lately.get(id).is_none());
-        let before: Vec<MessageId> = before.collect();
+        let missing = order.missing().into_iter().filter(|id| self.saved_lately.get(id).is_none()).collect();
         let mut batch = order.into_run();
-        let ids: Vec<MessageId> =
-            batch.iter().map(|message| message.id).chain(before.iter().copied()).collect();
         let room_ids: HashSet<&RoomId> = batch.iter().map(|message| &message.chat_room_id).collect();
         let room_ids: Vec<RoomId> = room_ids.into_iter().cloned().collect();
-        let (found, rooms) = join(store.messages.find(&ids), store.rooms.current(&room_ids)).await;
-        let (mut found, rooms) = (found?, rooms?);
-
-        let found_before = found.split_off(batch.len());
-        let unsaved =
-            before.into_iter().zip(found_before).filter_map(|(id, found)| found.is_none().then_some(id));
-        let forgotten = self.forgotten(unsaved.collect()).await?;
-        let mut saved: HashMap<MessageId, Message> =
-            found.into_iter().flatten().map(|message| (message.id, message)).collect();
+        let (forgotten, rooms) =
+            join(self.forgotten(missing), self.engines.store.rooms.current(&room_ids)).await;
+        let (forgotten, rooms) = (forgotten?, rooms?);
         if !forgotten.is_empty() {
             let mut order = Order::default();
             for message in forgotten.into_iter().chain(batch) {
@@ -167,97 +149,91 @@ impl Persister {
 
         let rooms: HashMap<RoomId, Arc<Room>> =
             rooms.into_iter().flatten().map(|room| (room.id.clone(), room)).collect();
-        let (mut run, mut saved_before, mut rejected) = (Vec::new(), Vec::new(), Vec::new());
-        for message in batch {
-            let is_member =
-                || rooms.get(&message.chat_room_id).is_some_and(|room| room.has(&message.sender_id));
-            match saved.remove(&message.id) {
-                Some(place) => saved_before.push((place, message.origin, message.trace)),
-                None if is_member() => run.push(message),
-                None => rejected.push(message),
-            }
+        let is_member = |message: &Accepted| {
+            rooms.get(&message.chat_room_id).is_some_and(|room| room.has(&message.sender_id))
+        };
+        let strangers: Vec<MessageId> =
+            batch.iter().filter(|message| !is_member(message)).map(|message| message.id).collect();
+        if strangers.is_empty() {
+            return Ok(Batch { run: batch, rejected: Vec::new(), rooms });
         }
-        Ok(Batch { run, saved_before, rejected, rooms })
+        // Someone who was a member when the message was saved, and is none now that it comes again, is not refused.
+        let saved = self.engines.store.messages.find(&strangers).await?;
+        let refused: HashSet<MessageId> = strangers
+            .into_iter()
+            .zip(saved)
+            .filter_map(|(id, saved)| saved.is_none().then_some(id))
+            .collect();
+        let (rejected, run) = batch.into_iter().partition(|message| refused.contains(&message.id));
+        Ok(Batch { run, rejected, rooms })
     }
 
-    /// The messages of these ids that the intake holds open, and whatever they come after: accepted before, delivered
-    /// later or lost by the bus. What the intake does not have was never accepted.
+    /// What of these ids the intake holds open and is not saved, and whatever that comes after in turn: accepted before,
+    /// delivered later or lost by the bus. What the intake does not have was never accepted.
     async fn forgotten(&self, mut ids: Vec<MessageId>) -> EngineResult<Vec<Accepted>> {
-        let mut forgotten: Vec<Accepted> = Vec::new();
+        let store = &self.engines.store;
+        let (mut forgotten, mut asked) = (Vec::<Accepted>::new(), HashSet::new());
         while !ids.is_empty() {
-            let records = self.engines.store.intake.get(&ids).await?;
+            asked.extend(ids.iter().copied());
+            let saved = store.messages.find(&ids).await?;
+            ids =
+                ids.into_iter().zip(saved).filter_map(|(id, saved)| saved.is_none().then_some(id)).collect();
+            let records = store.intake.get(&ids).await?;
             let open = records.into_iter().flatten().filter(|record| record.outcome.is_none());
-            let open: Vec<Accepted> = open.map(|record| record.accepted).collect();
-            let known: HashSet<MessageId> = forgotten.iter().chain(&open).map(|message| message.id).collect();
-            let before: Vec<MessageId> = open
-                .iter()
-                .filter_map(|message| message.after)
-                .filter(|id| !known.contains(id) && self.saved_lately.get(id).is_none())
-                .collect();
-            let saved = match before.is_empty() {
-                true => Vec::new(),
-                false => self.engines.store.messages.find(&before).await?,
-            };
-            ids = before
-                .into_iter()
-                .zip(saved)
-                .filter_map(|(id, saved)| saved.is_none().then_some(id))
-                .collect();
-            forgotten.extend(open);
+            forgotten.extend(open.map(|record| record.accepted));
+            let before = forgotten.iter().filter_map(|message| message.after);
+            ids = before.filter(|id| !asked.contains(id) && self.saved_lately.get(id).is_none()).collect();
         }
         Ok(forgotten)
     }
 
-    /// Gives a run its places and stores it, meeting whatever another persister has done meanwhile; answers the
-    /// messages as stored, in the order of the run.
+    /// Gives a run its places and stores it, meeting whatever was done before or is done by another persister; answers
+    /// the messages as stored, in the order of the run.
     async fn save(&self, run: &[Accepted]) -> EngineResult<Vec<Message>> {
-        let mut stored: Vec<Message> = Vec::with_capacity(run.len());
+        let store = &self.engines.store.messages;
+        let mut stored: HashMap<MessageId, Message> = HashMap::with_capacity(run.len());
+        let mut left: Vec<&Accepted> = run.iter().collect();
         let mut heads = self.heads_of(run).await?;
         for _ in 0..TRIES {
-            if stored.len() == run.len() {
+            if left.is_empty() {
                 break;
             }
-            let mut places = heads.clone();
-            let numbered: Vec<Message> = run[stored.len()..]
-                .iter()
-                .map(|message| {
-                    let place = places.entry(&message.chat_room_id).or_default();
-                    *place = place.next();
-                    message.at(*place)
-                })
-                .collect();
-            let answer = self.engines.store.messages.append_run(&numbered).await?;
+            let numbered = number(&left, heads.clone());
+            let answer = store.append_run(&numbered).await?;
             self.telemetry.saved.inc_by(answer.stored as u64);
-            let stopped_at = numbered.get(answer.stored).map(|message| message.chat_room_id.clone());
-            for message in numbered.into_iter().take(answer.stored) {
-                self.remember(&message);
-                if let Some(head) = heads.get_mut(&message.chat_room_id) {
-                    *head = message.seq;
-                }
-                stored.push(message);
-            }
-            let Some(conflict) = answer.stopped_by else { continue };
-            self.telemetry.contended.inc();
-            if let RunConflict::AlreadySaved(message) = conflict {
+            for (accepted, message) in left.drain(..answer.stored).zip(numbered) {
+                self.heads.insert(message.chat_room_id.clone(), message.seq);
                 self.saved_lately.insert(message.id, ());
-                stored.push(message);
+                heads.insert(&accepted.chat_room_id, message.seq);
+                stored.insert(message.id, message);
             }
-            if let Some(room) = stopped_at {
-                let head = self.engines.store.messages.heads(std::slice::from_ref(&room)).await?;
-                if let (Some(head), Some(known)) = (head.first(), heads.get_mut(&room)) {
-                    *known = *head;
+            let (Some(conflict), Some(first)) = (answer.stopped_by, left.first()) else { continue };
+            let room = &first.chat_room_id;
+            match conflict {
+                // One that comes again seldom comes alone: look for all the others at once.
+                RunConflict::AlreadySaved(_) => {
+                    let ids: Vec<MessageId> = left.iter().map(|message| message.id).collect();
+                    for message in store.find(&ids).await?.into_iter().flatten() {
+                        self.telemetry.seen_again.inc();
+                        self.saved_lately.insert(message.id, ());
+                        stored.insert(message.id, message);
+                    }
+                    left.retain(|message| !stored.contains_key(&message.id));
                 }
-                drop(self.heads.remove(&room));
+                RunConflict::SeqTaken => {
+                    self.telemetry.contended.inc();
+                }
+            }
+            self.heads.remove(room);
+            for head in store.heads(std::slice::from_ref(room)).await? {
+                heads.insert(room, head);
             }
         }
-        if stored.len() < run.len() {
-            return Err(EngineError::unavailable(
-                "persister",
-                naru_engines::Applied::Unknown,
-                "another persister kept taking the places",
-            ));
-        }
-        Ok(stored)
+        let saved: Option<Vec<Message>> = run.iter().map(|message| stored.remove(&message.id)).collect();
+        saved.ok_or_else(|| {
+            let why = "another persister kept taking the places";
+            EngineError::unavailable("persister", Applied::Unknown, why)
+        })
     }
 
     /// The heads of a run's rooms: remembered, or asked for in one look-up.
@@ -276,11 +252,6 @@ impl Persister {
             heads.extend(unknown.into_iter().zip(found));
         }
         Ok(heads)
-    }
-
-    fn remember(&self, message: &Message) {
-        self.heads.insert(message.chat_room_id.clone(), message.seq);
-        self.saved_lately.insert(message.id, ());
     }
 
     /// Hands saved messages to the fanout, and closes rejected ones: nobody has to know of them but their senders.
@@ -310,6 +281,16 @@ impl Persister {
             }
         }
     }
+}
+
+/// Gives messages the places after their rooms' heads.
+fn number<'a>(messages: &[&'a Accepted], mut heads: HashMap<&'a RoomId, Seq>) -> Vec<Message> {
+    let numbered = messages.iter().copied().map(|message| {
+        let head = heads.entry(&message.chat_room_id).or_default();
+        *head = head.next();
+        message.at(*head)
+    });
+    numbered.collect()
 }
 
 /// What each gateway is to be told.

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use naru_client::{Http, Post};
+use futures_util::FutureExt;
+use naru_client::{Http, Post, Webhook};
 use serde_json::Value;
+use tokio::task::unconstrained;
 
 use super::load::{ABSENT, LISTENER, Person, ROOMS, Saved};
 use super::stored::Stored;
@@ -119,12 +121,22 @@ impl History {
     /// Everything that was ever accepted is saved and says so, and nothing was saved that was not accepted.
     pub fn check_stored(&self, stored: &Stored) {
         let (intake, messages) = (stored.intake(), stored.messages());
+        let shown: HashMap<&str, &Message> =
+            self.0.iter().map(|message| (message.id.as_str(), message)).collect();
         for entry in &intake {
-            assert!(!entry.is_open && entry.outcome.as_deref() == Some("saved"), "P4: not settled: {entry:?}");
-            let place = messages.get(&entry.id).unwrap_or_else(|| panic!("P4: not saved: {entry:?}"));
-            assert_eq!((&entry.room, entry.seq), (&place.0, Some(place.1)), "settled otherwise: {entry:?}");
+            let is_settled = !entry.is_open && entry.outcome.as_deref() == Some("saved");
+            assert!(is_settled, "P4: not settled: {entry:?}");
+            let saved = messages.get(&entry.id).unwrap_or_else(|| panic!("P4: not saved: {entry:?}"));
+            assert_eq!((&entry.room, entry.seq), (&saved.0, Some(saved.1)), "saved otherwise: {entry:?}");
+            let shown = shown.get(&*entry.id).unwrap_or_else(|| panic!("not in the history: {entry:?}"));
+            assert_eq!(
+                (&entry.room, &entry.sender, &entry.client_message_id),
+                (&shown.room, &shown.sender, &shown.client_message_id),
+                "shown otherwise: {entry:?}"
+            );
         }
-        assert_eq!((intake.len(), messages.len()), (self.len(), self.len()), "accepted, saved and in the history");
+        let counts = (intake.len(), messages.len());
+        assert_eq!(counts, (self.len(), self.len()), "accepted, saved, and in the history");
     }
 
     /// P5 for those who only listen: whoever was never there was pushed everything, and whoever came and went heard
@@ -149,8 +161,18 @@ impl History {
 }
 
 impl Pushes {
+    /// Everything that the backend was told so far.
+    pub fn taken_by(backend: &mut Webhook) -> Self {
+        let mut pushes = Self::default();
+        // Unconstrained: what lies there already is taken without tokio's asking others to have a turn.
+        while let Some(post) = unconstrained(backend.next()).now_or_never() {
+            pushes.note(&post);
+        }
+        pushes
+    }
+
     /// Notes what the backend was told. The same push may come again, but only as the same event.
-    pub fn note(&mut self, post: &Post) {
+    fn note(&mut self, post: &Post) {
         assert!(post.is_signed_with(WEBHOOK_SECRET.as_bytes()), "not signed: {}", post.json);
         let text = |value: &Value| value.as_str().expect("a text").to_owned();
         let key = (text(&post.json["userId"]), text(&post.json["data"]["messageId"]));

@@ -37,6 +37,8 @@ pub struct Person {
     pub sent: Vec<Sent>,
     /// Everything that came as a `CHAT`, by id.
     pub heard: HashMap<String, Heard>,
+    /// What came before the `WELCOME` of its session.
+    pub before_welcome: Vec<Value>,
     /// The `ERROR`s that came.
     pub errors: Vec<Value>,
     /// How many `ACK`s came, and how many of them for the second time.
@@ -134,6 +136,7 @@ impl Person {
             user,
             sent: Vec::new(),
             heard: HashMap::new(),
+            before_welcome: Vec::new(),
             errors: Vec::new(),
             acks: 0,
             repeated_acks: 0,
@@ -157,10 +160,16 @@ impl Person {
             Err(_) if happenings.over.get() => return None,
             Err(error) => panic!("{} can't connect: {error:?}", self.user),
         };
-        match client.next().await {
-            Some(Incoming::Frame(frame)) if frame["type"] == "WELCOME" => {}
-            Some(Incoming::Closed { code, .. }) if happenings.over.get() => return Some(code),
-            other => panic!("{} waited for WELCOME, got {other:?}", self.user),
+        loop {
+            match client.next().await.expect("nothing is asked for after the end") {
+                Incoming::Frame(frame) if frame["type"] == "WELCOME" => break,
+                Incoming::Frame(frame) => {
+                    self.read(&frame, happenings);
+                    self.before_welcome.push(frame);
+                }
+                Incoming::Closed { code, .. } if happenings.over.get() => return Some(code),
+                closed => panic!("{} waited for WELCOME: {closed}", self.user),
+            }
         }
         for place in self.again() {
             self.send(&mut client, place, happenings).await;
@@ -236,7 +245,11 @@ impl Person {
                 let heard =
                     Heard { room: text("chatRoomId").into(), seq: seq(), content: text("content").into() };
                 let before = self.heard.insert(text("id").to_owned(), heard.clone());
-                assert!(before.is_none_or(|before| before == heard), "{} heard otherwise: {frame}", self.user);
+                assert!(
+                    before.is_none_or(|before| before == heard),
+                    "{} heard otherwise: {frame}",
+                    self.user
+                );
             }
             "ERROR" => {
                 assert!(happenings.over.get(), "{} was refused: {frame}", self.user);

@@ -106,8 +106,7 @@ async fn a_configuration_that_cannot_work_is_refused() {
 
     fs::write(file, "max_contents_bytes = 1234\n").expect("a file can be written");
     let line = refusal(&["--config", file], &data_only).await;
-    let wanted =
-        format!("unknown key `max_contents_bytes` in {file}; did you mean `max_content_bytes`?");
+    let wanted = format!("unknown key `max_contents_bytes` in {file}; did you mean `max_content_bytes`?");
     assert!(line.ends_with(&wanted), "{line}");
 
     let line = refusal(&[], &[("NARU_DATA_DIR", data_dir), ("NARU_DRAIN_DEADLINE", "soon")]).await;
@@ -126,8 +125,7 @@ async fn data_that_cannot_be_kept_is_refused() {
     fs::write(&file, "not a folder").expect("a file can be written");
     let data = file.join("data");
     for (secret, arguments) in [(SECRET, &[][..]), ("", &[][..]), ("", &["token", "--user", "A"][..])] {
-        let line =
-            refusal(arguments, &[("NARU_DATA_DIR", plain(&data)), ("NARU_JWT_SECRET", secret)]).await;
+        let line = refusal(arguments, &[("NARU_DATA_DIR", plain(&data)), ("NARU_JWT_SECRET", secret)]).await;
         assert!(line.contains(plain(&data)) && line.contains("Not a directory"), "{line}");
     }
 }

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt;
 use futures_util::future::{join, join_all};
 use naru_client::{Http, Webhook};
 
@@ -59,10 +58,7 @@ async fn terminate_drains() {
     let server = start(data.path(), &environment).await;
     Stored::settled(data.path()).await;
     let history = History::read(server.url(), &rooms).await;
-    let mut pushes = Pushes::default();
-    while let Some(post) = backend.next().now_or_never() {
-        pushes.note(&post);
-    }
+    let pushes = Pushes::taken_by(&mut backend);
     let (listener, writers) = people.split_last().expect("the listener is the last");
     for person in writers {
         history.check_sender(person);

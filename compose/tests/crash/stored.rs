@@ -33,19 +33,33 @@ impl Stored {
         Self(connection)
     }
 
-    /// Waits until nothing accepted is open and nothing lies in a queue: every message has ended its journey.
+    /// Waits until nothing accepted is open: every message is saved, and its way to its recipients lies on the disk.
+    pub async fn recovered(data: &Path) -> Self {
+        Self::without(data, |stored| stored.open_entries()).await
+    }
+
+    /// Waits until there is nothing in a queue either: every push was taken.
     pub async fn settled(data: &Path) -> Self {
+        Self::without(data, |stored| stored.open_entries() + stored.queued()).await
+    }
+
+    async fn without(data: &Path, left: impl Fn(&Self) -> u64) -> Self {
         let stored = Self::open(data);
         let begun = Instant::now();
-        loop {
-            let left = (stored.open_entries(), stored.count("SELECT count(*) FROM queue"));
-            if left == (0, 0) {
-                return stored;
-            }
+        while left(&stored) > 0 {
+            let (open, queued) = (stored.open_entries(), stored.queued());
             let waited = begun.elapsed();
-            assert!(waited < PATIENCE, "P4: (open entries, queued events) = {left:?} after {waited:?}");
+            assert!(
+                waited < PATIENCE,
+                "P4: after {waited:?} {open} entries are open, {queued} events queued"
+            );
             tokio::time::sleep(LOOK_EVERY).await;
         }
+        stored
+    }
+
+    pub fn queued(&self) -> u64 {
+        self.count("SELECT count(*) FROM queue")
     }
 
     pub fn open_entries(&self) -> u64 {
@@ -75,7 +89,8 @@ impl Stored {
 
     /// Everything that was ever accepted.
     pub fn intake(&self) -> Vec<Entry> {
-        let sql = "SELECT lower(hex(_id)), chatRoomId, senderId, clientMessageId, open, outcome, seq FROM intake
+        let sql =
+            "SELECT lower(hex(_id)), chatRoomId, senderId, clientMessageId, open, outcome, seq FROM intake
             ORDER BY position";
         let read = |row: &Row<'_>| {
             Ok(Entry {

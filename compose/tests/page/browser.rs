@@ -32,7 +32,7 @@ pub struct Browser {
     session: String,
     _chromium: Helper,
     _chromedriver: Helper,
-    _profile: TempDir,
+    _profile: Profile,
 }
 
 /// A child process that is killed when it is dropped.
@@ -46,11 +46,28 @@ impl Drop for Helper {
     }
 }
 
+/// Where the browser keeps its files. Its lesser processes outlive the killed one by a moment and may still write, so
+/// that a single try to remove it all can fail.
+struct Profile(TempDir);
+
+impl Drop for Profile {
+    fn drop(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while fs::remove_dir_all(self.0.path()).is_err()
+            && self.0.path().exists()
+            && Instant::now() < deadline
+        {
+            std::thread::yield_now();
+        }
+    }
+}
+
 impl Browser {
     /// Starts one, with nothing in it but an empty page.
     pub async fn start() -> Self {
-        let profile = tempfile::tempdir().expect("a folder for the profile");
-        let profile_dir = format!("--user-data-dir={}", profile.path().display());
+        let profile = Profile(tempfile::tempdir().expect("a folder for the profile"));
+        let folder = profile.0.path();
+        let profile_dir = format!("--user-data-dir={}", folder.display());
         let chromium_flags = [
             &profile_dir,
             "--remote-debugging-port=0",
@@ -65,11 +82,11 @@ impl Browser {
             "--disable-sync",
             "about:blank",
         ];
-        let chromium = start("chromium", &chromium_flags, &profile.path().join("chromium.log"));
-        let chromedriver_log = profile.path().join("chromedriver.log");
+        let chromium = start("chromium", &chromium_flags, &folder.join("chromium.log"));
+        let chromedriver_log = folder.join("chromedriver.log");
         let chromedriver = start("chromedriver", &["--port=0"], &chromedriver_log);
 
-        let debugger = profile.path().join("DevToolsActivePort");
+        let debugger = folder.join("DevToolsActivePort");
         let debugger = read_once(&debugger, |text| Some(text.split_once('\n')?.0.to_owned())).await;
         let port = read_once(&chromedriver_log, |text| {
             let (_, after) = text.split_once("started successfully on port ")?;

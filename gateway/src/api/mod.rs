@@ -106,6 +106,10 @@ async fn answer(
 impl Call<'_> {
     /// The body, as this call wants it.
     fn json<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
+        // A derived struct would be read from an array as well.
+        if !self.body.trim_ascii_start().starts_with(b"{") {
+            return Err(Refusal::Invalid("the body must be a JSON object".to_owned()));
+        }
         serde_json::from_slice(self.body).map_err(|error| Refusal::Invalid(error.to_string()))
     }
 

@@ -319,7 +319,7 @@ async fn a_removed_member_is_a_stranger() {
     refused(cleo.put(&format!("{path}/settings"), json!({"muted": true})).await, 404, "ROOM_NOT_FOUND");
     refused(cleo.post(&format!("{path}/members"), json!({"userId": "C"})).await, 404, "ROOM_NOT_FOUND");
     assert_eq!(done(cleo.get("/api/rooms").await)["rooms"], json!([]));
-    // Not even the backend speaks for her. And what she had said, she can't say again: she is not told of it.
+    // Not even the backend speaks for her.
     let body = json!({"content": "x", "clientMessageId": "c-4", "senderId": "C"});
     refused(backend(&naru).post(&format!("{path}/messages"), body).await, 404, "ROOM_NOT_FOUND");
     cleos_tablet.send_json(&json!({"type": "SYNC"})).await;

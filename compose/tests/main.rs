@@ -3,6 +3,7 @@
 mod api;
 mod bad_input;
 mod crash;
+mod faults;
 mod journey;
 mod page;
 mod scenarios;

@@ -19,7 +19,7 @@ pub const WEBHOOK_SECRET: &str = "a secret between friends";
 pub struct Naru {
     pub url: String,
     pub backend: Webhook,
-    pub data: TempDir,
+    _data: TempDir,
     shutdown: CancellationToken,
     running: JoinHandle<anyhow::Result<()>>,
 }
@@ -54,7 +54,7 @@ impl Naru {
         let shutdown = CancellationToken::new();
         let pipeline = Pipeline::start_with(&settings, shutdown.clone(), changes).await.expect("Naru starts");
         let url = format!("http://{}", pipeline.address());
-        Self { url, backend, data, shutdown, running: tokio::spawn(pipeline.run()) }
+        Self { url, backend, _data: data, shutdown, running: tokio::spawn(pipeline.run()) }
     }
 
     /// A phone of this person, connected and welcomed.

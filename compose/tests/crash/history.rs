@@ -15,6 +15,7 @@ use crate::support::{WEBHOOK_SECRET, token_of};
 pub struct History(Vec<Message>);
 
 /// One message of a room's history.
+#[derive(Debug)]
 pub struct Message {
     pub id: String,
     pub room: String,
@@ -147,16 +148,18 @@ impl History {
             own.map(|(_, room)| room.as_str()).collect::<HashSet<_>>()
         };
         let (absent, listening) = (of(ABSENT), of(LISTENER));
-        for message in &self.0 {
-            let (room, seq) = (message.room.as_str(), message.seq);
-            if absent.contains(room) {
-                assert!(pushes.has(ABSENT, &message.id), "P5: {seq} of {room} was never pushed");
-            }
-            if listening.contains(room) {
-                let told = listener.heard.contains_key(&message.id) || pushes.has(LISTENER, &message.id);
-                assert!(told, "P5: {seq} of {room} was neither delivered to the listener nor pushed");
-            }
-        }
+        let in_rooms = |rooms: &HashSet<&str>| {
+            let messages = self.0.iter().filter(|message| rooms.contains(message.room.as_str()));
+            messages.collect::<Vec<_>>()
+        };
+        let unpushed = in_rooms(&absent).into_iter().filter(|message| !pushes.has(ABSENT, &message.id));
+        let unpushed: Vec<&Message> = unpushed.collect();
+        assert!(unpushed.is_empty(), "P5: {} were never pushed: {unpushed:?}", unpushed.len());
+        let untold = in_rooms(&listening).into_iter().filter(|message| {
+            !listener.heard.contains_key(&message.id) && !pushes.has(LISTENER, &message.id)
+        });
+        let untold: Vec<&Message> = untold.collect();
+        assert!(untold.is_empty(), "P5: {} were neither delivered nor pushed: {untold:?}", untold.len());
     }
 }
 

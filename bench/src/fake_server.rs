@@ -46,9 +46,7 @@ type Users = Arc<Mutex<HashMap<String, mpsc::UnboundedSender<Value>>>>;
 
 /// Starts it; returns its base URL.
 pub async fn serve(sins: Sins) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0")
-        .await
-        .expect("loopback has free ports");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
     let url = format!("http://{}", listener.local_addr().expect("bound"));
     tokio::spawn(async move {
         let users = Users::default();
@@ -71,19 +69,14 @@ async fn make_room(mut tcp: TcpStream) {
     let members: Value = loop {
         tcp.read_buf(&mut request).await.expect("a request");
         let text = String::from_utf8_lossy(&request);
-        let body = text
-            .split_once("\r\n\r\n")
-            .and_then(|(_, body)| serde_json::from_str::<Value>(body).ok());
+        let body = text.split_once("\r\n\r\n").and_then(|(_, body)| serde_json::from_str::<Value>(body).ok());
         if let Some(mut body) = body {
             break body["memberIds"].take();
         }
     };
     let body = json!({"id": format!("{}_{}", members[0].as_str().unwrap(), members[1].as_str().unwrap())})
         .to_string();
-    let head = format!(
-        "HTTP/1.1 201 Created\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
+    let head = format!("HTTP/1.1 201 Created\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
     tcp.write_all((head + &body).as_bytes()).await.expect("sent");
 }
 
@@ -91,18 +84,12 @@ async fn relay(tcp: TcpStream, users: Users, sins: Sins) {
     let mut user = String::new();
     #[expect(clippy::result_large_err, reason = "the library's signature")]
     let read_user = |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
-        let token = request.headers()["authorization"]
-            .to_str()
-            .expect("ASCII")
-            .trim_start_matches("Bearer ");
+        let token = request.headers()["authorization"].to_str().expect("ASCII").trim_start_matches("Bearer ");
         let claims: Value = insecure_decode_claims(token).expect("a token");
         user = claims["sub"].as_str().expect("a subject").to_owned();
         Ok(response)
     };
-    let (mut sink, mut stream) = accept_hdr_async(tcp, read_user)
-        .await
-        .expect("a handshake")
-        .split();
+    let (mut sink, mut stream) = accept_hdr_async(tcp, read_user).await.expect("a handshake").split();
     let (outbox, mut inbox) = mpsc::unbounded_channel();
     outbox.send(json!({"type": "WELCOME"})).expect("open");
     users.lock().expect("healthy").insert(user.clone(), outbox);
@@ -116,24 +103,15 @@ async fn relay(tcp: TcpStream, users: Users, sins: Sins) {
             continue;
         };
         let id = frame["clientMessageId"].as_str().expect("an id").to_owned();
-        let number = id
-            .rsplit_once('-')
-            .and_then(|(_, number)| number.parse().ok())
-            .expect("a number");
+        let number = id.rsplit_once('-').and_then(|(_, number)| number.parse().ok()).expect("a number");
         let room = frame["chatRoomId"].as_str().expect("a room").to_owned();
-        let other = room
-            .split('_')
-            .find(|member| *member != user)
-            .expect("two members");
+        let other = room.split('_').find(|member| *member != user).expect("two members");
         let users = users.lock().expect("healthy");
         let send = |user: &str, frame: &Value| users[user].send(frame.clone()).expect("open");
         frame["senderId"] = user.clone().into();
         match sins(number) {
             Sin::Refuse => {
-                send(
-                    &user,
-                    &json!({"type": "ERROR", "code": "RATE_LIMITED", "clientMessageId": id}),
-                );
+                send(&user, &json!({"type": "ERROR", "code": "RATE_LIMITED", "clientMessageId": id}));
                 continue;
             }
             Sin::Ignore => continue,

@@ -127,13 +127,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     for (number, session) in sessions.into_iter().enumerate() {
         let chat = json!({"type": "CHAT", "chatRoomId": rooms[number / 2], "content": content}).to_string();
         let chat = format!("{},\"clientMessageId\":\"", chat.trim_end_matches('}'));
-        let member = Member {
-            number,
-            members,
-            run: run.clone(),
-            chat,
-            ledger: ledger.clone(),
-        };
+        let member = Member { number, members, run: run.clone(), chat, ledger: ledger.clone() };
         let (outbox, due) = mpsc::unbounded_channel();
         outboxes.push(outbox);
         tasks.spawn(member.take_part(session, due));
@@ -143,42 +137,25 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
 
     tokio::time::sleep_until(schedule.due(schedule.warmup).into()).await;
     let pids = || options.pids.iter().copied().chain([std::process::id()]);
-    let cpu_before = pids()
-        .map(process::cpu_time)
-        .collect::<anyhow::Result<Vec<_>>>()?;
+    let cpu_before = pids().map(process::cpu_time).collect::<anyhow::Result<Vec<_>>>()?;
     tokio::time::sleep_until(schedule.due(schedule.total).into()).await;
     let deadline = Instant::now() + options.settle;
     while !ledger.is_settled() && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let totals = ledger.close();
-    let costs = pids()
-        .zip(cpu_before)
-        .map(|(pid, before)| Cost::since(before, pid, totals.measured));
+    let costs = pids().zip(cpu_before).map(|(pid, before)| Cost::since(before, pid, totals.measured));
     let mut server = costs.collect::<anyhow::Result<Vec<_>>>()?;
     let tool = server.pop().expect("the tool's own pid is the last");
-    let Options {
-        rate, pairs, bytes, ..
-    } = *options;
-    Ok(Report {
-        rate,
-        pairs,
-        bytes,
-        seconds: options.duration.as_secs_f64(),
-        totals,
-        server,
-        tool,
-    })
+    let Options { rate, pairs, bytes, .. } = *options;
+    Ok(Report { rate, pairs, bytes, seconds: options.duration.as_secs_f64(), totals, server, tool })
 }
 
 async fn make_room(server: &Server, http: &Http, members: [String; 2]) -> anyhow::Result<String> {
     let http = http.with_token(&server.token(&members[0]));
-    let (status, room) = http
-        .request(Method::POST, "/api/rooms", Some(json!({"memberIds": members})))
-        .await?;
-    let id = room["id"]
-        .as_str()
-        .with_context(|| format!("a room was refused with {status}: {room}"))?;
+    let (status, room) =
+        http.request(Method::POST, "/api/rooms", Some(json!({"memberIds": members}))).await?;
+    let id = room["id"].as_str().with_context(|| format!("a room was refused with {status}: {room}"))?;
     Ok(id.to_owned())
 }
 
@@ -231,20 +208,14 @@ impl Member {
                 self.ledger.delivered(message)
             }
             ("CHAT", _) => self.ledger.stray(),
-            ("ERROR", message) => self
-                .ledger
-                .error(frame.code.unwrap_or("ERROR without code"), message),
+            ("ERROR", message) => self.ledger.error(frame.code.unwrap_or("ERROR without code"), message),
             ("RESYNC", _) => self.ledger.resync(),
             _ => {}
         }
     }
 
     fn number_in(&self, client_message_id: &str) -> Option<usize> {
-        client_message_id
-            .strip_prefix(&*self.run)?
-            .strip_prefix('-')?
-            .parse()
-            .ok()
+        client_message_id.strip_prefix(&*self.run)?.strip_prefix('-')?.parse().ok()
     }
 }
 
@@ -280,24 +251,10 @@ impl fmt::Display for Report {
             "{:>12} {:>9} {:>9} {:>9} {:>9} {:>9}",
             "ms since due", "p50", "p90", "p99", "p99.9", "max"
         )?;
-        for (
-            name,
-            Latency {
-                p50,
-                p90,
-                p99,
-                p99_9,
-                max,
-            },
-        ) in [
-            ("sent", totals.send_lag),
-            ("ACK", totals.ack),
-            ("delivery", totals.delivery),
-        ] {
-            writeln!(
-                f,
-                "{name:>12} {p50:>9.2} {p90:>9.2} {p99:>9.2} {p99_9:>9.2} {max:>9.2}"
-            )?;
+        for (name, Latency { p50, p90, p99, p99_9, max }) in
+            [("sent", totals.send_lag), ("ACK", totals.ack), ("delivery", totals.delivery)]
+        {
+            writeln!(f, "{name:>12} {p50:>9.2} {p90:>9.2} {p99:>9.2} {p99_9:>9.2} {max:>9.2}")?;
         }
         writeln!(
             f,
@@ -312,11 +269,7 @@ impl fmt::Display for Report {
         for (kind, count) in &totals.errors {
             writeln!(f, "{count} × {kind}")?;
         }
-        for (name, cost) in self
-            .server
-            .iter()
-            .map(|cost| ("server", cost))
-            .chain([("this tool", &self.tool)])
+        for (name, cost) in self.server.iter().map(|cost| ("server", cost)).chain([("this tool", &self.tool)])
         {
             write!(
                 f,

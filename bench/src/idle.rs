@@ -57,12 +57,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     while held.try_join_next().is_some() {
         ended_early += 1;
     }
-    Ok(Report {
-        opened: options.connections,
-        connecting,
-        ended_early,
-        memory: before.zip(after),
-    })
+    Ok(Report { opened: options.connections, connecting, ended_early, memory: before.zip(after) })
 }
 
 /// A task per session, which answers its pings. A session that can't be opened ends the run: the figure would be
@@ -103,8 +98,7 @@ fn source_address(number: u32, connections: u32) -> Option<IpAddr> {
 impl Report {
     /// Server memory per connection in KiB.
     fn kib_per_connection(&self) -> Option<f64> {
-        self.memory
-            .map(|(before, after)| (after as f64 - before as f64) / f64::from(self.opened))
+        self.memory.map(|(before, after)| (after as f64 - before as f64) / f64::from(self.opened))
     }
 
     /// One line.
@@ -123,24 +117,12 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} sessions in {:.1} s",
-            self.opened,
-            self.connecting.as_secs_f64()
-        )?;
+        write!(f, "{} sessions in {:.1} s", self.opened, self.connecting.as_secs_f64())?;
         if self.ended_early > 0 {
-            write!(
-                f,
-                "; {} ENDED EARLY: the memory below is of fewer",
-                self.ended_early
-            )?;
+            write!(f, "; {} ENDED EARLY: the memory below is of fewer", self.ended_early)?;
         }
         if let (Some((before, after)), Some(each)) = (self.memory, self.kib_per_connection()) {
-            write!(
-                f,
-                "\nserver: {before} KiB before, {after} KiB after: {each:.1} KiB per connection"
-            )?;
+            write!(f, "\nserver: {before} KiB before, {after} KiB after: {each:.1} KiB per connection")?;
         }
         Ok(())
     }
@@ -154,10 +136,7 @@ mod tests {
     #[tokio::test]
     async fn all_sessions_are_opened_and_held() {
         let options = Options {
-            server: Server {
-                url: serve(|_| Sin::None).await,
-                secret: "secret".to_owned(),
-            },
+            server: Server { url: serve(|_| Sin::None).await, secret: "secret".to_owned() },
             connections: 50,
             connect_rate: 1000,
             hold: Duration::from_millis(1),

@@ -67,9 +67,7 @@ impl Stamp {
     /// False if it was set before.
     fn set(&self, due: Instant) -> bool {
         let micros = u32::try_from(due.elapsed().as_micros()).unwrap_or(u32::MAX);
-        self.0
-            .compare_exchange(0, micros.saturating_add(1), Relaxed, Relaxed)
-            .is_ok()
+        self.0.compare_exchange(0, micros.saturating_add(1), Relaxed, Relaxed).is_ok()
     }
 
     fn get(&self) -> Option<u32> {
@@ -147,11 +145,8 @@ impl Ledger {
             Some(offset(number) + Duration::from_micros(line.delivered.get()?.into()))
         });
         let delivered = measured.iter().filter(|line| line.delivered.is_set()).count();
-        let seconds = last_delivery
-            .max()
-            .unwrap_or_default()
-            .as_secs_f64()
-            .max(offset(measured.len()).as_secs_f64());
+        let seconds =
+            last_delivery.max().unwrap_or_default().as_secs_f64().max(offset(measured.len()).as_secs_f64());
         Totals {
             scheduled: self.lines.len(),
             sent: count(|line| line.sent.is_set()),
@@ -244,12 +239,7 @@ mod tests {
     #[test]
     fn every_fate_is_counted_once() {
         let due_a_second_ago = Instant::now() - Duration::from_secs(1);
-        let ledger = Ledger::new(Schedule {
-            start: due_a_second_ago,
-            rate: 1000,
-            warmup: 1,
-            total: 6,
-        });
+        let ledger = Ledger::new(Schedule { start: due_a_second_ago, rate: 1000, warmup: 1, total: 6 });
         (0..5).for_each(|number| ledger.sent(number));
         [0, 1, 2, 2].into_iter().for_each(|number| ledger.acked(number));
         [0, 1, 1].into_iter().for_each(|number| ledger.delivered(number));
@@ -258,29 +248,15 @@ mod tests {
         assert!(!ledger.is_settled());
 
         let totals = ledger.close();
-        assert_eq!(
-            (totals.scheduled, totals.sent, totals.acked, totals.delivered),
-            (6, 5, 3, 2)
-        );
-        assert_eq!(
-            (totals.lost, totals.unanswered, totals.duplicates, totals.strays),
-            (1, 1, 1, 1)
-        );
+        assert_eq!((totals.scheduled, totals.sent, totals.acked, totals.delivered), (6, 5, 3, 2));
+        assert_eq!((totals.lost, totals.unanswered, totals.duplicates, totals.strays), (1, 1, 1, 1));
         assert_eq!((totals.measured, totals.errors["RATE_LIMITED"]), (5, 1));
-        assert!(
-            (900.0..2000.0).contains(&totals.ack.p50),
-            "latency counts from when a message was due"
-        );
+        assert!((900.0..2000.0).contains(&totals.ack.p50), "latency counts from when a message was due");
     }
 
     #[test]
     fn a_run_is_settled_when_every_message_has_its_end() {
-        let ledger = Ledger::new(Schedule {
-            start: Instant::now(),
-            rate: 1000,
-            warmup: 0,
-            total: 2,
-        });
+        let ledger = Ledger::new(Schedule { start: Instant::now(), rate: 1000, warmup: 0, total: 2 });
         ledger.acked(0);
         ledger.error("OVERLOADED", Some(1));
         assert!(!ledger.is_settled(), "confirmed, but not delivered");

@@ -44,11 +44,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         Some(("flow", matches)) => {
             let report = flow::run(&flow_options(matches)).await?;
             show(matches, &report, serde_json::to_string(&report)?);
-            Ok(if report.keeps_promises() {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            })
+            Ok(if report.keeps_promises() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         _ => unreachable!("clap requires one of the subcommands"),
     }
@@ -72,11 +68,7 @@ fn command() -> Command {
             .help(help)
     };
     let time = |name: &'static str, default: &'static str, help: &'static str| {
-        Arg::new(name)
-            .long(name)
-            .default_value(default)
-            .value_parser(humantime::parse_duration)
-            .help(help)
+        Arg::new(name).long(name).default_value(default).value_parser(humantime::parse_duration).help(help)
     };
     let shared = [
         required("url", "The server: http://HOST:PORT"),
@@ -86,29 +78,17 @@ fn command() -> Command {
             .action(ArgAction::SetTrue)
             .help("Print one line of JSON after the table"),
     ];
-    let pid = Arg::new("pid")
-        .long("pid")
-        .value_parser(value_parser!(u32))
-        .help("A server process to watch");
+    let pid = Arg::new("pid").long("pid").value_parser(value_parser!(u32)).help("A server process to watch");
     Command::new("naru-bench")
         .about("An open-loop load tool for Naru")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommand(
-            Command::new("idle")
-                .about("Memory per idle connection")
-                .args(shared.clone())
-                .args([
-                    count("connections", "4000", "How many sessions, each of its own user"),
-                    count("connect-rate", "500", "New sessions per second"),
-                    time(
-                        "hold",
-                        "2s",
-                        "How long to hold them all before the memory is read",
-                    ),
-                    pid.clone(),
-                ]),
-        )
+        .subcommand(Command::new("idle").about("Memory per idle connection").args(shared.clone()).args([
+            count("connections", "4000", "How many sessions, each of its own user"),
+            count("connect-rate", "500", "New sessions per second"),
+            time("hold", "2s", "How long to hold them all before the memory is read"),
+            pid.clone(),
+        ]))
         .subcommand(
             Command::new("flow")
                 .about("Latency, cost and loss of messages at a fixed rate")
@@ -117,15 +97,10 @@ fn command() -> Command {
                     count("rate", "500", "Messages per second, over all senders"),
                     time("duration", "20s", "How long to measure"),
                     time("warmup", "3s", "How long to send before, unmeasured"),
-                    time(
-                        "settle",
-                        "10s",
-                        "How long to wait for stragglers before they count as lost",
-                    ),
+                    time("settle", "10s", "How long to wait for stragglers before they count as lost"),
                     count("pairs", "100", "Direct rooms; both members send"),
                     count("bytes", "100", "Content size"),
-                    pid.action(ArgAction::Append)
-                        .help("A server process to watch (may be repeated)"),
+                    pid.action(ArgAction::Append).help("A server process to watch (may be repeated)"),
                 ]),
         )
 }
@@ -155,10 +130,7 @@ fn flow_options(matches: &ArgMatches) -> flow::Options {
 
 fn server(matches: &ArgMatches) -> session::Server {
     let text = |name: &str| matches.get_one::<String>(name).expect("required").clone();
-    session::Server {
-        url: text("url"),
-        secret: text("secret"),
-    }
+    session::Server { url: text("url"), secret: text("secret") }
 }
 
 fn count(matches: &ArgMatches, name: &str) -> u32 {

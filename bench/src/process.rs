@@ -22,38 +22,22 @@ pub fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
     // 14th and 15th.
     let (_, after_name) = stat.rsplit_once(')').context("a stat line has a name")?;
     let mut fields = after_name.split_whitespace().skip(11);
-    let mut ticks = || {
-        fields
-            .next()
-            .context("a stat line has 15 fields")?
-            .parse::<u64>()
-            .map_err(anyhow::Error::from)
-    };
+    let mut ticks =
+        || fields.next().context("a stat line has 15 fields")?.parse::<u64>().map_err(anyhow::Error::from);
     let ticks = ticks()? + ticks()?;
-    Ok(Duration::from_secs_f64(
-        ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
-    ))
+    Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
 }
 
 /// Lets this process open as many files as the system allows it: a connection is one.
 pub fn raise_open_files_limit() -> io::Result<()> {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: maximum,
-            maximum,
-        },
-    )?;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
     Ok(())
 }
 
 fn status_kib(pid: u32, key: &str) -> anyhow::Result<u64> {
     let status = read(pid, "status")?;
-    let value = status
-        .lines()
-        .find_map(|line| line.strip_prefix(key))
-        .context("the process has ended")?;
+    let value = status.lines().find_map(|line| line.strip_prefix(key)).context("the process has ended")?;
     Ok(value.trim_end_matches("kB").trim().parse()?)
 }
 

@@ -34,9 +34,7 @@ impl Server {
         let connect = Connect::to(&self.url, &self.token(user));
         let connect = source.into_iter().fold(connect, Connect::source);
         let mut session = connect.stream().await?;
-        let first = timeout(PATIENCE, session.next())
-            .await
-            .context("no WELCOME in time")?;
+        let first = timeout(PATIENCE, session.next()).await.context("no WELCOME in time")?;
         match first.context("the session ended before its WELCOME")?? {
             Message::Text(text) if text.contains("\"WELCOME\"") => Ok(session),
             other => anyhow::bail!("wanted a WELCOME, got {other}"),

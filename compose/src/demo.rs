@@ -196,6 +196,7 @@ impl Demo {
     fn show(&self, user: &UserId) -> impl Stream<Item = Push> + Send + Sync + use<> {
         let (viewer, coming) = mpsc::channel(BACKLOG);
         let mut desk = self.desk();
+        desk.viewers.retain(|viewer| !viewer.is_closed());
         desk.viewers.push(viewer);
         let (lying, user) = (desk.pushes.clone(), user.clone());
         let all = stream::iter(lying).chain(ReceiverStream::new(coming));

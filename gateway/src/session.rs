@@ -120,7 +120,10 @@ async fn read(gateway: &Gateway, session: &Arc<Session>, stream: &mut SplitStrea
                 session.ping();
                 continue;
             }
-            message = stream.next() => message,
+            message = async {
+                session.has_room().await;
+                stream.next().await
+            } => message,
         };
         unanswered = 0;
         match message {

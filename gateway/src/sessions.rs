@@ -30,6 +30,10 @@ pub(crate) struct Session {
     queue: Mutex<VecDeque<Outgoing>>,
     places: usize,
     filled: Notify,
+    /// Sends that are not answered yet: each will take a place in the queue.
+    unanswered: AtomicUsize,
+    /// A place was given back.
+    eased: Notify,
     closing: OnceLock<Close>,
     closed: Notify,
     sending: Mutex<Sending>,
@@ -67,6 +71,8 @@ impl Session {
             queue: Mutex::default(),
             places,
             filled: Notify::new(),
+            unanswered: AtomicUsize::new(0),
+            eased: Notify::new(),
             closing: OnceLock::new(),
             closed: Notify::new(),
             sending: Mutex::default(),
@@ -118,7 +124,22 @@ impl Session {
         if queue.is_empty() {
             queue.shrink_to(KEPT_PLACES);
         }
+        drop(queue);
+        self.eased.notify_one();
         Some(frame)
+    }
+
+    /// Waits until less than half of the queue is taken by what the client has to read and by answers that it will get:
+    /// a client that sends a lot is read more slowly rather than closed for what it is answered. One task calls this.
+    pub(crate) async fn has_room(&self) {
+        while self.taken() >= self.places.div_ceil(2) {
+            self.eased.notified().await;
+        }
+    }
+
+    /// How many places are taken, or will be: frames that wait, sends without an answer, answers that wait for others.
+    fn taken(&self) -> usize {
+        self.queue().len() + self.unanswered.load(Ordering::Relaxed) + self.sending().answers.len()
     }
 
     /// Forgets what waits: nobody will read it. Whoever waits for a share of the queue goes on.
@@ -146,6 +167,7 @@ impl Session {
 
     /// Notes a message as sent and not yet answered; answers the one before it in its room that is not either.
     pub(crate) fn sent(&self, room: &RoomId, id: MessageId) -> Option<MessageId> {
+        self.unanswered.fetch_add(1, Ordering::Relaxed);
         self.sending().unanswered.insert(room.clone(), id)
     }
 
@@ -178,8 +200,9 @@ impl Session {
         }
     }
 
-    /// Notes that a message of this session has been answered.
+    /// Notes that a message of this session is being answered.
     pub(crate) fn answered(&self, room: &RoomId, id: MessageId) {
+        self.unanswered.fetch_sub(1, Ordering::Relaxed);
         let mut sending = self.sending();
         if sending.unanswered.get(room) == Some(&id) {
             sending.unanswered.remove(room);

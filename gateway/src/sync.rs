@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use naru_engines::store::Window;
 use naru_model::RoomId;
-use naru_model::frame::{ServerFrame, Sync, SyncFrom, SyncedRoom};
+use naru_model::frame::{Object, ServerFrame, Sync, SyncFrom, SyncedRoom};
 use naru_model::live::News;
 use tokio::sync::Semaphore;
 
@@ -26,6 +26,7 @@ const SHARE: usize = 4;
 pub(crate) async fn answer(gateway: &Gateway, session: &Arc<Session>, wanted: Sync) -> Result<(), Refusal> {
     let wanted = match wanted.rooms {
         Some(rooms) => {
+            let rooms: Vec<SyncFrom> = rooms.into_iter().map(|Object(from)| from).collect();
             let ids: Vec<RoomId> = rooms.iter().map(|from| from.chat_room_id.clone()).collect();
             let found = gateway.engines.store.rooms.current(&ids).await?;
             let are_own =

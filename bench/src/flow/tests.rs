@@ -5,10 +5,7 @@ use crate::fake_server::{Sin, Sins, serve};
 
 async fn run_against(sins: Sins) -> Report {
     let options = Options {
-        server: Server {
-            url: serve(sins).await,
-            secret: "secret".to_owned(),
-        },
+        server: Server { url: serve(sins).await, secret: "secret".to_owned() },
         rate: 1000,
         duration: Duration::from_millis(150),
         warmup: Duration::from_millis(50),
@@ -26,20 +23,14 @@ async fn an_honest_server_keeps_its_promises() {
     let totals = &report.totals;
     let counts = (totals.scheduled, totals.sent, totals.acked, totals.delivered);
     assert_eq!(counts, (200, 200, 200, 200));
-    assert!(
-        report.keeps_promises() && totals.unanswered == 0 && totals.errors.is_empty(),
-        "{report}"
-    );
+    assert!(report.keeps_promises() && totals.unanswered == 0 && totals.errors.is_empty(), "{report}");
     assert_eq!((totals.measured, report.server.len()), (150, 1));
 }
 
 #[tokio::test]
 async fn refusals_are_counted_and_break_no_promise() {
     let report = run_against(|number| if number == 150 { Sin::Refuse } else { Sin::None }).await;
-    assert_eq!(
-        (report.totals.errors["RATE_LIMITED"], report.totals.unanswered),
-        (1, 0)
-    );
+    assert_eq!((report.totals.errors["RATE_LIMITED"], report.totals.unanswered), (1, 0));
     assert!(report.keeps_promises(), "{report}");
 }
 

@@ -15,7 +15,6 @@ use crate::support::{WEBHOOK_SECRET, token_of};
 pub struct History(Vec<Message>);
 
 /// One message of a room's history.
-#[derive(Debug)]
 pub struct Message {
     pub id: String,
     pub room: String,
@@ -154,13 +153,23 @@ impl History {
         };
         let unpushed = in_rooms(&absent).into_iter().filter(|message| !pushes.has(ABSENT, &message.id));
         let unpushed: Vec<&Message> = unpushed.collect();
-        assert!(unpushed.is_empty(), "P5: {} were never pushed: {unpushed:?}", unpushed.len());
+        assert!(unpushed.is_empty(), "P5: {} were never pushed: {}", unpushed.len(), places(&unpushed));
         let untold = in_rooms(&listening).into_iter().filter(|message| {
             !listener.heard.contains_key(&message.id) && !pushes.has(LISTENER, &message.id)
         });
         let untold: Vec<&Message> = untold.collect();
-        assert!(untold.is_empty(), "P5: {} were neither delivered nor pushed: {untold:?}", untold.len());
+        assert!(
+            untold.is_empty(),
+            "P5: {} were neither delivered nor pushed: {}",
+            untold.len(),
+            places(&untold)
+        );
     }
+}
+
+/// Rooms and places, for people to read.
+fn places(messages: &[&Message]) -> String {
+    messages.iter().map(|Message { room, seq, .. }| format!("{room} {seq}")).collect::<Vec<_>>().join(", ")
 }
 
 impl Pushes {

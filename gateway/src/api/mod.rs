@@ -13,6 +13,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
+use naru_model::frame::Object;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use warp::Filter;
@@ -106,11 +107,8 @@ async fn answer(
 impl Call<'_> {
     /// The body, as this call wants it.
     fn json<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
-        // A derived struct would be read from an array as well.
-        if !self.body.trim_ascii_start().starts_with(b"{") {
-            return Err(Refusal::Invalid("the body must be a JSON object".to_owned()));
-        }
-        serde_json::from_slice(self.body).map_err(|error| Refusal::Invalid(error.to_string()))
+        let read = serde_json::from_slice(self.body).map(|Object(body)| body);
+        read.map_err(|error| Refusal::Invalid(error.to_string()))
     }
 
     /// The query, as this call wants it.

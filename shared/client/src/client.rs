@@ -91,9 +91,7 @@ impl Client {
 
     pub(crate) async fn open(connect: &Connect) -> Result<Self, ConnectError> {
         let (read_half, write_half) = connect.tcp().await?.into_split();
-        let mut reader = connect
-            .handshake(join(read_half, Either::Left(write_half)))
-            .await?;
+        let mut reader = connect.handshake(join(read_half, Either::Left(write_half))).await?;
         let Either::Left(write_half) =
             std::mem::replace(reader.get_mut().writer_mut(), Either::Right(sink()))
         else {
@@ -106,13 +104,7 @@ impl Client {
         let (sender, incoming) = mpsc::unbounded_channel();
         let (reading, behaviour) = watch::channel(Reading::Answering);
         let task = tokio::spawn(read(reader, writer.clone(), behaviour, sender));
-        Ok(Self {
-            writer,
-            incoming,
-            skipped: VecDeque::new(),
-            reading,
-            reader: AbortOnDropHandle::new(task),
-        })
+        Ok(Self { writer, incoming, skipped: VecDeque::new(), reading, reader: AbortOnDropHandle::new(task) })
     }
 
     /// Sends any text, well-formed or not, as one text frame.
@@ -128,12 +120,7 @@ impl Client {
     /// Sends any bytes as a text frame, invalid UTF-8 included.
     pub async fn send_raw_bytes(&mut self, bytes: &[u8]) {
         let payload = Bytes::copy_from_slice(bytes);
-        self.send(Message::Frame(Frame::message(
-            payload,
-            OpCode::Data(Data::Text),
-            true,
-        )))
-        .await;
+        self.send(Message::Frame(Frame::message(payload, OpCode::Data(Data::Text), true))).await;
     }
 
     /// Sends one JSON frame.
@@ -218,10 +205,7 @@ impl Client {
 
     /// Says goodbye (1000) and waits until the server has answered.
     pub async fn close(mut self) {
-        let frame = CloseFrame {
-            code: CloseCode::Normal,
-            reason: "".into(),
-        };
+        let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
         self.send(Message::Close(Some(frame))).await;
         self.closed().await;
     }
@@ -261,9 +245,9 @@ impl Client {
     fn instead(&self) -> String {
         match self.skipped.len() {
             0 => "nothing came instead".to_owned(),
-            _ => self.skipped.iter().fold("instead came".to_owned(), |text, next| {
-                format!("{text}\n  {next}")
-            }),
+            _ => {
+                self.skipped.iter().fold("instead came".to_owned(), |text, next| format!("{text}\n  {next}"))
+            }
         }
     }
 }
@@ -275,17 +259,10 @@ async fn read(
     mut reading: watch::Receiver<Reading>,
     incoming: mpsc::UnboundedSender<Incoming>,
 ) {
-    let closed = |code, reason: &dyn fmt::Display| Incoming::Closed {
-        code,
-        reason: reason.to_string(),
-    };
+    let closed = |code, reason: &dyn fmt::Display| Incoming::Closed { code, reason: reason.to_string() };
     let end = loop {
         // An error means that the client is gone, and this task with it.
-        if reading
-            .wait_for(|reading| *reading != Reading::Paused)
-            .await
-            .is_err()
-        {
+        if reading.wait_for(|reading| *reading != Reading::Paused).await.is_err() {
             return;
         }
         let message = tokio::select! {
@@ -307,9 +284,7 @@ async fn read(
             }
             Some(Ok(Message::Close(frame))) => {
                 let _ = writer.lock().await.send(Message::Close(frame.clone())).await;
-                break frame.map_or(closed(1005, &""), |frame| {
-                    closed(frame.code.into(), &frame.reason)
-                });
+                break frame.map_or(closed(1005, &""), |frame| closed(frame.code.into(), &frame.reason));
             }
             Some(Ok(Message::Pong(_) | Message::Frame(_))) => {}
             Some(Ok(Message::Binary(bytes))) => {

@@ -69,10 +69,7 @@ impl ConnectError {
 impl Connect {
     /// To `/ws` of the server at `base_url` (`http://host:port`), with `Authorization: Bearer <token>`.
     pub fn to(base_url: &str, token: &str) -> Self {
-        Self {
-            token: Some(token.to_owned()),
-            ..Self::without_token(base_url)
-        }
+        Self { token: Some(token.to_owned()), ..Self::without_token(base_url) }
     }
 
     /// The same without any token.
@@ -95,10 +92,7 @@ impl Connect {
 
     /// Adds a header, such as `Origin`.
     pub fn header(mut self, name: &'static str, value: &str) -> Self {
-        self.headers.push((
-            HeaderName::from_static(name),
-            value.parse().expect("a legal header value"),
-        ));
+        self.headers.push((HeaderName::from_static(name), value.parse().expect("a legal header value")));
         self
     }
 
@@ -120,24 +114,13 @@ impl Connect {
 
     pub(crate) async fn tcp(&self) -> Result<TcpStream, ConnectError> {
         let uri = self.uri();
-        let authority = format!(
-            "{}:{}",
-            uri.host().unwrap_or_default(),
-            uri.port_u16().unwrap_or(80)
-        );
+        let authority = format!("{}:{}", uri.host().unwrap_or_default(), uri.port_u16().unwrap_or(80));
         let connect = async {
             let tcp = match self.source {
                 None => TcpStream::connect(&authority).await?,
                 Some(source) => {
-                    let target = lookup_host(&authority)
-                        .await?
-                        .next()
-                        .ok_or(io::ErrorKind::NotFound)?;
-                    let socket = if target.is_ipv4() {
-                        TcpSocket::new_v4()
-                    } else {
-                        TcpSocket::new_v6()
-                    }?;
+                    let target = lookup_host(&authority).await?.next().ok_or(io::ErrorKind::NotFound)?;
+                    let socket = if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
                     socket.bind(SocketAddr::new(source, 0))?;
                     socket.connect(target).await?
                 }
@@ -145,9 +128,7 @@ impl Connect {
             tcp.set_nodelay(true)?;
             Ok(tcp)
         };
-        connect
-            .await
-            .map_err(|source| ConnectError::Unreachable { authority, source })
+        connect.await.map_err(|source| ConnectError::Unreachable { authority, source })
     }
 
     pub(crate) async fn handshake<S>(&self, stream: S) -> Result<WebSocketStream<S>, ConnectError>

@@ -16,10 +16,7 @@ pub struct Http {
 impl Http {
     /// Calls the server at `base_url` (`http://host:port`) with `Authorization: Bearer <token>`.
     pub fn new(base_url: &str, token: &str) -> Self {
-        Self {
-            token: Some(token.to_owned()),
-            ..Self::without_token(base_url)
-        }
+        Self { token: Some(token.to_owned()), ..Self::without_token(base_url) }
     }
 
     /// Calls it without a token.
@@ -34,10 +31,7 @@ impl Http {
 
     /// The same caller with another token, sharing the connections.
     pub fn with_token(&self, token: &str) -> Self {
-        Self {
-            token: Some(token.to_owned()),
-            ..self.clone()
-        }
+        Self { token: Some(token.to_owned()), ..self.clone() }
     }
 
     /// `GET`: the status, and the body as [`Http::request`] gives it.
@@ -88,10 +82,7 @@ impl Http {
     /// Makes the room of these members, or finds their direct room: its id.
     pub async fn create_room(&self, members: &[&str]) -> String {
         let (status, room) = self.post("/api/rooms", json!({"memberIds": members})).await;
-        assert!(
-            matches!(status, 200 | 201),
-            "a room of {members:?} was refused with {status}: {room}"
-        );
+        assert!(matches!(status, 200 | 201), "a room of {members:?} was refused with {status}: {room}");
         room["id"].as_str().expect("a room has an id").to_owned()
     }
 
@@ -104,21 +95,13 @@ impl Http {
     /// The room's messages, page by page until there are no more. `query` is that of the first page: newest first
     /// (`""`, `"limit=7"`, `"beforeSeq=9"`), or oldest first with `afterSeq` (`"afterSeq=0&limit=7"`).
     pub async fn history(&self, room: &str, query: &str) -> Vec<Value> {
-        let cursor = if query.contains("afterSeq=") {
-            "afterSeq"
-        } else {
-            "beforeSeq"
-        };
-        let others = query
-            .split('&')
-            .filter(|pair| !pair.is_empty() && !pair.starts_with(cursor));
+        let cursor = if query.contains("afterSeq=") { "afterSeq" } else { "beforeSeq" };
+        let others = query.split('&').filter(|pair| !pair.is_empty() && !pair.starts_with(cursor));
         let others: String = others.map(|pair| format!("&{pair}")).collect();
         let mut page_query = query.to_owned();
         let mut messages = Vec::new();
         loop {
-            let (status, mut page) = self
-                .get(&format!("/api/rooms/{room}/messages?{page_query}"))
-                .await;
+            let (status, mut page) = self.get(&format!("/api/rooms/{room}/messages?{page_query}")).await;
             assert_eq!(status, 200, "the history of {room} was refused: {page}");
             let Value::Array(page_messages) = page["messages"].take() else {
                 panic!("a history page without messages: {page}");
@@ -148,10 +131,7 @@ mod tests {
 
     fn page(seqs: &[u64], has_more: bool) -> Answer {
         let messages: Vec<Value> = seqs.iter().map(|seq| json!({"seq": seq})).collect();
-        Answer::body(
-            200,
-            &json!({"messages": messages, "hasMore": has_more}).to_string(),
-        )
+        Answer::body(200, &json!({"messages": messages, "hasMore": has_more}).to_string())
     }
 
     #[tokio::test]
@@ -168,21 +148,14 @@ mod tests {
             let first = server.next().await;
             assert_eq!(first.path, format!("/api/rooms/A_B/messages?{query}"));
             assert_eq!(first.header("authorization"), "Bearer token");
-            assert_eq!(
-                server.next().await.path,
-                format!("/api/rooms/A_B/messages?{next_query}")
-            );
+            assert_eq!(server.next().await.path, format!("/api/rooms/A_B/messages?{next_query}"));
         }
     }
 
     #[tokio::test]
     async fn bodies_may_be_json_or_text_or_nothing() {
         let server = Webhook::start().await;
-        server.script([
-            Answer::body(200, "[1]"),
-            Answer::body(200, "up 1"),
-            Answer::status(204),
-        ]);
+        server.script([Answer::body(200, "[1]"), Answer::body(200, "up 1"), Answer::status(204)]);
         let http = Http::without_token(&server.url(""));
         assert_eq!(http.get("/").await, (200, json!([1])));
         assert_eq!(http.get("/metrics").await, (200, "up 1".into()));

@@ -64,35 +64,25 @@ impl ServerProcess {
     ) -> Result<Self, StartError> {
         let (binary, data_dir) = (binary.as_ref(), data_dir.as_ref());
         let log = data_dir.join("stderr.log");
-        let spawn_error = |source| StartError::Spawn {
-            binary: binary.to_owned(),
-            source,
-        };
+        let spawn_error = |source| StartError::Spawn { binary: binary.to_owned(), source };
         let mut child = fs::create_dir_all(data_dir)
             .and_then(|()| File::options().create(true).append(true).open(&log))
             .and_then(|stderr| command(binary, data_dir, variables).stderr(stderr).spawn())
             .map_err(spawn_error)?;
 
-        let pid = child
-            .id()
-            .and_then(|id| Pid::from_raw(id.cast_signed()))
-            .expect("a process not yet waited for");
+        let pid =
+            child.id().and_then(|id| Pid::from_raw(id.cast_signed())).expect("a process not yet waited for");
         let stdout = child.stdout.take().expect("stdout is piped");
         match timeout(PATIENCE, ready(stdout)).await {
             Ok(Some(url)) => Ok(Self { child, pid, url, log }),
             ended_or_silent => {
                 let outcome = match ended_or_silent {
-                    Ok(_) => child
-                        .wait()
-                        .await
-                        .map_or_else(|error| error.to_string(), |status| status.to_string()),
+                    Ok(_) => {
+                        child.wait().await.map_or_else(|error| error.to_string(), |status| status.to_string())
+                    }
                     Err(_) => format!("still running after {PATIENCE:?}"),
                 };
-                Err(StartError::NotReady {
-                    binary: binary.to_owned(),
-                    outcome,
-                    log: read_log(&log),
-                })
+                Err(StartError::NotReady { binary: binary.to_owned(), outcome, log: read_log(&log) })
             }
         }
     }
@@ -138,11 +128,7 @@ impl Drop for ServerProcess {
     fn drop(&mut self) {
         // The child itself is killed by `kill_on_drop`.
         if std::thread::panicking() {
-            eprintln!(
-                "--- log of the server at {}\n{}--- end of log",
-                self.url,
-                self.log()
-            );
+            eprintln!("--- log of the server at {}\n{}--- end of log", self.url, self.log());
         }
     }
 }
@@ -179,10 +165,8 @@ async fn ready(stdout: ChildStdout) -> Option<String> {
 }
 
 fn read_log(path: &Path) -> String {
-    fs::read(path).map_or_else(
-        |error| error.to_string(),
-        |bytes| String::from_utf8_lossy(&bytes).into_owned(),
-    )
+    fs::read(path)
+        .map_or_else(|error| error.to_string(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
@@ -199,18 +183,14 @@ mod tests {
         let data = directory.path().join("data");
         let variables = [("NARU_JWT_SECRET", "secret")];
 
-        let mut server = ServerProcess::start(FAKE_SERVER, &data, &variables)
-            .await
-            .expect("starts");
+        let mut server = ServerProcess::start(FAKE_SERVER, &data, &variables).await.expect("starts");
         assert_eq!(server.url(), "http://127.0.0.1:4242");
         assert!(Path::new(&format!("/proc/{}", server.pid())).exists());
         server.terminate();
         assert_eq!(server.wait_exit(PATIENCE).await.signal(), Some(15));
         server.terminate();
 
-        let mut server = ServerProcess::start(FAKE_SERVER, &data, &variables)
-            .await
-            .expect("starts again");
+        let mut server = ServerProcess::start(FAKE_SERVER, &data, &variables).await.expect("starts again");
         server.kill9().await;
         assert_eq!(server.wait_exit(PATIENCE).await.signal(), Some(9));
         assert_eq!(server.log(), "127.0.0.1:0 secret\n127.0.0.1:0 secret\n");
@@ -219,14 +199,7 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_refuses_to_start_says_why() {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let error = ServerProcess::start(FAKE_SERVER, directory.path(), &[])
-            .await
-            .expect_err("it ends");
-        assert!(
-            error
-                .to_string()
-                .ends_with("(exit status: 3); its log:\n127.0.0.1:0 \n"),
-            "{error}"
-        );
+        let error = ServerProcess::start(FAKE_SERVER, directory.path(), &[]).await.expect_err("it ends");
+        assert!(error.to_string().ends_with("(exit status: 3); its log:\n127.0.0.1:0 \n"), "{error}");
     }
 }

@@ -17,9 +17,7 @@ pub struct Claims(Map<String, Value>);
 impl Claims {
     /// A user who is who they say for the next hour.
     pub fn user(id: &str) -> Self {
-        Self(Map::new())
-            .with("sub", id)
-            .expires_in(Duration::from_secs(3600))
+        Self(Map::new()).with("sub", id).expires_in(Duration::from_secs(3600))
     }
 
     /// The display name.
@@ -78,9 +76,7 @@ pub fn token(secret: &[u8], claims: &Claims) -> String {
 }
 
 fn now() -> Duration {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .expect("the clock is past 1970")
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is past 1970")
 }
 
 #[cfg(test)]
@@ -97,28 +93,12 @@ mod tests {
 
     #[test]
     fn a_token_carries_its_claims() {
-        let claims = Claims::user("A")
-            .name("Ada")
-            .device("phone")
-            .service()
-            .with("tenant", 7)
-            .without("name");
+        let claims =
+            Claims::user("A").name("Ada").device("phone").service().with("tenant", 7).without("name");
         let read = read(&token(b"secret", &claims), b"secret").expect("valid");
         assert_eq!(
-            (
-                &read["sub"],
-                &read["device"],
-                &read["scope"],
-                &read["tenant"],
-                &read["name"]
-            ),
-            (
-                &"A".into(),
-                &"phone".into(),
-                &"service".into(),
-                &7.into(),
-                &Value::Null
-            )
+            (&read["sub"], &read["device"], &read["scope"], &read["tenant"], &read["name"]),
+            (&"A".into(), &"phone".into(), &"service".into(), &7.into(), &Value::Null)
         );
     }
 
@@ -127,11 +107,7 @@ mod tests {
         let ada = Claims::user("A");
         assert!(read(&token(b"another", &ada), b"secret").is_err());
         assert!(
-            read(
-                &token(b"secret", &ada.clone().expired_since(Duration::from_secs(2))),
-                b"secret"
-            )
-            .is_err()
+            read(&token(b"secret", &ada.clone().expired_since(Duration::from_secs(2))), b"secret").is_err()
         );
         assert!(read(&token(b"secret", &ada.clone().without("exp")), b"secret").is_err());
         assert!(read(&ada.unsigned(), b"secret").is_err());

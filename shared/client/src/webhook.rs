@@ -42,20 +42,12 @@ impl Answer {
     /// A response with a body.
     pub fn body(status: u16, body: &str) -> Self {
         let body = Bytes::copy_from_slice(body.as_bytes());
-        Self::Response(
-            Response::builder()
-                .status(status)
-                .body(body)
-                .expect("a legal status"),
-        )
+        Self::Response(Response::builder().status(status).body(body).expect("a legal status"))
     }
 
     /// A response with `Retry-After`: seconds or an HTTP date.
     pub fn retry_after(status: u16, value: &str) -> Self {
-        let response = Response::builder()
-            .status(status)
-            .header(RETRY_AFTER, value)
-            .body(Bytes::new());
+        let response = Response::builder().status(status).header(RETRY_AFTER, value).body(Bytes::new());
         Self::Response(response.expect("a legal status and header"))
     }
 }
@@ -78,20 +70,14 @@ pub struct Post {
 impl Post {
     /// A header as text; empty where it is missing.
     pub fn header(&self, name: &str) -> &str {
-        self.headers
-            .get(name)
-            .map_or("", |value| value.to_str().unwrap_or_default())
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap_or_default())
     }
 
     /// Whether `X-Naru-Signature` is `sha256=<hex HMAC-SHA256(secret, body)>`.
     pub fn is_signed_with(&self, secret: &[u8]) -> bool {
         let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
         let signature = hmac::sign(&key, &self.body);
-        let hex: String = signature
-            .as_ref()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let hex: String = signature.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         self.header("x-naru-signature") == format!("sha256={hex}")
     }
 }
@@ -110,9 +96,7 @@ type Script = Arc<Mutex<VecDeque<Answer>>>;
 impl Webhook {
     /// Starts on a free port of loopback. Answers 200 until told otherwise.
     pub async fn start() -> Self {
-        Self::start_at((Ipv4Addr::LOCALHOST, 0).into())
-            .await
-            .expect("loopback has free ports")
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into()).await.expect("loopback has free ports")
     }
 
     /// Starts at this address: where an earlier one was, to play an outage that ends.
@@ -122,12 +106,7 @@ impl Webhook {
         let script = Script::default();
         let (sender, posts) = mpsc::unbounded_channel();
         let server = tokio::spawn(serve(listener, script.clone(), sender));
-        Ok(Self {
-            address,
-            script,
-            posts,
-            server: AbortOnDropHandle::new(server),
-        })
+        Ok(Self { address, script, posts, server: AbortOnDropHandle::new(server) })
     }
 
     /// Where it listens.
@@ -148,10 +127,7 @@ impl Webhook {
 
     /// Answers the next requests with these, in the order in which the requests arrive, and those after with 200.
     pub fn script(&self, answers: impl IntoIterator<Item = Answer>) {
-        self.script
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(answers);
+        self.script.lock().unwrap_or_else(PoisonError::into_inner).extend(answers);
     }
 
     /// The next request.
@@ -164,11 +140,7 @@ impl Webhook {
     /// Asserts that no request is waiting to be looked at.
     pub fn none_waiting(&mut self) {
         if let Ok(post) = self.posts.try_recv() {
-            panic!(
-                "wanted no push, got {} {}",
-                post.path,
-                String::from_utf8_lossy(&post.body)
-            );
+            panic!("wanted no push, got {} {}", post.path, String::from_utf8_lossy(&post.body));
         }
     }
 }
@@ -193,25 +165,11 @@ async fn answer(
     posts: mpsc::UnboundedSender<Post>,
 ) -> Result<Response<Full<Bytes>>, &'static str> {
     let (head, body) = request.into_parts();
-    let body = body
-        .collect()
-        .await
-        .map_err(|_| "the request ended early")?
-        .to_bytes();
+    let body = body.collect().await.map_err(|_| "the request ended early")?.to_bytes();
     let answer = script.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-    let path = head
-        .uri
-        .path_and_query()
-        .map_or("", |path| path.as_str())
-        .to_owned();
+    let path = head.uri.path_and_query().map_or("", |path| path.as_str()).to_owned();
     let json = serde_json::from_slice(&body).unwrap_or_default();
-    let _ = posts.send(Post {
-        path,
-        headers: head.headers,
-        body,
-        json,
-        arrived: Instant::now(),
-    });
+    let _ = posts.send(Post { path, headers: head.headers, body, json, arrived: Instant::now() });
     match answer.unwrap_or_else(|| Answer::status(200)) {
         Answer::Response(response) => Ok(response.map(Full::new)),
         Answer::Hang => std::future::pending().await,
@@ -226,13 +184,8 @@ mod tests {
     use super::*;
 
     async fn post(address: &SocketAddr) -> reqwest::Result<reqwest::Response> {
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_millis(200))
-            .build()?;
-        let request = client
-            .post(format!("http://{address}/push?a=1"))
-            .body(r#"{"userId":"B"}"#);
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_millis(200)).build()?;
+        let request = client.post(format!("http://{address}/push?a=1")).body(r#"{"userId":"B"}"#);
         // Made with `printf '{"userId":"B"}' | openssl dgst -sha256 -hmac secret`.
         let signature = "sha256=d956b7d071fbf9a8f83d61892572d8b08ba5edcf91a8599ad782dba91d863707";
         request.header("X-Naru-Signature", signature).send().await
@@ -249,19 +202,11 @@ mod tests {
             (429, &"7".parse().unwrap())
         );
         assert!(post(&webhook.address()).await.expect_err("silence").is_timeout());
-        assert!(
-            !post(&webhook.address())
-                .await
-                .expect_err("a closed connection")
-                .is_timeout()
-        );
+        assert!(!post(&webhook.address()).await.expect_err("a closed connection").is_timeout());
         assert_eq!(post(&webhook.address()).await.expect("an answer").status(), 200);
 
         let first = webhook.next().await;
-        assert_eq!(
-            (first.path.as_str(), &first.json["userId"]),
-            ("/push?a=1", &"B".into())
-        );
+        assert_eq!((first.path.as_str(), &first.json["userId"]), ("/push?a=1", &"B".into()));
         assert!(first.is_signed_with(b"secret"));
         assert!(!first.is_signed_with(b"another"));
         for _ in 0..3 {

@@ -295,10 +295,11 @@ pub struct Advance {
     pub read: Seq,
 }
 
-/// How far a step went; none where it did not go forward.
+/// How far a step brought a member; none where it did not bring them forward.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
-    /// The device's received position, when this moved it.
+    /// The received position of the device that is furthest, when this moved it: a device that lags behind another moves
+    /// its own position and nothing that is told.
     pub received: Option<Seq>,
     /// The member's read position, when this moved it.
     pub read: Option<Seq>,
@@ -329,7 +330,8 @@ pub struct DevicePosition {
 /// - **P1 forward only** – positions are merged by maximum, so the order of steps does not matter; READ implies
 ///   RECEIVED on the same device.
 /// - **P2 cut** – a position never passes the room's head.
-/// - **P3 told once** – `advance` answers a position only where the step moved it.
+/// - **P3 told once** – `advance` answers a position only where the step moved the member forward: so what is told of a
+///   member goes forward too, whichever of their devices speaks.
 /// - **P4 members only** – a step of someone who is not a member moves nothing.
 #[async_trait]
 pub trait Positions: Send + Sync {

@@ -17,7 +17,7 @@ pub struct EventId(pub Uuid);
 impl EventId {
     /// Version 5 UUID of what the event is about (RFC 9562), within a name space of Naru's own.
     pub fn derive(about: &[&[u8]]) -> Self {
-        const NAMESPACE: Uuid = Uuid::from_u128(0x6e61_7275_7c_4ec5_8f3a_2f1d_9a50_77c1_u128);
+        const NAMESPACE: Uuid = Uuid::from_u128(0x6e61_7275_7c4e_c58f_3a2f_1d9a_5077_c1ab_u128);
         let mut name = Vec::with_capacity(64);
         for part in about {
             // The length before each part keeps ("ab", "c") and ("a", "bc") apart.

@@ -4,11 +4,39 @@
 //! everything else is a [`ServerFrame`].
 
 use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{ClientMessageId, MessageId, RoomId, Seq, SessionId, Timestamp, UserId};
+
+/// A `T` that is read from a JSON object only. By itself a derived struct is read from an array of its fields as well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+
+        deserializer.deserialize_map(Fields(PhantomData))
+    }
+}
 
 /// What a client sends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +77,7 @@ pub struct Chat {
 #[serde(rename_all = "camelCase")]
 pub struct Sync {
     /// Per room, what the client has; absent: every room, from this device's stored received position.
-    pub rooms: Option<Vec<SyncFrom>>,
+    pub rooms: Option<Vec<Object<SyncFrom>>>,
 }
 
 /// What a client has of one room.
@@ -103,13 +131,10 @@ impl ClientFrame {
             kind: Cow<'a, str>,
         }
         fn read<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, BadFrame> {
-            serde_json::from_str(text).map_err(|error| BadFrame::new(error.to_string()))
+            let read = serde_json::from_str(text).map(|Object(frame)| frame);
+            read.map_err(|error| BadFrame::new(error.to_string()))
         }
 
-        // A derived struct would be read from an array as well.
-        if !text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{') {
-            return Err(BadFrame::new("a frame is one JSON object".to_owned()));
-        }
         match &*read::<Kind<'_>>(text)?.kind {
             "CHAT" => read(text).map(Self::Chat).map_err(|bad| bad.of_chat(text)),
             "SYNC" => read(text).map(Self::Sync),
@@ -270,6 +295,7 @@ mod tests {
             r#"{"type":"READ","chatRoomId":"r","seq":-1}"#,
             r#"{"type":"READ","chatRoomId":"r","seq":1.5}"#,
             r#"{"type":"SYNC","rooms":{}}"#,
+            r#"{"type":"SYNC","rooms":[["r",0]]}"#,
             &deep,
         ];
         for text in bad {

@@ -50,10 +50,7 @@ pub struct Report {
 impl Health {
     /// No checks yet. Once `shutdown` is cancelled the process drains, and is not ready whatever the checks say.
     pub fn new(shutdown: CancellationToken) -> Self {
-        Self {
-            shutdown,
-            checks: Arc::default(),
-        }
+        Self { shutdown, checks: Arc::default() }
     }
 
     /// Adds a check, or replaces the one of the same name. Its error is shown to anyone who can reach `/readyz`: one
@@ -62,10 +59,7 @@ impl Health {
     where
         F: Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync + 'static,
     {
-        self.checks
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(name, Arc::new(check));
+        self.checks.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::new(check));
     }
 
     /// Runs all checks at once, each for at most two seconds.
@@ -73,19 +67,15 @@ impl Health {
         let checks = self.checks.read().unwrap_or_else(PoisonError::into_inner).clone();
         let outcomes = checks.into_iter().map(|(name, check)| async move {
             let outcome = tokio::time::timeout(CHECK_TIMEOUT, check()).await;
-            let reason = outcome
-                .unwrap_or_else(|_| Err(format!("no answer within {CHECK_TIMEOUT:?}")))
-                .err()?;
+            let reason =
+                outcome.unwrap_or_else(|_| Err(format!("no answer within {CHECK_TIMEOUT:?}"))).err()?;
             Some((name, reason))
         });
         let mut failing: BTreeMap<_, _> = join_all(outcomes).await.into_iter().flatten().collect();
         if self.shutdown.is_cancelled() {
             failing.insert("draining", "the process is shutting down".into());
         }
-        Report {
-            ready: failing.is_empty(),
-            failing,
-        }
+        Report { ready: failing.is_empty(), failing }
     }
 }
 
@@ -108,25 +98,13 @@ pub async fn respond(path: &str, health: &Health, metrics: &Metrics) -> Option<A
         "/healthz" => (StatusCode::OK, "text/plain; charset=utf-8", "ok\n".to_owned()),
         "/readyz" => {
             let report = health.report().await;
-            let status = if report.ready {
-                StatusCode::OK
-            } else {
-                StatusCode::SERVICE_UNAVAILABLE
-            };
-            (
-                status,
-                "application/json",
-                serde_json::to_string(&report).expect("a report is plain JSON"),
-            )
+            let status = if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            (status, "application/json", serde_json::to_string(&report).expect("a report is plain JSON"))
         }
         "/metrics" => (StatusCode::OK, Metrics::CONTENT_TYPE, metrics.encode()),
         _ => return None,
     };
-    Some(Answer {
-        status,
-        content_type,
-        body,
-    })
+    Some(Answer { status, content_type, body })
 }
 
 /// A small HTTP server for the workers that have no other.
@@ -148,14 +126,7 @@ impl AdminServer {
     ) -> io::Result<(Self, SocketAddr)> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        Ok((
-            Self {
-                listener,
-                health,
-                metrics,
-            },
-            address,
-        ))
+        Ok((Self { listener, health, metrics }, address))
     }
 
     /// Answers until `shutdown` is cancelled, then finishes the answers under way.
@@ -212,20 +183,14 @@ async fn answer(
     } else {
         None
     };
-    let Answer {
-        status,
-        content_type,
-        body,
-    } = answer.unwrap_or_else(|| Answer {
+    let Answer { status, content_type, body } = answer.unwrap_or_else(|| Answer {
         status: StatusCode::NOT_FOUND,
         content_type: "text/plain; charset=utf-8",
         body: "GET /healthz, /readyz or /metrics\n".to_owned(),
     });
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     Ok(response)
 }
 
@@ -255,10 +220,7 @@ mod tests {
         health.register("push", || pending().boxed());
         let started = Instant::now();
         let report = health.report().await;
-        assert!(
-            started.elapsed() < 2 * CHECK_TIMEOUT,
-            "the checks ran one after the other"
-        );
+        assert!(started.elapsed() < 2 * CHECK_TIMEOUT, "the checks ran one after the other");
         assert_eq!(
             serde_json::to_string(&report).expect("JSON"),
             r#"{"ready":false,"failing":{"live":"no answer within 2s","push":"no answer within 2s","store":"no primary"}}"#
@@ -272,10 +234,7 @@ mod tests {
         let metrics = Metrics::new();
         let ready = respond("/readyz", &health, &metrics).await.expect("a page");
         assert_eq!(ready.status, StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(
-            ready.body,
-            r#"{"ready":false,"failing":{"draining":"the process is shutting down"}}"#
-        );
+        assert_eq!(ready.body, r#"{"ready":false,"failing":{"draining":"the process is shutting down"}}"#);
         let alive = respond("/healthz", &health, &metrics).await.expect("a page");
         assert_eq!(alive.status, StatusCode::OK);
         assert_eq!(respond("/", &health, &metrics).await, None);
@@ -285,9 +244,8 @@ mod tests {
     async fn the_server_answers_over_a_socket_and_leaves_when_told() {
         let (health, shutdown) = health();
         health.register("store", || async { Err("no primary".into()) }.boxed());
-        let (server, address) = AdminServer::bind(([127, 0, 0, 1], 0).into(), health, Metrics::new())
-            .await
-            .expect("a free port");
+        let (server, address) =
+            AdminServer::bind(([127, 0, 0, 1], 0).into(), health, Metrics::new()).await.expect("a free port");
         let serving = tokio::spawn({
             let shutdown = shutdown.clone();
             async move { server.serve(shutdown).await }
@@ -296,26 +254,17 @@ mod tests {
         let ready = ask(address, "GET /readyz").await;
         assert!(ready.starts_with("HTTP/1.1 503 "), "{ready}");
         assert!(ready.contains("content-type: application/json\r\n"), "{ready}");
-        assert!(
-            ready.ends_with(r#"{"ready":false,"failing":{"store":"no primary"}}"#),
-            "{ready}"
-        );
+        assert!(ready.ends_with(r#"{"ready":false,"failing":{"store":"no primary"}}"#), "{ready}");
         assert!(ask(address, "GET /healthz").await.ends_with("\r\n\r\nok\n"));
         assert!(ask(address, "GET /metrics").await.ends_with("# EOF\n"));
         assert!(ask(address, "GET /").await.starts_with("HTTP/1.1 404 "));
         assert!(ask(address, "POST /metrics").await.starts_with("HTTP/1.1 404 "));
 
         let mut idle = TcpStream::connect(address).await.expect("it listens");
-        idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: naru\r\n\r\n")
-            .await
-            .expect("it reads");
+        idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: naru\r\n\r\n").await.expect("it reads");
         let mut answer = Vec::new();
         while !answer.ends_with(b"ok\n") {
-            assert_ne!(
-                idle.read_buf(&mut answer).await.expect("it answers"),
-                0,
-                "it kept the connection"
-            );
+            assert_ne!(idle.read_buf(&mut answer).await.expect("it answers"), 0, "it kept the connection");
         }
         shutdown.cancel();
         serving.await.expect("no panic").expect("no error");

@@ -26,12 +26,7 @@ impl Backoff {
 
     /// The same waits for the same seed, for a test that prints it.
     pub fn seeded(base: Duration, cap: Duration, seed: u64) -> Self {
-        Self {
-            base,
-            cap,
-            attempt: 0,
-            rng: StdRng::seed_from_u64(seed),
-        }
+        Self { base, cap, attempt: 0, rng: StdRng::seed_from_u64(seed) }
     }
 
     /// How long to wait after one more failure.
@@ -69,9 +64,7 @@ mod tests {
 
     #[test]
     fn the_ceiling_doubles_up_to_the_cap() {
-        let ceilings: Vec<_> = (0..6)
-            .map(|attempt| ceiling(100 * MS, 1000 * MS, attempt) / 100)
-            .collect();
+        let ceilings: Vec<_> = (0..6).map(|attempt| ceiling(100 * MS, 1000 * MS, attempt) / 100).collect();
         assert_eq!(ceilings, [MS, 2 * MS, 4 * MS, 8 * MS, 10 * MS, 10 * MS]);
     }
 
@@ -88,9 +81,7 @@ mod tests {
     #[test]
     fn jitter_uses_the_whole_range() {
         let mut rng = StdRng::seed_from_u64(7);
-        let delays: Vec<_> = (0..1000)
-            .map(|_| full_jitter(100 * MS, 100 * MS, 0, &mut rng))
-            .collect();
+        let delays: Vec<_> = (0..1000).map(|_| full_jitter(100 * MS, 100 * MS, 0, &mut rng)).collect();
         assert!(delays.iter().any(|delay| *delay < 10 * MS) && delays.iter().any(|delay| *delay > 90 * MS));
     }
 

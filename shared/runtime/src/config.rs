@@ -110,9 +110,7 @@ pub enum ConfigError {
 }
 
 fn suggestion(nearest: Option<&str>) -> String {
-    nearest
-        .map(|key| format!("; did you mean `{key}`?"))
-        .unwrap_or_default()
+    nearest.map(|key| format!("; did you mean `{key}`?")).unwrap_or_default()
 }
 
 /// The value of every key that is in force, and where it came from.
@@ -170,15 +168,11 @@ impl Settings {
         matches: &ArgMatches,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let mut environment: BTreeMap<String, String> = environment
-            .into_iter()
-            .filter(|(name, _)| name.starts_with(PREFIX))
-            .collect();
+        let mut environment: BTreeMap<String, String> =
+            environment.into_iter().filter(|(name, _)| name.starts_with(PREFIX)).collect();
         let mut settings = Self::of_door(door)?;
 
-        let file = environment
-            .remove(CONFIG_VARIABLE)
-            .filter(|path| !path.is_empty());
+        let file = environment.remove(CONFIG_VARIABLE).filter(|path| !path.is_empty());
         if let Some(path) = matches.get_one::<String>("config").or(file.as_ref()) {
             settings.set_file(Path::new(path))?;
         }
@@ -213,10 +207,7 @@ impl Settings {
     /// # Errors
     /// When a value is refused by its field's type; the error names the key and where the value came from.
     pub fn pick<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
-        let mut fields = Fields {
-            rest: self.values.iter(),
-            current: None,
-        };
+        let mut fields = Fields { rest: self.values.iter(), current: None };
         T::deserialize(MapAccessDeserializer::new(&mut fields)).map_err(|error| match fields.current {
             Some((key, (value, source))) => ConfigError::Value {
                 key,
@@ -256,14 +247,8 @@ impl Settings {
 
     /// The two weakest layers.
     fn of_door(door: &Door) -> Result<Self, ConfigError> {
-        let values = SCHEMA
-            .iter()
-            .map(|key| (key.name, (key.default.clone(), Source::Default)))
-            .collect();
-        let mut settings = Self {
-            values,
-            unknown_environment: Vec::new(),
-        };
+        let values = SCHEMA.iter().map(|key| (key.name, (key.default.clone(), Source::Default))).collect();
+        let mut settings = Self { values, unknown_environment: Vec::new() };
         for (name, text) in door.overrides {
             let key = find(name, || Source::Override.describe(name))?;
             settings.set_text(key, text, Source::Override)?;
@@ -272,10 +257,8 @@ impl Settings {
     }
 
     fn set_file(&mut self, path: &Path) -> Result<(), ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
-            path: path.to_owned(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
         let table: Table = text.parse().map_err(|error: toml::de::Error| {
             let before = &text[..error.span().map_or(0, |span| span.start)];
             ConfigError::Syntax {
@@ -299,11 +282,7 @@ impl Settings {
     fn set(&mut self, key: &'static Key, value: Option<Value>, source: Source) -> Result<(), ConfigError> {
         let Some(value) = value else {
             let (place, message) = (source.describe(key.name), format!("must be {}", key.kind));
-            return Err(ConfigError::Value {
-                key: key.name,
-                place,
-                message,
-            });
+            return Err(ConfigError::Value { key: key.name, place, message });
         };
         self.values.insert(key.name, (value, source));
         Ok(())
@@ -317,9 +296,7 @@ impl Settings {
 /// Secrets are as hidden in a debug line as in [`Settings::print`].
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map()
-            .entries(SCHEMA.iter().map(|key| (key.name, self.shown(key))))
-            .finish()
+        f.debug_map().entries(SCHEMA.iter().map(|key| (key.name, self.shown(key)))).finish()
     }
 }
 
@@ -343,14 +320,11 @@ fn variable(key: &str) -> String {
 }
 
 fn find(name: &str, place: impl FnOnce() -> String) -> Result<&'static Key, ConfigError> {
-    SCHEMA
-        .iter()
-        .find(|key| key.name == name)
-        .ok_or_else(|| ConfigError::UnknownKey {
-            key: name.to_owned(),
-            place: place(),
-            nearest: schema::nearest(name),
-        })
+    SCHEMA.iter().find(|key| key.name == name).ok_or_else(|| ConfigError::UnknownKey {
+        key: name.to_owned(),
+        place: place(),
+        nearest: schema::nearest(name),
+    })
 }
 
 /// `value` as it may be shown.
@@ -397,9 +371,7 @@ impl<'de> MapAccess<'de> for &mut Fields<'_> {
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Self::Error> {
         self.current = self.rest.next().map(|(key, value)| (*key, value));
-        self.current
-            .map(|(key, _)| seed.deserialize(BorrowedStrDeserializer::new(key)))
-            .transpose()
+        self.current.map(|(key, _)| seed.deserialize(BorrowedStrDeserializer::new(key))).transpose()
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Self::Error> {

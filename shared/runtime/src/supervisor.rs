@@ -109,11 +109,7 @@ impl Supervisor {
     pub fn new(owner: &'static str, shutdown: CancellationToken, metrics: &Metrics) -> Self {
         let shared = Shared::default();
         metrics.register("task", |registry| {
-            registry.register(
-                "restarts",
-                "Tasks that failed and ran again",
-                shared.restarts.clone(),
-            );
+            registry.register("restarts", "Tasks that failed and ran again", shared.restarts.clone());
         });
         Self { owner, told: shutdown.clone(), shutdown, shared: Arc::new(shared) }
     }
@@ -121,10 +117,7 @@ impl Supervisor {
     /// The same supervisor under another name: its tasks are reported as `owner`'s. So four workers in one process
     /// stop together and are told apart.
     pub fn for_owner(&self, owner: &'static str) -> Self {
-        Self {
-            owner,
-            ..self.clone()
-        }
+        Self { owner, ..self.clone() }
     }
 
     /// The same supervisor for tasks that are told to stop by `told` and not by the process's shutdown: for workers
@@ -152,13 +145,7 @@ impl Supervisor {
         E: Into<Box<dyn Error + Send + Sync>>,
     {
         let (shared, shutdown, told) = (self.shared.clone(), self.shutdown.clone(), self.told.clone());
-        let running = Running::enter(
-            &shared,
-            TaskName {
-                owner: self.owner,
-                task: name,
-            },
-        );
+        let running = Running::enter(&shared, TaskName { owner: self.owner, task: name });
         self.shared.tracker.spawn(async move {
             let supervised = async {
                 let mut backoff = Backoff::new(RESTART_BASE, RESTART_CAP);
@@ -201,25 +188,15 @@ impl Supervisor {
     pub async fn run(self, deadline: Duration) -> Result<(), Unclean> {
         self.shutdown.cancelled().await;
         self.shared.tracker.close();
-        let in_time = tokio::time::timeout(deadline, self.shared.tracker.wait())
-            .await
-            .is_ok();
+        let in_time = tokio::time::timeout(deadline, self.shared.tracker.wait()).await.is_ok();
         let tasks: Vec<String> = self.shared.running().keys().map(ToString::to_string).collect();
         self.shared.abandon.cancel();
         let failure = lock(&self.shared.failure).clone();
         if in_time {
             return failure.map_or(Ok(()), |failure| Err(Unclean::Failed(failure)));
         }
-        tracing::error!(
-            tasks = tasks.join(", "),
-            ?deadline,
-            "tasks did not finish by the deadline"
-        );
-        Err(Unclean::Overdue {
-            deadline,
-            tasks,
-            failure,
-        })
+        tracing::error!(tasks = tasks.join(", "), ?deadline, "tasks did not finish by the deadline");
+        Err(Unclean::Overdue { deadline, tasks, failure })
     }
 }
 
@@ -230,10 +207,7 @@ impl Shared {
 
     fn stop_all(&self, name: &TaskName, reason: String, shutdown: &CancellationToken) {
         tracing::error!(task = %name, %reason, "task failed; the process stops");
-        lock(&self.failure).get_or_insert(Failure {
-            task: name.to_string(),
-            reason,
-        });
+        lock(&self.failure).get_or_insert(Failure { task: name.to_string(), reason });
         shutdown.cancel();
     }
 }
@@ -252,10 +226,7 @@ struct Running {
 impl Running {
     fn enter(shared: &Arc<Shared>, name: TaskName) -> Self {
         *shared.running().entry(name.clone()).or_default() += 1;
-        Self {
-            name,
-            shared: shared.clone(),
-        }
+        Self { name, shared: shared.clone() }
     }
 }
 
@@ -285,10 +256,7 @@ where
         Err(panic) => {
             let message = panic.downcast_ref::<&str>().copied();
             let message = message.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-            Err(format!(
-                "panicked: {}",
-                message.unwrap_or("with a value that is not text")
-            ))
+            Err(format!("panicked: {}", message.unwrap_or("with a value that is not text")))
         }
     }
 }
@@ -320,11 +288,7 @@ mod tests {
     fn fixture() -> Fixture {
         let (metrics, shutdown) = (Metrics::new(), CancellationToken::new());
         let supervisor = Supervisor::new("naru", shutdown.clone(), &metrics);
-        Fixture {
-            metrics,
-            shutdown,
-            supervisor,
-        }
+        Fixture { metrics, shutdown, supervisor }
     }
 
     async fn until_told(stop: CancellationToken) -> Result<(), Infallible> {
@@ -334,35 +298,26 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_task_that_errs_and_panics_runs_again_and_is_counted() {
-        let Fixture {
-            metrics,
-            shutdown,
-            supervisor,
-        } = fixture();
+        let Fixture { metrics, shutdown, supervisor } = fixture();
         let mut run = 0;
         let recovered = shutdown.clone();
-        supervisor
-            .for_owner("persister")
-            .spawn("save", Policy::Restart, move |_| {
-                run += 1;
-                let (run, recovered) = (run, recovered.clone());
-                async move {
-                    match run {
-                        1 => Err("the store is away"),
-                        2 => panic!("run {run}"),
-                        _ => {
-                            recovered.cancel();
-                            Ok(())
-                        }
+        supervisor.for_owner("persister").spawn("save", Policy::Restart, move |_| {
+            run += 1;
+            let (run, recovered) = (run, recovered.clone());
+            async move {
+                match run {
+                    1 => Err("the store is away"),
+                    2 => panic!("run {run}"),
+                    _ => {
+                        recovered.cancel();
+                        Ok(())
                     }
                 }
-            });
+            }
+        });
         assert_eq!(supervisor.run(DEADLINE).await, Ok(()));
         let page = metrics.encode();
-        assert!(
-            page.contains("naru_task_restarts_total{owner=\"persister\",task=\"save\"} 2\n"),
-            "{page}"
-        );
+        assert!(page.contains("naru_task_restarts_total{owner=\"persister\",task=\"save\"} 2\n"), "{page}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -384,10 +339,7 @@ mod tests {
             starts.recv_many(&mut at, 1).await;
         }
         let waits: Vec<_> = at.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        assert!(
-            waits[..19].iter().any(|wait| *wait > 10 * RESTART_BASE),
-            "no back-off: {waits:?}"
-        );
+        assert!(waits[..19].iter().any(|wait| *wait > 10 * RESTART_BASE), "no back-off: {waits:?}");
         // Timers have a resolution of a millisecond.
         assert!(
             waits[19] - LONG <= RESTART_BASE + Duration::from_millis(2),
@@ -401,28 +353,19 @@ mod tests {
         #[error("can't save")]
         struct Outer(#[source] std::io::Error);
 
-        let Fixture {
-            shutdown, supervisor, ..
-        } = fixture();
+        let Fixture { shutdown, supervisor, .. } = fixture();
         supervisor.spawn("loop", Policy::Restart, until_told);
         supervisor
             .for_owner("persister")
-            .spawn("save", Policy::StopAll, |_| async {
-                Err(Outer(std::io::Error::other("disk full")))
-            });
-        let failure = Failure {
-            task: "persister/save".into(),
-            reason: "can't save: disk full".into(),
-        };
+            .spawn("save", Policy::StopAll, |_| async { Err(Outer(std::io::Error::other("disk full"))) });
+        let failure = Failure { task: "persister/save".into(), reason: "can't save: disk full".into() };
         assert_eq!(supervisor.run(DEADLINE).await, Err(Unclean::Failed(failure)));
         assert!(shutdown.is_cancelled());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_task_finishes_what_it_holds_before_the_process_leaves() {
-        let Fixture {
-            shutdown, supervisor, ..
-        } = fixture();
+        let Fixture { shutdown, supervisor, .. } = fixture();
         let settled = Arc::new(Mutex::new(false));
         let batch = settled.clone();
         supervisor.spawn("batch", Policy::StopAll, move |stop| {
@@ -441,24 +384,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_deadline_names_the_stuck_tasks_and_drops_them() {
-        let Fixture {
-            shutdown, supervisor, ..
-        } = fixture();
+        let Fixture { shutdown, supervisor, .. } = fixture();
         let held = Arc::new(());
         let stuck = Arc::downgrade(&held);
         supervisor.spawn("fine", Policy::Restart, until_told);
         for _ in 0..2 {
             let held = held.clone();
-            supervisor
-                .for_owner("fanout")
-                .spawn("route", Policy::Restart, move |_| {
-                    let held = held.clone();
-                    async move {
-                        pending::<()>().await;
-                        drop(held);
-                        Ok::<_, Infallible>(())
-                    }
-                });
+            supervisor.for_owner("fanout").spawn("route", Policy::Restart, move |_| {
+                let held = held.clone();
+                async move {
+                    pending::<()>().await;
+                    drop(held);
+                    Ok::<_, Infallible>(())
+                }
+            });
         }
         drop(held);
         shutdown.cancel();
@@ -473,11 +412,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_failure_while_stopping_is_not_followed_by_a_restart() {
-        let Fixture {
-            metrics,
-            shutdown,
-            supervisor,
-        } = fixture();
+        let Fixture { metrics, shutdown, supervisor } = fixture();
         supervisor.spawn("late", Policy::Restart, |stop| async move {
             stop.cancelled().await;
             Err("could not close")

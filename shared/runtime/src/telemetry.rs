@@ -65,11 +65,7 @@ impl Metrics {
     /// Lets a worker register its metrics as `naru_<prefix>_…`; returns what `register` returns, as a rule the struct of
     /// the handles.
     pub fn register<T>(&self, prefix: &str, register: impl FnOnce(&mut Registry) -> T) -> T {
-        register(
-            self.lock()
-                .sub_registry_with_prefix("naru")
-                .sub_registry_with_prefix(prefix),
-        )
+        register(self.lock().sub_registry_with_prefix("naru").sub_registry_with_prefix(prefix))
     }
 
     /// Everything registered, as OpenMetrics text, which Prometheus reads.
@@ -93,18 +89,8 @@ struct Process;
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let gauges = [
-            (
-                "process_resident_memory",
-                "Memory held in RAM.",
-                Some(Unit::Bytes),
-                resident_memory_bytes(),
-            ),
-            (
-                "process_open_fds",
-                "Open file descriptors, sockets included.",
-                None,
-                open_fds(),
-            ),
+            ("process_resident_memory", "Memory held in RAM.", Some(Unit::Bytes), resident_memory_bytes()),
+            ("process_open_fds", "Open file descriptors, sockets included.", None, open_fds()),
             (
                 "process_start_time",
                 "Start of the process, since 1970.",
@@ -153,10 +139,7 @@ fn start_ticks(stat: &str) -> Option<u64> {
 
 /// The first word after `name` at the start of a line.
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    text.lines()
-        .find_map(|line| line.strip_prefix(name))?
-        .split_whitespace()
-        .next()
+    text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()
 }
 
 #[cfg(test)]
@@ -182,10 +165,7 @@ mod tests {
         });
         counter.inc();
         let page = metrics.encode();
-        assert!(
-            page.contains("# HELP naru_gateway_sends Messages taken.\n"),
-            "{page}"
-        );
+        assert!(page.contains("# HELP naru_gateway_sends Messages taken.\n"), "{page}");
         assert!(page.contains("naru_gateway_sends_total 1\n"), "{page}");
     }
 
@@ -196,10 +176,7 @@ mod tests {
         let value = |name| -> u64 { field(&page, name).expect(name).parse().expect("an integer") };
         assert!(value("process_resident_memory_bytes ") > 1 << 20);
         assert!(value("process_open_fds ") >= 3);
-        let now = std::time::SystemTime::UNIX_EPOCH
-            .elapsed()
-            .expect("it is after 1970")
-            .as_secs();
+        let now = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("it is after 1970").as_secs();
         let age = now.abs_diff(value("process_start_time_seconds "));
         assert!(age < 3600, "this test did not start {age} s ago");
     }

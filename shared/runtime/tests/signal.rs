@@ -13,30 +13,18 @@ fn the_first_signal_cancels_and_the_second_exits_with_130() {
         return be_the_child();
     }
     let mut child = Command::new(std::env::current_exe().expect("this test has a path"))
-        .args([
-            "--exact",
-            "the_first_signal_cancels_and_the_second_exits_with_130",
-            "--nocapture",
-        ])
+        .args(["--exact", "the_first_signal_cancels_and_the_second_exits_with_130", "--nocapture"])
         .env(CHILD, "1")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .expect("this test can start itself");
     let stdout = child.stdout.take().expect("stdout is piped");
-    let mut lines = BufReader::new(stdout)
-        .lines()
-        .map(|line| line.expect("the child prints text"));
+    let mut lines = BufReader::new(stdout).lines().map(|line| line.expect("the child prints text"));
 
-    assert!(
-        lines.any(|line| line.ends_with("ready")),
-        "the child never became ready"
-    );
+    assert!(lines.any(|line| line.ends_with("ready")), "the child never became ready");
     send("TERM", &child);
-    assert!(
-        lines.any(|line| line == "cancelled"),
-        "SIGTERM did not cancel the token"
-    );
+    assert!(lines.any(|line| line == "cancelled"), "SIGTERM did not cancel the token");
     send("INT", &child);
 
     let output = child.wait_with_output().expect("the child leaves");
@@ -46,10 +34,7 @@ fn the_first_signal_cancels_and_the_second_exits_with_130() {
 }
 
 fn be_the_child() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let shutdown = naru_runtime::signal::shutdown().expect("handlers can be registered");
         println!("ready");
@@ -60,8 +45,6 @@ fn be_the_child() {
 }
 
 fn send(signal: &str, child: &Child) {
-    let status = Command::new("kill")
-        .args(["-s", signal, &child.id().to_string()])
-        .status();
+    let status = Command::new("kill").args(["-s", signal, &child.id().to_string()]).status();
     assert!(status.expect("kill(1) exists").success());
 }

@@ -19,9 +19,7 @@ async fn serve<F>(
 where
     F: Future<Output: Send> + Send + 'static,
 {
-    let listener = TcpListener::bind("127.0.0.1:0")
-        .await
-        .expect("loopback has free ports");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
     let url = format!("http://{}", listener.local_addr().expect("bound"));
     let task = tokio::spawn(async move {
         loop {
@@ -36,36 +34,19 @@ where
 
 #[expect(clippy::result_large_err, reason = "the library's signature")]
 fn authorize(request: &Request, mut response: Response) -> Result<Response, ErrorResponse> {
-    let header = |name| {
-        request
-            .headers()
-            .get(name)
-            .map(|value| value.to_str().expect("ASCII"))
-    };
-    match (
-        header("authorization"),
-        header("sec-websocket-protocol"),
-        header("origin"),
-    ) {
+    let header = |name| request.headers().get(name).map(|value| value.to_str().expect("ASCII"));
+    match (header("authorization"), header("sec-websocket-protocol"), header("origin")) {
         (Some("Bearer good"), None, None) => Ok(response),
         (None, Some("naru.v1, bearer.good"), Some("https://app.example")) => {
-            response
-                .headers_mut()
-                .insert("sec-websocket-protocol", "naru.v1".parse().expect("ASCII"));
+            response.headers_mut().insert("sec-websocket-protocol", "naru.v1".parse().expect("ASCII"));
             Ok(response)
         }
-        _ => Err(Response::builder()
-            .status(401)
-            .body(Some("who are you?".to_owned()))
-            .expect("legal")),
+        _ => Err(Response::builder().status(401).body(Some("who are you?".to_owned())).expect("legal")),
     }
 }
 
 async fn say(server: &mut Server, frame: Value) {
-    server
-        .send(Message::text(frame.to_string()))
-        .await
-        .expect("the client reads");
+    server.send(Message::text(frame.to_string())).await.expect("the client reads");
 }
 
 /// Answers each `PING`, and each other text with an `ERROR`, until the session ends; returns what ended it.
@@ -92,27 +73,14 @@ async fn a_refusal_carries_its_status() {
         (error.status(), error.to_string()),
         (Some(401), "refused with HTTP 401: who are you?".to_owned())
     );
-    assert_eq!(
-        Connect::without_token(&url)
-            .client()
-            .await
-            .expect_err("refused")
-            .status(),
-        Some(401)
-    );
+    assert_eq!(Connect::without_token(&url).client().await.expect_err("refused").status(), Some(401));
 }
 
 #[tokio::test]
 async fn a_browser_puts_its_token_into_the_subprotocol() {
     let (url, _server) = serve(answer_all).await;
-    let connect = Connect::to(&url, "good")
-        .as_browser()
-        .header("origin", "https://app.example");
-    let client = connect
-        .source([127, 0, 0, 2].into())
-        .client()
-        .await
-        .expect("accepted");
+    let connect = Connect::to(&url, "good").as_browser().header("origin", "https://app.example");
+    let client = connect.source([127, 0, 0, 2].into()).client().await.expect("accepted");
     client.close().await;
 }
 
@@ -127,16 +95,10 @@ async fn frames_that_are_skipped_are_not_lost() {
     .await;
     let mut client = Client::connect(&url, "good").await.expect("accepted");
     client.welcome().await;
-    assert_eq!(
-        client.expect_where("CHAT", |chat| chat["seq"] == 3).await["seq"],
-        3
-    );
+    assert_eq!(client.expect_where("CHAT", |chat| chat["seq"] == 3).await["seq"], 3);
     assert_eq!(client.expect("ACK").await["seq"], 2);
     client.quiet("ACK").await;
-    assert_eq!(
-        client.next().await,
-        Some(Incoming::Frame(json!({"type": "CHAT", "seq": 1})))
-    );
+    assert_eq!(client.next().await, Some(Incoming::Frame(json!({"type": "CHAT", "seq": 1}))));
     client.quiet("CHAT").await;
     assert!(client.until_pong().await.is_empty());
 }
@@ -156,18 +118,11 @@ async fn quiet_hears_what_came_before_the_pong() {
 )]
 async fn an_end_while_waiting_says_what_was_waited_for() {
     let (url, _server) = serve(async |mut server: Server| {
-        let frame = CloseFrame {
-            code: 4409.into(),
-            reason: "replaced".into(),
-        };
+        let frame = CloseFrame { code: 4409.into(), reason: "replaced".into() };
         server.close(Some(frame)).await
     })
     .await;
-    Client::connect(&url, "good")
-        .await
-        .expect("accepted")
-        .expect("ACK")
-        .await;
+    Client::connect(&url, "good").await.expect("accepted").expect("ACK").await;
 }
 
 #[tokio::test]
@@ -205,10 +160,7 @@ async fn invalid_utf8_reaches_the_server() {
     let (url, server) = serve(answer_all).await;
     let mut client = Client::connect(&url, "good").await.expect("accepted");
     client.send_raw_bytes(b"\"\xff\"").await;
-    assert!(matches!(
-        server.await,
-        Ok(Some(Err(tokio_tungstenite::tungstenite::Error::Utf8(_))))
-    ));
+    assert!(matches!(server.await, Ok(Some(Err(tokio_tungstenite::tungstenite::Error::Utf8(_))))));
     // That server doesn't say why it leaves; Naru must, with 1007.
     assert_eq!(client.closed().await.0, 1006);
 }
@@ -229,10 +181,7 @@ async fn pings_are_answered_unless_told_otherwise() {
                 }
             }
         }
-        seen.into_iter()
-            .flatten()
-            .map(|message| message.expect("no error"))
-            .collect::<Vec<_>>()
+        seen.into_iter().flatten().map(|message| message.expect("no error")).collect::<Vec<_>>()
     })
     .await;
     let mut client = Client::connect(&url, "good").await.expect("accepted");
@@ -251,11 +200,7 @@ async fn a_paused_phone_reads_nothing_until_it_is_back() {
     let mut client = Client::connect(&url, "good").await.expect("accepted");
     client.reading(Reading::Paused);
     client.send_json(&json!({"type": "PING"})).await;
-    assert!(
-        timeout(Duration::from_millis(50), client.incoming.recv())
-            .await
-            .is_err()
-    );
+    assert!(timeout(Duration::from_millis(50), client.incoming.recv()).await.is_err());
     client.reading(Reading::Answering);
     client.expect("PONG").await;
 }

@@ -62,15 +62,16 @@ fn advance(connection: &Connection, step: &Advance) -> Result<Moved> {
     let head = head(connection, &step.room)?;
     let read = column::place(step.read).min(head);
     let received = column::place(step.received).min(head).max(read);
-    let moved = |place: i64, rows: usize| (rows > 0).then(|| Seq(place.unsigned_abs()));
+    let moved = |place: i64, is_moved: bool| is_moved.then(|| Seq(place.unsigned_abs()));
+    let furthest = column::place(self::received(connection, &step.room, &step.user)?);
 
     let device = step.device.as_ref().map_or("", DeviceId::as_str);
     let sql = "INSERT INTO received (chatRoomId, userId, deviceId, seq) SELECT ?1, ?2, ?3, ?4 WHERE ?4 > 0
         ON CONFLICT DO UPDATE SET seq = excluded.seq WHERE seq < excluded.seq";
     let mut receive = connection.prepare_cached(sql)?;
-    let received = moved(received, receive.execute(params![room, user, device, received])?);
+    receive.execute(params![room, user, device, received])?;
 
     let sql = "UPDATE members SET read = ?3 WHERE chatRoomId = ?1 AND userId = ?2 AND read < ?3";
-    let read = moved(read, connection.prepare_cached(sql)?.execute(params![room, user, read])?);
-    Ok(Moved { received, read })
+    let is_read = connection.prepare_cached(sql)?.execute(params![room, user, read])? > 0;
+    Ok(Moved { received: moved(received, received > furthest), read: moved(read, is_read) })
 }

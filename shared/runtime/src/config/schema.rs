@@ -114,25 +114,14 @@ fn parse(file: &'static str) -> Vec<Key> {
         } else if let Some(comment) = line.strip_prefix('#') {
             about.push(comment.trim());
         } else if let Some((name, _)) = line.split_once(" = ") {
-            let default = values
-                .remove(name)
-                .expect("a line `name = value` is a top-level key");
+            let default = values.remove(name).expect("a line `name = value` is a top-level key");
             let kind = Kind::of(&default);
-            keys.push(Key {
-                name,
-                about: std::mem::take(&mut about).join(" "),
-                heading,
-                default,
-                kind,
-            });
+            keys.push(Key { name, about: std::mem::take(&mut about).join(" "), heading, default, kind });
         } else {
             about.clear();
         }
     }
-    assert!(
-        values.is_empty(),
-        "keys of defaults.toml that are not on one line each: {values}"
-    );
+    assert!(values.is_empty(), "keys of defaults.toml that are not on one line each: {values}");
     keys
 }
 
@@ -147,10 +136,7 @@ mod tests {
             let sentences = about.matches(". ").count() + 1;
             assert!(about.ends_with('.') && sentences <= 3, "{name}: {about:?}");
             assert!(!key.heading.is_empty(), "{name} is in no group");
-            assert!(
-                name.chars().all(|c| c.is_ascii_lowercase() || c == '_'),
-                "{name} is not snake_case"
-            );
+            assert!(name.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{name} is not snake_case");
         }
     }
 

@@ -4,11 +4,8 @@ use serde::Deserialize;
 
 use super::*;
 
-const DOOR: Door = Door {
-    name: "naru",
-    about: "All in one.",
-    overrides: &[("engine", "embedded"), ("rate_burst", "1")],
-};
+const DOOR: Door =
+    Door { name: "naru", about: "All in one.", overrides: &[("engine", "embedded"), ("rate_burst", "1")] };
 
 #[derive(Debug, Deserialize)]
 struct Config {
@@ -25,23 +22,17 @@ struct Config {
 
 fn load(flags: &[&str], environment: &[(&str, &str)]) -> Result<Settings, ConfigError> {
     let arguments = std::iter::once(&DOOR.name).chain(flags);
-    let matches = Settings::command(&DOOR)
-        .try_get_matches_from(arguments)
-        .expect("flags that exist");
+    let matches = Settings::command(&DOOR).try_get_matches_from(arguments).expect("flags that exist");
     Settings::load(
         &DOOR,
         &matches,
-        environment
-            .iter()
-            .map(|(name, value)| (name.to_string(), value.to_string())),
+        environment.iter().map(|(name, value)| (name.to_string(), value.to_string())),
     )
 }
 
 /// A configuration file that lives as long as the guard.
 fn file(text: &str) -> tempfile::TempPath {
-    let file = tempfile::NamedTempFile::new()
-        .expect("a temporary file")
-        .into_temp_path();
+    let file = tempfile::NamedTempFile::new().expect("a temporary file").into_temp_path();
     std::fs::write(&file, text).expect("it can be written");
     file
 }
@@ -60,10 +51,7 @@ fn flags_win_over_environment_over_file_over_overrides_over_defaults() {
     let file = file("rate_burst = 2\n");
     let burst = |flags: &[&str], environment: &[(&str, &str)]| {
         let settings = load(flags, environment).expect("legal settings");
-        (
-            settings.pick::<Config>().expect("a Config").rate_burst,
-            settings.source("rate_burst"),
-        )
+        (settings.pick::<Config>().expect("a Config").rate_burst, settings.source("rate_burst"))
     };
     let from_file = Source::File(path(&file).into());
     let in_environment = [("NARU_CONFIG", path(&file)), ("NARU_RATE_BURST", "3")];
@@ -73,20 +61,14 @@ fn flags_win_over_environment_over_file_over_overrides_over_defaults() {
     assert_eq!(burst(&[], &in_environment[..1]), (2, from_file));
     assert_eq!(burst(&[], &in_environment), (3, Source::Environment));
     assert_eq!(burst(&["--rate-burst", "4"], &in_environment), (4, Source::Flag));
-    assert_eq!(
-        load(&[], &[]).expect("defaults are legal").source("listen"),
-        Source::Default
-    );
+    assert_eq!(load(&[], &[]).expect("defaults are legal").source("listen"), Source::Default);
 }
 
 #[test]
 fn a_file_named_by_flag_wins_over_one_named_by_environment() {
     let (by_flag, by_environment) = (file("log = \"warn\""), file("log = \"error\""));
-    let settings = load(
-        &["--config", path(&by_flag)],
-        &[("NARU_CONFIG", path(&by_environment))],
-    )
-    .expect("legal");
+    let settings =
+        load(&["--config", path(&by_flag)], &[("NARU_CONFIG", path(&by_environment))]).expect("legal");
     assert_eq!(settings.source("log"), Source::File(path(&by_flag).into()));
 }
 
@@ -99,10 +81,7 @@ fn a_config_gets_its_keys_in_its_types() {
         ("NARU_JWT_SECRET", "hunter2"),
         ("PATH", "/bin"),
     ];
-    let config: Config = load(&[], &environment)
-        .expect("legal settings")
-        .pick()
-        .expect("a Config");
+    let config: Config = load(&[], &environment).expect("legal settings").pick().expect("a Config");
     assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
     assert_eq!(config.allowed_origins, ["https://a.example", "https://b.example"]);
     assert_eq!(config.drain_deadline.0.as_secs(), 65);
@@ -114,20 +93,10 @@ fn a_config_gets_its_keys_in_its_types() {
 #[test]
 fn flags_are_taken_after_a_subcommand_too() {
     let command = Settings::command(&DOOR).subcommand(Command::new("token"));
-    let matches = command.get_matches_from([
-        "naru",
-        "--rate-burst",
-        "8",
-        "token",
-        "--log",
-        "debug",
-        "--print-config",
-    ]);
+    let matches =
+        command.get_matches_from(["naru", "--rate-burst", "8", "token", "--log", "debug", "--print-config"]);
     let settings = Settings::load(&DOOR, &matches, []).expect("legal settings");
-    assert_eq!(
-        (settings.source("log"), settings.source("rate_burst")),
-        (Source::Flag, Source::Flag)
-    );
+    assert_eq!((settings.source("log"), settings.source("rate_burst")), (Source::Flag, Source::Flag));
     assert!(Settings::print_wanted(&matches));
 }
 
@@ -135,13 +104,7 @@ fn flags_are_taken_after_a_subcommand_too() {
 fn an_unknown_key_is_refused_with_a_suggestion() {
     let file = file("listen = \"[::1]:0\"\ndatadir = \"/tmp\"\n");
     let refused = refusal(load(&["--config", path(&file)], &[]));
-    assert_eq!(
-        refused,
-        format!(
-            "unknown key `datadir` in {}; did you mean `data_dir`?",
-            path(&file)
-        )
-    );
+    assert_eq!(refused, format!("unknown key `datadir` in {}; did you mean `data_dir`?", path(&file)));
 
     let error = Settings::command(&DOOR)
         .try_get_matches_from(["naru", "--datadir", "/tmp"])
@@ -160,10 +123,7 @@ fn an_unknown_variable_is_collected_not_refused() {
 fn a_value_of_the_wrong_type_is_refused_with_its_key_and_place() {
     let file = file("rate_burst = \"many\"\n");
     let refused = refusal(load(&["--config", path(&file)], &[]));
-    assert_eq!(
-        refused,
-        format!("`rate_burst` (from {}): must be an integer", path(&file))
-    );
+    assert_eq!(refused, format!("`rate_burst` (from {}): must be an integer", path(&file)));
     let refused = refusal(load(&[], &[("NARU_RATE_BURST", "many")]));
     assert_eq!(refused, "`rate_burst` (from NARU_RATE_BURST): must be an integer");
     let refused = refusal(load(&["--rate-burst=many"], &[]));
@@ -172,18 +132,9 @@ fn a_value_of_the_wrong_type_is_refused_with_its_key_and_place() {
 
 #[test]
 fn a_value_that_its_field_refuses_is_named_with_key_and_place() {
-    let pick = |name, value| {
-        refusal(
-            load(&[], &[(name, value)])
-                .expect("the right type")
-                .pick::<Config>(),
-        )
-    };
+    let pick = |name, value| refusal(load(&[], &[(name, value)]).expect("the right type").pick::<Config>());
     let refused = pick("NARU_LISTEN", "nowhere");
-    assert_eq!(
-        refused,
-        "`listen` (from NARU_LISTEN): invalid socket address syntax"
-    );
+    assert_eq!(refused, "`listen` (from NARU_LISTEN): invalid socket address syntax");
     assert!(pick("NARU_ADMIN_LISTEN", "nowhere").starts_with("`admin_listen` (from NARU_ADMIN_LISTEN): "));
     assert!(pick("NARU_DRAIN_DEADLINE", "soon").starts_with("`drain_deadline` (from NARU_DRAIN_DEADLINE): "));
     assert!(pick("NARU_RATE_BURST", "-1").starts_with("`rate_burst` (from NARU_RATE_BURST): "));
@@ -197,10 +148,7 @@ fn a_field_without_a_key_is_a_mistake_of_ours() {
         colour: String,
     }
     let refused = refusal(load(&[], &[]).expect("legal settings").pick::<Misfit>());
-    assert_eq!(
-        refused,
-        "a Config struct does not match defaults.toml: missing field `colour`"
-    );
+    assert_eq!(refused, "a Config struct does not match defaults.toml: missing field `colour`");
 }
 
 #[test]
@@ -208,16 +156,10 @@ fn a_broken_file_is_refused_by_line_without_quoting_it() {
     for value in ["\"hunter2", "hunter2", "\"\\hunter2\"", "\"hunter2\" hunter2"] {
         let file = file(&format!("log = \"info\"\njwt_secret = {value}\n"));
         let refused = refusal(load(&["--config", path(&file)], &[]));
-        assert!(
-            refused.starts_with(&format!("{}, line 2: ", path(&file))),
-            "{refused}"
-        );
+        assert!(refused.starts_with(&format!("{}, line 2: ", path(&file))), "{refused}");
         assert!(!refused.contains("hunter2"), "{refused}");
     }
-    assert_eq!(
-        refusal(load(&["--config", "/no/such"], &[])),
-        "can't read the configuration file /no/such"
-    );
+    assert_eq!(refusal(load(&["--config", "/no/such"], &[])), "can't read the configuration file /no/such");
 }
 
 #[test]
@@ -225,10 +167,7 @@ fn print_shows_what_is_in_force_and_where_it_came_from_but_no_secret() {
     let environment = [
         ("NARU_JWT_SECRET", "hunter2"),
         ("NARU_PUSH_WEBHOOK_SECRET", "hunter2"),
-        (
-            "NARU_MONGODB_URL",
-            "mongodb://ada:hunt@er/2@db1,db2/?replicaSet=rs0",
-        ),
+        ("NARU_MONGODB_URL", "mongodb://ada:hunt@er/2@db1,db2/?replicaSet=rs0"),
         ("NARU_REDIS_URL", "redis://:hunter2@cache:6379/"),
     ];
     let settings = load(&["--max-room-members", "10"], &environment).expect("legal settings");
@@ -243,10 +182,7 @@ fn print_shows_what_is_in_force_and_where_it_came_from_but_no_secret() {
         "amqp_url = \"amqp://127.0.0.1:5672/%2f\"",
         "apns_key_id = \"\"",
     ] {
-        assert!(
-            printed.lines().any(|printed| printed == line),
-            "{line} is not in\n{printed}"
-        );
+        assert!(printed.lines().any(|printed| printed == line), "{line} is not in\n{printed}");
     }
     for text in [&printed, &format!("{settings:?}")] {
         assert!(!text.contains("hunt"), "a secret is in\n{text}");
@@ -280,9 +216,6 @@ fn help_has_every_key_with_its_comment_and_default() {
             key.name
         );
     }
-    assert!(
-        help.contains("[default: \"embedded\"]") && help.contains("[default: 1]"),
-        "{help}"
-    );
+    assert!(help.contains("[default: \"embedded\"]") && help.contains("[default: 1]"), "{help}");
     Settings::command(&DOOR).debug_assert();
 }

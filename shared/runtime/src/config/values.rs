@@ -106,10 +106,7 @@ mod tests {
             assert_eq!(Duration::from(span), Duration::from_secs(seconds));
             assert_eq!(serde_json::to_value(span).expect("a string"), text);
         }
-        assert!(
-            "10".parse::<Span>().is_err(),
-            "a number without a unit could mean anything"
-        );
+        assert!("10".parse::<Span>().is_err(), "a number without a unit could mean anything");
         assert!("-1s".parse::<Span>().is_err());
     }
 

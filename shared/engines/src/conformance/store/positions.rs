@@ -38,7 +38,7 @@ pub(super) async fn p1_devices_have_positions_of_their_own(subject: Of<'_, Store
     store.rooms.create(there.clone()).await.unwrap();
     let (phone, tablet) = (device(), device());
     let steps = [step(&here, &ben, &phone, 6, 0), step(&here, &ben, &tablet, 4, 3)];
-    assert_eq!(store.positions.advance(&steps).await.unwrap(), [moved(6, 0), moved(4, 3)]);
+    assert_eq!(store.positions.advance(&steps).await.unwrap(), [moved(6, 0), moved(0, 3)]);
     assert_eq!(
         position(&store, &here, &ben).await,
         (3, 6),
@@ -92,7 +92,13 @@ pub(super) async fn p3_a_move_is_told_once(subject: Of<'_, Store>) {
     );
     assert_eq!(store.positions.advance(&[there]).await.unwrap(), [moved(0, 0)]);
     let on_tablet = [step(&room, &ben, &tablet, 4, 3)];
-    assert_eq!(store.positions.advance(&on_tablet).await.unwrap(), [moved(4, 0)], "read is the member's");
+    assert_eq!(
+        store.positions.advance(&on_tablet).await.unwrap(),
+        [moved(0, 0)],
+        "the phone was there before"
+    );
+    let further = [step(&room, &ben, &tablet, 2, 0), step(&room, &ben, &tablet, 5, 0)];
+    assert_eq!(store.positions.advance(&further).await.unwrap(), [moved(0, 0), moved(5, 0)]);
     let own = [Advance { device: None, ..step(&room, &ada, &phone, 0, 2) }];
     assert_eq!(store.positions.advance(&own).await.unwrap()[0].read, None, "sending has read it");
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use naru::pipeline::Changes;
-use naru_client::Client;
+use naru_client::{Client, Reading};
 use naru_engines::faults::{Recorder, tapped};
 use naru_model::RoomId;
 use serde_json::json;
@@ -25,8 +25,7 @@ async fn both_online_no_push() {
     }
     // A push for these would have been handed over before the next message is published.
     ben.abort().await;
-    let left = wait_until_offline(&naru, "B").await;
-    assert_eq!(left, json!(false));
+    wait_until_offline(&naru, "B").await;
     ada.chat("A_B", "are you there?", "a-21").await;
     let push = naru.backend.next().await;
     assert_eq!(push.json["body"], "are you there?");
@@ -179,14 +178,45 @@ async fn a_drain_answers_first() {
     assert_eq!(code, 1001);
 }
 
-async fn wait_until_offline(naru: &Naru, person: &str) -> serde_json::Value {
-    let http = naru.http("A");
-    for _ in 0..10_000 {
-        let (_, seen) = http.get(&format!("/api/presence?userIds={person}")).await;
-        if seen[0]["online"] == false {
-            return seen[0]["online"].clone();
+/// A client that does not read is closed, delays nobody, and finds everything in the store when it comes back.
+#[tokio::test]
+async fn a_client_that_does_not_read_is_closed() {
+    let naru = Naru::start(&["--session-queue", "64", "--rate-messages-per-second", "0"]).await;
+    let room = naru.http("A").create_room(&["A", "B", "C"]).await;
+    let (mut ada, mut ben, mut cleo) = (naru.phone("A").await, naru.phone("B").await, naru.phone("C").await);
+    ben.reading(Reading::Paused);
+    let content = "x".repeat(8192);
+    let mut sent = 0;
+    // As much as the system's buffers and the queue take; 64 MiB is more than any of them.
+    while is_online(&naru, "B").await && sent < 8192 {
+        for _ in 0..32 {
+            ada.chat(&room, &content, &format!("a-{sent}")).await;
+            sent += 1;
         }
-        tokio::task::yield_now().await;
+        for _ in 0..32 {
+            ada.expect("ACK").await;
+            cleo.expect("CHAT").await;
+        }
     }
-    panic!("{person} stays online");
+    ben.reading(Reading::Answering);
+    assert_eq!(ben.closed().await.0, 4408, "after {sent} messages");
+    ada.quiet("ERROR").await;
+
+    let mut ben = naru.phone("B").await;
+    ben.send_json(&json!({"type": "SYNC", "rooms": [{"chatRoomId": room, "afterSeq": sent - 1}]})).await;
+    assert_eq!(ben.expect("CHAT").await["seq"], sent);
+    naru.stop().await;
+}
+
+async fn is_online(naru: &Naru, person: &str) -> bool {
+    let (_, seen) = naru.http("A").get(&format!("/api/presence?userIds={person}")).await;
+    seen[0]["online"] == true
+}
+
+async fn wait_until_offline(naru: &Naru, person: &str) {
+    let mut tries = 0;
+    while is_online(naru, person).await {
+        tries += 1;
+        assert!(tries < 10_000, "{person} stays online");
+    }
 }

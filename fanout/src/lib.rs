@@ -1,7 +1,7 @@
 //! Decides per recipient between live delivery and a push, emits the offline events, then publishes.
 //!
-//! A saved message finds its people: [`members`] says who they are, [`route`] who of them is here and who is not,
-//! [`publish`] tells both, in the one order that loses nobody: first the offline events, then the live layer.
+//! A saved message finds its people: `members` says who they are, [`route`] who of them is here and who is not,
+//! `publish` tells both, in the one order that loses nobody: first the offline events, then the live layer.
 
 mod members;
 mod publish;

@@ -1,7 +1,7 @@
 //! Accepts what phones send, forwards what the live layer brings, serves the HTTP API.
 //!
-//! A phone speaks: [`connect`] → [`session`] → [`accept`] (→ the intake, then the persister). A phone hears:
-//! [`deliver`] ← the live layer. What it missed: [`sync`] ← the store. Who hears that it is there: presence, by one
+//! A phone speaks: `connect` → `session` → `accept` (→ the intake, then the persister). A phone hears:
+//! `deliver` ← the live layer. What it missed: `sync` ← the store. Who hears that it is there: presence, by one
 //! lease for the whole gateway.
 //!
 //! The gateway acts on nothing that it has not stored: what it has taken, the intake holds, and what it has

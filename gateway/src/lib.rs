@@ -153,7 +153,7 @@ impl Bound {
             id: GatewayId::generate(),
             verifier,
             sessions: Sessions::new(),
-            pending: Arc::new(Pending::new(config.max_pending_sends)),
+            pending: Pending::new(config.max_pending_sends),
             lanes,
             rooms: RoomCache::new(engines.store.rooms.clone()),
             limiter: Limiter::new(config.rate_messages_per_second, config.rate_burst),

@@ -2,13 +2,14 @@
 //! answer for.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use naru_model::frame::{Ack, ServerFrame};
 use naru_model::message::{Accepted, Outcome};
 use naru_model::{ClientMessageId, MessageId, RoomId, Seq, Timestamp};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::refusal::{Refusal, to_text};
@@ -22,8 +23,14 @@ const LOOK_AT_MOST_EVERY: Duration = Duration::from_secs(4);
 const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
 
 /// The right to have one message in hand; given back when it is dropped.
-pub(crate) struct Permit {
-    _slot: OwnedSemaphorePermit,
+pub(crate) struct Permit(Arc<Pending>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if self.0.in_hand.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.emptied.notify_waiters();
+        }
+    }
 }
 
 /// Who is to be answered about one message.
@@ -91,36 +98,32 @@ struct Waiting {
 
 /// The table.
 pub(crate) struct Pending {
-    permits: Arc<Semaphore>,
     most: usize,
+    in_hand: AtomicUsize,
     waiting: Mutex<HashMap<MessageId, Waiting>>,
     emptied: Notify,
 }
 
 impl Pending {
-    pub(crate) fn new(most: usize) -> Self {
-        Self {
-            permits: Arc::new(Semaphore::new(most)),
-            most,
-            waiting: Mutex::default(),
-            emptied: Notify::new(),
-        }
+    /// A table of at most `most` messages.
+    pub(crate) fn new(most: usize) -> Arc<Self> {
+        let (in_hand, waiting, emptied) = (AtomicUsize::new(0), Mutex::default(), Notify::new());
+        Arc::new(Self { most, in_hand, waiting, emptied })
     }
 
     /// The right to take one more message.
     ///
     /// # Errors
     /// `OVERLOADED` when too many are in hand.
-    pub(crate) fn admit(&self) -> Result<Permit, Refusal> {
-        match self.permits.clone().try_acquire_owned() {
-            Ok(slot) => Ok(Permit { _slot: slot }),
-            Err(_) => Err(Refusal::Overloaded),
-        }
+    pub(crate) fn admit(self: &Arc<Self>) -> Result<Permit, Refusal> {
+        let others = self.in_hand.fetch_add(1, Ordering::Relaxed);
+        let permit = Permit(self.clone());
+        if others < self.most { Ok(permit) } else { Err(Refusal::Overloaded) }
     }
 
     /// How many messages are in hand: taken and not yet answered.
     pub(crate) fn in_hand(&self) -> usize {
-        self.most - self.permits.available_permits()
+        self.in_hand.load(Ordering::Relaxed)
     }
 
     /// Waits for the outcome of a message. Must be said before the message is handed on.
@@ -135,7 +138,6 @@ impl Pending {
         let ended = self.waiting().remove(&id);
         if let Some(Waiting { waiters, timestamp, .. }) = ended {
             waiters.into_iter().for_each(|waiter| waiter.settle(id, outcome, timestamp));
-            self.note_if_empty();
         }
     }
 
@@ -155,7 +157,6 @@ impl Pending {
         for waiter in given_up.into_iter().flat_map(|(_, entry)| entry.waiters) {
             waiter.refuse(Refusal::Unavailable);
         }
-        self.note_if_empty();
         overdue
     }
 
@@ -166,14 +167,7 @@ impl Pending {
             if self.in_hand() == 0 {
                 return;
             }
-            // A permit is also given back where nothing is noted: look again soon.
-            let _elapsed = tokio::time::timeout(Duration::from_millis(20), notified).await;
-        }
-    }
-
-    fn note_if_empty(&self) {
-        if self.in_hand() == 0 {
-            self.emptied.notify_waiters();
+            notified.await;
         }
     }
 

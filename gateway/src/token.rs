@@ -290,3 +290,157 @@ fn reason(kind: &jsonwebtoken::errors::ErrorKind) -> &'static str {
         _ => "the token can't be used",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
+    use aws_lc_rs::rsa::{self, KeySize};
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
+    use jsonwebtoken::jwk::Jwk;
+    use jsonwebtoken::{EncodingKey, Header};
+    use naru_client::{Answer, Webhook};
+
+    use super::*;
+
+    /// A signer and its public key as PEM.
+    struct Signer {
+        algorithm: Algorithm,
+        key: EncodingKey,
+        public: String,
+    }
+
+    impl Signer {
+        fn new(algorithm: Algorithm) -> Self {
+            let pem = |tag: &str, der: &[u8]| pem::encode(&pem::Pem::new(tag, der));
+            let (private, public) = match algorithm {
+                Algorithm::EdDSA => {
+                    let pair = Ed25519KeyPair::generate().unwrap();
+                    let public: PublicKeyX509Der<'_> = pair.public_key().as_der().unwrap();
+                    (pair.to_pkcs8v1().unwrap().as_ref().to_vec(), public.as_ref().to_vec())
+                }
+                Algorithm::ES256 => {
+                    let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+                    let public: PublicKeyX509Der<'_> = pair.public_key().as_der().unwrap();
+                    (pair.to_pkcs8v1().unwrap().as_ref().to_vec(), public.as_ref().to_vec())
+                }
+                _ => {
+                    let pair = rsa::KeyPair::generate(KeySize::Rsa2048).unwrap();
+                    let private: Pkcs8V1Der<'_> = pair.as_der().unwrap();
+                    let public: PublicKeyX509Der<'_> = pair.public_key().as_der().unwrap();
+                    (private.as_ref().to_vec(), public.as_ref().to_vec())
+                }
+            };
+            let private = pem("PRIVATE KEY", &private);
+            let key = match algorithm {
+                Algorithm::EdDSA => EncodingKey::from_ed_pem(private.as_bytes()),
+                Algorithm::ES256 => EncodingKey::from_ec_pem(private.as_bytes()),
+                _ => EncodingKey::from_rsa_pem(private.as_bytes()),
+            };
+            Self { algorithm, key: key.unwrap(), public: pem("PUBLIC KEY", &public) }
+        }
+
+        fn token(&self, kid: Option<&str>) -> String {
+            let header = Header { kid: kid.map(str::to_owned), ..Header::new(self.algorithm) };
+            let exp = Timestamp::now().as_millis() / 1000 + 60;
+            jsonwebtoken::encode(&header, &serde_json::json!({ "sub": "ada", "exp": exp }), &self.key)
+                .unwrap()
+        }
+
+        fn jwk(&self, kid: &str) -> Jwk {
+            let mut jwk = Jwk::from_encoding_key(&self.key, self.algorithm).unwrap();
+            jwk.common.key_id = Some(kid.to_owned());
+            jwk
+        }
+    }
+
+    fn config() -> TokenConfig {
+        TokenConfig {
+            jwt_secret: None,
+            jwt_algorithm: None,
+            jwt_public_key_file: None,
+            jwt_jwks_file: None,
+            jwt_jwks_url: None,
+            jwt_leeway: Span(Duration::ZERO),
+            extra_ca_file: None,
+        }
+    }
+
+    fn file(dir: &Path, content: &str) -> Option<PathBuf> {
+        let path = dir.join(format!("{:p}", content));
+        std::fs::write(&path, content).unwrap();
+        Some(path)
+    }
+
+    const PUBLIC: [Algorithm; 3] = [Algorithm::EdDSA, Algorithm::ES256, Algorithm::RS256];
+
+    #[tokio::test]
+    async fn a_public_key_takes_the_tokens_of_its_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        for algorithm in PUBLIC {
+            let (owner, other) = (Signer::new(algorithm), Signer::new(algorithm));
+            let config = TokenConfig { jwt_public_key_file: file(dir.path(), &owner.public), ..config() };
+            let verifier = Verifier::new(&config).unwrap();
+            assert_eq!(verifier.verify(&owner.token(None)).await.unwrap().user.as_str(), "ada");
+            assert!(verifier.verify(&other.token(None)).await.is_err(), "{algorithm:?}");
+
+            // The oldest trick: the public key as an HS256 secret.
+            let forged = Signer {
+                algorithm: Algorithm::HS256,
+                key: EncodingKey::from_secret(owner.public.as_bytes()),
+                public: String::new(),
+            };
+            assert!(verifier.verify(&forged.token(None)).await.is_err(), "{algorithm:?}");
+
+            let mismatched = PUBLIC.into_iter().find(|other| *other != algorithm);
+            let refused = Verifier::new(&TokenConfig { jwt_algorithm: mismatched, ..config });
+            assert!(matches!(refused, Err(TokenConfigError::NoUsableKey(_))), "{algorithm:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_set_is_searched_by_kid() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (Signer::new(Algorithm::EdDSA), Signer::new(Algorithm::EdDSA));
+        let set = serde_json::to_string(&JwkSet { keys: vec![one.jwk("one"), two.jwk("two")] }).unwrap();
+        let config = TokenConfig { jwt_jwks_file: file(dir.path(), &set), ..config() };
+        let verifier = Verifier::new(&config).unwrap();
+        for token in [one.token(Some("one")), two.token(Some("two")), two.token(None)] {
+            verifier.verify(&token).await.unwrap();
+        }
+        assert!(verifier.verify(&one.token(Some("two"))).await.is_err());
+        assert!(verifier.verify(&one.token(Some("three"))).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_key_set_at_a_url_is_asked_for_again_when_its_keys_rotate() {
+        let (old, new) = (Signer::new(Algorithm::EdDSA), Signer::new(Algorithm::ES256));
+        let set = |keys: Vec<Jwk>| Answer::body(200, &serde_json::to_string(&JwkSet { keys }).unwrap());
+        let server = Webhook::start().await;
+        server.script([set(vec![old.jwk("old")]), set(vec![new.jwk("new")])]);
+        let config = TokenConfig { jwt_jwks_url: Some(server.url("/jwks")), ..config() };
+        let verifier = Verifier::new(&config).unwrap();
+        verifier.verify(&old.token(Some("old"))).await.unwrap();
+        assert!(
+            verifier.verify(&new.token(Some("new"))).await.is_err(),
+            "asked for twice within ten seconds"
+        );
+        tokio::time::pause();
+        tokio::time::advance(JWKS_REFRESH).await;
+        tokio::time::resume();
+        verifier.verify(&new.token(Some("new"))).await.unwrap();
+        assert!(verifier.verify(&old.token(Some("old"))).await.is_err(), "the old key is gone");
+    }
+
+    #[test]
+    fn one_key_must_be_configured() {
+        assert!(matches!(Verifier::new(&config()), Err(TokenConfigError::NoKey)));
+        let two = TokenConfig {
+            jwt_secret: Some("a".to_owned().into()),
+            jwt_jwks_url: Some("http://localhost/".to_owned()),
+            ..config()
+        };
+        assert!(matches!(Verifier::new(&two), Err(TokenConfigError::TwoKeys)));
+    }
+}

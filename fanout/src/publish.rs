@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use naru_engines::bus::{Delivery, Receipt, Verdict, settle};
+use naru_engines::bus::{Delivery, Receipt, Verdict, settle, work_on};
 use naru_engines::store::Settlement;
 use naru_engines::{EngineResult, Engines};
 use naru_model::hops::{Offline, Saved};
@@ -17,7 +17,6 @@ use naru_model::message::Outcome;
 use naru_model::{Event, Message, RoomId, Trace, UserId};
 use naru_runtime::backoff::full_jitter;
 use tokio::sync::{Mutex, mpsc};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::members::{MemberCache, Members, Version};
@@ -66,20 +65,12 @@ impl Fanout {
 
     /// Works until told to stop; then finishes the batches it holds.
     pub(crate) async fn run(self, stop: CancellationToken) -> EngineResult<()> {
-        let mut receiver = self.engines.bus.saved.receiver().await?;
-        // A room is never in two unsettled batches, so batches can be worked on side by side.
-        let mut batches = JoinSet::new();
-        loop {
-            while batches.try_join_next().is_some() {}
-            let deliveries = tokio::select! {
-                () = stop.cancelled() => break,
-                deliveries = receiver.receive(BATCH) => deliveries?,
-            };
+        let queue = self.engines.bus.saved.clone();
+        work_on(&*queue, BATCH, stop.cancelled(), |deliveries| {
             let fanout = self.clone();
-            batches.spawn(async move { fanout.work(deliveries).await });
-        }
-        while batches.join_next().await.is_some() {}
-        Ok(())
+            async move { fanout.work(deliveries).await }
+        })
+        .await
     }
 
     async fn work(&self, deliveries: Vec<Delivery<Saved>>) {

@@ -43,7 +43,8 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
     gateway.telemetry.connections.inc();
     gateway.sessions.add(&session);
     let attachment = attach(&gateway, &session).await;
-    session.send(welcome(&gateway, &session));
+    // From `add` on live messages may come; nothing is written before this.
+    session.send_first(welcome(&gateway, &session));
 
     let (sink, stream) = socket.split();
     let (sink, stream) = {

@@ -84,6 +84,13 @@ impl Session {
         self.push(Message::Text(text.into()), None);
     }
 
+    /// Puts a frame before all others: the `WELCOME`, which live messages must not overtake.
+    pub(crate) fn send_first(&self, text: impl Into<Utf8Bytes>) {
+        let first = Outgoing { message: Message::Text(text.into()), _share: None };
+        self.queue().push_front(first);
+        self.filled.notify_one();
+    }
+
     /// Puts one frame of a long answer in the queue; `share` is given back when it is written, and so keeps such answers
     /// from filling the queue.
     pub(crate) fn send_in_turn(&self, text: String, share: OwnedSemaphorePermit) {
@@ -348,6 +355,14 @@ mod tests {
             session.send(text);
         }
         assert_eq!(session.closed().await, Close::SlowConsumer);
+    }
+
+    #[test]
+    fn the_welcome_comes_first() {
+        let session = session();
+        session.send("a message that came while presence was told");
+        session.send_first("WELCOME");
+        assert_eq!(drain(&session)[0], "WELCOME");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join;
-use naru_engines::bus::{Delivery, Receipt, Verdict, settle};
+use naru_engines::bus::{Delivery, Receipt, Verdict, settle, work_on};
 use naru_engines::store::{RunConflict, Settlement};
 use naru_engines::{Applied, EngineError, EngineResult, Engines};
 use naru_model::hops::{Accepted, Saved};
@@ -18,7 +18,6 @@ use naru_model::message::{Outcome, Rejection};
 use naru_model::{Event, GatewayId, MemberVersion, Message, MessageId, Origin, Room, RoomId, Seq, Timestamp};
 use naru_runtime::backoff::full_jitter;
 use quick_cache::sync::Cache;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::order::Order;
@@ -62,20 +61,12 @@ impl Persister {
 
     /// Works until told to stop; then finishes the batches it holds.
     pub(crate) async fn run(self, stop: CancellationToken) -> EngineResult<()> {
-        let mut receiver = self.engines.bus.accepted.receiver().await?;
-        // A room is never in two unsettled batches, so batches can be worked on side by side.
-        let mut batches = JoinSet::new();
-        loop {
-            while batches.try_join_next().is_some() {}
-            let deliveries = tokio::select! {
-                () = stop.cancelled() => break,
-                deliveries = receiver.receive(BATCH) => deliveries?,
-            };
+        let queue = self.engines.bus.accepted.clone();
+        work_on(&*queue, BATCH, stop.cancelled(), |deliveries| {
             let persister = self.clone();
-            batches.spawn(async move { persister.work(deliveries).await });
-        }
-        while batches.join_next().await.is_some() {}
-        Ok(())
+            async move { persister.work(deliveries).await }
+        })
+        .await
     }
 
     async fn work(&self, deliveries: Vec<Delivery<Accepted>>) {

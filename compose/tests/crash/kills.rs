@@ -146,8 +146,9 @@ async fn kill_again_and_again(seed: u64, rounds: u64, data: &Path, at: &Cell<u64
     let sent = total(|person| person.sent.len());
     let acknowledged = total(|person| person.sent.iter().filter(|sent| sent.saved.is_some()).count());
     eprintln!(
-        "{kills} kills in {:?}: {sent} messages sent, {} of them saved, {acknowledged} of them acknowledged; {} ACKs, {} of \
-         them repeated; {} CHATs heard by the listener; {} pushes, {events} different ones, {} repeated",
+        "{kills} kills in {:?}: {sent} messages sent, {} of them saved, {acknowledged} of them acknowledged; \
+         {} ACKs, {} of them repeated; {} CHATs heard by the listener; {} pushes, {events} different ones, \
+         {} repeated; {} closed as too slow",
         begun.elapsed(),
         history.len(),
         total(|person| person.acks),
@@ -155,6 +156,7 @@ async fn kill_again_and_again(seed: u64, rounds: u64, data: &Path, at: &Cell<u64
         listener.heard.len(),
         pushes.posts,
         pushes.repeated,
+        total(|person| person.slow) + listener.slow,
     );
     // Judged last: it loses nothing, but a client that waits for its `WELCOME` is surprised.
     for person in writers.iter().chain([&listener]) {
@@ -224,7 +226,8 @@ async fn send_once_more(url: &str, person: &Person, history: &History, rng: &mut
         let place = places[rng.random_range(0..places.len())];
         let message = saved[&place];
         client.chat(&message.room, &message.content, &message.client_message_id).await;
-        let ack = client.expect_where("ACK", |ack| ack["clientMessageId"] == place.to_string()).await;
+        let name = place.to_string();
+        let ack = client.expect_where("ACK", |ack| ack["clientMessageId"] == *name).await;
         let told = (ack["id"].as_str(), ack["seq"].as_u64());
         assert_eq!(told, (Some(message.id.as_str()), Some(message.seq)), "P2: {}'s {place}", person.user);
     }

@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use naru_client::{Client, Incoming, PATIENCE};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -30,6 +30,9 @@ pub const ROOMS: [&[&str]; 8] = [
     &["u0", "u1", "u2", "u3", "u4", "u5", LISTENER],
 ];
 
+/// "Slow consumer": the client reconnects, and asks for what it missed.
+const SLOW_CONSUMER: u16 = 4408;
+
 /// One person, over all of their sessions.
 pub struct Person {
     pub user: &'static str,
@@ -39,6 +42,8 @@ pub struct Person {
     pub heard: HashMap<String, Heard>,
     /// What came before the `WELCOME` of its session.
     pub before_welcome: Vec<Value>,
+    /// How often the server found this person too slow.
+    pub slow: usize,
     /// The `ERROR`s that came.
     pub errors: Vec<Value>,
     /// How many `ACK`s came, and how many of them for the second time.
@@ -137,6 +142,7 @@ impl Person {
             sent: Vec::new(),
             heard: HashMap::new(),
             before_welcome: Vec::new(),
+            slow: 0,
             errors: Vec::new(),
             acks: 0,
             repeated_acks: 0,
@@ -149,8 +155,26 @@ impl Person {
     }
 
     /// Connects, catches up on what is owed, and writes until the connection ends: its close code, or none when there
-    /// was no connection. It must not end before `happenings` says so.
+    /// was no connection. It must not end before `happenings` says so, but as a slow consumer's: then it comes back.
     pub async fn session(&mut self, url: &str, habits: Habits, happenings: &Happenings) -> Option<u16> {
+        let mut missed = false;
+        loop {
+            let code = self.connection(url, habits, happenings, missed).await;
+            if code != Some(SLOW_CONSUMER) || happenings.over.get() {
+                return code;
+            }
+            self.slow += 1;
+            missed = true;
+        }
+    }
+
+    async fn connection(
+        &mut self,
+        url: &str,
+        habits: Habits,
+        happenings: &Happenings,
+        missed: bool,
+    ) -> Option<u16> {
         if habits.memory == Memory::Forgets {
             self.unacknowledged.clear();
             self.chain += 1;
@@ -171,6 +195,9 @@ impl Person {
                 closed => panic!("{} waited for WELCOME: {closed}", self.user),
             }
         }
+        if missed {
+            self.sync(&mut client).await;
+        }
         for place in self.again() {
             self.send(&mut client, place, happenings).await;
         }
@@ -184,11 +211,29 @@ impl Person {
                 }
             }
             match client.next().await.expect("nothing is asked for after the end") {
-                Incoming::Frame(frame) => self.read(&frame, happenings),
-                Incoming::Closed { code, .. } if happenings.over.get() => return Some(code),
+                Incoming::Frame(frame) => {
+                    self.read(&frame, happenings);
+                    let rooms = frame["rooms"].as_array().into_iter().flatten();
+                    if rooms.into_iter().any(|room| room["complete"] == false) {
+                        self.sync(&mut client).await;
+                    }
+                }
+                Incoming::Closed { code, .. } if happenings.over.get() || code == SLOW_CONSUMER => {
+                    return Some(code);
+                }
                 closed => panic!("{}: {closed}, and nobody had killed it", self.user),
             }
         }
+    }
+
+    /// Asks for what came after the last that was heard in each room.
+    async fn sync(&self, client: &mut Client) {
+        let mut last: HashMap<&str, u64> = self.rooms.iter().map(|room| (room.as_str(), 0)).collect();
+        for Heard { room, seq, .. } in self.heard.values() {
+            last.entry(room).and_modify(|last| *last = (*last).max(*seq));
+        }
+        let rooms = last.iter().map(|(room, seq)| json!({"chatRoomId": room, "afterSeq": seq}));
+        client.send_json(&json!({"type": "SYNC", "rooms": rooms.collect::<Vec<_>>()})).await;
     }
 
     /// What is sent again at the start of a session: a few that were acknowledged long ago, which must make no

@@ -1,12 +1,14 @@
 //! What carries work from worker to worker. An engine may carry it in memory, in a table or in a broker; exchanges,
 //! wait queues and SQL never show here.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use naru_model::Event;
 use naru_model::hops::{Accepted, Lane, Offline, Owed, Payload, PushJob, Saved};
+use tokio::task::JoinSet;
 
 use crate::EngineResult;
 
@@ -73,6 +75,36 @@ pub trait Queue<T: Payload>: Send + Sync {
 pub trait Receiver<T: Payload>: Send {
     /// See C1. Never empty.
     async fn receive(&mut self, most: usize) -> EngineResult<Vec<Delivery<T>>>;
+}
+
+/// A worker's loop: takes batches of at most `most` from a queue and works on them side by side (a room is never in two of
+/// them, see B4) until `stop`; then finishes those in hand.
+///
+/// # Errors
+/// When the queue can't be received from; the batches in hand are dropped, and so given back.
+pub async fn work_on<T, Work>(
+    queue: &dyn Queue<T>,
+    most: usize,
+    stop: impl Future<Output = ()>,
+    mut work: impl FnMut(Vec<Delivery<T>>) -> Work,
+) -> EngineResult<()>
+where
+    T: Payload,
+    Work: Future<Output = ()> + Send + 'static,
+{
+    let mut receiver = queue.receiver().await?;
+    let mut batches = JoinSet::new();
+    let mut stop = pin!(stop);
+    loop {
+        while batches.try_join_next().is_some() {}
+        let deliveries = tokio::select! {
+            () = &mut stop => break,
+            deliveries = receiver.receive(most) => deliveries?,
+        };
+        batches.spawn(work(deliveries));
+    }
+    while batches.join_next().await.is_some() {}
+    Ok(())
 }
 
 /// An event in a worker's hands. It must be settled; dropped, it is given back.

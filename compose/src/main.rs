@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use naru::{DOOR, Pipeline, secret, token};
 use naru_runtime::telemetry::LogFormat;
-use naru_runtime::{Settings, config, signal, telemetry};
+use naru_runtime::{Settings, config, limits, signal, telemetry};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -39,6 +39,9 @@ fn run() -> anyhow::Result<()> {
     telemetry::init(&logs.log, logs.log_format)?;
     for name in settings.unknown_environment() {
         tracing::warn!(name, "an environment variable that no key has");
+    }
+    if let Err(error) = limits::raise_open_files() {
+        tracing::warn!(%error, "the limit on open files stays as it is");
     }
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(&settings))
 }

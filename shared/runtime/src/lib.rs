@@ -3,6 +3,7 @@
 //! | module | one sentence |
 //! |---|---|
 //! | [`config`] | every key is in one readable file; flags, environment and a TOML file set it; errors name key and place |
+//! | [`limits`] | what the system lets one process have |
 //! | [`signal`] | the first SIGTERM or Ctrl-C asks, the second insists |
 //! | [`supervisor`] | every task has a name, an owner and a failure policy; shutdown is a sentence |
 //! | [`telemetry`] | log lines on stderr, metrics for whoever scrapes them |
@@ -63,6 +64,7 @@
 pub mod admin;
 pub mod backoff;
 pub mod config;
+pub mod limits;
 pub mod signal;
 pub mod supervisor;
 pub mod telemetry;

@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use gateway::token::TokenConfig;
 use naru_embedded::{Embedded, Options};
 use naru_engines::Engines;
-use naru_model::MessageId;
+use naru_model::{MessageId, Timestamp};
 use naru_runtime::{Health, Metrics, Policy, Settings, Span, Supervisor};
 use notifier::Notifier;
 use serde::Deserialize;
@@ -18,6 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::demo::{self, Demo};
 use crate::{DOOR, secret};
+
+/// While the pipeline runs empty, the intake is looked at this often.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -119,13 +122,15 @@ impl Pipeline {
             );
         }
 
-        let drained = door.drained();
+        let (drained, running) = (door.drained(), engines.clone());
         let routes = demo.map(|demo| demo::routes(demo, supervisor.shutdown().clone()));
         door.run(&supervisor.for_owner("gateway"), routes).await?;
         supervisor.spawn("stop in order", Policy::StopAll, move |_| {
-            let (drained, later) = (drained.clone(), later.clone());
+            let (drained, later, engines) = (drained.clone(), later.clone(), running.clone());
             async move {
                 drained.cancelled().await;
+                // What is left is handed on at the next start, but its recipients would wait until then.
+                let _out_of_time = tokio::time::timeout(drain_deadline.0 / 4, run_empty(&engines)).await;
                 later.cancel();
                 Ok::<_, std::convert::Infallible>(())
             }
@@ -146,6 +151,14 @@ impl Pipeline {
         let ended = self.supervisor.run(self.drain_deadline).await;
         self.embedded.close().await;
         Ok(ended?)
+    }
+}
+
+/// Waits until every accepted message has been dealt with, or the store can't say.
+async fn run_empty(engines: &Engines) {
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    while let Ok([_, ..]) = engines.store.intake.open(Timestamp::now(), 1).await.as_deref() {
+        looks.tick().await;
     }
 }
 

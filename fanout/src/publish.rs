@@ -122,21 +122,48 @@ impl Fanout {
             .collect();
         let (later, now): (Vec<Routed>, Vec<Routed>) =
             routed.into_iter().partition(|message| waiting.contains(&message.saved.message.chat_room_id));
-        self.publish(now).await?;
-        if later.is_empty() {
+        self.publish(&now).await?;
+        if !later.is_empty() {
+            self.warn(
+                later
+                    .iter()
+                    .map(|routed| (&routed.saved.message, routed.route.offline.clone(), routed.trace)),
+            )
+            .await?;
+            self.publish(&later).await?;
+        }
+        match whereabouts {
+            Whereabouts::Known(_) => self.warn_who_left(&now, &later).await,
+            // Everybody was warned before.
+            Whereabouts::Unknown => Ok(()),
+        }
+    }
+
+    /// Whoever was here before the publish and is gone after it may not have heard: a session leaves presence before it
+    /// stops taking messages. They are owed a push like everybody who is not here.
+    async fn warn_who_left(&self, now: &[Routed], later: &[Routed]) -> EngineResult<()> {
+        let messages = || now.iter().chain(later);
+        let live: HashSet<&UserId> = messages().flat_map(|routed| &routed.route.live).collect();
+        let live: Vec<UserId> = live.into_iter().cloned().collect();
+        if live.is_empty() {
             return Ok(());
         }
-        self.warn(
-            later.iter().map(|message| (&message.saved.message, &message.route.offline, message.trace)),
-        )
-        .await?;
-        self.publish(later).await
+        let whereabouts = self.whereabouts(live).await;
+        let left = messages().map(|routed| {
+            let message = &routed.saved.message;
+            let left = route(&message.sender_id, &routed.route.live, &whereabouts).offline;
+            (message, left, routed.trace)
+        });
+        self.warn(left.filter(|(_, left, _)| !left.is_empty())).await
     }
 
     /// Where everybody of a batch is, in one look-up.
     async fn locate(&self, members: &Members) -> Whereabouts {
         let users: HashSet<&UserId> = members.values().flat_map(|members| members.iter()).collect();
-        let users: Vec<UserId> = users.into_iter().cloned().collect();
+        self.whereabouts(users.into_iter().cloned().collect()).await
+    }
+
+    async fn whereabouts(&self, users: Vec<UserId>) -> Whereabouts {
         match self.engines.presence.locate(&users).await {
             Ok(locations) => Whereabouts::Known(users.into_iter().zip(locations).collect()),
             Err(error) => {
@@ -150,7 +177,7 @@ impl Fanout {
     /// Emits the offline events of many messages, in one hand-over.
     async fn warn<'a>(
         &self,
-        missed: impl Iterator<Item = (&'a Message, &'a Vec<UserId>, Trace)>,
+        missed: impl Iterator<Item = (&'a Message, Vec<UserId>, Trace)>,
     ) -> EngineResult<()> {
         let mut events = Vec::new();
         for (message, recipients, trace) in missed {
@@ -167,7 +194,7 @@ impl Fanout {
 
     /// Gives messages to the live layer. What it does not take becomes pushes: whoever was thought to be here may not
     /// hear of it otherwise.
-    async fn publish(&self, messages: Vec<Routed>) -> EngineResult<()> {
+    async fn publish(&self, messages: &[Routed]) -> EngineResult<()> {
         if messages.is_empty() {
             return Ok(());
         }
@@ -184,14 +211,11 @@ impl Fanout {
             Err(error) => {
                 tracing::warn!(%error, messages = messages.len(), "not published: their recipients get pushes");
                 self.telemetry.unpublished.inc_by(messages.len() as u64);
-                let unheard: Vec<(Message, Vec<UserId>, Trace)> = messages
-                    .into_iter()
-                    .map(|Routed { saved: Saved { message, .. }, mut route, trace }| {
-                        route.live.retain(|user| *user != message.sender_id);
-                        (message, route.live, trace)
-                    })
-                    .collect();
-                self.warn(unheard.iter().map(|(message, users, trace)| (message, users, *trace))).await
+                let unheard = messages.iter().map(|Routed { saved: Saved { message, .. }, route, trace }| {
+                    let users = route.live.iter().filter(|user| **user != message.sender_id).cloned();
+                    (message, users.collect(), *trace)
+                });
+                self.warn(unheard).await
             }
         }
     }

@@ -8,7 +8,7 @@ use naru_model::live::{LiveEvent, News};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::Gateway;
-use crate::refusal::{Close, to_text};
+use crate::refusal::to_text;
 
 /// After an interruption clients are asked to `SYNC` at moments spread over this many milliseconds.
 const RESYNC_SPREAD_MS: u64 = 2_000;
@@ -23,11 +23,7 @@ pub(crate) async fn listen(gateway: &Arc<Gateway>, subscription: &mut dyn Subscr
                     gateway.pending.settle(confirmation.id, confirmation.outcome);
                 }
             }
-            Signal::Evict(session) => {
-                for known in gateway.sessions.all().iter().filter(|known| known.id == session) {
-                    known.close(Close::Replaced);
-                }
-            }
+            Signal::Evict(session) => gateway.evicted(&session),
             Signal::Interrupted => tracing::warn!("the live layer was interrupted"),
             Signal::Restored => restored(gateway).await,
         }

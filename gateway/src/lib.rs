@@ -31,7 +31,7 @@ use std::time::Duration;
 use naru_engines::live::Attachment;
 use naru_engines::{EngineError, Engines};
 use naru_model::message::Outcome;
-use naru_model::{GatewayId, MessageId};
+use naru_model::{GatewayId, MessageId, SessionId};
 use naru_runtime::config::Span;
 use naru_runtime::telemetry::Metrics;
 use naru_runtime::{Health, Policy, Supervisor};
@@ -119,6 +119,27 @@ pub(crate) struct Gateway {
     pub(crate) connections: TaskTracker,
     /// Cancelled when nothing new is taken any more.
     pub(crate) draining: CancellationToken,
+    pub(crate) farewell: Farewell,
+}
+
+/// How a gateway leaves so that nobody writes to sessions that are about to close: it leaves presence, then waits until
+/// what was published before that has been forwarded. Whatever is published later finds its sessions gone.
+pub(crate) struct Farewell {
+    /// Cancelled when the gateway is to leave presence.
+    leaving: CancellationToken,
+    /// Cancelled when it has.
+    left: CancellationToken,
+    /// No session: an eviction of it, sent to oneself, comes after everything that was published before.
+    last_word: SessionId,
+    /// Cancelled when that eviction has come.
+    heard: CancellationToken,
+}
+
+impl Farewell {
+    fn new() -> Self {
+        let [leaving, left, heard] = std::array::from_fn(|_| CancellationToken::new());
+        Self { leaving, left, last_word: SessionId::generate(), heard }
+    }
 }
 
 /// A gateway that has its address and is ready to run.
@@ -161,6 +182,7 @@ impl Bound {
             telemetry: Arc::new(Telemetry::new(&metrics)),
             connections: TaskTracker::new(),
             draining: CancellationToken::new(),
+            farewell: Farewell::new(),
             engines,
             config,
             health,
@@ -256,6 +278,25 @@ impl Gateway {
         }
     }
 
+    /// Leaves presence, and waits until everything published before has been forwarded: see [`Farewell`].
+    pub(crate) async fn say_farewell(&self) -> Result<(), EngineError> {
+        self.farewell.leaving.cancel();
+        self.farewell.left.cancelled().await;
+        self.engines.live.evict(&self.id, &self.farewell.last_word).await?;
+        self.farewell.heard.cancelled().await;
+        Ok(())
+    }
+
+    /// An eviction has come.
+    pub(crate) fn evicted(&self, session: &SessionId) {
+        if *session == self.farewell.last_word {
+            self.farewell.heard.cancel();
+        }
+        for known in self.sessions.all().iter().filter(|known| known.id == *session) {
+            known.close(Close::Replaced);
+        }
+    }
+
     /// How presence knows a session.
     pub(crate) fn attachment(&self, session: &Session) -> Attachment {
         Attachment {
@@ -282,20 +323,20 @@ impl Gateway {
     }
 }
 
-/// Keeps the gateway's lease until it has drained.
+/// Keeps the gateway's lease until it leaves presence.
 async fn renew(gateway: Arc<Gateway>) -> Result<(), EngineError> {
-    let renewing = async {
-        let mut ticks = tokio::time::interval(RENEW_EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            if let Err(error) = gateway.engines.presence.renew(&gateway.id, LEASE).await {
-                tracing::warn!(%error, "the lease on presence was not renewed");
-            }
+    let Farewell { leaving, left, .. } = &gateway.farewell;
+    let mut ticks = tokio::time::interval(RENEW_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // A renewal under way is finished first: it might take effect after the resignation.
+    while leaving.run_until_cancelled(ticks.tick()).await.is_some() {
+        if let Err(error) = gateway.engines.presence.renew(&gateway.id, LEASE).await {
+            tracing::warn!(%error, "the lease on presence was not renewed");
         }
-    };
-    gateway.until_drained(renewing).await;
-    gateway.engines.presence.resign(&gateway.id).await
+    }
+    let resigned = gateway.engines.presence.resign(&gateway.id).await;
+    left.cancel();
+    resigned
 }
 
 /// Looks up, in groups, what became of messages whose confirmation is overdue.

@@ -20,6 +20,8 @@ use crate::{Gateway, Routes, api, connect};
 const REQUEST_WITHIN: Duration = Duration::from_secs(15);
 /// What of the drain deadline is spent on answering what is in hand; the rest is for saying good-bye.
 const ANSWER_SHARE: f64 = 0.5;
+/// How long leaving presence may take. (Without it, a message published in these moments may find no session and no push.)
+const FAREWELL_WITHIN: Duration = Duration::from_secs(2);
 /// How long to wait after the system refused a connection (no more file descriptors, as a rule).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -96,6 +98,11 @@ async fn drain(gateway: &Gateway) {
     if timeout(deadline.mul_f64(ANSWER_SHARE), gateway.pending.emptied()).await.is_err() {
         let in_hand = gateway.pending.in_hand();
         tracing::warn!(in_hand, "not all messages were answered; their senders will resend them");
+    }
+    match timeout(FAREWELL_WITHIN, gateway.say_farewell()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "presence or the live layer did not hear of the farewell"),
+        Err(_) => tracing::warn!("presence or the live layer did not answer to the farewell"),
     }
     for session in gateway.sessions.all() {
         session.close(Close::GoingAway);

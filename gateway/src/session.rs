@@ -47,26 +47,29 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
     session.send_first(welcome(&gateway, &session));
 
     let (sink, stream) = socket.split();
-    let (sink, stream) = {
-        let reading = async {
-            let mut stream = stream;
-            session.close(read(&gateway, &session, &mut stream).await);
-            stream
-        };
-        let writing = async {
-            let mut sink = sink;
-            write(&session, &mut sink).await;
-            sink
-        };
-        let (stream, sink) = tokio::join!(reading, writing);
-        (sink, stream)
+    let reading = async {
+        let mut stream = stream;
+        session.close(read(&gateway, &session, &mut stream).await);
+        stream
     };
+    let writing = async {
+        let mut sink = sink;
+        session.close(write(&session, &mut sink).await);
+        sink
+    };
+    let (stream, mut sink) = tokio::join!(reading, writing);
 
+    // First it can't be found any more, then it gets nothing more, then what it got goes out: so a message that was
+    // published for this session is either written or seen by the fanout to have found nobody.
     let reason = session.closed().await;
-    gateway.sessions.remove(&session);
     if let Err(error) = gateway.engines.presence.detach(&attachment).await {
         tracing::debug!(%error, "presence did not hear of a disconnect; the lease will");
     }
+    gateway.sessions.remove(&session);
+    if !matches!(reason, Close::SlowConsumer | Close::ByPeer) {
+        let _out_of_time = timeout(CLOSE_WITHIN, flush(&session, &mut sink)).await;
+    }
+    session.give_up();
     if let Ok(socket) = stream.reunite(sink) {
         end(socket, reason).await;
     }
@@ -198,7 +201,8 @@ async fn typing(
     Ok(gateway.engines.live.publish(vec![event]).await?)
 }
 
-async fn write(session: &Session, sink: &mut SplitSink<Socket, Message>) {
+/// Writes what is put in the queue until the session is to end.
+async fn write(session: &Session, sink: &mut SplitSink<Socket, Message>) -> Close {
     let pump = async {
         loop {
             let frame = session.next().await;
@@ -207,24 +211,19 @@ async fn write(session: &Session, sink: &mut SplitSink<Socket, Message>) {
             }
         }
     };
-    let reason = tokio::select! {
+    tokio::select! {
         reason = pump => reason,
         reason = session.closed() => reason,
-    };
-    session.close(reason);
-    // What was put in the queue before the close goes out before the close frame. A slow consumer's queue is given
-    // up: the store has it all.
-    if !matches!(reason, Close::SlowConsumer | Close::ByPeer) {
-        let rest = async {
-            while let Some(frame) = session.try_next() {
-                if sink.send(frame.message).await.is_err() {
-                    return;
-                }
-            }
-        };
-        let _out_of_time = timeout(CLOSE_WITHIN, rest).await;
     }
-    session.give_up();
+}
+
+/// Writes what is left in the queue. (A slow consumer's is given up: the store has it all.)
+async fn flush(session: &Session, sink: &mut SplitSink<Socket, Message>) {
+    while let Some(frame) = session.try_next() {
+        if sink.send(frame.message).await.is_err() {
+            return;
+        }
+    }
 }
 
 async fn end(mut socket: Socket, reason: Close) {

@@ -75,6 +75,18 @@ impl World {
         world
     }
 
+    /// Waits until no event and no job is left, those that are put off included: what was to come has come.
+    async fn nothing_is_queued(&self) {
+        let queue = rusqlite::Connection::open(self.dir.path().join(Embedded::DATABASE)).unwrap();
+        let left = || queue.query_row("SELECT count(*) FROM queue", [], |row| row.get::<_, i64>(0)).unwrap();
+        let empty = async {
+            while left() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(naru_client::PATIENCE, empty).await.expect("the queue runs empty");
+    }
+
     /// Ada's next message, saved.
     async fn says(&self, content: &str) -> Message {
         self.says_at(content, Timestamp::now()).await

@@ -1,0 +1,1 @@
+//! The bus on RabbitMQ: quorum queues, confirms, partitions by room.

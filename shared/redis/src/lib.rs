@@ -1,0 +1,1 @@
+//! The live layer on Redis: what reaches the connected, and who that is.

@@ -1,0 +1,93 @@
+//! What a failure of Redis means to whoever asked: the one place where the driver's errors become the engine's.
+
+use naru_engines::{Applied, EngineError};
+use redis::{ErrorKind, ParsingError, RedisError, ServerErrorKind};
+
+/// How errors name this engine.
+pub(crate) const ENGINE: &str = "redis";
+
+/// Sorts a failure by what to do next. `applied` is what is known of the request if it may be asked again.
+pub(crate) fn engine_error(error: RedisError, applied: Applied) -> EngineError {
+    match error.kind() {
+        ErrorKind::Parse | ErrorKind::UnexpectedReturnType => EngineError::poison(ENGINE, error),
+        _ if is_passing(&error) => EngineError::unavailable(ENGINE, applied, error),
+        _ => EngineError::permanent(ENGINE, error),
+    }
+}
+
+/// What is stored, or what was answered, is not what Naru writes.
+pub(crate) fn unreadable(error: ParsingError) -> EngineError {
+    EngineError::poison(ENGINE, error)
+}
+
+/// The server has this connection, but is not the one to write to any more: its successor is found by connecting anew.
+pub(crate) fn is_demoted(error: &RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown))
+}
+
+/// Whether the same request may succeed later, without anybody changing it.
+fn is_passing(error: &RedisError) -> bool {
+    match error.kind() {
+        ErrorKind::Io | ErrorKind::ClusterConnectionNotFound => true,
+        ErrorKind::Server(kind) => match kind {
+            ServerErrorKind::BusyLoading
+            | ServerErrorKind::TryAgain
+            | ServerErrorKind::ClusterDown
+            | ServerErrorKind::MasterDown
+            | ServerErrorKind::ReadOnly
+            | ServerErrorKind::Moved
+            | ServerErrorKind::Ask => true,
+            // The one plain `ERR` that passes by itself.
+            ServerErrorKind::ResponseError => {
+                error.detail().is_some_and(|detail| detail.starts_with("max number of clients"))
+            }
+            _ => false,
+        },
+        // Out of memory; replicas missing; its disk is full; a script runs for too long.
+        _ => matches!(error.code(), Some("OOM" | "NOREPLICAS" | "MISCONF" | "BUSY")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    /// What the driver makes of an error line of the server.
+    fn answered(line: &str) -> RedisError {
+        let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).expect("an error line");
+        value.extract_error().expect_err("an error")
+    }
+
+    #[test]
+    fn failures_are_sorted_by_what_to_do_next() {
+        let transient = [
+            "LOADING Redis is loading the dataset in memory",
+            "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+            "CLUSTERDOWN The cluster is down",
+            "READONLY You can't write against a read only replica.",
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
+            "BUSY Redis is busy running a script.",
+            "ERR max number of clients reached",
+        ];
+        for line in transient {
+            let error = engine_error(answered(line), Applied::Unknown);
+            assert!(matches!(error, EngineError::Unavailable { applied: Applied::Unknown, .. }), "{error:?}");
+        }
+        let permanent = [
+            "WRONGTYPE Operation against a key holding the wrong kind of value",
+            "NOAUTH Authentication required.",
+            "WRONGPASS invalid username-password pair or user is disabled.",
+            "NOPERM this user has no permissions to run the 'publish' command",
+            "ERR unknown command 'SMISMEMBER'",
+        ];
+        for line in permanent {
+            let error = engine_error(answered(line), Applied::Unknown);
+            assert!(matches!(error, EngineError::Permanent { .. }), "{error:?}");
+        }
+        let broken = RedisError::from(io::Error::from(io::ErrorKind::ConnectionReset));
+        assert!(engine_error(broken, Applied::No).is_transient());
+    }
+}

@@ -9,9 +9,11 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::iter;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{LazyLock, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,6 +29,9 @@ const ASK_EVERY: Duration = Duration::from_millis(20);
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// RabbitMQ takes this many in a row: its own, Erlang's distribution, Erlang's port mapper.
 const PORTS_EACH: u16 = 3;
+
+/// How many virtual hosts the broker has for tests that want one of their own.
+const VIRTUAL_HOSTS: usize = 8;
 
 /// Which service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -102,6 +107,32 @@ pub fn url(kind: Kind) -> &'static str {
     url
 }
 
+/// The URL of a RabbitMQ virtual host that nobody else uses, on the broker that the test process shares.
+///
+/// # Panics
+/// When the broker can't be started, or all virtual hosts are given.
+pub fn own_virtual_host() -> String {
+    static GIVEN: AtomicUsize = AtomicUsize::new(0);
+    let number = GIVEN.fetch_add(1, Ordering::Relaxed);
+    assert!(number < VIRTUAL_HOSTS, "there are {VIRTUAL_HOSTS} virtual hosts; see VIRTUAL_HOSTS");
+    format!("{}own{number}", url(Kind::Rabbitmq).trim_end_matches("%2f"))
+}
+
+/// What RabbitMQ reads when it starts: the user that every installation has, and virtual hosts for tests.
+fn definitions() -> String {
+    let names: Vec<String> =
+        iter::once("/".to_owned()).chain((0..VIRTUAL_HOSTS).map(|number| format!("own{number}"))).collect();
+    let each =
+        |entry: &dyn Fn(&str) -> String| names.iter().map(|name| entry(name)).collect::<Vec<_>>().join(",");
+    let hosts = each(&|name| format!(r#"{{"name":"{name}"}}"#));
+    let permissions = each(&|name| {
+        format!(r#"{{"user":"guest","vhost":"{name}","configure":".*","write":".*","read":".*"}}"#)
+    });
+    format!(
+        r#"{{"users":[{{"name":"guest","password":"guest","tags":["administrator"]}}],"vhosts":[{hosts}],"permissions":[{permissions}]}}"#
+    )
+}
+
 /// A running service, or one that was stopped and may be started again. Dropping it kills it and removes its data.
 #[derive(Debug)]
 pub struct Service {
@@ -118,6 +149,9 @@ impl Service {
     /// When it can't be started.
     pub fn start(kind: Kind) -> Self {
         let mut service = Self { kind, port: free_port(), dir: new_dir(kind), child: None };
+        if kind == Kind::Rabbitmq {
+            fs::write(service.dir.path().join("definitions.json"), definitions()).expect("a new folder");
+        }
         service.start_again();
         service
     }

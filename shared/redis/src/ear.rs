@@ -6,8 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// However few signals they are, no more than this is kept unread: what Redis itself keeps for a subscriber that does not
-/// read, by its default of `client-output-buffer-limit pubsub 32mb`.
+/// However few signals they are, no more than this is kept unread: what Redis itself keeps for a subscriber that
+/// does not read, by its default of `client-output-buffer-limit pubsub 32mb`.
 const MOST_BYTES: usize = 32 << 20;
 
 /// One entry of the queue.
@@ -26,8 +26,8 @@ pub(crate) enum Heard {
     Restored,
 }
 
-/// The queue. Two things interrupt it, and both must be over before it is restored: nobody listens to Redis (`deaf`), or
-/// nobody takes what was heard (`full`).
+/// The queue. Two things interrupt it, and both must be over before it is restored: nobody listens to Redis
+/// (`deaf`), or nobody takes what was heard (`full`).
 pub(crate) struct Ear {
     state: Mutex<State>,
     woken: Notify,

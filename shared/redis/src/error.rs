@@ -20,7 +20,8 @@ pub(crate) fn unreadable(error: ParsingError) -> EngineError {
     EngineError::poison(ENGINE, error)
 }
 
-/// The server has this connection, but is not the one to write to any more: its successor is found by connecting anew.
+/// The server has this connection, but is not the one to write to any more: its successor is found by connecting
+/// anew.
 pub(crate) fn is_demoted(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown))
 }

@@ -80,7 +80,7 @@ fn in_full(script: &Lua, command: &Cmd) -> Cmd {
 /// Whoever holds the keys.
 pub(crate) enum Keys {
     /// One server.
-    Server(Link),
+    Server(Box<Link>),
     /// A cluster, whose client finds the node of a key, and the new one when it moves or a node dies.
     Cluster {
         /// Clones share their connections.
@@ -107,7 +107,10 @@ impl Keys {
             let why = format!("the cluster did not answer within {CONNECT_WITHIN:?}");
             EngineError::unavailable(ENGINE, Applied::No, why)
         })?;
-        Ok(Self::Cluster { connection: connection.map_err(|error| engine_error(error, Applied::No))?, answer_within })
+        Ok(Self::Cluster {
+            connection: connection.map_err(|error| engine_error(error, Applied::No))?,
+            answer_within,
+        })
     }
 
     /// Answers one request.
@@ -131,7 +134,9 @@ impl Keys {
         // A server that was started, emptied or promoted since has never seen the script.
         let (places, unknown): (Vec<usize>, Vec<Cmd>) = scripts
             .iter()
-            .filter(|(place, ..)| answers.get(*place).is_some_and(|answer| answer.as_ref().is_err_and(knows_it_not)))
+            .filter(|(place, ..)| {
+                answers.get(*place).is_some_and(|answer| answer.as_ref().is_err_and(knows_it_not))
+            })
             .map(|(place, script, command)| (*place, in_full(script, command)))
             .unzip();
         for (place, answer) in places.into_iter().zip(self.send(unknown).await?) {

@@ -22,8 +22,8 @@ const PART: usize = 1_000;
 /// A connection that all callers share. What one call sends goes out in one piece and is answered in its order; calls
 /// don't wait for each other's answers.
 ///
-/// A connection on which an answer did not come in time is thrown away. So whoever hangs can't collect requests: those
-/// that were not yet written die with the connection.
+/// A connection on which an answer did not come in time is thrown away. So whoever hangs can't collect requests:
+/// those that were not yet written die with the connection.
 pub(crate) struct Link {
     servers: Arc<Servers>,
     answer_within: Duration,
@@ -47,11 +47,12 @@ impl Link {
         Self { servers, answer_within, state: Mutex::new(state) }
     }
 
-    /// Sends commands and answers what the server said to each, in their order. One round trip, however many they are.
+    /// Sends commands and answers what the server said to each, in their order. One round trip, however many they
+    /// are.
     ///
     /// # Errors
-    /// When there is no connection, or it breaks, or the answers don't come in time. That the server refuses a command
-    /// is an answer.
+    /// When there is no connection, or it breaks, or the answers don't come in time. That the server refuses a
+    /// command is an answer.
     pub(crate) async fn send(
         &self,
         commands: impl IntoIterator<Item = Cmd>,
@@ -60,7 +61,9 @@ impl Link {
         let mut parts = Vec::new();
         while commands.peek().is_some() {
             let mut part = Pipeline::with_capacity(PART);
-            commands.by_ref().take(PART).for_each(|command| drop(part.add_command(command)));
+            for command in commands.by_ref().take(PART) {
+                part.add_command(command);
+            }
             part.ignore_errors();
             parts.push(part);
         }

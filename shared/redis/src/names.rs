@@ -1,7 +1,7 @@
 //! Every key and channel, in one place. Operators and other services may rely on these names.
 //!
-//! Ids go in as they are: a name is only ever built from one and never taken apart, but for the room of `chat:`, which is
-//! all that follows.
+//! Ids go in as they are: a name is only ever built from one and never taken apart, but for the room of `chat:`,
+//! which is all that follows.
 
 use naru_model::{GatewayId, MessageId, RoomId, UserId};
 

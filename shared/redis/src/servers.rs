@@ -7,7 +7,8 @@ use naru_engines::{Applied, EngineError, EngineResult};
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisError, RedisResult,
+    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisError,
+    RedisResult,
 };
 use tokio::time::timeout;
 
@@ -50,7 +51,10 @@ impl Servers {
     ///
     /// # Errors
     /// Within [`CONNECT_WITHIN`], when none does. The next attempt begins with the next server.
-    pub(crate) async fn connect(&self, config: &AsyncConnectionConfig) -> EngineResult<MultiplexedConnection> {
+    pub(crate) async fn connect(
+        &self,
+        config: &AsyncConnectionConfig,
+    ) -> EngineResult<MultiplexedConnection> {
         let first = self.first.load(Ordering::Relaxed);
         let mut last = None;
         let attempts = async {

@@ -107,7 +107,10 @@ mod tests {
 
         let session = SessionId::new("한 \"s\"").unwrap();
         let evict = write_eviction(&session).unwrap();
-        assert_eq!(String::from_utf8(evict.clone()).unwrap(), r#"{"version":1,"type":"EVICT","session":"한 \"s\""}"#);
+        assert_eq!(
+            String::from_utf8(evict.clone()).unwrap(),
+            r#"{"version":1,"type":"EVICT","session":"한 \"s\""}"#
+        );
         assert_eq!(read_letter(&evict), Ok(Signal::Evict(session)));
     }
 

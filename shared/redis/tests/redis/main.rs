@@ -1,1 +1,93 @@
+//! Redis, as it is: real servers, some of which die.
 
+mod channels;
+mod cluster;
+mod conformance;
+mod cost;
+mod outages;
+mod presence;
+
+use std::time::Duration;
+
+use naru_engines::EngineResult;
+use naru_engines::conformance::LiveLayer;
+use naru_engines::live::{Signal, Subscription};
+use naru_model::live::{LiveEvent, News};
+use naru_model::{ClientMessageId, Message, MessageId, RoomId, Seq, SessionId, Timestamp, UserId};
+use naru_redis::{Options, Redis};
+use tokio::time::timeout;
+
+/// How long a test waits for what must happen, before it has failed.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Another process of the deployment.
+async fn open(url: &str) -> LiveLayer {
+    layer(&Redis::open(url, Options::default()).await.unwrap())
+}
+
+fn layer(redis: &Redis) -> LiveLayer {
+    LiveLayer {
+        live: redis.live(),
+        presence: redis.presence(),
+        proofs: redis.proofs(),
+        leases: redis.leases(),
+    }
+}
+
+/// A connection of somebody who is not Naru.
+async fn stranger(url: &str) -> redis::aio::MultiplexedConnection {
+    redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap()
+}
+
+fn user(name: &str) -> UserId {
+    UserId::new(name).unwrap()
+}
+
+fn new_room() -> RoomId {
+    RoomId::new(format!("방 {{*}}:%[a] {}", MessageId::generate())).unwrap()
+}
+
+/// The message at this place in a room.
+fn said(room: &RoomId, seq: u64) -> LiveEvent {
+    LiveEvent {
+        recipients: [user("ben"), user("eve")].into(),
+        origin: Some(SessionId::new("ada's phone").unwrap()),
+        news: News::Chat(Message {
+            id: MessageId::from_bytes([1; 12]),
+            chat_room_id: room.clone(),
+            seq: Seq(seq),
+            sender_id: user("ada"),
+            sender_name: "Ada 러브레이스".into(),
+            content: "\"안녕\" 👋".into(),
+            timestamp: Timestamp::from_millis(1_795_339_800_042),
+            client_message_id: ClientMessageId::new("c-1").unwrap(),
+        }),
+    }
+}
+
+async fn publish(layer: &LiveLayer, room: &RoomId, seqs: std::ops::Range<u64>) -> EngineResult<()> {
+    layer.live.publish(seqs.map(|seq| said(room, seq)).collect()).await
+}
+
+async fn next(ear: &mut Box<dyn Subscription>) -> Signal {
+    timeout(PATIENCE, ear.next()).await.expect("something is heard in time").expect("open")
+}
+
+/// The place of the next message in this room; what else is heard goes by.
+async fn next_seq(ear: &mut Box<dyn Subscription>, room: &RoomId) -> u64 {
+    loop {
+        match next(ear).await {
+            Signal::Event(event) if event.news.room() == room => match &event.news {
+                News::Chat(message) => return message.seq.0,
+                other => panic!("{other:?} was not published"),
+            },
+            Signal::Interrupted => panic!("interrupted before what was waited for"),
+            _ => {}
+        }
+    }
+}
+
+/// Waits for a signal; what else is heard goes by.
+async fn until(ear: &mut Box<dyn Subscription>, wanted: Signal) {
+    while next(ear).await != wanted {}
+}

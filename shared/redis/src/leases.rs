@@ -1,0 +1,22 @@
+//! Who does what only one should do: a key with the holder's name, which expires by itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use naru_engines::EngineResult;
+use naru_engines::live::Leases;
+
+use crate::keys::{Keys, Lua, Request, millis};
+use crate::names::lease_key;
+
+static HOLD: Lua = Lua::new(include_str!("scripts/hold.lua"));
+
+pub(crate) struct Held(pub(crate) Arc<Keys>);
+
+#[async_trait]
+impl Leases for Held {
+    async fn hold(&self, name: &str, holder: &str, ttl: Duration) -> EngineResult<bool> {
+        self.0.one(Request::script(&HOLD, lease_key(name)).arg(holder).arg(millis(ttl))).await
+    }
+}

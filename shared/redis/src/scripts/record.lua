@@ -1,0 +1,6 @@
+-- Adds proofs of one message. KEYS: the message's proofs. ARGV: how many milliseconds to keep them, the users.
+-- A set never exists without an end, and a short wish never cuts a longer one.
+redis.call('SADD', KEYS[1], unpack(ARGV, 2))
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[1]) then
+  redis.call('PEXPIRE', KEYS[1], ARGV[1])
+end

@@ -1,0 +1,10 @@
+-- Renews a gateway's lease. KEYS: the lease. ARGV: for how many milliseconds, how many to remember the renewal. The
+-- clock is Redis's: those of gateways need not agree. A gateway that has resigned is never heard of again (another
+-- run has another id), so a renewal that was stuck on its way can't bring it back.
+if redis.call('HEXISTS', KEYS[1], 'resigned') == 1 then
+  return
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('HSET', KEYS[1], 'renewed', now, 'until', now + ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])

@@ -1,0 +1,181 @@
+//! The server dies, hangs, forgets, or is not there yet.
+
+use std::slice;
+use std::time::Duration;
+
+use naru_engines::live::{Attachment, Signal};
+use naru_engines::{Applied, EngineError};
+use naru_model::{GatewayId, SessionId};
+use naru_redis::{Options, Redis};
+use naru_services::{Kind, Service};
+use tokio::time::{Instant, timeout};
+
+use crate::{PATIENCE, new_room, next, next_seq, open, publish, said, stranger, until, user};
+
+#[tokio::test]
+async fn a_killed_server_is_found_again_and_all_that_follows_is_heard() {
+    let mut service = Service::start(Kind::Redis);
+    let (here, there) = (open(&service.url()).await, open(&service.url()).await);
+    let room = new_room();
+    let mut ear = here.live.subscribe(&GatewayId::generate()).await.unwrap();
+    publish(&there, &room, 0..10).await.unwrap();
+    for seq in 0..10 {
+        assert_eq!(next_seq(&mut ear, &room).await, seq);
+    }
+    service.kill();
+    let killed = Instant::now();
+    assert_eq!(next(&mut ear).await, Signal::Interrupted);
+    assert!(killed.elapsed() < Duration::from_secs(2), "a closed connection shows at once");
+    for _ in 0..100 {
+        assert!(publish(&there, &room, 10..11).await.unwrap_err().is_transient());
+    }
+    assert!(killed.elapsed() < Duration::from_secs(5), "it fails fast: {:?}", killed.elapsed());
+
+    service.start_again();
+    until(&mut ear, Signal::Restored).await;
+    // The publisher may still pause after its last attempt.
+    let mut first = 11;
+    while publish(&there, &room, first..first + 10).await.is_err() {
+        first += 10;
+    }
+    for seq in first..first + 10 {
+        assert_eq!(next_seq(&mut ear, &room).await, seq);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_is_noticed_and_makes_nobody_wait_for_long() {
+    let service = Service::start(Kind::Redis);
+    let naru = open(&service.url()).await;
+    let room = new_room();
+    let mut ear = naru.live.subscribe(&GatewayId::generate()).await.unwrap();
+    publish(&naru, &room, 0..1).await.unwrap();
+    assert_eq!(next_seq(&mut ear, &room).await, 0);
+
+    service.freeze();
+    let frozen = Instant::now();
+    let error = publish(&naru, &room, 1..2).await.unwrap_err();
+    assert!(matches!(error, EngineError::Unavailable { applied: Applied::Unknown, .. }), "{error:?}");
+    assert!(frozen.elapsed() < Duration::from_secs(3), "it took {:?}", frozen.elapsed());
+    let asked = Instant::now();
+    assert!(naru.presence.locate(&[user("ada")]).await.unwrap_err().is_transient());
+    assert!(asked.elapsed() < Duration::from_secs(3), "it took {:?}", asked.elapsed());
+    // Connecting takes a second of it now; what was certainly not sent says so.
+    let asked = Instant::now();
+    let error = publish(&naru, &room, 2..3).await.unwrap_err();
+    assert!(matches!(error, EngineError::Unavailable { applied: Applied::No, .. }), "{error:?}");
+    assert!(asked.elapsed() < Duration::from_secs(3), "it took {:?}", asked.elapsed());
+
+    until(&mut ear, Signal::Interrupted).await;
+    let noticed = frozen.elapsed();
+    println!("the subscriber noticed after {noticed:?}");
+    assert!(noticed < Duration::from_secs(6), "noticed after {noticed:?}");
+
+    service.thaw();
+    until(&mut ear, Signal::Restored).await;
+    while publish(&naru, &room, 3..4).await.is_err() {}
+    // What was on its way when the server hung may come first.
+    while next_seq(&mut ear, &room).await != 3 {}
+}
+
+#[tokio::test]
+async fn what_was_not_detached_is_detached_with_the_next_renewal() {
+    let mut service = Service::start(Kind::Redis);
+    let (naru, beside) = (open(&service.url()).await, open(&service.url()).await);
+    let gateway = GatewayId::generate();
+    let session = Attachment {
+        user: user("ada"),
+        device: None,
+        session: SessionId::generate(),
+        gateway: gateway.clone(),
+    };
+    let lease = Duration::from_secs(600);
+    service.kill();
+    naru.presence.detach(&session).await.unwrap_err();
+
+    // As if the server had kept everything.
+    service.start_again();
+    while beside.presence.renew(&gateway, lease).await.is_err() {}
+    beside.presence.attach(&session).await.unwrap();
+    assert!(beside.presence.locate(&[user("ada")]).await.unwrap()[0].is_online());
+    while naru.presence.renew(&gateway, lease).await.is_err() {}
+    assert!(!beside.presence.locate(&[user("ada")]).await.unwrap()[0].is_online());
+}
+
+#[tokio::test]
+async fn a_server_that_has_forgotten_everything_is_told_again() {
+    let service = Service::start(Kind::Redis);
+    let naru = open(&service.url()).await;
+    let gateway = GatewayId::generate();
+    let session = Attachment {
+        user: user("ada"),
+        device: None,
+        session: SessionId::generate(),
+        gateway: gateway.clone(),
+    };
+    let mut other = stranger(&service.url()).await;
+    for _ in 0..2 {
+        naru.presence.attach(&session).await.unwrap();
+        assert!(!naru.presence.locate(&[user("ada")]).await.unwrap()[0].is_online(), "there is no lease yet");
+        naru.presence.renew(&gateway, Duration::from_secs(600)).await.unwrap();
+        assert_eq!(
+            naru.presence.locate(&[user("ada")]).await.unwrap()[0].gateways,
+            slice::from_ref(&gateway)
+        );
+        redis::cmd("FLUSHALL").exec_async(&mut other).await.unwrap();
+        redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut other).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn opening_fails_in_time_and_says_whether_to_try_again() {
+    async fn refused(url: &str) -> EngineError {
+        let opened = timeout(Duration::from_secs(4), Redis::open(url, Options::default())).await;
+        opened.expect("it does not hang").err().expect("it can't be opened")
+    }
+    let mut service = Service::start(Kind::Redis);
+    let url = service.url();
+    service.freeze();
+    assert!(refused(&url).await.is_transient(), "it hangs");
+    service.thaw();
+    assert!(refused(&url.replace("redis:", "rediss:")).await.is_transient(), "it does not speak TLS");
+
+    let mut other = stranger(&url).await;
+    redis::cmd("CONFIG").arg("SET").arg("requirepass").arg("right").exec_async(&mut other).await.unwrap();
+    let with_password = url.replace("redis://", "redis://:wrong@");
+    let error = refused(&with_password).await;
+    assert!(matches!(error, EngineError::Permanent { .. }), "{error:?}");
+    assert!(!format!("{error:?}").contains("wrong@"), "{error:?}");
+    let right = with_password.replace("wrong", "right");
+    open(&right).await.presence.locate(&[user("ada")]).await.unwrap();
+    let two = refused(&format!("{right}, {right}")).await;
+    assert!(two.to_string().contains("no cluster"), "{two}");
+
+    service.kill();
+    let error = refused(&url).await;
+    assert!(error.is_transient());
+    assert!(error.to_string().contains(&service.port().to_string()), "{error} names the server");
+    for url in ["", "localhost", "http://:secret@localhost/", "redis://:secret@/x y", ","] {
+        let error = refused(url).await;
+        assert!(matches!(error, EngineError::Permanent { .. }), "{url:?}: {error:?}");
+        assert!(!format!("{error:?}").contains("secret"), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_during_an_outage_leaves_nothing_behind() {
+    // Far more than a socket's buffers hold: what is not written when the call fails is gone with the connection.
+    let service = Service::start(Kind::Redis);
+    let naru = open(&service.url()).await;
+    let room = new_room();
+    publish(&naru, &room, 0..1).await.unwrap();
+    service.freeze();
+    let events: Vec<_> = (0..20_000).map(|seq| said(&room, seq)).collect();
+    let asked = Instant::now();
+    for _ in 0..3 {
+        assert!(naru.live.publish(events.clone()).await.unwrap_err().is_transient());
+    }
+    assert!(asked.elapsed() < Duration::from_secs(10), "it took {:?}", asked.elapsed());
+    service.thaw();
+    timeout(PATIENCE, async { while publish(&naru, &room, 1..2).await.is_err() {} }).await.expect("it heals");
+}

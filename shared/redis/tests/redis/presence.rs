@@ -1,0 +1,129 @@
+//! What lies in the keys of presence, and for how long.
+
+use std::time::Duration;
+
+use naru_engines::conformance::LiveLayer;
+use naru_engines::live::{Attachment, Seen};
+use naru_model::{DeviceId, GatewayId, MessageId, SessionId, Timestamp, UserId};
+use naru_services::{Kind, url};
+use redis::aio::MultiplexedConnection;
+
+use crate::{open, stranger};
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A user with one session on a gateway that runs.
+struct Connected {
+    naru: LiveLayer,
+    session: Attachment,
+    other: MultiplexedConnection,
+}
+
+impl Connected {
+    async fn new() -> Self {
+        let naru = open(url(Kind::Redis)).await;
+        let session = Attachment {
+            user: UserId::new(format!("ada:{}", MessageId::generate())).unwrap(),
+            device: Some(DeviceId::new("폰 %{1}").unwrap()),
+            session: SessionId::generate(),
+            gateway: GatewayId::generate(),
+        };
+        naru.presence.renew(&session.gateway, Duration::from_secs(600)).await.unwrap();
+        naru.presence.attach(&session).await.unwrap();
+        Self { naru, session, other: stranger(url(Kind::Redis)).await }
+    }
+
+    fn user_key(&self) -> String {
+        format!("naru:user:{}", self.session.user)
+    }
+
+    async fn raw<T: redis::FromRedisValue>(&mut self, command: &[&str]) -> T {
+        let mut all = redis::cmd(command[0]);
+        command[1..].iter().for_each(|argument| drop(all.arg(argument).to_owned()));
+        all.query_async(&mut self.other).await.unwrap()
+    }
+
+    async fn seen(&self) -> Seen {
+        self.naru.presence.seen(std::slice::from_ref(&self.session.user)).await.unwrap()[0]
+    }
+
+    /// As if the gateway had last renewed its lease at this moment.
+    async fn silent_since(&mut self, moment: Timestamp) {
+        let key = format!("naru:gateway:{}", self.session.gateway);
+        let moment = moment.as_millis().to_string();
+        self.raw::<()>(&["HSET", &key, "renewed", &moment, "until", &moment]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_connected_users_key_never_expires_and_anothers_does() {
+    let mut ada = Connected::new().await;
+    let key = ada.user_key();
+    assert_eq!(ada.raw::<i64>(&["PTTL", &key]).await, -1);
+    for _ in 0..2 {
+        ada.naru.presence.detach(&ada.session).await.unwrap();
+        let year = 365 * DAY.as_millis() as i64;
+        let left: i64 = ada.raw(&["PTTL", &key]).await;
+        assert!((year - 60_000..=year).contains(&left), "{left} ms");
+    }
+    ada.naru.presence.attach(&ada.session).await.unwrap();
+    assert_eq!(ada.raw::<i64>(&["PTTL", &key]).await, -1);
+    let gateway = format!("naru:gateway:{}", ada.session.gateway);
+    assert!(ada.raw::<i64>(&["PTTL", &gateway]).await > 29 * DAY.as_millis() as i64);
+}
+
+#[tokio::test]
+async fn what_a_gateway_left_is_cleared_away_after_a_day_of_silence() {
+    let mut ada = Connected::new().await;
+    let key = ada.user_key();
+    // The lease has lapsed, but it may be renewed yet.
+    let recently = Timestamp::now().before(DAY - Duration::from_secs(60));
+    ada.silent_since(recently).await;
+    assert!(!ada.seen().await.online);
+    assert_eq!(ada.raw::<u64>(&["HLEN", &key]).await, 2);
+
+    let long_ago = Timestamp::now().before(2 * DAY);
+    ada.silent_since(long_ago).await;
+    let attached = ada.seen().await.last_seen_at.expect("they were here");
+    assert!(attached > long_ago, "attaching was later than the last renewal");
+    assert_eq!(ada.raw::<u64>(&["HLEN", &key]).await, 1, "only when they were last seen");
+    assert!(ada.raw::<i64>(&["PTTL", &key]).await > 0);
+    assert_eq!(ada.seen().await, Seen { online: false, last_seen_at: Some(attached) });
+}
+
+#[tokio::test]
+async fn a_gateway_nobody_remembers_is_given_time_to_come_back() {
+    let mut ada = Connected::new().await;
+    let key = ada.user_key();
+    let gateway = format!("naru:gateway:{}", ada.session.gateway);
+    ada.raw::<()>(&["DEL", &gateway]).await;
+    assert!(!ada.seen().await.online);
+    assert_eq!(ada.raw::<u64>(&["HLEN", &key]).await, 2, "its renewal may be on its way");
+    let long_ago = Timestamp::now().before(2 * DAY);
+    ada.raw::<()>(&["HSET", &key, "seen", &long_ago.as_millis().to_string()]).await;
+    assert_eq!(ada.seen().await, Seen { online: false, last_seen_at: Some(long_ago) });
+    assert_eq!(ada.raw::<u64>(&["HLEN", &key]).await, 1);
+}
+
+#[tokio::test]
+async fn a_gateway_that_has_resigned_does_not_come_back() {
+    let ada = Connected::new().await;
+    let before = ada.seen().await.last_seen_at;
+    ada.naru.presence.resign(&ada.session.gateway).await.unwrap();
+    // A renewal that was stuck on its way.
+    ada.naru.presence.renew(&ada.session.gateway, Duration::from_secs(600)).await.unwrap();
+    let seen = ada.seen().await;
+    assert!(!seen.online);
+    assert!(seen.last_seen_at >= before, "last seen when it resigned");
+}
+
+#[tokio::test]
+async fn a_user_whose_record_is_unreadable_is_not_offline() {
+    let mut ada = Connected::new().await;
+    let key = ada.user_key();
+    ada.raw::<()>(&["HSET", &key, "session:", "nobody"]).await;
+    let users = [ada.session.user.clone()];
+    assert!(!ada.naru.presence.locate(&users).await.unwrap_err().is_transient());
+    ada.raw::<()>(&["SET", &key, "rubbish"]).await;
+    assert!(!ada.naru.presence.locate(&users).await.unwrap_err().is_transient());
+}

@@ -68,6 +68,7 @@ pub struct Report {
 #[serde(rename_all = "camelCase")]
 struct Cost {
     pid: u32,
+    program: String,
     cpu_seconds: f64,
     cpu_seconds_per_thousand: f64,
     peak_resident_kib: u64,
@@ -97,7 +98,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let run: Arc<str> = new_run().into();
     let members = options.pairs as usize * 2;
     let user = |number: usize| format!("flow-{run}-{number}");
-    let http = Http::without_token(&options.server.url);
+    let http = Http::without_token(options.server.url(0));
     let rooms: Vec<String> = stream::iter(0..members / 2)
         .map(|pair| make_room(&options.server, &http, [user(2 * pair), user(2 * pair + 1)]))
         .buffered(SETUP_CONCURRENCY)
@@ -106,7 +107,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let sessions: Vec<Session> = stream::iter(0..members)
         .map(|number| {
             let user = user(number);
-            async move { options.server.open(&user, None).await }
+            async move { options.server.open(number, &user, None).await }
         })
         .buffered(SETUP_CONCURRENCY)
         .try_collect()
@@ -224,6 +225,7 @@ impl Cost {
         let cpu_seconds = (process::cpu_time(pid)?.saturating_sub(before)).as_secs_f64();
         Ok(Self {
             pid,
+            program: process::name(pid)?,
             cpu_seconds,
             cpu_seconds_per_thousand: cpu_seconds * 1000.0 / messages.max(1) as f64,
             peak_resident_kib: process::peak_resident_kib(pid)?,
@@ -269,11 +271,11 @@ impl fmt::Display for Report {
         for (kind, count) in &totals.errors {
             writeln!(f, "{count} × {kind}")?;
         }
-        for (name, cost) in self.server.iter().map(|cost| ("server", cost)).chain([("this tool", &self.tool)])
-        {
+        for cost in self.server.iter().chain([&self.tool]) {
             write!(
                 f,
-                "\n{name} {}: {:.3} CPU s per 1,000 messages ({:.2} s in all), at most {:.1} MiB resident",
+                "\n{} {}: {:.3} CPU s per 1,000 messages ({:.2} s in all), at most {:.1} MiB resident",
+                cost.program,
                 cost.pid,
                 cost.cpu_seconds_per_thousand,
                 cost.cpu_seconds,

@@ -72,7 +72,7 @@ async fn open_all(options: &Options) -> anyhow::Result<JoinSet<()>> {
         let (server, user) = (options.server.clone(), format!("idle-{run}-{number}"));
         let source = source_address(number, options.connections);
         opening.spawn(async move {
-            let opened = server.open(&user, source).await;
+            let opened = server.open(number as usize, &user, source).await;
             opened.with_context(|| format!("session {number} could not be opened"))
         });
         while let Some(opened) = opening.try_join_next() {
@@ -136,7 +136,7 @@ mod tests {
     #[tokio::test]
     async fn all_sessions_are_opened_and_held() {
         let options = Options {
-            server: Server { url: serve(|_| Sin::None).await, secret: "secret".to_owned() },
+            server: Server { urls: vec![serve(|_| Sin::None).await], secret: "secret".to_owned() },
             connections: 50,
             connect_rate: 1000,
             hold: Duration::from_millis(1),

@@ -5,6 +5,8 @@
 //! naru-bench flow --url http://127.0.0.1:8080 --secret S --rate 500 --duration 20s --pairs 100 --pid PID --json
 //! ```
 //!
+//! With `--url` more than once sessions are spread over several gateways: of two, each pair has one member on either.
+//!
 //! - `idle` opens sessions and reports the server's resident memory per connection.
 //! - `flow` lets pairs of users write to each other at a fixed rate and reports how long the `ACK` and the delivery
 //!   take, what the server spends on it, and what was lost or came twice. It leaves with 1 if anything confirmed was
@@ -71,7 +73,8 @@ fn command() -> Command {
         Arg::new(name).long(name).default_value(default).value_parser(humantime::parse_duration).help(help)
     };
     let shared = [
-        required("url", "The server: http://HOST:PORT"),
+        required("url", "The server: http://HOST:PORT (may be repeated: its gateways)")
+            .action(ArgAction::Append),
         required("secret", "Its NARU_JWT_SECRET"),
         Arg::new("json")
             .long("json")
@@ -130,7 +133,8 @@ fn flow_options(matches: &ArgMatches) -> flow::Options {
 
 fn server(matches: &ArgMatches) -> session::Server {
     let text = |name: &str| matches.get_one::<String>(name).expect("required").clone();
-    session::Server { url: text("url"), secret: text("secret") }
+    let urls = matches.get_many("url").expect("required").cloned().collect();
+    session::Server { urls, secret: text("secret") }
 }
 
 fn count(matches: &ArgMatches, name: &str) -> u32 {
@@ -148,13 +152,15 @@ mod tests {
     #[test]
     fn the_commands_of_the_documentation_parse() {
         command().debug_assert();
-        let line = "naru-bench flow --url u --secret S --rate 500 --duration 20s --pid 1 --pid 2 --json";
+        let line =
+            "naru-bench flow --url u --url v --secret S --rate 500 --duration 20s --pid 1 --pid 2 --json";
         let matches = command().try_get_matches_from(line.split(' ')).expect("parses");
         let options = flow_options(matches.subcommand().expect("flow").1);
         assert_eq!(
             (options.rate, options.warmup, &options.pids[..]),
             (500, Duration::from_secs(3), &[1, 2][..])
         );
+        assert_eq!([0, 1, 2].map(|number| options.server.url(number)), ["u", "v", "u"]);
         let line = "naru-bench idle --url u --secret S --connections 4000 --pid 1";
         let matches = command().try_get_matches_from(line.split(' ')).expect("parses");
         assert_eq!(idle_options(matches.subcommand().expect("idle").1).pid, Some(1));

@@ -28,6 +28,11 @@ pub fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
     Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
 }
 
+/// The program's name, cut to 15 bytes by the kernel.
+pub fn name(pid: u32) -> anyhow::Result<String> {
+    Ok(read(pid, "comm")?.trim_end().to_owned())
+}
+
 /// Lets this process open as many files as the system allows it: a connection is one.
 pub fn raise_open_files_limit() -> io::Result<()> {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);

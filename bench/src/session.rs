@@ -17,8 +17,8 @@ pub type Session = WebSocketStream<TcpStream>;
 /// The server under test.
 #[derive(Debug, Clone)]
 pub struct Server {
-    /// `http://host:port`.
-    pub url: String,
+    /// `http://host:port` of each gateway; sessions are spread over them in turn.
+    pub urls: Vec<String>,
     /// Its HS256 secret.
     pub secret: String,
 }
@@ -29,9 +29,14 @@ impl Server {
         token(self.secret.as_bytes(), &Claims::user(user).expires_in(TOKEN_LIFE))
     }
 
-    /// Opens a user's session, from this address if one is given, and waits for its `WELCOME`.
-    pub async fn open(&self, user: &str, source: Option<IpAddr>) -> anyhow::Result<Session> {
-        let connect = Connect::to(&self.url, &self.token(user));
+    /// Where session number `number` is opened.
+    pub fn url(&self, number: usize) -> &str {
+        &self.urls[number % self.urls.len()]
+    }
+
+    /// Opens session number `number` for a user, from this address if one is given, and waits for its `WELCOME`.
+    pub async fn open(&self, number: usize, user: &str, source: Option<IpAddr>) -> anyhow::Result<Session> {
+        let connect = Connect::to(self.url(number), &self.token(user));
         let connect = source.into_iter().fold(connect, Connect::source);
         let mut session = connect.stream().await?;
         let first = timeout(PATIENCE, session.next()).await.context("no WELCOME in time")?;

@@ -5,7 +5,7 @@ use crate::fake_server::{Sin, Sins, serve};
 
 async fn run_against(sins: Sins) -> Report {
     let options = Options {
-        server: Server { url: serve(sins).await, secret: "secret".to_owned() },
+        server: Server { urls: vec![serve(sins).await], secret: "secret".to_owned() },
         rate: 1000,
         duration: Duration::from_millis(150),
         warmup: Duration::from_millis(50),

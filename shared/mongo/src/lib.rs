@@ -1,1 +1,129 @@
-//! The store on MongoDB: what must last, on a replica set's majority.
+//! The store on MongoDB (6.0 or later, a replica set): what must last, on the majority of its members and in their
+//! journals.
+//!
+//! ```text
+//! let mongo = Mongo::open("mongodb://a,b,c/?replicaSet=rs0", "naru", Options::default()).await?;
+//! let store = mongo.store();
+//! ```
+//!
+//! # What is stored
+//!
+//! Ids are strings, but a message's is an ObjectId and an event's a UUID. Times are dates, places are 64-bit integers.
+//!
+//! | collection | one document is | fields |
+//! |---|---|---|
+//! | `intake` | what a gateway accepted; only the last three ever change, once | `_id`, `chatRoomId`, `senderId`, `senderName`, `content`, `timestamp`, `clientMessageId`, `after`?, `origin`? `{gateway, session}`, `trace`, `appended` (the server's tick) and `place` (in its append), `open`, `outcome`? (`saved`, `notAMember`), `seq`? |
+//! | `chat_messages` | a message at its place | `_id`, `chatRoomId`, `seq`, `senderId`, `senderName`, `content`, `timestamp`, `clientMessageId` |
+//! | `chat_rooms` | a room as it is now | `_id`, `user1Id` and `user2Id` (direct rooms), `name`?, `memberIds` (sorted), `memberVersion`, `makerId`?, `createdAt`, `activity` and `lastSeq` (the newest message's moment and place, for lists) |
+//! | `room_versions` | who was in a group before its members changed | `chatRoomId`, `version`, `memberIds` |
+//! | `members` | what a member has seen and set in a room; stays when they leave | `chatRoomId`, `userId`, `read`, `received` (the furthest), `devices` `[{deviceId, received}]`, `muted`, `mutedUntil` |
+//! | `devices` | where a user's pushes go | `userId`, `deviceId`, `platform`, `token`, `environment`, `locale`?, `registeredAt` |
+//! | `pushes` | a push that a provider took | `_id`, `providerId`, `recordedAt` |
+//! | `parked` | a push that could not be sent | `_id`, `job` (as in its queue), `reason`, `attempts`, `parkedAt` |
+//! | `meta` | the only one is named `store` | `_id`, `schemaVersion`, `partitions` |
+//!
+//! | index | of | for |
+//! |---|---|---|
+//! | `chatRoomId, senderId, clientMessageId` | `intake`, unique | a resend is recognised (I2, I3) |
+//! | `appended, timestamp, place` | `intake`, only where `open: true` | the sweep costs what is pending (I5) |
+//! | `chatRoomId, seq` | `chat_messages`, unique | a place is taken once (M2); heads, windows, newest messages |
+//! | `memberIds, activity↓, _id↓` | `chat_rooms` | a user's list (R5) |
+//! | `user1Id, memberVersion` | `chat_rooms` | rooms of another system (R4) |
+//! | `user2Id, memberVersion` | `chat_rooms` | the same |
+//! | `chatRoomId, version` | `room_versions`, unique | the members at a version (R2) |
+//! | `userId, chatRoomId` | `members`, unique | a member's document |
+//! | `userId, deviceId` | `devices`, unique | one token per device (D2) |
+//! | `platform, token` | `devices`, unique | one owner per token (D1) |
+//! | `recordedAt` | `pushes`, forgotten after three days | U1 |
+//! | `parkedAt, _id` | `parked` | what is parked, oldest first (U2) |
+//!
+//! # What the promises stand on
+//!
+//! - **Durable**: every write asks for `w: majority, j: true` and every read for the primary and `majority`, whatever the
+//!   URL says. What is answered is never rolled back, and what was answered is read.
+//! - **Idempotent**: every write is an insert under an id that recognises itself, a maximum, conditional on what it
+//!   changes, or the same when repeated. The driver may repeat any of them, to a server that forgot the first try too.
+//! - **No locks, no transactions**: a unique index decides who was first, one document changes in one step. What a crash
+//!   leaves between two steps is described at the method, with who repairs it.
+//! - **Counted from the messages**: last message, `lastSeq` and unread counts are computed from `chat_messages`. The
+//!   `activity` of a room decides its place in lists and nothing else.
+//!
+//! # Rooms of another system
+//!
+//! A document in `chat_rooms` with `_id`, `user1Id` and `user2Id` is a direct room, whatever else is in it, and reading it
+//! writes nothing. When it is first to be listed it is *adopted*: `memberIds`, `memberVersion` and `activity` are filled
+//! in. Its system may replace it at any time; then it is adopted again.
+//!
+//! # What it costs
+//!
+//! Each method's comment says its round trips; every look-up is one step in an index for each thing asked for. The
+//! dearest write is the one that moves a group in lists: the index of `memberIds` has an entry for each member, so a run
+//! for a room of 1,000 moves 1,000 entries, once per room and run.
+
+mod database;
+mod document;
+mod error;
+mod field;
+mod open;
+mod store;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use naru_engines::EngineResult;
+use naru_engines::store::Store;
+
+use crate::database::Database;
+
+/// What can be chosen.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many partitions rooms are spread over. Stored at first start; another number does not open afterwards.
+    pub partitions: u32,
+    /// How long one round trip may take, from looking for a primary to the answer. After that the request has failed as
+    /// unavailable: a server that hangs, or that waits for a majority that is gone, must not hang its clients.
+    pub answer_within: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { partitions: 32, answer_within: Duration::from_secs(10) }
+    }
+}
+
+/// The store on one database. Clones share its connections.
+#[derive(Clone)]
+pub struct Mongo {
+    database: Arc<Database>,
+    store: Store,
+}
+
+impl Mongo {
+    /// Connects to where the URL says, makes what indexes are missing, and checks that the data can be read.
+    ///
+    /// The URL is used as it is (hosts, replica set, user, TLS …). Where it says nothing of them, a request looks for a
+    /// primary for 3 s, connecting takes 2 s at most, there are at most 100 connections, and the servers' logs call this
+    /// `naru`.
+    ///
+    /// # Errors
+    /// `Unavailable` when no primary answers; `Permanent` when the URL can't be used, when the data is of a later version
+    /// of Naru, or was made with another number of partitions.
+    pub async fn open(url: &str, database: &str, options: Options) -> EngineResult<Self> {
+        let database = Arc::new(open::open(url, database, &options).await?);
+        let store = store::store(&database, options.partitions);
+        Ok(Self { database, store })
+    }
+
+    /// The store; clones are the same one.
+    pub fn store(&self) -> Store {
+        self.store.clone()
+    }
+
+    /// Whether the primary answers.
+    ///
+    /// # Errors
+    /// `Unavailable` when it does not.
+    pub async fn ping(&self) -> EngineResult<()> {
+        self.database.ping().await
+    }
+}

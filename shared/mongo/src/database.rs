@@ -1,0 +1,335 @@
+//! One MongoDB database, and the few ways in which it is asked: each is one round trip, ends in time, and fails with what
+//! the failure means.
+
+use std::time::Duration;
+
+use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
+use futures_util::TryStreamExt;
+use mongodb::Collection;
+use mongodb::error::{Error, ErrorKind};
+use naru_engines::{Applied, EngineError, EngineResult};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{DUPLICATE_KEY, ENGINE, Request, contended, is_duplicate};
+
+/// How many statements one `update` command carries. The server takes 100,000, and 48 MB of them.
+const STATEMENTS: usize = 10_000;
+/// How often an upsert is tried that another one of the same key came before.
+const UPSERTS: usize = 8;
+
+/// The database. Its handle asks for `w: majority, j: true` of every write, and for a primary and the majority's state
+/// in every read: what is answered can't be rolled back, and a write that was answered is seen.
+pub(crate) struct Database {
+    handle: mongodb::Database,
+    answer_within: Duration,
+}
+
+/// What is looked for.
+pub(crate) struct Find {
+    filter: Document,
+    sort: Option<Document>,
+    projection: Option<Document>,
+    limit: Option<usize>,
+}
+
+impl Find {
+    pub(crate) const fn all(filter: Document) -> Self {
+        Self { filter, sort: None, projection: None, limit: None }
+    }
+
+    pub(crate) fn sorted(self, by: Document) -> Self {
+        Self { sort: Some(by), ..self }
+    }
+
+    /// Only these fields.
+    pub(crate) fn only(self, projection: Document) -> Self {
+        Self { projection: Some(projection), ..self }
+    }
+
+    pub(crate) fn at_most(self, limit: usize) -> Self {
+        Self { limit: Some(limit), ..self }
+    }
+}
+
+/// One statement of an `update` command.
+#[derive(Clone, Serialize)]
+pub(crate) struct Update {
+    #[serde(rename = "q")]
+    filter: Document,
+    #[serde(rename = "u")]
+    change: Bson,
+    upsert: bool,
+}
+
+impl Update {
+    /// Changes the document that fits, if there is one. The change is one of operators, or a pipeline.
+    pub(crate) fn one(filter: Document, change: impl Into<Bson>) -> Self {
+        Self { filter, change: change.into(), upsert: false }
+    }
+
+    /// Changes the document that fits, and makes it if there is none.
+    pub(crate) fn or_insert(filter: Document, change: impl Into<Bson>) -> Self {
+        Self { upsert: true, ..Self::one(filter, change) }
+    }
+}
+
+/// What a server answers to an `update` command, as far as it matters.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Updated {
+    write_errors: Vec<StatementError>,
+    write_concern_error: Option<StatementError>,
+}
+
+#[derive(Deserialize)]
+struct StatementError {
+    #[serde(default)]
+    index: usize,
+    code: i32,
+}
+
+impl Database {
+    pub(crate) const fn new(handle: mongodb::Database, answer_within: Duration) -> Self {
+        Self { handle, answer_within }
+    }
+
+    pub(crate) const fn handle(&self) -> &mongodb::Database {
+        &self.handle
+    }
+
+    fn raw(&self, collection: &str) -> Collection<RawDocumentBuf> {
+        self.handle.collection(collection)
+    }
+
+    /// A driver that lost a server's host, not only its process, would wait for ever.
+    async fn ask<T>(
+        &self,
+        request: Request,
+        about: &str,
+        answer: impl Future<Output = Result<T, Error>>,
+    ) -> EngineResult<T> {
+        match tokio::time::timeout(self.answer_within, answer).await {
+            Ok(answer) => answer.map_err(|error| request.failed(about, &error)),
+            Err(_) => Err(request.timed_out(about)),
+        }
+    }
+
+    /// Whether the primary answers.
+    pub(crate) async fn ping(&self) -> EngineResult<()> {
+        self.ask(Request::Read, "ping", self.handle.run_command(doc! { "ping": 1 }).into_future())
+            .await
+            .map(drop)
+    }
+
+    /// The documents that fit: one round trip, unless they are more than 16 MB.
+    pub(crate) async fn find<T: DeserializeOwned>(
+        &self,
+        collection: &'static str,
+        find: Find,
+    ) -> EngineResult<Vec<T>> {
+        // To MongoDB, a limit of 0 is none.
+        if find.limit == Some(0) {
+            return Ok(Vec::new());
+        }
+        let raw = self.raw(collection);
+        let mut action = raw.find(find.filter);
+        if let Some(sort) = find.sort {
+            action = action.sort(sort);
+        }
+        if let Some(projection) = find.projection {
+            action = action.projection(projection);
+        }
+        // A batch that could hold more than the limit ends the cursor with the first answer.
+        let most =
+            find.limit.map_or(i32::MAX.unsigned_abs(), |limit| u32::try_from(limit).unwrap_or(u32::MAX));
+        action = action.batch_size(most.saturating_add(1).min(i32::MAX.unsigned_abs()));
+        if let Some(limit) = find.limit {
+            action = action.limit(i64::try_from(limit).unwrap_or(i64::MAX));
+        }
+        let documents = async { action.await?.try_collect::<Vec<_>>().await };
+        let documents = self.ask(Request::Read, collection, documents).await?;
+        documents.iter().map(|document| read(collection, document)).collect()
+    }
+
+    /// The first document that fits.
+    pub(crate) async fn find_one<T: DeserializeOwned>(
+        &self,
+        collection: &'static str,
+        filter: Document,
+    ) -> EngineResult<Option<T>> {
+        Ok(self.find(collection, Find::all(filter).at_most(1)).await?.pop())
+    }
+
+    /// What a pipeline makes of a collection, or of nothing when it begins with `$documents`.
+    pub(crate) async fn aggregate<T: DeserializeOwned>(
+        &self,
+        collection: Option<&'static str>,
+        pipeline: Vec<Document>,
+    ) -> EngineResult<Vec<T>> {
+        let about = collection.unwrap_or("aggregate");
+        let documents = async {
+            let whole = i32::MAX.unsigned_abs();
+            let cursor = match collection {
+                Some(collection) => {
+                    self.raw(collection)
+                        .aggregate(pipeline)
+                        .batch_size(whole)
+                        .with_type::<RawDocumentBuf>()
+                        .await
+                }
+                None => self.handle.aggregate(pipeline).batch_size(whole).with_type::<RawDocumentBuf>().await,
+            };
+            cursor?.try_collect::<Vec<_>>().await
+        };
+        let documents = self.ask(Request::Read, about, documents).await?;
+        documents.iter().map(|document| read(about, document)).collect()
+    }
+
+    /// Inserts documents; answers the places of those that a unique index refused, of which there is at most one when
+    /// the insert is ordered: nothing after it was tried.
+    pub(crate) async fn insert<T: Serialize + Send + Sync>(
+        &self,
+        collection: &'static str,
+        documents: Vec<T>,
+        ordered: bool,
+    ) -> EngineResult<Vec<usize>> {
+        let insert = async {
+            let collection = self.handle.collection::<T>(collection);
+            match collection.insert_many(&documents).ordered(ordered).await {
+                Ok(_) => Ok(Vec::new()),
+                Err(error) => match &*error.kind {
+                    // Without the write concern, nothing that was inserted is certain.
+                    ErrorKind::InsertMany(failed) if failed.write_concern_error.is_none() => {
+                        Ok(failed.write_errors.clone().unwrap_or_default())
+                    }
+                    _ => Err(error),
+                },
+            }
+        };
+        let refused = self.ask(Request::Write, collection, insert).await?;
+        let place = |error: mongodb::error::IndexedWriteError| match error.code {
+            DUPLICATE_KEY => Ok(error.index),
+            code => Err(Request::Write.refused(collection, code)),
+        };
+        refused.into_iter().map(place).collect()
+    }
+
+    /// Inserts one document; `false` when a unique index refused it.
+    pub(crate) async fn insert_one<T: Serialize + Send + Sync>(
+        &self,
+        collection: &'static str,
+        document: T,
+    ) -> EngineResult<bool> {
+        self.insert(collection, vec![document], true).await.map(|refused| refused.is_empty())
+    }
+
+    /// Makes all these changes, in no order. Each stands for itself; when this returns, all of them are on the majority.
+    ///
+    /// One `update` command, since the driver's own bulk write needs MongoDB 8.
+    pub(crate) async fn update_all(
+        &self,
+        collection: &'static str,
+        updates: Vec<Update>,
+    ) -> EngineResult<()> {
+        for updates in updates.chunks(STATEMENTS) {
+            let mut left = updates.to_vec();
+            for _ in 0..UPSERTS {
+                if left.is_empty() {
+                    break;
+                }
+                let mut beaten = self.try_updates(collection, &left).await?;
+                beaten.sort_unstable();
+                let mut place = 0..;
+                left.retain(|_| {
+                    place.next().is_some_and(|place: usize| beaten.binary_search(&place).is_ok())
+                });
+            }
+            if !left.is_empty() {
+                return Err(contended(collection, Applied::Unknown));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes these changes, in no order; answers the places of those that a unique index refused: upserts whose key is
+    /// there, in a document that does not fit, or in one that came first.
+    pub(crate) async fn try_updates(
+        &self,
+        collection: &'static str,
+        updates: &[Update],
+    ) -> EngineResult<Vec<usize>> {
+        if updates.is_empty() {
+            return Ok(Vec::new());
+        }
+        let unwritable =
+            |_| EngineError::permanent(ENGINE, format!("{collection}: not to be written as BSON"));
+        // A command that is run as such inherits no write concern.
+        let command = doc! {
+            "update": collection,
+            "updates": bson::serialize_to_bson(updates).map_err(unwritable)?,
+            "ordered": false,
+            "writeConcern": { "w": "majority", "j": true },
+        };
+        let answer =
+            self.ask(Request::Write, collection, self.handle.run_command(command).into_future()).await?;
+        let unreadable =
+            |_| EngineError::permanent(ENGINE, format!("{collection}: an unknown kind of answer"));
+        let answer: Updated = bson::deserialize_from_document(answer).map_err(unreadable)?;
+        if let Some(error) = answer.write_concern_error {
+            return Err(Request::Write.refused(collection, error.code));
+        }
+        let place = |error: StatementError| match error.code {
+            DUPLICATE_KEY => Ok(error.index),
+            code => Err(Request::Write.refused(collection, code)),
+        };
+        answer.write_errors.into_iter().map(place).collect()
+    }
+
+    /// Changes the document that fits; whether there was one.
+    pub(crate) async fn update_one(
+        &self,
+        collection: &'static str,
+        filter: Document,
+        change: Document,
+    ) -> EngineResult<bool> {
+        let raw = self.raw(collection);
+        let updated =
+            self.ask(Request::Write, collection, raw.update_one(filter, change).into_future()).await?;
+        Ok(updated.matched_count > 0)
+    }
+
+    /// Puts a document where the one is that fits, or where there is none; `false` when a unique index refused it.
+    pub(crate) async fn replace<T: Serialize + Send + Sync>(
+        &self,
+        collection: &'static str,
+        filter: Document,
+        document: &T,
+    ) -> EngineResult<bool> {
+        let replace = async {
+            let collection = self.handle.collection::<T>(collection);
+            match collection.replace_one(filter, document).upsert(true).await {
+                Ok(_) => Ok(true),
+                Err(error) if is_duplicate(&error) => Ok(false),
+                Err(error) => Err(error),
+            }
+        };
+        self.ask(Request::Write, collection, replace).await
+    }
+
+    /// Removes all documents that fit; whether there were any.
+    pub(crate) async fn remove(&self, collection: &'static str, filter: Document) -> EngineResult<bool> {
+        let raw = self.raw(collection);
+        let removed = self.ask(Request::Write, collection, raw.delete_many(filter).into_future()).await?;
+        Ok(removed.deleted_count > 0)
+    }
+}
+
+/// Reads a document. What can't be read is named by its collection and `_id`, and by nothing else of it.
+fn read<T: DeserializeOwned>(collection: &str, document: &RawDocument) -> EngineResult<T> {
+    bson::deserialize_from_slice(document.as_bytes()).map_err(|error| {
+        let id = document.get("_id").ok().flatten().map(|id| format!("{id:?}")).unwrap_or_default();
+        let field = error.key.map(|key| format!(", field {key}")).unwrap_or_default();
+        EngineError::poison(ENGINE, format!("{collection}, document {id}{field}"))
+    })
+}

@@ -1,0 +1,157 @@
+//! Opening the database: only data that this version can read, only with the partitions it was made with, and never
+//! without its indexes, on which the promises stand.
+
+use std::time::Duration;
+
+use bson::{Document, doc};
+use futures_util::future::try_join_all;
+use mongodb::error::{Error, ErrorKind};
+use mongodb::options::{
+    Acknowledgment, ClientOptions, DatabaseOptions, IndexOptions, ReadConcern, ReadPreference,
+    SelectionCriteria, WriteConcern,
+};
+use mongodb::{Client, IndexModel};
+use naru_engines::{Applied, EngineError, EngineResult};
+
+use crate::Options;
+use crate::database::Database;
+use crate::document::MetaDocument;
+use crate::error::{ENGINE, Request, contended};
+
+/// What this program writes, and the highest that it reads.
+const SCHEMA_VERSION: u32 = 1;
+/// How long a request looks for a primary when there is none, and how long connecting to a server may take: unless the
+/// URL says otherwise. The driver's own 30 s are longer than a client waits for its answer.
+const FIND_WITHIN: Duration = Duration::from_secs(3);
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+/// How many connections there may be to one server, unless the URL says otherwise: as many as the driver specification
+/// has. The driver's own 10 are fewer than a persister has batches in flight.
+const CONNECTIONS: u32 = 100;
+/// U1 asks for two days.
+const PUSHES_ARE_KEPT: Duration = Duration::from_secs(3 * 24 * 60 * 60);
+
+pub(crate) const INTAKE: &str = "intake";
+pub(crate) const CHAT_MESSAGES: &str = "chat_messages";
+pub(crate) const CHAT_ROOMS: &str = "chat_rooms";
+pub(crate) const ROOM_VERSIONS: &str = "room_versions";
+pub(crate) const MEMBERS: &str = "members";
+pub(crate) const DEVICES: &str = "devices";
+pub(crate) const PUSHES: &str = "pushes";
+pub(crate) const PARKED: &str = "parked";
+pub(crate) const META: &str = "meta";
+/// The id of the only document in it.
+const STORE: &str = "store";
+
+pub(crate) async fn open(url: &str, database: &str, options: &Options) -> EngineResult<Database> {
+    let handle = client(url).await?.database_with_options(database, promises());
+    let database = Database::new(handle, options.answer_within);
+    check_meta(&database, options.partitions).await?;
+    try_join_all(indexes().into_iter().map(|(name, indexes)| {
+        let collection = database.handle().collection::<Document>(name);
+        // However long it takes: a collection of another system may be large.
+        async move {
+            collection.create_indexes(indexes).await.map_err(|error| Request::Write.failed(name, &error))
+        }
+    }))
+    .await?;
+    Ok(database)
+}
+
+/// A client of what the URL says. Whatever it does not say is left to the driver, but for what is said above.
+async fn client(url: &str) -> EngineResult<Client> {
+    // The driver's words may repeat the URL, and with it a password.
+    let unusable = |error: Error| match &*error.kind {
+        ErrorKind::DnsResolve { .. } => Request::Read.failed("the URL's servers", &error),
+        _ => {
+            EngineError::permanent(ENGINE, "the URL is not one of MongoDB's (mongodb://… or mongodb+srv://…)")
+        }
+    };
+    let mut options = ClientOptions::parse(url).await.map_err(unusable)?;
+    options.app_name.get_or_insert_with(|| "naru".to_owned());
+    options.server_selection_timeout.get_or_insert(FIND_WITHIN);
+    options.connect_timeout.get_or_insert(CONNECT_WITHIN);
+    options.max_pool_size.get_or_insert(CONNECTIONS);
+    Client::with_options(options).map_err(|error| Request::Read.failed("the URL's options", &error))
+}
+
+/// What is asked of every write and every read, whatever the URL says.
+fn promises() -> DatabaseOptions {
+    let write = WriteConcern::builder().w(Acknowledgment::Majority).journal(true).build();
+    DatabaseOptions::builder()
+        .write_concern(write)
+        .read_concern(ReadConcern::majority())
+        .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
+        .build()
+}
+
+/// The first to come says how many partitions there are.
+async fn check_meta(database: &Database, partitions: u32) -> EngineResult<()> {
+    let made_with = MetaDocument { id: STORE.to_owned(), schema_version: SCHEMA_VERSION, partitions };
+    let _is_new = database.insert_one(META, made_with).await?;
+    let Some(meta) = database.find_one::<MetaDocument>(META, doc! { "_id": STORE }).await? else {
+        // Someone else's, which the majority does not have yet.
+        return Err(contended(META, Applied::Unknown));
+    };
+    let refuse = |why: String| Err(EngineError::permanent(ENGINE, why));
+    if meta.schema_version > SCHEMA_VERSION {
+        let found = meta.schema_version;
+        let why = format!(
+            "the data is of schema version {found}, this program knows versions up to {SCHEMA_VERSION}"
+        );
+        return refuse(why);
+    }
+    if meta.partitions != partitions {
+        let stored = meta.partitions;
+        return refuse(format!("the data was made with {stored} partitions, {partitions} are configured"));
+    }
+    Ok(())
+}
+
+/// Every index, by collection. The crate's documentation has them in a table; a test compares that with a server's list.
+fn indexes() -> [(&'static str, Vec<IndexModel>); 8] {
+    let open = IndexOptions::builder().partial_filter_expression(doc! { "open": true });
+    [
+        (
+            INTAKE,
+            vec![
+                unique(doc! { "chatRoomId": 1, "senderId": 1, "clientMessageId": 1 }),
+                index(doc! { "appended": 1, "timestamp": 1, "place": 1 }, open.build()),
+            ],
+        ),
+        (CHAT_MESSAGES, vec![unique(doc! { "chatRoomId": 1, "seq": 1 })]),
+        (
+            CHAT_ROOMS,
+            vec![
+                plain(doc! { "memberIds": 1, "activity": -1, "_id": -1 }),
+                plain(doc! { "user1Id": 1, "memberVersion": 1 }),
+                plain(doc! { "user2Id": 1, "memberVersion": 1 }),
+            ],
+        ),
+        (ROOM_VERSIONS, vec![unique(doc! { "chatRoomId": 1, "version": 1 })]),
+        (MEMBERS, vec![unique(doc! { "userId": 1, "chatRoomId": 1 })]),
+        (
+            DEVICES,
+            vec![unique(doc! { "userId": 1, "deviceId": 1 }), unique(doc! { "platform": 1, "token": 1 })],
+        ),
+        (
+            PUSHES,
+            vec![index(
+                doc! { "recordedAt": 1 },
+                IndexOptions::builder().expire_after(PUSHES_ARE_KEPT).build(),
+            )],
+        ),
+        (PARKED, vec![plain(doc! { "parkedAt": 1, "_id": 1 })]),
+    ]
+}
+
+fn index(keys: Document, options: IndexOptions) -> IndexModel {
+    IndexModel::builder().keys(keys).options(options).build()
+}
+
+fn plain(keys: Document) -> IndexModel {
+    index(keys, IndexOptions::default())
+}
+
+fn unique(keys: Document) -> IndexModel {
+    index(keys, IndexOptions::builder().unique(true).build())
+}

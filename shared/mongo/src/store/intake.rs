@@ -1,0 +1,128 @@
+//! The intake.
+
+use std::collections::{HashMap, HashSet};
+
+use async_trait::async_trait;
+use bson::{Document, doc};
+use naru_engines::store::{Appended, Intake, IntakeRecord, Settlement, resend_key};
+use naru_engines::{Applied, EngineError, EngineResult};
+use naru_model::hops::Accepted;
+use naru_model::{ClientMessageId, MessageId, RoomId, Timestamp, UserId};
+
+use crate::database::{Database, Find, Update};
+use crate::document::{End, IntakeDocument, StoredEntry};
+use crate::error::ENGINE;
+use crate::field::{self, Field};
+use crate::open::INTAKE;
+
+#[async_trait]
+impl Intake for Database {
+    /// One round trip when all entries are new, else two.
+    ///
+    /// Dies the process in between, the entries are in or not, each for itself: the sweeper finds those that are.
+    async fn append(&self, entries: &[Accepted]) -> EngineResult<Vec<Appended>> {
+        // The server may take an unordered insert in any order, so of equal entries only the first is sent.
+        let (mut ids, mut keys) = (HashSet::new(), HashSet::new());
+        let is_first = entries.iter().map(|entry| keys.insert(resend_key(entry)) & ids.insert(entry.id));
+        let sent: Vec<bool> = is_first.collect();
+        let documents = entries.iter().zip(&sent).filter(|(_, sent)| **sent).enumerate();
+        let documents: Vec<_> =
+            documents.map(|(place, (entry, _))| IntakeDocument::new(entry.clone(), place)).collect();
+        if documents.is_empty() {
+            return Ok(Vec::new());
+        }
+        let refused: HashSet<usize> = self.insert(INTAKE, documents, false).await?.into_iter().collect();
+
+        let mut place = 0..;
+        let is_new = |sent: bool| sent && place.next().is_some_and(|place: usize| !refused.contains(&place));
+        let new: Vec<bool> = sent.into_iter().map(is_new).collect();
+        let there = entries.iter().zip(&new).filter(|(_, new)| !**new).map(|(entry, _)| entry);
+        let there = self.there_before(there.collect()).await.map_err(crate::error::after_effect)?;
+        let answer = |(entry, new)| if new { Ok(Appended::New) } else { there.answer(entry) };
+        entries.iter().zip(new).map(answer).collect()
+    }
+
+    /// One round trip.
+    async fn get(&self, ids: &[MessageId]) -> EngineResult<Vec<Option<IntakeRecord>>> {
+        let find = Find::all(doc! { "_id": { "$in": field::all(ids) } }).at_most(ids.len());
+        let found = self.find::<StoredEntry>(INTAKE, find).await?;
+        let records: HashMap<_, _> =
+            found.into_iter().map(|StoredEntry(record)| (record.accepted.id, record)).collect();
+        Ok(ids.iter().map(|id| records.get(id).cloned()).collect())
+    }
+
+    /// One round trip for each 16 MB. The index holds nothing but what is open.
+    async fn open(&self, until: Timestamp, limit: usize) -> EngineResult<Vec<Accepted>> {
+        let find = Find::all(doc! { "open": true, "timestamp": { "$lte": until.to_bson() } });
+        let order = doc! { "appended": 1, "timestamp": 1, "place": 1 };
+        let open = self.find::<StoredEntry>(INTAKE, find.sorted(order).at_most(limit)).await?;
+        Ok(open.into_iter().map(|StoredEntry(record)| record.accepted).collect())
+    }
+
+    /// One round trip. An outcome is written only where there is none, so the first one stands.
+    async fn settle(&self, settlements: &[Settlement]) -> EngineResult<()> {
+        // The statements of one command have no order, so of several outcomes of one message only the first is sent.
+        let mut seen = HashSet::new();
+        let firsts = settlements.iter().filter(|settlement| seen.insert(settlement.id));
+        let settle = |Settlement { id, outcome }: &Settlement| {
+            let (end, seq) = End::of(*outcome);
+            let mut set = doc! { "open": false, "outcome": end.as_str() };
+            set.extend(seq.map(|seq| ("seq".to_owned(), seq.to_bson().into())));
+            Update::one(doc! { "_id": id.to_bson(), "open": true }, doc! { "$set": set })
+        };
+        self.update_all(INTAKE, firsts.map(settle).collect()).await
+    }
+}
+
+type Key = (RoomId, UserId, ClientMessageId);
+
+/// What lay in the intake where entries wanted to be.
+#[derive(Default)]
+struct ThereBefore {
+    by_key: HashMap<Key, IntakeRecord>,
+    ids: HashSet<MessageId>,
+}
+
+impl Database {
+    /// Looks up, in one query, what these entries met: by their keys, and by their ids.
+    async fn there_before(&self, entries: Vec<&Accepted>) -> EngineResult<ThereBefore> {
+        let mut there = ThereBefore::default();
+        if entries.is_empty() {
+            return Ok(there);
+        }
+        let key = |entry: &&Accepted| {
+            let (room, sender, name) = resend_key(entry);
+            doc! { "chatRoomId": room.as_str(), "senderId": sender.as_str(), "clientMessageId": name.as_str() }
+        };
+        let mut either: Vec<Document> = entries.iter().map(key).collect();
+        let ids: Vec<_> = entries.iter().map(|entry| entry.id.to_bson()).collect();
+        either.push(doc! { "_id": { "$in": ids } });
+        let find = Find::all(doc! { "$or": either }).at_most(2 * entries.len());
+        for StoredEntry(record) in self.find(INTAKE, find).await? {
+            there.ids.insert(record.accepted.id);
+            let (room, sender, name) = resend_key(&record.accepted);
+            there.by_key.insert((room.clone(), sender.clone(), name.clone()), record);
+        }
+        Ok(there)
+    }
+}
+
+impl ThereBefore {
+    fn answer(&self, entry: &Accepted) -> EngineResult<Appended> {
+        let (room, sender, name) = resend_key(entry);
+        match self.by_key.get(&(room.clone(), sender.clone(), name.clone())) {
+            Some(first) if first.accepted.content == entry.content => {
+                Ok(Appended::Resend(Box::new(first.clone())))
+            }
+            Some(_) => Ok(Appended::Conflict),
+            // An id that is there under another key is another message.
+            None if self.ids.contains(&entry.id) => Ok(Appended::Conflict),
+            // Refused for the sake of a document that the majority does not have yet, and may never have.
+            None => Err(EngineError::unavailable(
+                ENGINE,
+                Applied::Unknown,
+                "intake: not settled among the servers",
+            )),
+        }
+    }
+}

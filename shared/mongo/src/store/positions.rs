@@ -1,0 +1,246 @@
+//! How far each member is.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use async_trait::async_trait;
+use bson::{Document, doc};
+use futures_util::future::{try_join, try_join3};
+use naru_engines::store::{Advance, DevicePosition, MemberPosition, Moved, Positions};
+use naru_engines::{Applied, EngineResult};
+use naru_model::{DeviceId, RoomId, Seq, UserId};
+use serde::Deserialize;
+
+use crate::database::{Database, Find, Update};
+use crate::document::MemberDocument;
+use crate::error::{after_effect, contended};
+use crate::field::{Field, texts};
+use crate::open::{CHAT_ROOMS, MEMBERS};
+use crate::store::{member, rooms_of};
+
+/// How often a move is tried that others keep coming before: one of those who try at the same time always succeeds.
+const TRIES: usize = 64;
+
+#[async_trait]
+impl Positions for Database {
+    /// Two round trips: what is known of rooms and members, then one command that moves all of them; two more for those
+    /// whom somebody else moved in between.
+    ///
+    /// All steps of one member in one room are merged into one change, which is made only if the member is still where
+    /// they were seen. So what was seen is what was there before, and from that, step by step, follows what each of the
+    /// steps moved: of two gateways that move a member to the same place, one sees that they are there already.
+    async fn advance(&self, steps: &[Advance]) -> EngineResult<Vec<Moved>> {
+        let mut rooms: Vec<&RoomId> = steps.iter().map(|step| &step.room).collect();
+        rooms.sort();
+        rooms.dedup();
+        let whom: HashSet<Who<'_>> = steps.iter().map(|step| (&step.room, &step.user)).collect();
+        let (heads, rooms, mut seen) = try_join3(
+            self.heads_of(rooms.iter().copied()),
+            self.rooms(rooms.iter().copied()),
+            self.places(whom.into_iter().collect()),
+        )
+        .await?;
+        let cut = |step: &Advance| {
+            let is_member = rooms.get(&step.room).is_some_and(|stored| stored.room.has(&step.user));
+            let head = heads.get(&step.room).copied().filter(|_| is_member).unwrap_or_default();
+            let read = step.read.min(head);
+            // READ says all that RECEIVED says.
+            Place { received: step.received.min(head).max(read), read }
+        };
+        let places: Vec<Place> = steps.iter().map(cut).collect();
+
+        let mut merged: HashMap<Who<'_>, Forward<'_>> = HashMap::new();
+        for (step, place) in steps.iter().zip(&places).filter(|(_, place)| place.received > Seq::ZERO) {
+            merged.entry((&step.room, &step.user)).or_default().add(step.device.as_ref(), *place);
+        }
+        let mut left: Vec<(Who<'_>, Forward<'_>)> = merged.into_iter().collect();
+        for attempt in 0..TRIES {
+            if left.is_empty() {
+                break;
+            }
+            if attempt > 0 {
+                let whom = left.iter().map(|(who, _)| *who).collect();
+                seen.extend(self.places(whom).await.map_err(after_effect)?);
+            }
+            let at = |who| seen.get(who).copied().unwrap_or_default();
+            let updates: Vec<Update> =
+                left.iter().map(|(who, forward)| forward.from(*who, at(who))).collect();
+            let beaten = self.try_updates(MEMBERS, &updates).await.map_err(after_effect)?;
+            let beaten: HashSet<usize> = beaten.into_iter().collect();
+            let mut place = 0..;
+            left.retain(|_| place.next().is_some_and(|place: usize| beaten.contains(&place)));
+        }
+        if !left.is_empty() {
+            return Err(contended("members", Applied::Unknown));
+        }
+
+        let told = steps.iter().zip(places).map(|(step, place)| match place.received {
+            Seq::ZERO => Moved::default(),
+            _ => seen.entry((&step.room, &step.user)).or_default().advance(place),
+        });
+        Ok(told.collect())
+    }
+
+    /// One round trip.
+    async fn get(&self, room: &RoomId, users: &[UserId]) -> EngineResult<Vec<MemberPosition>> {
+        let filter = doc! { "userId": { "$in": texts(users) }, "chatRoomId": room.as_str() };
+        let members = self.members(filter, users.len()).await?;
+        let members: HashMap<_, _> = members.iter().map(|member| (&member.user_id, member)).collect();
+        let position = |user| {
+            let found = members.get(user);
+            found.map_or_else(MemberPosition::default, |member| MemberPosition {
+                read: member.read,
+                received: member.received,
+                settings: member.settings(),
+            })
+        };
+        Ok(users.iter().map(position).collect())
+    }
+
+    /// One round trip: two questions at the same time.
+    async fn of_device(&self, user: &UserId, device: &DeviceId) -> EngineResult<Vec<DevicePosition>> {
+        #[derive(Deserialize)]
+        struct Id {
+            #[serde(rename = "_id")]
+            id: RoomId,
+        }
+        let this_device = doc! { "$elemMatch": { "deviceId": device.as_str() } };
+        let own = Find::all(doc! { "userId": user.as_str() });
+        let (rooms, members) = try_join(
+            self.find::<Id>(CHAT_ROOMS, Find::all(rooms_of(user)).only(doc! { "_id": 1 })),
+            self.find::<MemberDocument>(
+                MEMBERS,
+                own.only(doc! { "userId": 1, "chatRoomId": 1, "devices": this_device }),
+            ),
+        )
+        .await?;
+        let received = |member: MemberDocument| {
+            let place = member.devices.first().map(|place| place.received)?;
+            Some((member.chat_room_id, place))
+        };
+        let received: HashMap<RoomId, Seq> = members.into_iter().filter_map(received).collect();
+        let position = |Id { id }| {
+            let received = received.get(&id).copied().unwrap_or_default();
+            DevicePosition { room: id, received }
+        };
+        Ok(rooms.into_iter().map(position).collect())
+    }
+}
+
+/// A member.
+type Who<'a> = (&'a RoomId, &'a UserId);
+
+impl Database {
+    /// Where these members are; nothing for those of whom nothing is known.
+    async fn places<'a>(&self, whom: Vec<Who<'a>>) -> EngineResult<HashMap<Who<'a>, Place>> {
+        if whom.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let either: Vec<Document> = whom.iter().map(|(room, user)| member(room, user)).collect();
+        let members = self.members(doc! { "$or": either }, whom.len()).await?;
+        let places: HashMap<_, _> = members
+            .iter()
+            .map(|member| {
+                let place = Place { received: member.received, read: member.read };
+                ((&member.chat_room_id, &member.user_id), place)
+            })
+            .collect();
+        Ok(whom.into_iter().filter_map(|who| places.get(&who).map(|place| (who, *place))).collect())
+    }
+}
+
+/// Where a member is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Place {
+    /// On the device that is furthest.
+    received: Seq,
+    read: Seq,
+}
+
+impl Place {
+    /// Goes forward, and says in what.
+    fn advance(&mut self, to: Place) -> Moved {
+        let step = |at: &mut Seq, to: Seq| {
+            let moved = to > *at;
+            *at = to.max(*at);
+            moved.then_some(to)
+        };
+        Moved { received: step(&mut self.received, to.received), read: step(&mut self.read, to.read) }
+    }
+}
+
+/// All steps of one member in one room, merged.
+#[derive(Default)]
+struct Forward<'a> {
+    to: Place,
+    devices: BTreeMap<&'a DeviceId, Seq>,
+}
+
+impl<'a> Forward<'a> {
+    fn add(&mut self, device: Option<&'a DeviceId>, place: Place) {
+        self.to.advance(place);
+        if let Some(device) = device {
+            let received = self.devices.entry(device).or_default();
+            *received = place.received.max(*received);
+        }
+    }
+
+    /// The move of a member who is still where they were seen. Of one who is elsewhere it would make a second document,
+    /// which the unique index refuses: so the server says which of many moves it did not make.
+    fn from(&self, (room, user): Who<'_>, seen: Place) -> Update {
+        // A field that is missing is 0.
+        let still = |seq: Seq| match seq {
+            Seq::ZERO => doc! { "$in": [0_i64, null] },
+            _ => doc! { "$eq": seq.to_bson() },
+        };
+        let mut filter = member(room, user);
+        filter.insert("read", still(seen.read));
+        filter.insert("received", still(seen.received));
+        Update::or_insert(filter, vec![doc! { "$set": self.fields() }])
+    }
+
+    /// The member's fields after the move, as expressions on those before it: other devices may have moved unseen.
+    fn fields(&self) -> Document {
+        let mut fields = doc! {
+            "read": { "$max": ["$read", self.to.read.to_bson()] },
+            "received": { "$max": ["$received", self.to.received.to_bson()] },
+        };
+        if self.devices.is_empty() {
+            return fields;
+        }
+        let ids = texts(self.devices.keys().copied());
+        let moving = self.devices.iter().map(|(device, received)| {
+            doc! { "deviceId": device.as_str(), "received": received.to_bson() }
+        });
+        let moving = doc! { "$literal": moving.collect::<Vec<_>>() };
+        let known = doc! { "$ifNull": ["$devices", []] };
+        let others = doc! { "$filter": {
+            "input": known.clone(), "as": "known",
+            "cond": { "$not": [{ "$in": ["$$known.deviceId", { "$literal": ids }] }] },
+        } };
+        let same = doc! { "$filter": {
+            "input": known, "as": "known", "cond": { "$eq": ["$$known.deviceId", "$$moving.deviceId"] },
+        } };
+        let before = doc! { "$map": { "input": same, "as": "same", "in": "$$same.received" } };
+        let moved = doc! { "$map": { "input": moving, "as": "moving", "in": {
+            "deviceId": "$$moving.deviceId",
+            "received": { "$max": { "$concatArrays": [["$$moving.received"], before] } },
+        } } };
+        fields.insert("devices", doc! { "$concatArrays": [others, moved] });
+        fields
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_tells_only_what_went_forward() {
+        let mut at = Place { received: Seq(5), read: Seq(2) };
+        let step = |received, read| Place { received: Seq(received), read: Seq(read) };
+        assert_eq!(at.advance(step(4, 2)), Moved::default());
+        assert_eq!(at.advance(step(4, 3)), Moved { received: None, read: Some(Seq(3)) });
+        assert_eq!(at.advance(step(6, 1)), Moved { received: Some(Seq(6)), read: None });
+        assert_eq!(at, step(6, 3));
+    }
+}

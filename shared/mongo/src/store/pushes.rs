@@ -1,0 +1,71 @@
+//! What was pushed, and what could not be.
+
+use std::collections::HashSet;
+
+use async_trait::async_trait;
+use bson::doc;
+use naru_engines::EngineResult;
+use naru_engines::store::{ParkedPush, Pushes};
+use naru_model::{EventId, Timestamp};
+use serde::Deserialize;
+
+use crate::database::{Database, Find};
+use crate::document::{ParkedDocument, PushDocument};
+use crate::field::{self, Field};
+use crate::open::{PARKED, PUSHES};
+
+/// Only the id of an event.
+#[derive(Deserialize)]
+struct Event {
+    #[serde(rename = "_id", with = "field")]
+    id: EventId,
+}
+
+#[async_trait]
+impl Pushes for Database {
+    /// One round trip.
+    async fn done(&self, events: &[EventId]) -> EngineResult<Vec<bool>> {
+        let find = Find::all(doc! { "_id": { "$in": field::all(events) } });
+        let done = self.find::<Event>(PUSHES, find.only(doc! { "_id": 1 }).at_most(events.len())).await?;
+        let done: HashSet<EventId> = done.into_iter().map(|event| event.id).collect();
+        Ok(events.iter().map(|event| done.contains(event)).collect())
+    }
+
+    /// One round trip. The index on `recordedAt` lets the server forget what is old enough.
+    async fn record(&self, taken: &[(EventId, String)]) -> EngineResult<()> {
+        if taken.is_empty() {
+            return Ok(());
+        }
+        let recorded_at = Timestamp::now();
+        let document = |(event_id, provider_id): &(EventId, String)| PushDocument {
+            event_id: *event_id,
+            provider_id: provider_id.clone(),
+            recorded_at,
+        };
+        // What was recorded before stays as it is.
+        let _there_before = self.insert(PUSHES, taken.iter().map(document).collect(), false).await?;
+        Ok(())
+    }
+
+    /// One round trip; one more if two park the same push for the first time at the same moment.
+    async fn park(&self, push: ParkedPush) -> EngineResult<()> {
+        let this = doc! { "_id": push.event_id.to_bson() };
+        let document = ParkedDocument::from(push);
+        if !self.replace(PARKED, this.clone(), &document).await? {
+            self.replace(PARKED, this, &document).await?;
+        }
+        Ok(())
+    }
+
+    /// One round trip for each 16 MB.
+    async fn parked(&self, limit: usize) -> EngineResult<Vec<ParkedPush>> {
+        let find = Find::all(doc! {}).sorted(doc! { "parkedAt": 1, "_id": 1 }).at_most(limit);
+        let parked = self.find::<ParkedDocument>(PARKED, find).await?;
+        Ok(parked.into_iter().map(ParkedPush::from).collect())
+    }
+
+    /// One round trip.
+    async fn drop_parked(&self, event: EventId) -> EngineResult<bool> {
+        self.remove(PARKED, doc! { "_id": event.to_bson() }).await
+    }
+}

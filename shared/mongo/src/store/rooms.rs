@@ -1,0 +1,307 @@
+//! Rooms and their members.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bson::doc;
+use futures_util::future::{try_join, try_join3};
+use naru_engines::store::{
+    Changed, Created, MemberChange, MemberSettings, NewRoom, RoomCursor, RoomSummary, Rooms,
+};
+use naru_engines::{Applied, EngineError, EngineResult};
+use naru_model::room::sorted_members;
+use naru_model::{MemberVersion, Message, Room, RoomId, RoomKind, Timestamp, UserId};
+use serde::Deserialize;
+
+use crate::database::{Database, Find, Update};
+use crate::document::{MemberDocument, RoomDocument, StoredRoom, VersionDocument};
+use crate::error::{ENGINE, contended};
+use crate::field::{Field, texts};
+use crate::open::{CHAT_ROOMS, MEMBERS, ROOM_VERSIONS};
+use crate::store::member;
+
+/// How often a change is tried that others keep coming before: one of those who try at the same time always succeeds.
+const TRIES: usize = 64;
+
+#[async_trait]
+impl Rooms for Database {
+    /// One round trip when there was no such room, else two or three. Whoever inserts the document has made the room.
+    async fn create(&self, new: NewRoom) -> EngineResult<Created> {
+        let document = first_document(&new, Timestamp::now());
+        if let Some(document) = &document
+            && self.insert_one(CHAT_ROOMS, document).await?
+        {
+            let made = StoredRoom::try_from(document.clone());
+            return made.map(|made| Created::New(made.room)).map_err(|why| EngineError::poison(ENGINE, why));
+        }
+        match self.current_one(&new.id).await? {
+            Some(room) if room.kind == new.kind && self.was_ever(&room, &new.member_ids).await? => {
+                Ok(Created::Existing(room))
+            }
+            Some(_) => Ok(Created::Taken),
+            None if document.is_none() => Err(EngineError::permanent(ENGINE, "a direct room is of two")),
+            // Refused for the sake of a document that the majority does not have yet, and may never have.
+            None => Err(contended("chat_rooms", Applied::Unknown)),
+        }
+    }
+
+    /// One round trip.
+    ///
+    /// A primary that was cut off from its majority may answer with what it last knew of it, until it has noticed: the
+    /// ten seconds that MongoDB takes for an election. Nothing that needs a majority succeeds there meanwhile.
+    async fn current(&self, ids: &[RoomId]) -> EngineResult<Vec<Option<Arc<Room>>>> {
+        let rooms = self.rooms(ids).await?;
+        Ok(ids.iter().map(|id| rooms.get(id).map(|stored| stored.room.clone())).collect())
+    }
+
+    /// One round trip for the newest version, which is what is asked for as a rule, else two.
+    async fn members_at(&self, room: &RoomId, version: MemberVersion) -> EngineResult<Option<Arc<[UserId]>>> {
+        let Some(room) = self.current_one(room).await? else { return Ok(None) };
+        if version == room.member_version {
+            return Ok(Some(room.member_ids.clone()));
+        }
+        if !(MemberVersion::FIRST..room.member_version).contains(&version) {
+            return Ok(None);
+        }
+        let filter = doc! { "chatRoomId": room.id.as_str(), "version": version.0 };
+        let document = self.find_one::<VersionDocument>(ROOM_VERSIONS, filter).await?;
+        Ok(document.map(|document| document.member_ids))
+    }
+
+    /// Three round trips, and three more whenever another change came first. No lock is held, so nobody who dies holds
+    /// one.
+    ///
+    /// What if the process dies here? The list of version *n* is written down before the room leaves version *n*: in
+    /// between, the room is as it was and the list lies in `room_versions` early, the same that anyone else would write.
+    /// Then the room goes from *n* to *n* + 1 in one step, if it is still at *n*.
+    async fn change(&self, id: &RoomId, change: MemberChange, most: usize) -> EngineResult<Changed> {
+        for _ in 0..TRIES {
+            let Some(room) = self.current_one(id).await? else { return Ok(Changed::NoRoom) };
+            let next = match changed(&room, &change, most) {
+                Ok(next) => next,
+                Err(answer) => return Ok(answer),
+            };
+            let left = VersionDocument {
+                chat_room_id: id.clone(),
+                version: room.member_version,
+                member_ids: room.member_ids.clone(),
+            };
+            // If it was there: somebody else's step of the same change of versions, with the same list.
+            let _was_there = self.insert_one(ROOM_VERSIONS, left).await?;
+            let at_version = doc! { "_id": id.as_str(), "memberVersion": room.member_version.0 };
+            let step = doc! { "$set": {
+                "memberIds": texts(&*next.member_ids),
+                "memberVersion": next.member_version.0,
+            } };
+            if self.update_one(CHAT_ROOMS, at_version, step).await? {
+                return Ok(Changed::Now(Arc::new(next)));
+            }
+        }
+        Err(contended("the room's members", Applied::No))
+    }
+
+    /// Two round trips, whatever the page holds; two more when there are rooms of another system that nobody has listed
+    /// before.
+    async fn of_user(
+        &self,
+        user: &UserId,
+        cursor: Option<&RoomCursor>,
+        limit: usize,
+    ) -> EngineResult<(Vec<RoomSummary>, Option<RoomCursor>)> {
+        let (mut page, strays) = try_join(self.listed(user, cursor, limit), self.not_adopted(user)).await?;
+        if !strays.is_empty() {
+            self.adopt(&strays).await?;
+            page = self.listed(user, cursor, limit).await?;
+        }
+        let more = page.len() > limit;
+        page.truncate(limit);
+        let last = page.last().map(|last| RoomCursor { activity: last.activity, room: last.room.id.clone() });
+
+        let ids: Vec<RoomId> = page.iter().map(|stored| stored.room.id.clone()).collect();
+        let own = doc! { "userId": user.as_str(), "chatRoomId": { "$in": texts(&ids) } };
+        let (mut newest, members) =
+            try_join(self.newest_messages(&ids), self.members(own, ids.len())).await?;
+        let mut members: HashMap<_, _> =
+            members.into_iter().map(|member| (member.chat_room_id.clone(), member)).collect();
+        let summaries = page.into_iter().filter(|stored| stored.room.has(user)).map(|stored| {
+            let (newest, member) = (newest.remove(&stored.room.id), members.remove(&stored.room.id));
+            summary(stored.room, newest, member)
+        });
+        Ok((summaries.collect(), last.filter(|_| more)))
+    }
+
+    /// One round trip: three questions at the same time.
+    async fn summary(&self, id: &RoomId, user: &UserId) -> EngineResult<Option<RoomSummary>> {
+        let (room, mut newest, mut members) =
+            try_join3(self.current_one(id), self.newest_messages([id]), self.members(member(id, user), 1))
+                .await?;
+        let room = room.filter(|room| room.has(user));
+        Ok(room.map(|room| summary(room, newest.remove(id), members.pop())))
+    }
+
+    /// Two round trips.
+    async fn configure(&self, room: &RoomId, user: &UserId, settings: MemberSettings) -> EngineResult<bool> {
+        if !self.current_one(room).await?.is_some_and(|room| room.has(user)) {
+            return Ok(false);
+        }
+        let set = doc! { "muted": settings.muted, "mutedUntil": settings.muted_until.to_bson() };
+        let update = Update::or_insert(member(room, user), doc! { "$set": set });
+        self.update_all(MEMBERS, vec![update]).await.map(|()| true)
+    }
+
+    /// One round trip. The answer is no longer than the question, whatever rooms there are.
+    async fn share_a_room(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>> {
+        #[derive(Deserialize)]
+        struct Shared {
+            #[serde(rename = "_id")]
+            user: UserId,
+        }
+        if others.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (me, asked) = (user.as_str(), texts(others));
+        let shared = vec![
+            doc! { "$match": { "$or": [
+                { "$and": [{ "memberIds": me }, { "memberIds": { "$in": &asked } }] },
+                { "user1Id": me, "user2Id": { "$in": &asked } },
+                { "user2Id": me, "user1Id": { "$in": &asked } },
+            ] } },
+            // What a direct room's two fields say holds, as everywhere.
+            doc! { "$project": { "shared": { "$setIntersection": [
+                { "$cond": [{ "$gt": ["$user1Id", null] }, ["$user1Id", "$user2Id"], "$memberIds"] },
+                { "$literal": &asked },
+            ] } } },
+            doc! { "$unwind": "$shared" },
+            doc! { "$group": { "_id": "$shared" } },
+        ];
+        let shared = self.aggregate::<Shared>(Some(CHAT_ROOMS), shared).await?;
+        let shares = |other: &UserId| other == user || shared.iter().any(|shared| shared.user == *other);
+        Ok(others.iter().map(shares).collect())
+    }
+}
+
+impl Database {
+    async fn current_one(&self, id: &RoomId) -> EngineResult<Option<Arc<Room>>> {
+        let stored = self.find_one::<StoredRoom>(CHAT_ROOMS, doc! { "_id": id.as_str() }).await?;
+        Ok(stored.map(|stored| stored.room))
+    }
+
+    /// Whether a room has or had exactly these members at some version.
+    async fn was_ever(&self, room: &Room, members: &[UserId]) -> EngineResult<bool> {
+        if *room.member_ids == *members {
+            return Ok(true);
+        }
+        if room.member_version == MemberVersion::FIRST {
+            return Ok(false);
+        }
+        // Lists are sorted, so equal lists are equal arrays. A list that was written down early is the present one.
+        let filter = doc! { "chatRoomId": room.id.as_str(), "memberIds": texts(members) };
+        let version = self.find_one::<VersionDocument>(ROOM_VERSIONS, filter).await?;
+        Ok(version.is_some())
+    }
+
+    /// A page of a user's rooms and one more: a walk in the index of `(memberIds, activity, _id)`.
+    async fn listed(
+        &self,
+        user: &UserId,
+        cursor: Option<&RoomCursor>,
+        limit: usize,
+    ) -> EngineResult<Vec<StoredRoom>> {
+        let mut filter = doc! { "memberIds": user.as_str() };
+        if let Some(RoomCursor { activity, room }) = cursor {
+            let activity = activity.to_bson();
+            // The first condition bounds the walk, the second one settles equal moments.
+            filter.insert("activity", doc! { "$lte": activity });
+            filter.insert(
+                "$or",
+                [doc! { "activity": { "$lt": activity } }, doc! { "_id": { "$lt": room.as_str() } }].to_vec(),
+            );
+        }
+        let order = doc! { "activity": -1, "_id": -1 };
+        self.find(CHAT_ROOMS, Find::all(filter).sorted(order).at_most(limit.saturating_add(1))).await
+    }
+
+    /// Rooms of a user that another system wrote, or wrote anew, and that are not in lists yet.
+    async fn not_adopted(&self, user: &UserId) -> EngineResult<Vec<StoredRoom>> {
+        let user = user.as_str();
+        let not_adopted = doc! { "$or": [
+            { "user1Id": user, "memberVersion": null },
+            { "user2Id": user, "memberVersion": null },
+        ] };
+        self.find(CHAT_ROOMS, Find::all(not_adopted)).await
+    }
+
+    /// Fills in what lists need: the members in one field, and the room's activity, which is its newest message's moment
+    /// or, without one, now. Two who adopt at the same time write the same, but for the latter, where the first one's
+    /// stays. A room that its system replaces loses all this and is adopted again.
+    async fn adopt(&self, strays: &[StoredRoom]) -> EngineResult<()> {
+        let newest = self.newest_messages(strays.iter().map(|stray| &stray.room.id)).await?;
+        let now = Timestamp::now();
+        let adopt = |StoredRoom { room, .. }: &StoredRoom| {
+            let activity = newest.get(&room.id).map_or(now, |message| message.timestamp);
+            // The members are what is read from these two fields: another pair would be another adoption's.
+            let [user1, user2] = [room.member_ids.first(), room.member_ids.last()]
+                .map(|user| user.map(UserId::as_str).unwrap_or_default());
+            let pair = doc! { "$in": [user1, user2] };
+            Update::one(
+                doc! { "_id": room.id.as_str(), "user1Id": pair.clone(), "user2Id": pair, "memberVersion": null },
+                vec![doc! { "$set": {
+                    "memberIds": { "$literal": texts(&*room.member_ids) },
+                    "memberVersion": { "$literal": room.member_version.0 },
+                    "activity": { "$ifNull": ["$activity", activity.to_bson()] },
+                } }],
+            )
+        };
+        self.update_all(CHAT_ROOMS, strays.iter().map(adopt).collect()).await
+    }
+}
+
+/// A room's document as it is made; none for a direct room of other than two, which can't be made.
+fn first_document(new: &NewRoom, now: Timestamp) -> Option<RoomDocument> {
+    let (user1_id, user2_id) = match (new.kind, &*new.member_ids) {
+        (RoomKind::Direct, [user1, user2]) => (Some(user1.clone()), Some(user2.clone())),
+        (RoomKind::Direct, _) => return None,
+        (RoomKind::Group, _) => (None, None),
+    };
+    Some(RoomDocument {
+        id: new.id.clone(),
+        user1_id,
+        user2_id,
+        name: new.name.clone(),
+        member_ids: Some(new.member_ids.clone()),
+        member_version: Some(MemberVersion::FIRST),
+        maker_id: new.maker_id.clone(),
+        created_at: Some(now),
+        activity: Some(now),
+    })
+}
+
+/// What a change makes of a room, or the answer where it makes nothing.
+fn changed(room: &Arc<Room>, change: &MemberChange, most: usize) -> Result<Room, Changed> {
+    if room.kind == RoomKind::Direct {
+        return Err(Changed::Direct);
+    }
+    let members = room.member_ids.iter().cloned();
+    let member_ids = match change {
+        MemberChange::Add(user) if room.has(user) => return Err(Changed::Now(room.clone())),
+        MemberChange::Add(_) if room.member_ids.len() >= most => return Err(Changed::Full),
+        MemberChange::Add(user) => sorted_members(members.chain([user.clone()])),
+        MemberChange::Remove(user) if !room.has(user) => return Err(Changed::Now(room.clone())),
+        MemberChange::Remove(user) => members.filter(|member| member != user).collect(),
+    };
+    Ok(Room { member_ids, member_version: room.member_version.next(), ..Room::clone(room) })
+}
+
+/// A room as one member sees it.
+fn summary(room: Arc<Room>, newest: Option<Message>, member: Option<MemberDocument>) -> RoomSummary {
+    let last_seq = newest.as_ref().map(|message| message.seq).unwrap_or_default();
+    let read = member.as_ref().map(|member| member.read).unwrap_or_default();
+    RoomSummary {
+        room,
+        last_message: newest,
+        last_seq,
+        unread_count: last_seq.0.saturating_sub(read.0),
+        settings: member.map(|member| member.settings()).unwrap_or_default(),
+    }
+}

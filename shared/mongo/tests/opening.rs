@@ -1,0 +1,64 @@
+//! Only data that this version can read, only with the partitions it was made with, and without giving a password away.
+
+use std::time::Duration;
+
+use bson::doc;
+use naru_engines::{Applied, EngineError, EngineResult};
+use naru_mongo::{Mongo, Options};
+
+use crate::given::{Fresh, url};
+
+fn refusal(opened: EngineResult<Mongo>) -> String {
+    match opened {
+        Err(error @ EngineError::Permanent { .. }) => error.to_string(),
+        Err(error) => panic!("{error:?}"),
+        Ok(_) => panic!("it opened"),
+    }
+}
+
+#[tokio::test]
+async fn another_number_of_partitions_is_refused() {
+    let fresh = Fresh::new();
+    assert_eq!(fresh.store().await.partitions, 32);
+    let options = Options { partitions: 16, ..Options::default() };
+    let why = refusal(Mongo::open(url(), &fresh.name, options).await);
+    assert_eq!(why, "mongodb refused: the data was made with 32 partitions, 16 are configured");
+    fresh.open().await.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn of_many_that_open_a_new_database_all_succeed() {
+    let fresh = Fresh::new();
+    let opened = futures_util::future::join_all((0..4).map(|_| fresh.open())).await;
+    assert_eq!(opened.len(), 4);
+    assert_eq!(fresh.raw("meta").await.count_documents(doc! {}).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn data_of_a_later_version_is_refused() {
+    let fresh = Fresh::new();
+    drop(fresh.store().await);
+    let later = doc! { "$set": { "schemaVersion": 7 } };
+    fresh.raw("meta").await.update_one(doc! { "_id": "store" }, later).await.unwrap();
+    let why = refusal(Mongo::open(url(), &fresh.name, Options::default()).await);
+    assert_eq!(why, "mongodb refused: the data is of schema version 7, this program knows versions up to 1");
+}
+
+#[tokio::test]
+async fn a_url_that_is_none_is_refused_without_being_repeated() {
+    for url in ["mongodb://ada:secret@host:secret/?w=secret", "amqp://ada:secret@host", "secret"] {
+        let why = refusal(Mongo::open(url, "naru", Options::default()).await);
+        assert!(why.contains("mongodb://…"), "{why}");
+        assert!(!why.contains("secret"), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_url_says_is_not_overruled() {
+    let nowhere = "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=200&connectTimeoutMS=100";
+    let began = std::time::Instant::now();
+    let error = Mongo::open(nowhere, "naru", Options::default()).await.err().expect("nobody is there");
+    let EngineError::Unavailable { applied, .. } = error else { panic!("{error:?}") };
+    assert_eq!(applied, Applied::No, "there was nobody to send it to");
+    assert!(began.elapsed() < Duration::from_secs(2), "the URL's 200 ms, not the default 3 s");
+}

@@ -104,7 +104,7 @@ impl Pipeline {
         let later = CancellationToken::new();
         let workers = supervisor.stopped_by(later.clone());
         persister::run(engines.clone(), &metrics, &workers.for_owner("persister"));
-        fanout::run(engines.clone(), &metrics, &workers.for_owner("fanout"));
+        fanout::run(&settings.pick()?, engines.clone(), &metrics, &workers.for_owner("fanout"));
         let mut notifier_config: notifier::Config = settings.pick()?;
         if let Some(demo) = &demo {
             demo.receive_pushes(&mut notifier_config);

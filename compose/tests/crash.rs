@@ -27,6 +27,8 @@ fn environment(backend: &Webhook) -> Vec<(&'static str, String)> {
         ("NARU_PUSH_WEBHOOK_URL", backend.url("/push")),
         ("NARU_PUSH_WEBHOOK_SECRET", WEBHOOK_SECRET.to_owned()),
         ("NARU_RATE_MESSAGES_PER_SECOND", "0".to_owned()),
+        // Short enough that what is owed falls due while the test runs.
+        ("NARU_DELIVERY_GRACE", "200ms".to_owned()),
     ]
 }
 

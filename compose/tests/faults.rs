@@ -237,9 +237,9 @@ async fn round_trips_are_shared_by_a_batch() {
         ("live.confirm", 1),
         ("saved.send", 1),
         ("rooms.members_at", 0),
-        // Before the publish, and after it: whoever left in between is owed a push.
-        ("presence.locate", 2),
+        ("presence.locate", 1),
         ("offline.send", 0),
+        ("owed.send_later", 1),
         ("live.publish", 1),
     ] {
         assert_eq!(counted.count(call), wanted, "{call}: {:?}", counted.all());
@@ -254,7 +254,7 @@ async fn round_trips_are_shared_by_a_batch() {
         ada.expect("ACK").await;
         ben.expect("CHAT").await;
     }
-    for call in ["intake.append", "rooms.current", "messages.append_run", "live.publish"] {
+    for call in ["intake.append", "rooms.current", "messages.append_run", "live.publish", "owed.send_later"] {
         assert!(counted.count(call) <= LOAD / 2, "{call} is not shared: {:?}", counted.all());
     }
     naru.stop().await;

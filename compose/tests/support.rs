@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use naru::pipeline::Changes;
 use naru::{DOOR, Pipeline};
-use naru_client::{Claims, Client, Http, Webhook, token};
+use naru_client::{Claims, Client, Http, PATIENCE, Webhook, token};
+use naru_engines::EngineResult;
+use naru_engines::faults::{Call, Tap};
 use naru_runtime::Settings;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -64,6 +67,21 @@ impl Naru {
         phone
     }
 
+    /// Waits until the metrics have this line.
+    pub async fn counts(&self, line: &str) {
+        let nobody = Http::without_token(&self.url);
+        let counting = async {
+            loop {
+                let (_, page) = nobody.get("/metrics").await;
+                if page.as_str().expect("a text").lines().any(|counted| counted == line) {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, counting).await.unwrap_or_else(|_| panic!("never counted: {line}"));
+    }
+
     /// This person's HTTP API.
     pub fn http(&self, person: &str) -> Http {
         Http::new(&self.url, &token_of(person))
@@ -84,4 +102,19 @@ pub fn token_of(person: &str) -> String {
         claims = claims.name(if person == "A" { "Ada" } else { "Ben" });
     }
     token(SECRET.as_bytes(), &claims)
+}
+
+/// A tap that does this before every call.
+pub struct Before<F>(pub F);
+
+impl<F: Fn(&Call) -> BoxFuture<'static, EngineResult<()>> + Send + Sync> Tap for Before<F> {
+    // What `#[async_trait]` makes of `async fn before(&self, call: &Call)`.
+    fn before<'me, 'call, 'both>(&'me self, call: &'call Call) -> BoxFuture<'both, EngineResult<()>>
+    where
+        'me: 'both,
+        'call: 'both,
+        Self: 'both,
+    {
+        (self.0)(call)
+    }
 }

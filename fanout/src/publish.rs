@@ -1,8 +1,10 @@
-//! A batch of saved messages: offline events first, then the live layer, then the intake entry is closed.
+//! A batch of saved messages: offline events first, then the live layer; beside both, one *owed* event for each message
+//! with recipients who are here; then the intake entry is closed.
 //!
 //! What if the process dies here? Before the batch is settled as done: it comes again, and at worst a recipient gets
-//! both a push and the message, or the same message twice. After it, before the intake entry is closed: the sweep
-//! hands the message on once more, with the same end.
+//! both a push and the message, or the same message twice, and is owed the same push twice. After it, before the intake
+//! entry is closed: the sweep hands the message on once more, with the same end. What happens to an owed event, the
+//! notifier's `push` says.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -11,7 +13,7 @@ use std::time::Duration;
 use naru_engines::bus::{Delivery, Receipt, Verdict, settle, work_on};
 use naru_engines::store::Settlement;
 use naru_engines::{EngineResult, Engines};
-use naru_model::hops::{Offline, Saved};
+use naru_model::hops::{Offline, Owed, Saved};
 use naru_model::live::{LiveEvent, News};
 use naru_model::message::Outcome;
 use naru_model::{Event, Message, RoomId, Trace, UserId};
@@ -38,6 +40,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// The worker. Clones share what they remember.
 #[derive(Clone)]
 pub(crate) struct Fanout {
+    /// How long a recipient who is here has to prove that they got a message; none: nobody has to.
+    grace: Option<Duration>,
     engines: Engines,
     members: MemberCache,
     settlements: mpsc::Sender<Settlement>,
@@ -52,7 +56,9 @@ struct Routed {
 }
 
 impl Fanout {
-    pub(crate) fn new(engines: Engines, telemetry: Telemetry) -> (Self, Settler) {
+    /// A fanout whose recipients have `grace` to prove that they got a message; zero: presence alone decides.
+    pub(crate) fn new(grace: Duration, engines: Engines, telemetry: Telemetry) -> (Self, Settler) {
+        let grace = Some(grace).filter(|grace| !grace.is_zero());
         let (settlements, queue) = mpsc::channel(SETTLE_QUEUE);
         let members = MemberCache::new(engines.store.rooms.clone());
         let settler = Settler {
@@ -60,7 +66,7 @@ impl Fanout {
             queue: Arc::new(Mutex::new(queue)),
             telemetry: telemetry.clone(),
         };
-        (Self { engines, members, settlements, telemetry }, settler)
+        (Self { grace, engines, members, settlements, telemetry }, settler)
     }
 
     /// Works until told to stop; then finishes the batches it holds.
@@ -122,37 +128,55 @@ impl Fanout {
             .collect();
         let (later, now): (Vec<Routed>, Vec<Routed>) =
             routed.into_iter().partition(|message| waiting.contains(&message.saved.message.chat_room_id));
-        self.publish(&now).await?;
-        if !later.is_empty() {
-            self.warn(
-                later
+        let telling = async {
+            self.publish(&now).await?;
+            if !later.is_empty() {
+                let missed = later
                     .iter()
-                    .map(|routed| (&routed.saved.message, routed.route.offline.clone(), routed.trace)),
-            )
-            .await?;
-            self.publish(&later).await?;
-        }
-        match whereabouts {
-            Whereabouts::Known(_) => self.warn_who_left(&now, &later).await,
-            // Everybody was warned before.
-            Whereabouts::Unknown => Ok(()),
+                    .map(|Routed { saved, route, trace }| (&saved.message, route.offline.clone(), *trace));
+                self.warn(missed).await?;
+                self.publish(&later).await?;
+            }
+            Ok(())
+        };
+        let both = || now.iter().chain(&later);
+        match self.grace {
+            Some(grace) => {
+                // Both to their end: neither is given up because the other fails.
+                let (told, owed) = tokio::join!(telling, self.owe(grace, both()));
+                told.and(owed)
+            }
+            None => {
+                telling.await?;
+                self.warn_who_left(both()).await
+            }
         }
     }
 
-    /// Whoever was here before the publish and is gone after it may not have heard: a session leaves presence before it
-    /// stops taking messages. They are owed a push like everybody who is not here.
-    async fn warn_who_left(&self, now: &[Routed], later: &[Routed]) -> EngineResult<()> {
-        let messages = || now.iter().chain(later);
-        let live: HashSet<&UserId> = messages().flat_map(|routed| &routed.route.live).collect();
-        let live: Vec<UserId> = live.into_iter().cloned().collect();
-        if live.is_empty() {
+    /// Puts down what recipients who are here are owed if they don't prove to have their messages, in one hand-over.
+    async fn owe(&self, grace: Duration, messages: impl Iterator<Item = &Routed>) -> EngineResult<()> {
+        let owing = messages.filter(|routed| !routed.route.owed.is_empty());
+        let events = owing.map(|Routed { saved, route, trace }| {
+            self.telemetry.owed.inc_by(route.owed.len() as u64);
+            Event::new(Owed { message: saved.message.clone(), recipients: route.owed.clone() }, *trace)
+        });
+        let events: Vec<_> = events.collect();
+        match events.is_empty() {
+            true => Ok(()),
+            false => self.engines.bus.owed.send_later(grace, events).await,
+        }
+    }
+
+    /// Where nobody has to prove anything: whoever was here before the publish and is gone after it may not have heard (a
+    /// session leaves presence before it stops taking messages), and gets a push like everybody who is not here.
+    async fn warn_who_left(&self, messages: impl Iterator<Item = &Routed> + Clone) -> EngineResult<()> {
+        let here: HashSet<&UserId> = messages.clone().flat_map(|routed| &routed.route.owed).collect();
+        if here.is_empty() {
             return Ok(());
         }
-        let whereabouts = self.whereabouts(live).await;
-        let left = messages().map(|routed| {
-            let message = &routed.saved.message;
-            let left = route(&message.sender_id, &routed.route.live, &whereabouts).offline;
-            (message, left, routed.trace)
+        let whereabouts = self.whereabouts(here.into_iter().cloned().collect()).await;
+        let left = messages.map(|Routed { saved: Saved { message, .. }, route: before, trace }| {
+            (message, route(&message.sender_id, &before.owed, &whereabouts).offline, *trace)
         });
         self.warn(left.filter(|(_, left, _)| !left.is_empty())).await
     }
@@ -211,11 +235,10 @@ impl Fanout {
             Err(error) => {
                 tracing::warn!(%error, messages = messages.len(), "not published: their recipients get pushes");
                 self.telemetry.unpublished.inc_by(messages.len() as u64);
-                let unheard = messages.iter().map(|Routed { saved: Saved { message, .. }, route, trace }| {
-                    let users = route.live.iter().filter(|user| **user != message.sender_id).cloned();
-                    (message, users.collect(), *trace)
-                });
-                self.warn(unheard).await
+                let unheard = messages
+                    .iter()
+                    .map(|Routed { saved, route, trace }| (&saved.message, route.owed.clone(), *trace));
+                self.warn(unheard.filter(|(_, owed, _)| !owed.is_empty())).await
             }
         }
     }

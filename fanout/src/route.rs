@@ -1,4 +1,4 @@
-//! Who gets a message live and who is owed a push: a pure function of the members and of where they are.
+//! Who gets a message live, and who a push at once or later: a pure function of the members and of where they are.
 
 use std::collections::HashMap;
 
@@ -19,11 +19,14 @@ pub enum Whereabouts {
 pub struct Route {
     /// Members who have a live session, the sender's other sessions included: they hear of it on the live layer.
     pub live: Vec<UserId>,
-    /// Recipients without one: they are owed a push. Never the sender.
+    /// Recipients without one: they get a push now. Never the sender.
     pub offline: Vec<UserId>,
+    /// Recipients with one: they get a push later, unless they prove to have the message. Never the sender.
+    pub owed: Vec<UserId>,
 }
 
-/// Routes one message. Every recipient is in one of the two lists; in both when it is not known where they are.
+/// Routes one message. Every recipient is either offline or owed; who is owed is live. When it is not known where they
+/// are, they are offline and live.
 pub fn route(sender: &UserId, members: &[UserId], whereabouts: &Whereabouts) -> Route {
     let mut route = Route::default();
     for member in members {
@@ -34,8 +37,9 @@ pub fn route(sender: &UserId, members: &[UserId], whereabouts: &Whereabouts) -> 
         if is_online {
             route.live.push(member.clone());
         }
-        if member != sender && !(is_online && is_known) {
-            route.offline.push(member.clone());
+        if member != sender {
+            let list = if is_online && is_known { &mut route.owed } else { &mut route.offline };
+            list.push(member.clone());
         }
     }
     route
@@ -63,18 +67,20 @@ mod tests {
         let routed = route(&user("ada"), &members, &known(&["ada", "ben"]));
         assert_eq!(routed.live, [user("ada"), user("ben")]);
         assert_eq!(routed.offline, [user("cleo")]);
+        assert_eq!(routed.owed, [user("ben")]);
     }
 
     #[test]
     fn the_sender_is_owed_nothing() {
         let routed = route(&user("ada"), &[user("ada"), user("ben")], &known(&[]));
-        assert_eq!(routed, Route { live: vec![], offline: vec![user("ben")] });
+        assert_eq!(routed, Route { offline: vec![user("ben")], ..Route::default() });
     }
 
     #[test]
     fn unknown_is_both() {
         let routed = route(&user("ada"), &[user("ada"), user("ben")], &Whereabouts::Unknown);
-        assert_eq!(routed, Route { live: vec![user("ada"), user("ben")], offline: vec![user("ben")] });
+        let live = vec![user("ada"), user("ben")];
+        assert_eq!(routed, Route { live, offline: vec![user("ben")], owed: vec![] });
     }
 
     proptest! {
@@ -85,7 +91,8 @@ mod tests {
             for whereabouts in [known(&online), Whereabouts::Unknown] {
                 let routed = route(&members[0], &members, &whereabouts);
                 for member in &members[1..] {
-                    prop_assert!(routed.live.contains(member) || routed.offline.contains(member));
+                    prop_assert!(routed.offline.contains(member) != routed.owed.contains(member));
+                    prop_assert!(routed.live.contains(member) || !routed.owed.contains(member));
                 }
             }
         }

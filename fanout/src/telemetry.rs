@@ -8,6 +8,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 pub(crate) struct Telemetry {
     pub(crate) published: Counter,
     pub(crate) offline: Counter,
+    pub(crate) owed: Counter,
     pub(crate) presence_unknown: Counter,
     pub(crate) unpublished: Counter,
     pub(crate) retried: Counter,
@@ -20,6 +21,7 @@ impl Telemetry {
         let telemetry = Self {
             published: Counter::default(),
             offline: Counter::default(),
+            owed: Counter::default(),
             presence_unknown: Counter::default(),
             unpublished: Counter::default(),
             retried: Counter::default(),
@@ -28,7 +30,12 @@ impl Telemetry {
         };
         metrics.register("fanout", |registry| {
             registry.register("published", "Messages given to the live layer", telemetry.published.clone());
-            registry.register("offline", "Recipients owed a push", telemetry.offline.clone());
+            registry.register("offline", "Recipients without a session", telemetry.offline.clone());
+            registry.register(
+                "owed",
+                "Recipients with a session, who get a push unless they prove to have the message",
+                telemetry.owed.clone(),
+            );
             registry.register(
                 "presence_unknown",
                 "Batches for which presence could not be asked",

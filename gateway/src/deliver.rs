@@ -1,71 +1,249 @@
 //! What the live layer brings goes to the sessions that are here; what concerns nobody here is ignored.
+//!
+//! A room's messages go out in order. One that skips another waits a moment for it (a hand-over between fanouts may
+//! reorder), then what is missing is fetched from the store. This task never waits: neither for a session nor for the
+//! store.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::stream::FuturesUnordered;
+use naru_engines::EngineResult;
 use naru_engines::live::{Signal, Subscription};
-use naru_model::frame::ServerFrame;
+use naru_engines::store::Window;
 use naru_model::live::{LiveEvent, News};
+use naru_model::{Message, RoomId, Seq, UserId};
+use tokio::sync::Semaphore;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::Gateway;
+use crate::gap::{GapId, Gaps, Held};
+use crate::heard::Place;
 use crate::refusal::to_text;
 
-/// After an interruption clients are asked to `SYNC` at moments spread over this many milliseconds.
-const RESYNC_SPREAD_MS: u64 = 2_000;
+/// How long a message that skips another waits for it.
+const GAP_WAIT: Duration = Duration::from_millis(50);
+/// How many missing messages are fetched; whoever misses more is asked to `SYNC`.
+const MOST_FETCHED: usize = 200;
+/// How many fetches are under way at a time.
+const FETCHES: usize = 16;
+/// Whoever is asked to `SYNC` one room is asked to do so within this.
+const SYNC_WITHIN: Duration = Duration::from_millis(500);
 
 /// Listens until the live layer closes.
 pub(crate) async fn listen(gateway: &Arc<Gateway>, subscription: &mut dyn Subscription) {
-    while let Some(signal) = subscription.next().await {
-        match signal {
-            Signal::Event(event) => forward(gateway, &event),
-            Signal::Confirmed(confirmations) => {
-                for confirmation in confirmations.iter() {
-                    gateway.pending.settle(confirmation.id, confirmation.outcome);
-                }
-            }
-            Signal::Evict(session) => gateway.evicted(&session),
-            Signal::Interrupted => tracing::warn!("the live layer was interrupted"),
-            Signal::Restored => restored(gateway).await,
+    let mut listener = Listener {
+        gateway,
+        gaps: Gaps::default(),
+        steps: FuturesUnordered::new(),
+        fetches: Arc::new(Semaphore::new(FETCHES)),
+    };
+    loop {
+        tokio::select! {
+            signal = subscription.next() => match signal {
+                Some(signal) => listener.hear(signal),
+                None => return,
+            },
+            Some(step) = listener.steps.next() => listener.go_on(step),
         }
     }
 }
 
-/// Writes an event to the sessions of its recipients, serialised once for all of them.
-fn forward(gateway: &Gateway, event: &LiveEvent) {
+struct Listener<'a> {
+    gateway: &'a Arc<Gateway>,
+    gaps: Gaps,
+    /// What is being done about the gaps.
+    steps: FuturesUnordered<BoxFuture<'static, Step>>,
+    fetches: Arc<Semaphore>,
+}
+
+/// What has been done about a gap.
+enum Step {
+    /// It was waited for what is missing.
+    Waited(RoomId, GapId),
+    /// What is missing was asked for.
+    Fetched(RoomId, GapId, EngineResult<Vec<Message>>),
+}
+
+impl Listener<'_> {
+    fn hear(&mut self, signal: Signal) {
+        match signal {
+            Signal::Event(event) => match &event.news {
+                News::Chat(message) => self.hear_message(&event, message),
+                _ => drop(forward(self.gateway, &event)),
+            },
+            Signal::Confirmed(confirmations) => {
+                for confirmation in confirmations.iter() {
+                    self.gateway.pending.settle(confirmation.id, confirmation.outcome);
+                }
+            }
+            Signal::Evict(session) => self.gateway.evicted(&session),
+            Signal::Interrupted => tracing::warn!("the live layer was interrupted"),
+            Signal::Restored => self.gateway.restored.send_modify(|times| *times += 1),
+        }
+    }
+
+    fn hear_message(&mut self, event: &Arc<LiveEvent>, message: &Message) {
+        let (gateway, room, seq) = (self.gateway, &message.chat_room_id, message.seq);
+        match gateway.heard.place(room, seq) {
+            Place::Unknown => {
+                if forward(gateway, event) > 0 {
+                    gateway.heard.heard(room, seq);
+                }
+            }
+            Place::Next => {
+                forward(gateway, event);
+                for next in self.gaps.release(room, seq) {
+                    self.forward_held(&next);
+                }
+            }
+            // Late, or once more: never dropped, somebody may not have it.
+            Place::Again => drop(forward(gateway, event)),
+            Place::Skips => {
+                let is_of_interest = || event.recipients.iter().any(|user| gateway.sessions.has(user));
+                if self.gaps.is_in(room) || is_of_interest() {
+                    self.hold(event, room, seq);
+                } else {
+                    gateway.heard.heard(room, seq);
+                }
+            }
+        }
+    }
+
+    fn hold(&mut self, event: &Arc<LiveEvent>, room: &RoomId, seq: Seq) {
+        match self.gaps.hold(room, seq, event) {
+            Held::Joined => {}
+            Held::Opened(id) => {
+                let room = room.clone();
+                let waiting = tokio::time::sleep(GAP_WAIT).map(move |()| Step::Waited(room, id));
+                self.steps.push(waiting.boxed());
+            }
+            Held::Full => {
+                for held in self.gaps.close(room).values() {
+                    self.forward_held(held);
+                }
+                self.forward_held(event);
+                self.ask_to_sync(room, &event.recipients);
+            }
+        }
+    }
+
+    fn go_on(&mut self, step: Step) {
+        match step {
+            Step::Waited(room, id) => {
+                let (last, upto) = (self.gateway.heard.last(&room), self.gaps.upto(&room, id));
+                if let (Some(last), Some(upto)) = (last, upto) {
+                    let missing = usize::try_from(upto.0.saturating_sub(last.0)).unwrap_or(usize::MAX);
+                    self.fetch(room, id, last, missing.min(MOST_FETCHED));
+                }
+            }
+            Step::Fetched(room, id, fetched) => {
+                if self.gaps.upto(&room, id).is_some() {
+                    self.fill(&room, fetched);
+                }
+            }
+        }
+    }
+
+    fn fetch(&mut self, room: RoomId, id: GapId, last: Seq, limit: usize) {
+        let (messages, fetches) = (self.gateway.engines.store.messages.clone(), self.fetches.clone());
+        let fetching = async move {
+            // Never closed: without a permit it would be fetched all the same.
+            let _turn = fetches.acquire().await;
+            let fetched = messages.range(&room, Window::After(last), limit).await;
+            Step::Fetched(room, id, fetched.map(|(messages, _more)| messages))
+        };
+        self.steps.push(fetching.boxed());
+    }
+
+    /// Forwards what was held back, and before each what the store has in its place. Who does not get everything is asked
+    /// to `SYNC`.
+    fn fill(&mut self, room: &RoomId, fetched: EngineResult<Vec<Message>>) {
+        let last = self.gateway.heard.last(room).unwrap_or_default();
+        let held = self.gaps.close(room);
+        let (Some(first), Some(upto)) = (held.values().next(), held.keys().next_back().copied()) else {
+            return;
+        };
+        let recipients = first.recipients.clone();
+        let fetched = fetched.unwrap_or_else(|error| {
+            tracing::warn!(%error, "a gap was not filled: those who are concerned are asked to SYNC");
+            Vec::new()
+        });
+        let fetched = fetched.into_iter().filter(|message| message.seq > last && message.seq < upto);
+        let mut all: BTreeMap<Seq, Found> =
+            fetched.map(|message| (message.seq, Found::InStore(message))).collect();
+        all.extend(held.into_iter().map(|(seq, event)| (seq, Found::Held(event))));
+        let is_complete = upto.0 - last.0 == all.len() as u64;
+        for found in all.into_values() {
+            match found {
+                Found::Held(event) => self.forward_held(&event),
+                Found::InStore(message) => self.forward_fetched(message, &recipients),
+            }
+        }
+        if !is_complete {
+            self.ask_to_sync(room, &recipients);
+        }
+    }
+
+    fn forward_held(&self, event: &LiveEvent) {
+        if let News::Chat(message) = &event.news {
+            forward(self.gateway, event);
+            self.gateway.heard.heard(&message.chat_room_id, message.seq);
+        }
+    }
+
+    /// Forwards what the live layer did not bring. Which session wrote it is not known any more, and that one must not
+    /// get it as news: its user's sessions are asked to `SYNC`.
+    fn forward_fetched(&self, message: Message, recipients: &[UserId]) {
+        let (room, seq, sender) = (message.chat_room_id.clone(), message.seq, message.sender_id.clone());
+        let others = recipients.iter().filter(|user| **user != sender).cloned().collect();
+        forward(self.gateway, &LiveEvent { recipients: others, origin: None, news: News::Chat(message) });
+        self.gateway.telemetry.fetched.inc();
+        self.gateway.heard.heard(&room, seq);
+        if recipients.contains(&sender) {
+            self.ask_to_sync(&room, &[sender]);
+        }
+    }
+
+    fn ask_to_sync(&self, room: &RoomId, users: &[UserId]) {
+        for user in users {
+            self.gateway.sessions.each_of(user, |session| {
+                self.gateway.ask_to_sync(session, Some(std::slice::from_ref(room)), SYNC_WITHIN);
+            });
+        }
+    }
+}
+
+/// A message behind or in a gap.
+enum Found {
+    Held(Arc<LiveEvent>),
+    InStore(Message),
+}
+
+/// Writes an event to the sessions of its recipients, serialised once for all of them; answers to how many.
+fn forward(gateway: &Gateway, event: &LiveEvent) -> u64 {
     let mut frame: Option<Utf8Bytes> = None;
     let mut delivered = 0;
     for recipient in event.recipients.iter() {
         gateway.sessions.each_of(recipient, |session| {
-            let has_drawn_it = match &event.news {
+            let mut frame = || frame.get_or_insert_with(|| to_text(&event.news).into()).clone();
+            match &event.news {
                 News::Chat(message) => {
-                    message.sender_id == session.identity.user
-                        && session.has_sent(message.id, event.origin.as_ref())
+                    let has_drawn_it = message.sender_id == session.identity.user
+                        && session.has_sent(message.id, event.origin.as_ref());
+                    if !has_drawn_it {
+                        session.send_message(frame(), gateway.to_prove(message, session));
+                        delivered += 1;
+                    }
                 }
-                _ => event.origin.as_ref() == Some(&session.id),
-            };
-            if !has_drawn_it {
-                session.send(frame.get_or_insert_with(|| to_text(&event.news).into()).clone());
-                delivered += 1;
+                _ if event.origin.as_ref() == Some(&session.id) => {}
+                _ => session.send(frame()),
             }
         });
     }
-    if matches!(event.news, News::Chat(_)) {
-        gateway.telemetry.delivered.inc_by(delivered);
-    }
-}
-
-/// Nothing is lost from here on; what was lost meanwhile is in the store.
-async fn restored(gateway: &Arc<Gateway>) {
-    let sessions = gateway.sessions.all();
-    tracing::info!(sessions = sessions.len(), "the live layer is back; asking clients to SYNC");
-    for session in sessions {
-        if let Err(error) = gateway.engines.presence.attach(&gateway.attachment(&session)).await {
-            tracing::warn!(%error, "presence did not hear of a session");
-        }
-        session.send(to_text(&ServerFrame::Resync {
-            reason: "live delivery was interrupted",
-            rooms: None,
-            retry_after_ms: Some(rand::random_range(0..RESYNC_SPREAD_MS)),
-        }));
-    }
+    gateway.telemetry.delivered.inc_by(delivered);
+    delivered
 }

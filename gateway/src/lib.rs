@@ -2,7 +2,12 @@
 //!
 //! A phone speaks: `connect` → `session` → `accept` (→ the intake, then the persister). A phone hears:
 //! `deliver` ← the live layer. What it missed: `sync` ← the store. Who hears that it is there: presence, by one
-//! lease for the whole gateway.
+//! lease for the whole gateway. That it has what was written to it: `proof`, by pings. When the live layer was
+//! interrupted: `recover`.
+//!
+//! WebSocket pings are of one kind, each with a number as its payload. One follows deliveries, as soon as there is nothing
+//! else to write and no other ping is out; one goes to a connection that was quiet for `ping_interval`. The pong of the
+//! last ping proves everything that was written before it.
 //!
 //! The gateway acts on nothing that it has not stored: what it has taken, the intake holds, and what it has
 //! confirmed, the persister has saved.
@@ -11,9 +16,13 @@ mod accept;
 mod api;
 mod connect;
 mod deliver;
+mod gap;
+mod heard;
 mod limit;
 mod pending;
 mod positions;
+mod proof;
+mod recover;
 pub mod refusal;
 mod rooms;
 mod server;
@@ -37,16 +46,19 @@ use naru_runtime::telemetry::Metrics;
 use naru_runtime::{Health, Policy, Supervisor};
 use serde::Deserialize;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use warp::filters::BoxedFilter;
 
 use crate::accept::{Fates, Lane, LaneEnds, Lanes};
+use crate::heard::Heard;
 use crate::limit::Limiter;
 use crate::pending::Pending;
 use crate::positions::Taken;
+pub use crate::proof::DeliveryProof;
+use crate::proof::Proven;
 use crate::refusal::Close;
 use crate::rooms::RoomCache;
 use crate::sessions::{Session, Sessions};
@@ -75,6 +87,8 @@ pub struct Config {
     pub rate_messages_per_second: u32,
     pub rate_burst: u32,
     pub ping_interval: Span,
+    pub delivery_grace: Span,
+    pub delivery_proof: DeliveryProof,
     pub drain_deadline: Span,
 }
 
@@ -112,6 +126,10 @@ pub(crate) struct Gateway {
     pub(crate) rooms: RoomCache,
     pub(crate) limiter: Limiter,
     pub(crate) steps: mpsc::Sender<Taken>,
+    pub(crate) proofs: mpsc::Sender<Proven>,
+    pub(crate) heard: Heard,
+    /// Counts the interruptions of the live layer that are over.
+    pub(crate) restored: watch::Sender<u64>,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) health: Health,
     pub(crate) metrics: Metrics,
@@ -149,6 +167,7 @@ pub struct Bound {
     address: SocketAddr,
     lane_ends: LaneEnds,
     steps: mpsc::Receiver<Taken>,
+    proofs: mpsc::Receiver<Proven>,
     drained: CancellationToken,
 }
 
@@ -170,6 +189,7 @@ impl Bound {
         let address = listener.local_addr().map_err(bind)?;
         let (lanes, lane_ends) = Lanes::new();
         let (step_sender, steps) = positions::channel();
+        let (proof_sender, proofs) = proof::channel();
         let gateway = Gateway {
             id: GatewayId::generate(),
             verifier,
@@ -179,6 +199,9 @@ impl Bound {
             rooms: RoomCache::new(engines.store.rooms.clone()),
             limiter: Limiter::new(config.rate_messages_per_second, config.rate_burst),
             steps: step_sender,
+            proofs: proof_sender,
+            heard: Heard::new(),
+            restored: watch::Sender::new(0),
             telemetry: Arc::new(Telemetry::new(&metrics)),
             connections: TaskTracker::new(),
             draining: CancellationToken::new(),
@@ -189,7 +212,7 @@ impl Bound {
             metrics,
         };
         let (gateway, drained) = (Arc::new(gateway), CancellationToken::new());
-        Ok(Self { gateway, listener, address, lane_ends, steps, drained })
+        Ok(Self { gateway, listener, address, lane_ends, steps, proofs, drained })
     }
 
     /// Where it listens.
@@ -208,7 +231,7 @@ impl Bound {
     /// # Errors
     /// When an engine does not answer.
     pub async fn run(self, supervisor: &Supervisor, routes: Option<Routes>) -> Result<(), StartError> {
-        let Self { gateway, listener, lane_ends, mut steps, drained, .. } = self;
+        let Self { gateway, listener, lane_ends, mut steps, mut proofs, drained, .. } = self;
         let mut subscription = gateway.engines.live.subscribe(&gateway.id).await?;
         gateway.engines.presence.renew(&gateway.id, LEASE).await?;
 
@@ -229,6 +252,8 @@ impl Bound {
             owner.until_drained(positions::run(&owner, &mut steps)).await;
         });
         let owner = gateway.clone();
+        spawn_owning(supervisor, "proofs", async move { proof::run(&owner, &mut proofs).await });
+        let owner = gateway.clone();
         spawn_owning(supervisor, "deliver", async move {
             owner.until_drained(deliver::listen(&owner, &mut *subscription)).await;
         });
@@ -236,6 +261,10 @@ impl Bound {
         supervisor.spawn("presence", Policy::Restart, move |_| renew(owner.clone()));
         let owner = gateway.clone();
         supervisor.spawn("look-up", Policy::Restart, move |_| look_up(owner.clone()));
+        let owner = gateway.clone();
+        supervisor.spawn("attach again", Policy::Restart, move |_| recover::attach_again(owner.clone()));
+        let owner = gateway.clone();
+        supervisor.spawn("ask to sync", Policy::Restart, move |_| recover::ask_who_missed(owner.clone()));
         spawn_owning(
             supervisor,
             "serve",

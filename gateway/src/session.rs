@@ -22,7 +22,7 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use crate::Gateway;
 use crate::positions::Step;
 use crate::refusal::{Close, Refusal, to_text};
-use crate::sessions::Session;
+use crate::sessions::{Outgoing, Session};
 use crate::token::Identity;
 use crate::{accept, sync};
 
@@ -71,7 +71,7 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
     }
     session.give_up();
     if let Ok(socket) = stream.reunite(sink) {
-        end(socket, reason).await;
+        end(&gateway, &session, socket, reason).await;
     }
     gateway.telemetry.connections.dec();
     gateway.telemetry.closed(reason);
@@ -137,7 +137,8 @@ async fn read(gateway: &Gateway, session: &Arc<Session>, stream: &mut SplitStrea
                 gateway.telemetry.refused(&refusal);
                 session.send(refusal.frame(None));
             }
-            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
+            Some(Ok(Message::Pong(payload))) => gateway.pong(session, &payload),
+            Some(Ok(Message::Ping(_) | Message::Frame(_))) => {}
             Some(Ok(Message::Close(_))) | None => return Close::ByPeer,
             Some(Err(error)) => return reason(&error),
         }
@@ -206,7 +207,7 @@ async fn write(session: &Session, sink: &mut SplitSink<Socket, Message>) -> Clos
     let pump = async {
         loop {
             let frame = session.next().await;
-            if sink.send(frame.message).await.is_err() {
+            if write_one(session, sink, frame).await.is_err() {
                 return Close::ByPeer;
             }
         }
@@ -217,16 +218,28 @@ async fn write(session: &Session, sink: &mut SplitSink<Socket, Message>) -> Clos
     }
 }
 
-/// Writes what is left in the queue. (A slow consumer's is given up: the store has it all.)
+/// Writes what is left in the queue, and a ping after it. (A slow consumer's is given up: the store has it all.)
 async fn flush(session: &Session, sink: &mut SplitSink<Socket, Message>) {
     while let Some(frame) = session.try_next() {
-        if sink.send(frame.message).await.is_err() {
+        if write_one(session, sink, frame).await.is_err() {
             return;
         }
     }
 }
 
-async fn end(mut socket: Socket, reason: Close) {
+async fn write_one(
+    session: &Session,
+    sink: &mut SplitSink<Socket, Message>,
+    frame: Outgoing,
+) -> Result<(), WsError> {
+    sink.send(frame.message).await?;
+    if let Some(message) = frame.to_prove {
+        session.wrote(message);
+    }
+    Ok(())
+}
+
+async fn end(gateway: &Gateway, session: &Session, mut socket: Socket, reason: Close) {
     let frame = reason
         .frame()
         .map(|(code, reason)| CloseFrame { code: code.into(), reason: Utf8Bytes::from_static(reason) });
@@ -236,7 +249,13 @@ async fn end(mut socket: Socket, reason: Close) {
         }
         match reason {
             Close::TooBig | Close::NotUtf8 | Close::Protocol => discard(&mut socket).await,
-            _ => while let Some(Ok(_)) = socket.next().await {},
+            _ => {
+                while let Some(Ok(message)) = socket.next().await {
+                    if let Message::Pong(payload) = message {
+                        gateway.pong(session, &payload);
+                    }
+                }
+            }
         }
     };
     let _out_of_time = timeout(CLOSE_WITHIN, closing).await;

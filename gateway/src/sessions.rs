@@ -5,13 +5,15 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use naru_model::{MessageId, RoomId, SessionId, UserId};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
+use crate::heard::Chapter;
+use crate::proof::Unproven;
 use crate::refusal::Close;
 use crate::token::Identity;
 
@@ -26,8 +28,7 @@ const RESENDS: usize = 32;
 pub(crate) struct Session {
     pub(crate) id: SessionId,
     pub(crate) identity: Identity,
-    /// At most `places` frames that wait for the client to read.
-    queue: Mutex<VecDeque<Outgoing>>,
+    queue: Mutex<Queue>,
     places: usize,
     filled: Notify,
     /// Sends that are not answered yet: each will take a place in the queue.
@@ -37,6 +38,16 @@ pub(crate) struct Session {
     closing: OnceLock<Close>,
     closed: Notify,
     sending: Mutex<Sending>,
+    /// The chapter in which its client first said what it has; 0 before that.
+    known_in: AtomicU32,
+}
+
+/// What goes to the client, and what the client has still to prove of it.
+#[derive(Default)]
+struct Queue {
+    /// At most `places` frames that wait for the client to read.
+    frames: VecDeque<Outgoing>,
+    unproven: Unproven,
 }
 
 /// What a session must remember of the messages it sends.
@@ -58,6 +69,8 @@ pub(crate) struct Ticket(u64);
 /// A frame on its way to the client.
 pub(crate) struct Outgoing {
     pub(crate) message: Message,
+    /// The message that the client will have to prove it got.
+    pub(crate) to_prove: Option<MessageId>,
     /// Held until it is written, by frames that may only take part of the queue.
     _share: Option<OwnedSemaphorePermit>,
 }
@@ -76,42 +89,80 @@ impl Session {
             closing: OnceLock::new(),
             closed: Notify::new(),
             sending: Mutex::default(),
+            known_in: AtomicU32::new(0),
         })
     }
 
     /// Puts a frame in the queue. A queue without room closes the session.
     pub(crate) fn send(&self, text: impl Into<Utf8Bytes>) {
-        self.push(Message::Text(text.into()), None);
+        self.push(Outgoing { message: Message::Text(text.into()), to_prove: None, _share: None });
+    }
+
+    /// Puts a `CHAT` in the queue; the client may have to prove that it got it.
+    pub(crate) fn send_message(&self, text: Utf8Bytes, to_prove: Option<MessageId>) {
+        self.push(Outgoing { message: Message::Text(text), to_prove, _share: None });
     }
 
     /// Puts a frame before all others: the `WELCOME`, which live messages must not overtake.
     pub(crate) fn send_first(&self, text: impl Into<Utf8Bytes>) {
-        let first = Outgoing { message: Message::Text(text.into()), _share: None };
-        self.queue().push_front(first);
+        let first = Outgoing { message: Message::Text(text.into()), to_prove: None, _share: None };
+        self.queue().frames.push_front(first);
         self.filled.notify_one();
     }
 
     /// Puts one frame of a long answer in the queue; `share` is given back when it is written, and so keeps such answers
     /// from filling the queue.
-    pub(crate) fn send_in_turn(&self, text: String, share: OwnedSemaphorePermit) {
-        self.push(Message::text(text), Some(share));
+    pub(crate) fn send_in_turn(
+        &self,
+        text: String,
+        to_prove: Option<MessageId>,
+        share: OwnedSemaphorePermit,
+    ) {
+        self.push(Outgoing { message: Message::text(text), to_prove, _share: Some(share) });
     }
 
     /// Asks for a sign of life.
     pub(crate) fn ping(&self) {
-        self.push(Message::Ping(bytes::Bytes::new()), None);
+        self.queue().unproven.want_ping();
+        self.filled.notify_one();
     }
 
-    fn push(&self, message: Message, share: Option<OwnedSemaphorePermit>) {
+    fn push(&self, frame: Outgoing) {
         {
             let mut queue = self.queue();
-            if queue.len() >= self.places {
+            if queue.frames.len() >= self.places {
                 drop(queue);
                 return self.close(Close::SlowConsumer);
             }
-            queue.push_back(Outgoing { message, _share: share });
+            queue.frames.push_back(frame);
         }
         self.filled.notify_one();
+    }
+
+    /// Notes that a message was written to the socket.
+    pub(crate) fn wrote(&self, message: MessageId) {
+        self.queue().unproven.wrote(message);
+    }
+
+    /// The client has answered a ping: the messages which that proves it has.
+    pub(crate) fn pong(&self, payload: &[u8]) -> Vec<MessageId> {
+        let mut queue = self.queue();
+        let proven = queue.unproven.pong(payload);
+        if queue.unproven.has_to_ask() {
+            self.filled.notify_one();
+        }
+        proven
+    }
+
+    /// Notes that all rooms of its client are known, as long as this chapter lasts. Only the first time: later its client
+    /// may speak of fewer.
+    pub(crate) fn is_known_in(&self, chapter: Chapter) {
+        let _known = self.known_in.compare_exchange(0, chapter, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// The chapter in which all rooms of its client became known.
+    pub(crate) fn known_in(&self) -> Option<Chapter> {
+        Some(self.known_in.load(Ordering::Relaxed)).filter(|chapter| *chapter != 0)
     }
 
     /// The next frame for the client; waits for it. One task calls this.
@@ -124,12 +175,17 @@ impl Session {
         }
     }
 
-    /// The next frame for the client, if there is one.
+    /// The next frame for the client, if there is one: a ping that is due, or the first in the queue.
     pub(crate) fn try_next(&self) -> Option<Outgoing> {
         let mut queue = self.queue();
-        let frame = queue.pop_front()?;
-        if queue.is_empty() {
-            queue.shrink_to(KEPT_PLACES);
+        let more_waits = !queue.frames.is_empty();
+        if let Some(ping) = queue.unproven.next_ping(more_waits) {
+            let message = Message::Ping(bytes::Bytes::copy_from_slice(&ping));
+            return Some(Outgoing { message, to_prove: None, _share: None });
+        }
+        let frame = queue.frames.pop_front()?;
+        if queue.frames.is_empty() {
+            queue.frames.shrink_to(KEPT_PLACES);
         }
         drop(queue);
         self.eased.notify_one();
@@ -146,12 +202,12 @@ impl Session {
 
     /// How many places are taken, or will be: frames that wait, sends without an answer, answers that wait for others.
     fn taken(&self) -> usize {
-        self.queue().len() + self.unanswered.load(Ordering::Relaxed) + self.sending().answers.len()
+        self.queue().frames.len() + self.unanswered.load(Ordering::Relaxed) + self.sending().answers.len()
     }
 
     /// Forgets what waits: nobody will read it. Whoever waits for a share of the queue goes on.
     pub(crate) fn give_up(&self) {
-        self.queue().clear();
+        self.queue().frames.clear();
     }
 
     /// Ends the session, for the first reason given.
@@ -159,6 +215,11 @@ impl Session {
         if self.closing.set(reason).is_ok() {
             self.closed.notify_waiters();
         }
+    }
+
+    /// Whether the session is to end.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.get().is_some()
     }
 
     /// Waits until the session is to end; says why.
@@ -234,7 +295,7 @@ impl Session {
         origin == Some(&self.id) || self.sending().resent.contains(&id)
     }
 
-    fn queue(&self) -> MutexGuard<'_, VecDeque<Outgoing>> {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -291,6 +352,11 @@ impl Sessions {
     /// Calls `visit` with each session of a user.
     pub(crate) fn each_of(&self, user: &UserId, visit: impl FnMut(&Arc<Session>)) {
         self.shard(user).get(user).into_iter().flatten().for_each(visit);
+    }
+
+    /// Whether a user has a session here.
+    pub(crate) fn has(&self, user: &UserId) -> bool {
+        self.shard(user).contains_key(user)
     }
 
     /// All sessions, as they are now.

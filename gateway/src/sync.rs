@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use naru_engines::store::Window;
-use naru_model::RoomId;
 use naru_model::frame::{Object, ServerFrame, Sync, SyncFrom, SyncedRoom};
 use naru_model::live::News;
+use naru_model::{MessageId, RoomId};
 use tokio::sync::Semaphore;
 
 use crate::Gateway;
@@ -40,6 +40,7 @@ pub(crate) async fn answer(gateway: &Gateway, session: &Arc<Session>, wanted: Sy
     };
     let ids: Vec<RoomId> = wanted.iter().map(|from| from.chat_room_id.clone()).collect();
     let heads = gateway.engines.store.messages.heads(&ids).await?;
+    session.is_known_in(gateway.heard.learn(ids.iter().zip(heads.iter().copied())));
     let share = Arc::new(Semaphore::new((gateway.config.session_queue / SHARE).max(1)));
     let mut left = IN_ALL;
     let mut synced = Vec::with_capacity(wanted.len());
@@ -56,23 +57,29 @@ pub(crate) async fn answer(gateway: &Gateway, session: &Arc<Session>, wanted: Sy
             room.seq = messages.last().map_or(after_seq, |message| message.seq);
             room.complete = !more;
             for message in messages {
-                if !in_turn(session, &share, to_text(&News::Chat(message))).await {
+                let to_prove = gateway.to_prove(&message, session);
+                if !in_turn(session, &share, to_text(&News::Chat(message)), to_prove).await {
                     return Ok(());
                 }
             }
         }
         synced.push(room);
     }
-    in_turn(session, &share, to_text(&ServerFrame::Synced { rooms: &synced })).await;
+    in_turn(session, &share, to_text(&ServerFrame::Synced { rooms: &synced }), None).await;
     Ok(())
 }
 
 /// Sends one frame of an answer when its share of the queue has room; `false` when the session ends before.
-async fn in_turn(session: &Session, share: &Arc<Semaphore>, text: String) -> bool {
+async fn in_turn(
+    session: &Session,
+    share: &Arc<Semaphore>,
+    text: String,
+    to_prove: Option<MessageId>,
+) -> bool {
     tokio::select! {
         permit = share.clone().acquire_owned() => match permit {
             Ok(permit) => {
-                session.send_in_turn(text, permit);
+                session.send_in_turn(text, to_prove, permit);
                 true
             }
             Err(_) => false,

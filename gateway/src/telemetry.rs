@@ -23,6 +23,10 @@ pub(crate) struct Telemetry {
     pub(crate) connections: Gauge,
     pub(crate) accepted: Counter,
     pub(crate) delivered: Counter,
+    pub(crate) proven: Counter,
+    pub(crate) unrecorded: Counter,
+    pub(crate) fetched: Counter,
+    pub(crate) asked_to_sync: Counter,
     pub(crate) intake_batch: Histogram,
     pub(crate) in_hand: Gauge,
     refused: Family<Code, Counter>,
@@ -35,6 +39,10 @@ impl Telemetry {
             connections: Gauge::default(),
             accepted: Counter::default(),
             delivered: Counter::default(),
+            proven: Counter::default(),
+            unrecorded: Counter::default(),
+            fetched: Counter::default(),
+            asked_to_sync: Counter::default(),
             intake_batch: Histogram::new(exponential_buckets(1.0, 2.0, 9)),
             in_hand: Gauge::default(),
             refused: Family::default(),
@@ -44,6 +52,22 @@ impl Telemetry {
             registry.register("connections", "Open WebSocket connections", telemetry.connections.clone());
             registry.register("accepted", "Messages written to the intake", telemetry.accepted.clone());
             registry.register("delivered", "CHAT frames given to sessions", telemetry.delivered.clone());
+            registry.register("proven", "Deliveries proven by a pong", telemetry.proven.clone());
+            registry.register(
+                "unrecorded",
+                "Proven deliveries that were not recorded; their recipients get pushes",
+                telemetry.unrecorded.clone(),
+            );
+            registry.register(
+                "fetched",
+                "Messages that live ones had skipped, fetched from the store",
+                telemetry.fetched.clone(),
+            );
+            registry.register(
+                "asked_to_sync",
+                "RESYNC frames given to sessions",
+                telemetry.asked_to_sync.clone(),
+            );
             registry.register(
                 "intake_batch",
                 "Messages per write to the intake",

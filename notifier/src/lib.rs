@@ -1,12 +1,14 @@
-//! A phone buzzes: the last of the four workers turns offline events into pushes, and keeps at it until a provider has
-//! taken them.
+//! A phone buzzes: the last of the four workers turns offline events, and owed ones that nobody proved to be needless,
+//! into pushes, and keeps at it until a provider has taken them.
 //!
 //! ```text
-//! offline ──▶ push ──┬─ push.fcm ─────▶ lane ──▶ FCM                    (to come)
-//!                    ├─ push.apns ────▶ lane ──▶ APNs                   (to come)
+//! offline ─┬▶ push ──┬─ push.fcm ─────▶ lane ──▶ FCM                    (to come)
+//! owed ────┘         ├─ push.apns ────▶ lane ──▶ APNs                   (to come)
 //!                    └─ push.webhook ─▶ lane ──▶ the app's main backend
 //! ```
 //!
+//! - An owed event falls due after the grace time. Its recipients had a session; who of them has proven to have the message
+//!   needs no push, and the others are pushed to like those who had none.
 //! - `push` asks once more whether the recipient needs the push (not if the room is muted, or the message was received or
 //!   read meanwhile), and puts one job per device, and one for the backend, on their lanes.
 //! - A lane hands its jobs to its [`Provider`]. The [`Verdict`] decides: done, again later, or parked. A lane
@@ -35,7 +37,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use naru_engines::{BoxError, Engines};
-use naru_model::hops;
+use naru_model::hops::{self, Offline, Owed};
 use naru_runtime::config::optional;
 use naru_runtime::{Metrics, Policy, Secret, Span, Supervisor};
 use serde::Deserialize;
@@ -129,7 +131,7 @@ impl Notifier {
         Self { ladder, ..self }
     }
 
-    /// Starts one task for the offline events and one for each lane that has a provider. Told to stop, they take nothing
+    /// Starts one task each for the offline and the owed events and one for each lane that has a provider. Told to stop, they take nothing
     /// more and finish what they hold; what the supervisor's deadline cuts off is given back and comes again.
     pub fn spawn_on(self, supervisor: &Supervisor) {
         let Self { engines, config, telemetry, providers, ladder } = self;
@@ -144,9 +146,14 @@ impl Notifier {
             ladder,
             telemetry: telemetry.clone(),
         });
+        let missed = push.clone();
         supervisor.spawn("push", Policy::Restart, move |stop| {
+            let push = missed.clone();
+            async move { push.run::<Offline>(stop).await }
+        });
+        supervisor.spawn("owed", Policy::Restart, move |stop| {
             let push = push.clone();
-            async move { push.run(stop).await }
+            async move { push.run::<Owed>(stop).await }
         });
         for (name, provider) in providers {
             let lane = Arc::new(Lane {

@@ -37,6 +37,7 @@ struct Spared {
 #[derive(Clone)]
 pub(crate) struct Telemetry {
     offline_events: Counter,
+    owed_events: Counter,
     spared: Family<Spared, Counter>,
     no_provider: Family<OfLane, Counter>,
     pushes: Family<Pushed, Counter>,
@@ -53,6 +54,7 @@ impl Telemetry {
     pub(crate) fn register(metrics: &Metrics) -> Self {
         let telemetry = Self {
             offline_events: Counter::default(),
+            owed_events: Counter::default(),
             spared: Family::default(),
             no_provider: Family::default(),
             pushes: Family::default(),
@@ -64,7 +66,12 @@ impl Telemetry {
         let of = telemetry.clone();
         metrics.register("notifier", |registry| {
             registry.register("offline_events", "Offline events turned into pushes", of.offline_events);
-            registry.register("spared", "Recipients not pushed to: muted, received or read", of.spared);
+            registry.register("owed_events", "Owed events that fell due and were dealt with", of.owed_events);
+            registry.register(
+                "spared",
+                "Recipients not pushed to: muted, proven, received or read",
+                of.spared,
+            );
             registry.register("no_provider", "Devices whose provider is not configured", of.no_provider);
             registry.register("pushes", "Pushes that ended, by how", of.pushes);
             registry.register("retries", "Pushes put off to a later try", of.retries);
@@ -77,6 +84,10 @@ impl Telemetry {
 
     pub(crate) fn offline(&self, events: usize) {
         self.offline_events.inc_by(events as u64);
+    }
+
+    pub(crate) fn owed(&self, events: usize) {
+        self.owed_events.inc_by(events as u64);
     }
 
     pub(crate) fn spared(&self, reason: &'static str) {

@@ -7,7 +7,7 @@ use naru_client::{Http, Post, Webhook};
 use serde_json::Value;
 use tokio::task::unconstrained;
 
-use super::load::{ABSENT, LISTENER, Person, ROOMS, Saved};
+use super::load::{ABSENT, Person, ROOMS, Saved};
 use super::stored::Stored;
 use crate::support::{WEBHOOK_SECRET, token_of};
 
@@ -139,14 +139,15 @@ impl History {
         assert_eq!(counts, (self.len(), self.len()), "accepted, saved, and in the history");
     }
 
-    /// P5 for those who only listen: whoever was never there was pushed everything, and whoever came and went heard
-    /// it or was pushed it.
-    pub fn check_recipients(&self, listener: &Person, pushes: &Pushes, rooms: &[String]) {
+    /// P5: whoever was never there was pushed everything, and whoever came and went heard it or was pushed it, however
+    /// their sessions ended. (Who writes in a room has thereby read what was said before, and is not pushed it any more: of
+    /// writers this checks what came after their last word.)
+    pub fn check_recipients(&self, people: &[&Person], pushes: &Pushes, rooms: &[String]) {
         let of = |user: &str| {
             let own = ROOMS.iter().zip(rooms).filter(move |(members, _)| members.contains(&user));
             own.map(|(_, room)| room.as_str()).collect::<HashSet<_>>()
         };
-        let (absent, listening) = (of(ABSENT), of(LISTENER));
+        let absent = of(ABSENT);
         let in_rooms = |rooms: &HashSet<&str>| {
             let messages = self.0.iter().filter(|message| rooms.contains(message.room.as_str()));
             messages.collect::<Vec<_>>()
@@ -154,16 +155,23 @@ impl History {
         let unpushed = in_rooms(&absent).into_iter().filter(|message| !pushes.has(ABSENT, &message.id));
         let unpushed: Vec<&Message> = unpushed.collect();
         assert!(unpushed.is_empty(), "P5: {} were never pushed: {}", unpushed.len(), places(&unpushed));
-        let untold = in_rooms(&listening).into_iter().filter(|message| {
-            !listener.heard.contains_key(&message.id) && !pushes.has(LISTENER, &message.id)
-        });
-        let untold: Vec<&Message> = untold.collect();
-        assert!(
-            untold.is_empty(),
-            "P5: {} were neither delivered nor pushed: {}",
-            untold.len(),
-            places(&untold)
-        );
+        for Person { user, heard, .. } in people {
+            let own = self.0.iter().filter(|message| message.sender == *user);
+            // A room's messages come in order, so its last one stays.
+            let last_words: HashMap<&str, u64> =
+                own.map(|message| (message.room.as_str(), message.seq)).collect();
+            let untold = in_rooms(&of(user)).into_iter().filter(|message| {
+                let is_read = last_words.get(message.room.as_str()).is_some_and(|last| message.seq <= *last);
+                !is_read && !heard.contains_key(&message.id) && !pushes.has(user, &message.id)
+            });
+            let untold: Vec<&Message> = untold.collect();
+            assert!(
+                untold.is_empty(),
+                "P5: {} were neither delivered to {user} nor pushed: {}",
+                untold.len(),
+                places(&untold)
+            );
+        }
     }
 }
 

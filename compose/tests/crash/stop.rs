@@ -95,9 +95,10 @@ async fn terminate_drains() {
 /// P5: a stop, too, leaves nobody untold: what was not written to a session any more is pushed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn terminate_leaves_nobody_untold() {
-    let Aftermath { data, rooms, listener, mut backend, .. } = stop_under_load().await;
+    let Aftermath { data, rooms, writers, listener, mut backend } = stop_under_load().await;
     let server = start(data.path(), &environment(&backend)).await;
     Stored::settled(data.path()).await;
     let history = History::read(server.url(), &rooms).await;
-    history.check_recipients(&listener, &Pushes::taken_by(&mut backend), &rooms);
+    let everybody: Vec<&Person> = writers.iter().chain([&listener]).collect();
+    history.check_recipients(&everybody, &Pushes::taken_by(&mut backend), &rooms);
 }

@@ -1,0 +1,212 @@
+//! The live layer forgets or reorders: whoever may have missed something is told, and nobody else; a gap is filled.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use futures_util::FutureExt;
+use naru::pipeline::Changes;
+use naru_client::Client;
+use naru_engines::faults::{Call, Only, tapped};
+use naru_engines::live::Attachment;
+use naru_engines::{Applied, EngineError, Engines};
+use naru_model::live::{LiveEvent, News};
+use naru_model::{ClientMessageId, Message, MessageId, RoomId, Seq, SessionId, Timestamp, UserId};
+use serde_json::{Value, json};
+
+use crate::support::{Before, Naru};
+
+/// A Naru behind whose back messages can be stored and published.
+struct World {
+    naru: Naru,
+    engines: Engines,
+    /// Whether the subscription is interrupted the next time it is listened to.
+    interruption: Arc<AtomicBool>,
+}
+
+impl World {
+    async fn start(flags: &[&str]) -> Self {
+        let (interruption, out) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(None)));
+        let (due, sink) = (interruption.clone(), out.clone());
+        let interrupt = move |call: &Call| {
+            let failure = EngineError::unavailable("test", Applied::No, format!("{call} was interrupted"));
+            let answer = if due.swap(false, Ordering::Relaxed) { Err(failure) } else { Ok(()) };
+            async move { answer }.boxed()
+        };
+        let change = move |engines: Engines| {
+            *sink.lock().expect("nobody panics with it") = Some(engines.clone());
+            tapped(engines, Arc::new(Only(&["live.next"], Before(interrupt))))
+        };
+        let changes = Changes { engines: Some(Box::new(change)), ..Changes::default() };
+        let naru = Naru::start_with(flags, changes).await;
+        let engines = out.lock().expect("nobody panics with it").take().expect("the engines were changed");
+        Self { naru, engines, interruption }
+    }
+
+    /// A phone of this person that has said what it has of this room.
+    async fn synced(&self, person: &str, room: &str) -> Client {
+        let mut phone = self.naru.phone(person).await;
+        phone.send_json(&json!({"type": "SYNC", "rooms": [{"chatRoomId": room, "afterSeq": 0}]})).await;
+        phone.expect("SYNCED").await;
+        phone
+    }
+
+    /// A message of Ada's that is saved, and that no gateway has heard of.
+    async fn saved(&self, room: &str, seq: u64) -> Message {
+        let id = MessageId::generate();
+        let message = Message {
+            id,
+            chat_room_id: RoomId::new(room).expect("a room id"),
+            seq: Seq(seq),
+            sender_id: user("A"),
+            sender_name: "Ada".into(),
+            content: format!("message {seq}").into(),
+            timestamp: Timestamp::now(),
+            client_message_id: ClientMessageId::from(id),
+        };
+        self.engines.store.messages.append_run(std::slice::from_ref(&message)).await.expect("it is saved");
+        message
+    }
+
+    async fn published(&self, message: &Message) {
+        let news = News::Chat(message.clone());
+        self.publish(LiveEvent { recipients: [user("A"), user("B")].into(), origin: None, news }).await;
+    }
+
+    async fn publish(&self, event: LiveEvent) {
+        self.engines.live.publish(vec![event]).await.expect("it is published");
+    }
+
+    /// The live layer is interrupted, and is back.
+    async fn interrupted(&self) {
+        self.interruption.store(true, Ordering::Relaxed);
+        // The subscription is listened to again when it has heard something.
+        let nobody =
+            News::Typing { chat_room_id: RoomId::new("nowhere").expect("a room id"), user_id: user("A") };
+        self.publish(LiveEvent { recipients: Arc::new([]), origin: None, news: nobody }).await;
+    }
+}
+
+fn user(id: &str) -> UserId {
+    UserId::new(id).expect("a user id")
+}
+
+async fn heard(phone: &mut Client, count: usize) -> Vec<Value> {
+    let mut places = Vec::new();
+    while places.len() < count {
+        places.push(phone.expect("CHAT").await["seq"].clone());
+    }
+    places
+}
+
+#[tokio::test]
+async fn who_may_have_missed_something_is_asked_to_sync_and_nobody_else() {
+    let world = World::start(&[]).await;
+    for members in [["A", "B"], ["C", "D"]] {
+        world.naru.http(members[0]).create_room(&members).await;
+    }
+    let mut ben = world.synced("B", "A_B").await;
+    let mut cleo = world.synced("C", "C_D").await;
+    let mut dan = world.naru.phone("D").await;
+
+    // Interrupted in silence: only who never said what he has is asked.
+    world.interrupted().await;
+    assert!(dan.expect("RESYNC").await.get("rooms").is_none(), "any of his rooms may have moved");
+    for phone in [&mut ben, &mut cleo] {
+        phone.quiet("RESYNC").await;
+    }
+
+    // Interrupted while Ada wrote.
+    world.saved("A_B", 1).await;
+    world.interrupted().await;
+    let resync = ben.expect("RESYNC").await;
+    assert_eq!(resync["rooms"], json!(["A_B"]));
+    assert!(resync["retryAfterMs"].as_u64().expect("a moment") < 2_000);
+    cleo.quiet("RESYNC").await;
+
+    // Ben was told, so the next interruption does not concern him; and what comes next is no gap.
+    let next = world.saved("A_B", 2).await;
+    world.published(&next).await;
+    assert_eq!(ben.expect("CHAT").await["seq"], 2);
+    world.interrupted().await;
+    dan.expect("RESYNC").await;
+    dan.expect("RESYNC").await;
+    ben.quiet("RESYNC").await;
+    ben.quiet("CHAT").await;
+    world.naru.stop().await;
+}
+
+/// Where nothing else would tell of what can't be seen from here, everybody is asked.
+#[tokio::test]
+async fn without_proof_of_delivery_everybody_is_asked_to_sync() {
+    let world = World::start(&["--delivery-grace", "0s"]).await;
+    world.naru.http("A").create_room(&["A", "B"]).await;
+    let mut ben = world.synced("B", "A_B").await;
+    world.interrupted().await;
+    assert!(ben.expect("RESYNC").await.get("rooms").is_none());
+    world.naru.stop().await;
+}
+
+/// A live layer that was restarted has forgotten who is here.
+#[tokio::test]
+async fn presence_is_told_again_who_is_here() {
+    let world = World::start(&[]).await;
+    let mut ben = Client::connect(&world.naru.url, &crate::support::token_of("B")).await.expect("a welcome");
+    let session = ben.welcome().await["sessionId"].as_str().expect("an id").to_owned();
+    let presence = &world.engines.presence;
+    let gateway = presence.locate(&[user("B")]).await.expect("an answer")[0].gateways[0].clone();
+    let session = SessionId::new(session).expect("an id");
+    let attachment = Attachment { user: user("B"), device: None, session, gateway };
+    presence.detach(&attachment).await.expect("an answer");
+    assert!(!presence.locate(&[user("B")]).await.expect("an answer")[0].is_online());
+
+    world.interrupted().await;
+    let back = async {
+        while !presence.locate(&[user("B")]).await.expect("an answer")[0].is_online() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(naru_client::PATIENCE, back).await.expect("presence is told");
+    world.naru.stop().await;
+}
+
+/// A hand-over between fanouts may reorder; what comes late by little is waited for.
+#[tokio::test]
+async fn what_overtook_another_waits_for_it() {
+    let world = World::start(&[]).await;
+    world.naru.http("A").create_room(&["A", "B"]).await;
+    let mut ben = world.synced("B", "A_B").await;
+    let mut messages = Vec::new();
+    for seq in 1..=4 {
+        messages.push(world.saved("A_B", seq).await);
+    }
+    for place in [0, 3, 2, 1] {
+        world.published(&messages[place]).await;
+    }
+    assert_eq!(heard(&mut ben, 4).await, [1, 2, 3, 4]);
+    ben.quiet("CHAT").await;
+    ben.quiet("RESYNC").await;
+
+    // Once more, as after a redelivery: it may come twice, and never not at all.
+    world.published(&messages[1]).await;
+    assert_eq!(heard(&mut ben, 1).await, [2]);
+    world.naru.stop().await;
+}
+
+/// What does not come is fetched, and goes out in its place. Its own sender is not sent it as news.
+#[tokio::test]
+async fn what_never_came_is_fetched() {
+    let world = World::start(&[]).await;
+    world.naru.http("A").create_room(&["A", "B"]).await;
+    let (mut ada, mut ben) = (world.synced("A", "A_B").await, world.synced("B", "A_B").await);
+    for seq in 1..=3 {
+        world.saved("A_B", seq).await;
+    }
+    let last = world.saved("A_B", 4).await;
+    world.published(&last).await;
+    assert_eq!(heard(&mut ben, 4).await, [1, 2, 3, 4]);
+    world.naru.counts("naru_gateway_fetched_total 3").await;
+    assert_eq!(ada.expect("RESYNC").await["rooms"], json!(["A_B"]));
+    assert_eq!(heard(&mut ada, 1).await, [4]);
+    ada.quiet("CHAT").await;
+    world.naru.stop().await;
+}

@@ -1,0 +1,146 @@
+//! Live messages that came before one that belongs before them. They wait a moment for it; then it is fetched.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use naru_model::live::LiveEvent;
+use naru_model::{RoomId, Seq};
+
+/// How many events are held back at most, in all rooms.
+const MOST_HELD: usize = 4096;
+
+/// One gap, apart from every other gap of its room.
+pub(crate) type GapId = u64;
+
+/// What became of an event that came early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// It is the first behind this gap: somebody has to wait for what is missing.
+    Opened(GapId),
+    /// Others of its room wait already.
+    Joined,
+    /// Too many are held back: it was not taken.
+    Full,
+}
+
+/// All gaps that are open.
+#[derive(Default)]
+pub(crate) struct Gaps {
+    open: HashMap<RoomId, Gap>,
+    held: usize,
+    opened: GapId,
+}
+
+struct Gap {
+    id: GapId,
+    held: BTreeMap<Seq, Arc<LiveEvent>>,
+}
+
+impl Gaps {
+    /// Holds back an event that skips another.
+    pub(crate) fn hold(&mut self, room: &RoomId, seq: Seq, event: &Arc<LiveEvent>) -> Held {
+        if self.held >= MOST_HELD {
+            return Held::Full;
+        }
+        let mut answer = Held::Joined;
+        let gap = self.open.entry(room.clone()).or_insert_with(|| {
+            self.opened += 1;
+            answer = Held::Opened(self.opened);
+            Gap { id: self.opened, held: BTreeMap::new() }
+        });
+        if gap.held.insert(seq, event.clone()).is_none() {
+            self.held += 1;
+        }
+        answer
+    }
+
+    /// Whether something is held back in a room.
+    pub(crate) fn is_in(&self, room: &RoomId) -> bool {
+        self.open.contains_key(room)
+    }
+
+    /// The room was heard up to `last`: the events that may follow at once, in order. A gap behind which nothing is left
+    /// is closed.
+    pub(crate) fn release(&mut self, room: &RoomId, mut last: Seq) -> Vec<Arc<LiveEvent>> {
+        let Some(gap) = self.open.get_mut(room) else { return Vec::new() };
+        let mut released = Vec::new();
+        while let Some(first) = gap.held.first_entry()
+            && *first.key() <= last.next()
+        {
+            last = last.max(*first.key());
+            released.push(first.remove());
+        }
+        self.held -= released.len();
+        if gap.held.is_empty() {
+            self.open.remove(room);
+        }
+        released
+    }
+
+    /// The place of the last event behind this gap; none when it was closed.
+    pub(crate) fn upto(&self, room: &RoomId, id: GapId) -> Option<Seq> {
+        let gap = self.open.get(room).filter(|gap| gap.id == id)?;
+        gap.held.keys().next_back().copied()
+    }
+
+    /// Closes whatever gap is open in a room: what was held back, in order.
+    pub(crate) fn close(&mut self, room: &RoomId) -> BTreeMap<Seq, Arc<LiveEvent>> {
+        let held = self.open.remove(room).map(|gap| gap.held).unwrap_or_default();
+        self.held -= held.len();
+        held
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use naru_model::UserId;
+    use naru_model::live::News;
+
+    use super::*;
+
+    fn event() -> Arc<LiveEvent> {
+        let user_id = UserId::new("ada").unwrap();
+        let news = News::Typing { chat_room_id: room(), user_id };
+        Arc::new(LiveEvent { recipients: Arc::new([]), origin: None, news })
+    }
+
+    fn room() -> RoomId {
+        RoomId::new("r").unwrap()
+    }
+
+    #[test]
+    fn what_was_held_back_follows_what_was_missing_in_order() {
+        let mut gaps = Gaps::default();
+        assert_eq!(gaps.hold(&room(), Seq(4), &event()), Held::Opened(1));
+        assert_eq!(gaps.hold(&room(), Seq(3), &event()), Held::Joined);
+        assert_eq!(gaps.hold(&room(), Seq(6), &event()), Held::Joined);
+        assert!(gaps.release(&room(), Seq(1)).is_empty(), "2 is still missing");
+        assert_eq!(gaps.release(&room(), Seq(2)).len(), 2);
+        assert_eq!(gaps.upto(&room(), 1), Some(Seq(6)), "5 is missing now");
+        assert_eq!(gaps.release(&room(), Seq(5)).len(), 1);
+        assert!(!gaps.is_in(&room()));
+        assert_eq!(gaps.held, 0);
+    }
+
+    #[test]
+    fn a_gap_is_not_taken_for_a_later_one_of_its_room() {
+        let mut gaps = Gaps::default();
+        gaps.hold(&room(), Seq(3), &event());
+        gaps.release(&room(), Seq(2));
+        assert_eq!(gaps.hold(&room(), Seq(9), &event()), Held::Opened(2));
+        assert_eq!((gaps.upto(&room(), 1), gaps.upto(&room(), 2)), (None, Some(Seq(9))));
+        assert_eq!(gaps.close(&room()).len(), 1);
+        assert_eq!((gaps.upto(&room(), 2), gaps.held), (None, 0));
+    }
+
+    #[test]
+    fn no_more_is_held_back_than_there_is_room_for() {
+        let mut gaps = Gaps::default();
+        for seq in (2..).take(MOST_HELD) {
+            assert_ne!(gaps.hold(&room(), Seq(seq), &event()), Held::Full);
+        }
+        assert_eq!(gaps.hold(&room(), Seq(1), &event()), Held::Full);
+        assert_eq!(gaps.close(&room()).len(), MOST_HELD);
+        assert_eq!(gaps.hold(&room(), Seq(3), &event()), Held::Opened(2));
+    }
+}

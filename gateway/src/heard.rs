@@ -1,0 +1,162 @@
+//! How far each room has been heard here without a gap: by this a live message that skips another is noticed, and after
+//! an interruption the rooms that moved meanwhile.
+//!
+//! A room is known from the first message that concerned somebody here, or from the first `SYNC` that named it, and is
+//! followed from then on. Bounded: when there are too many, all are forgotten and a new *chapter* begins. A session's
+//! rooms are known as long as the chapter lasts in which it first said what it has.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use naru_model::{RoomId, Seq};
+
+/// How many rooms are known at most: about 100 bytes each.
+const MOST: usize = 200_000;
+
+/// A part of a gateway's life in which it has forgotten no room. Never 0.
+pub(crate) type Chapter = u32;
+
+/// Where a live message stands in its room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Nothing is known of the room.
+    Unknown,
+    /// Right after what was heard; it is noted.
+    Next,
+    /// It was heard before, or is late: whoever has it drops it.
+    Again,
+    /// At least one before it was not heard.
+    Skips,
+}
+
+pub(crate) struct Heard {
+    rooms: Mutex<Rooms>,
+    most: usize,
+}
+
+struct Rooms {
+    last: HashMap<RoomId, Seq>,
+    chapter: Chapter,
+}
+
+impl Rooms {
+    fn insert(&mut self, room: &RoomId, seq: Seq, most: usize) {
+        if self.last.len() >= most {
+            self.last.clear();
+            self.chapter = self.chapter.wrapping_add(1).max(1);
+        }
+        self.last.insert(room.clone(), seq);
+    }
+}
+
+impl Heard {
+    pub(crate) fn new() -> Self {
+        Self::of_at_most(MOST)
+    }
+
+    fn of_at_most(most: usize) -> Self {
+        Self { rooms: Mutex::new(Rooms { last: HashMap::new(), chapter: 1 }), most }
+    }
+
+    /// Where a live message stands.
+    pub(crate) fn place(&self, room: &RoomId, seq: Seq) -> Place {
+        match self.rooms().last.get_mut(room) {
+            None => Place::Unknown,
+            Some(last) if seq <= *last => Place::Again,
+            Some(last) if seq == last.next() => {
+                *last = seq;
+                Place::Next
+            }
+            Some(_) => Place::Skips,
+        }
+    }
+
+    /// How far a room was heard without a gap; none when it is not known.
+    pub(crate) fn last(&self, room: &RoomId) -> Option<Seq> {
+        self.rooms().last.get(room).copied()
+    }
+
+    /// Everybody here who is in the room was given everything up to here, or told to ask for it.
+    pub(crate) fn heard(&self, room: &RoomId, upto: Seq) {
+        let mut rooms = self.rooms();
+        match rooms.last.get_mut(room) {
+            Some(last) => *last = upto.max(*last),
+            None => rooms.insert(room, upto, self.most),
+        }
+    }
+
+    /// A session has asked for these rooms, which are at these places. What is known already stays: it is what others
+    /// here were given. Answers the chapter in which all of them are known.
+    pub(crate) fn learn<'a>(&self, heads: impl Iterator<Item = (&'a RoomId, Seq)> + Clone) -> Chapter {
+        let mut rooms = self.rooms();
+        loop {
+            let chapter = rooms.chapter;
+            for (room, head) in heads.clone() {
+                if !rooms.last.contains_key(room) {
+                    rooms.insert(room, head, self.most);
+                }
+            }
+            // A new chapter has forgotten the first of them. (Nobody asks for as many as there can be.)
+            if rooms.chapter == chapter || heads.clone().count() >= self.most {
+                return chapter;
+            }
+        }
+    }
+
+    /// All known rooms, and the chapter.
+    pub(crate) fn all(&self) -> (Vec<(RoomId, Seq)>, Chapter) {
+        let rooms = self.rooms();
+        (rooms.last.iter().map(|(room, last)| (room.clone(), *last)).collect(), rooms.chapter)
+    }
+
+    fn rooms(&self) -> MutexGuard<'_, Rooms> {
+        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room(name: &str) -> RoomId {
+        RoomId::new(name).unwrap()
+    }
+
+    #[test]
+    fn a_room_is_followed_from_the_first_message_that_concerns_somebody() {
+        let (heard, room) = (Heard::new(), room("r"));
+        assert_eq!(heard.place(&room, Seq(7)), Place::Unknown);
+        assert_eq!(heard.place(&room, Seq(7)), Place::Unknown, "asking is not hearing");
+        heard.heard(&room, Seq(7));
+        assert_eq!(heard.place(&room, Seq(7)), Place::Again);
+        assert_eq!(heard.place(&room, Seq(8)), Place::Next);
+        assert_eq!(heard.place(&room, Seq(10)), Place::Skips);
+        assert_eq!(heard.place(&room, Seq(10)), Place::Skips, "until somebody has filled the gap");
+        heard.heard(&room, Seq(10));
+        heard.heard(&room, Seq(9));
+        assert_eq!(heard.last(&room), Some(Seq(10)));
+    }
+
+    /// One session's `SYNC` says nothing about what the others were given.
+    #[test]
+    fn what_is_known_is_not_raised_by_a_sync() {
+        let (heard, old, new) = (Heard::new(), room("old"), room("new"));
+        heard.heard(&old, Seq(3));
+        heard.learn([(&old, Seq(5)), (&new, Seq(5))].into_iter());
+        assert_eq!((heard.last(&old), heard.last(&new)), (Some(Seq(3)), Some(Seq(5))));
+    }
+
+    #[test]
+    fn too_many_rooms_begin_a_new_chapter() {
+        let heard = Heard::of_at_most(3);
+        let rooms: Vec<RoomId> = ["a", "b", "c", "d"].map(room).to_vec();
+        let learn = |rooms: &[RoomId]| heard.learn(rooms.iter().map(|room| (room, Seq(1))));
+        let first = learn(&rooms[..2]);
+        assert_eq!(learn(&rooms[2..3]), first);
+        let second = learn(&rooms[3..]);
+        assert_ne!(second, first, "the first rooms were forgotten");
+        assert_eq!(heard.all().1, second);
+        assert_eq!(learn(&rooms[1..3]), second, "all of these are known in the chapter that is answered");
+        assert!(rooms[1..].iter().all(|room| heard.last(room) == Some(Seq(1))));
+    }
+}

@@ -1,0 +1,180 @@
+//! After an interruption of the live layer: presence is told again who is here, and whoever may have missed a message is
+//! asked to `SYNC`.
+//!
+//! Which rooms moved is found by their heads: those of every room that was [`heard`](crate::heard) of here, read in
+//! groups. A session's rooms are known from its `SYNC`; one that has not asked yet, or whose rooms were forgotten since, is
+//! asked about all its rooms. **Not found like this**: a room that began, or that a user joined, after that user's `SYNC`,
+//! and that nobody here has heard of yet. Its first messages are not proven to be delivered, so they become pushes; where
+//! no proof is asked for (`delivery_grace` is 0) everybody is asked to `SYNC` after every interruption.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use naru_engines::EngineResult;
+use naru_model::frame::ServerFrame;
+use naru_model::{RoomId, Seq, UserId};
+use naru_runtime::backoff::Backoff;
+
+use crate::heard::Chapter;
+use crate::refusal::{Close, to_text};
+use crate::sessions::Session;
+use crate::{Gateway, LEASE};
+
+/// How many sessions presence is told of at a time.
+const ATTACH_AT_ONCE: usize = 64;
+/// The wait before those it did not hear of are told again: this, doubling up to the second.
+const ATTACH_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// How many rooms one look-up of heads holds.
+const LOOK_UP: usize = 1_000;
+/// Clients are asked to `SYNC` at moments spread over at least this …
+const SPREAD: Duration = Duration::from_secs(2);
+/// … and over so long that no more than this many ask in a second.
+const SYNCS_PER_SECOND: usize = 2_000;
+
+/// Tells presence of all sessions after every interruption: a live layer that was restarted has lost it.
+pub(crate) async fn attach_again(gateway: Arc<Gateway>) -> Result<(), Infallible> {
+    let mut restored = gateway.restored.subscribe();
+    let attaching = async {
+        while restored.changed().await.is_ok() {
+            attach_all(&gateway).await;
+        }
+    };
+    gateway.until_drained(attaching).await;
+    Ok(())
+}
+
+/// Asks to `SYNC` after every interruption.
+pub(crate) async fn ask_who_missed(gateway: Arc<Gateway>) -> Result<(), Infallible> {
+    let mut restored = gateway.restored.subscribe();
+    let asking = async {
+        while restored.changed().await.is_ok() {
+            ask(&gateway).await;
+        }
+    };
+    gateway.until_drained(asking).await;
+    Ok(())
+}
+
+async fn attach_all(gateway: &Gateway) {
+    let mut backoff = Backoff::new(ATTACH_RETRY.0, ATTACH_RETRY.1);
+    let sessions = gateway.sessions.all();
+    // Without a lease none of them counts.
+    while let Err(error) = gateway.engines.presence.renew(&gateway.id, LEASE).await {
+        tracing::warn!(%error, "presence is not back yet");
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+    for some in sessions.chunks(ATTACH_AT_ONCE) {
+        let mut left: Vec<&Arc<Session>> = some.iter().collect();
+        loop {
+            let told = join_all(left.iter().map(|session| attach(gateway, session))).await;
+            let failed =
+                left.into_iter().zip(told).filter_map(|(session, told)| Some((session, told.err()?)));
+            let (unheard, errors): (Vec<_>, Vec<_>) = failed.unzip();
+            let Some(error) = errors.first() else { break };
+            tracing::warn!(%error, sessions = unheard.len(), "presence did not hear of sessions; telling it again");
+            left = unheard;
+            tokio::time::sleep(backoff.next_delay()).await;
+        }
+        backoff.reset();
+    }
+}
+
+async fn attach(gateway: &Gateway, session: &Session) -> EngineResult<()> {
+    let (presence, attachment) = (&gateway.engines.presence, gateway.attachment(session));
+    if let Some(other) = presence.attach(&attachment).await? {
+        // Its device has connected elsewhere, and this gateway did not hear the eviction. Which of the two came later
+        // is not known, so the other one keeps its place, and this one may come back and take it.
+        presence.attach(&other).await?;
+        session.close(Close::GoingAway);
+    }
+    if session.is_closing() {
+        // It may have been detached before it was attached again.
+        presence.detach(&attachment).await?;
+    }
+    Ok(())
+}
+
+/// Asks those whose rooms moved, and those whose rooms are not known.
+async fn ask(gateway: &Gateway) {
+    let sessions = gateway.sessions.all();
+    let moved = match gateway.config.delivery_grace.0.is_zero() {
+        true => None,
+        false => match Moved::since_heard(gateway).await {
+            Ok(moved) => Some(moved),
+            Err(error) => {
+                tracing::warn!(%error, "which rooms moved can't be told: everybody is asked to SYNC");
+                None
+            }
+        },
+    };
+    let concerned = sessions.iter().filter_map(|session| match &moved {
+        Some(moved) if session.known_in() == Some(moved.chapter) => {
+            let rooms = moved.rooms_of.get(&session.identity.user)?;
+            Some((session, Some(rooms.as_slice())))
+        }
+        _ => Some((session, None)),
+    });
+    let concerned: Vec<_> = concerned.collect();
+    tracing::info!(
+        sessions = sessions.len(),
+        asked = concerned.len(),
+        "the live layer is back; asking clients to SYNC"
+    );
+    let spread = Duration::from_millis((concerned.len() * 1_000 / SYNCS_PER_SECOND) as u64).max(SPREAD);
+    for (session, rooms) in concerned {
+        gateway.ask_to_sync(session, rooms, spread);
+    }
+    for (room, head) in moved.into_iter().flat_map(|moved| moved.heads) {
+        gateway.heard.heard(&room, head);
+    }
+}
+
+/// What moved while nothing could be heard.
+struct Moved {
+    /// The rooms that moved, and how far.
+    heads: Vec<(RoomId, Seq)>,
+    /// The same by the members who are here.
+    rooms_of: HashMap<UserId, Vec<RoomId>>,
+    /// Whose rooms are among those that were looked at: the sessions known in this chapter.
+    chapter: Chapter,
+}
+
+impl Moved {
+    async fn since_heard(gateway: &Gateway) -> EngineResult<Self> {
+        let (heard, chapter) = gateway.heard.all();
+        let (mut moved, mut rooms_of) = (Vec::new(), HashMap::<UserId, Vec<RoomId>>::new());
+        for some in heard.chunks(LOOK_UP) {
+            let rooms: Vec<RoomId> = some.iter().map(|(room, _)| room.clone()).collect();
+            let heads = gateway.engines.store.messages.heads(&rooms).await?;
+            let ahead = some.iter().zip(heads).filter(|((_, last), head)| head > last);
+            let ahead: Vec<(RoomId, Seq)> = ahead.map(|((room, _), head)| (room.clone(), head)).collect();
+            let rooms: Vec<RoomId> = ahead.iter().map(|(room, _)| room.clone()).collect();
+            if rooms.is_empty() {
+                continue;
+            }
+            for room in gateway.engines.store.rooms.current(&rooms).await?.into_iter().flatten() {
+                for member in room.member_ids.iter().filter(|member| gateway.sessions.has(member)) {
+                    rooms_of.entry(member.clone()).or_default().push(room.id.clone());
+                }
+            }
+            moved.extend(ahead);
+        }
+        Ok(Self { heads: moved, rooms_of, chapter })
+    }
+}
+
+impl Gateway {
+    /// Asks one client to `SYNC` these rooms (none: whichever it has) at a moment within `spread`.
+    pub(crate) fn ask_to_sync(&self, session: &Session, rooms: Option<&[RoomId]>, spread: Duration) {
+        let spread = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX).max(1);
+        session.send(to_text(&ServerFrame::Resync {
+            reason: "live delivery was interrupted",
+            rooms,
+            retry_after_ms: Some(rand::random_range(0..spread)),
+        }));
+        self.telemetry.asked_to_sync.inc();
+    }
+}

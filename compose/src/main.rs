@@ -4,24 +4,11 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use naru::{DOOR, Pipeline, secret, token};
-use naru_runtime::telemetry::LogFormat;
-use naru_runtime::{Settings, config, limits, signal, telemetry};
-use serde::Deserialize;
-
-#[derive(Deserialize)]
-struct Logs {
-    log: String,
-    log_format: LogFormat,
-}
+use naru_distributed::service;
+use naru_runtime::{Settings, config, signal};
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("naru: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    service::report(&DOOR, run())
 }
 
 fn run() -> anyhow::Result<()> {
@@ -35,20 +22,15 @@ fn run() -> anyhow::Result<()> {
         println!("{}", token::print(wanted, &secret::of(&settings)?)?);
         return Ok(());
     }
-    let logs: Logs = settings.pick()?;
-    telemetry::init(&logs.log, logs.log_format)?;
-    for name in settings.unknown_environment() {
-        tracing::warn!(name, "an environment variable that no key has");
-    }
-    if let Err(error) = limits::raise_open_files() {
-        tracing::warn!(%error, "the limit on open files stays as it is");
-    }
+    service::prepare(&settings)?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(&settings))
 }
 
 async fn serve(settings: &Settings) -> anyhow::Result<()> {
     let shutdown = signal::shutdown().context("signals can't be listened to")?;
-    let pipeline = Pipeline::start(settings, shutdown).await?;
+    let Some(pipeline) = Pipeline::start(settings, shutdown).await? else {
+        return Ok(());
+    };
     println!("listening on http://{}", pipeline.address());
     pipeline.run().await
 }

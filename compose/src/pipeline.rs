@@ -2,12 +2,13 @@
 //! which none is missed.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use futures_util::FutureExt;
 use gateway::token::TokenConfig;
+use naru_distributed::Distributed;
 use naru_embedded::{Embedded, Options};
 use naru_engines::Engines;
 use naru_model::{MessageId, Timestamp};
@@ -36,11 +37,54 @@ struct Config {
     drain_deadline: Span,
 }
 
+/// What the workers stand on.
+enum Standing {
+    Embedded(Embedded),
+    Distributed(Distributed),
+}
+
+impl Standing {
+    /// None when shutdown came before the services answered.
+    async fn on(
+        engine: Engine,
+        data_dir: &Path,
+        settings: &Settings,
+        health: &Health,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<Option<Self>> {
+        match engine {
+            Engine::Embedded => {
+                let embedded = Embedded::open(data_dir, Options::default())
+                    .with_context(|| format!("the data in {} can't be opened", data_dir.display()))?;
+                register_checks(health, &embedded.engines());
+                Ok(Some(Self::Embedded(embedded)))
+            }
+            Engine::Distributed => {
+                Ok(Distributed::wait_for(settings, health, shutdown).await?.map(Self::Distributed))
+            }
+        }
+    }
+
+    fn engines(&self) -> Engines {
+        match self {
+            Self::Embedded(embedded) => embedded.engines(),
+            Self::Distributed(distributed) => distributed.engines(),
+        }
+    }
+
+    async fn close(self) {
+        match self {
+            Self::Embedded(embedded) => embedded.close().await,
+            Self::Distributed(distributed) => distributed.close().await,
+        }
+    }
+}
+
 /// All of Naru, running.
 pub struct Pipeline {
     address: SocketAddr,
     supervisor: Supervisor,
-    embedded: Embedded,
+    standing: Standing,
     drain_deadline: Duration,
 }
 
@@ -54,11 +98,12 @@ pub struct Changes {
 }
 
 impl Pipeline {
-    /// Starts everything; when this returns, clients are served.
+    /// Starts everything; when this returns, clients are served. None: shutdown came before the services that it stands on
+    /// answered.
     ///
     /// # Errors
     /// When the configuration can't work, the data can't be opened or the address can't be had.
-    pub async fn start(settings: &Settings, shutdown: CancellationToken) -> anyhow::Result<Self> {
+    pub async fn start(settings: &Settings, shutdown: CancellationToken) -> anyhow::Result<Option<Self>> {
         Self::start_with(settings, shutdown, Changes::default()).await
     }
 
@@ -70,11 +115,8 @@ impl Pipeline {
         settings: &Settings,
         shutdown: CancellationToken,
         changes: Changes,
-    ) -> anyhow::Result<Self> {
+    ) -> anyhow::Result<Option<Self>> {
         let Config { engine, data_dir, drain_deadline } = settings.pick()?;
-        if engine == Engine::Distributed {
-            bail!("this version has the embedded engine only: set engine = \"embedded\"");
-        }
         let mut tokens: TokenConfig = settings.pick()?;
         let has_own_key = tokens.jwt_secret.is_none()
             && tokens.jwt_public_key_file.is_none()
@@ -84,15 +126,15 @@ impl Pipeline {
             tokens.jwt_secret = Some(secret::of(settings)?);
         }
 
-        let embedded = Embedded::open(&data_dir, Options::default())
-            .with_context(|| format!("the data in {} can't be opened", data_dir.display()))?;
-        let mut engines = embedded.engines();
+        let metrics = Metrics::new();
+        let health = Health::new(shutdown.clone());
+        let Some(standing) = Standing::on(engine, &data_dir, settings, &health, &shutdown).await? else {
+            return Ok(None);
+        };
+        let mut engines = standing.engines();
         if let Some(change) = changes.engines {
             engines = change(engines);
         }
-        let metrics = Metrics::new();
-        let health = Health::new(shutdown.clone());
-        register_checks(&health, &engines);
         let supervisor = Supervisor::new(DOOR.name, shutdown, &metrics);
 
         let door =
@@ -135,7 +177,7 @@ impl Pipeline {
                 Ok::<_, std::convert::Infallible>(())
             }
         });
-        Ok(Self { address, supervisor, embedded, drain_deadline: drain_deadline.into() })
+        Ok(Some(Self { address, supervisor, standing, drain_deadline: drain_deadline.into() }))
     }
 
     /// Where clients connect.
@@ -149,7 +191,7 @@ impl Pipeline {
     /// When a task failed that the process can't do without, or some did not finish by the deadline.
     pub async fn run(self) -> anyhow::Result<()> {
         let ended = self.supervisor.run(self.drain_deadline).await;
-        self.embedded.close().await;
+        self.standing.close().await;
         Ok(ended?)
     }
 }

@@ -1,17 +1,24 @@
 //! The journey of one message. This is the first test to read: it is what Naru is for.
 
+use naru_client::{Http, Webhook};
 use serde_json::json;
 
-use crate::support::{Naru, WEBHOOK_SECRET};
+use crate::support::{Naru, WEBHOOK_SECRET, phone_on, token_of};
 
 /// Two phones, four workers, one process.
 #[tokio::test]
 async fn ada_writes_and_bens_phone_buzzes() {
     let mut naru = Naru::start(&[]).await;
-    naru.http("A").create_room(&["A", "B"]).await;
+    ada_writes_and_bens_phone_buzzes_on(&naru.url, &mut naru.backend).await;
+    naru.stop().await;
+}
+
+/// The same on any Naru, whatever it stands on.
+pub async fn ada_writes_and_bens_phone_buzzes_on(url: &str, backend: &mut Webhook) {
+    Http::new(url, &token_of("A")).create_room(&["A", "B"]).await;
 
     // Ben is away. Ada writes, and is told that her message is safe, and under which id.
-    let mut ada = naru.phone("A").await;
+    let mut ada = phone_on(url, "A").await;
     ada.send_text(r#"{"type":"CHAT","chatRoomId":"A_B","senderId":"A","content":"안녕하세요"}"#).await;
     let ack = ada.expect("ACK").await;
     assert_eq!((&ack["chatRoomId"], &ack["seq"]), (&json!("A_B"), &json!(1)));
@@ -19,7 +26,7 @@ async fn ada_writes_and_bens_phone_buzzes() {
     assert!(id.len() == 24 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "not an ObjectId: {id}");
 
     // Ben's phone buzzes: the backend that knows his phones is told, once, in a way it can trust.
-    let push = naru.backend.next().await;
+    let push = backend.next().await;
     assert!(push.is_signed_with(WEBHOOK_SECRET.as_bytes()));
     assert_eq!(
         push.json,
@@ -32,7 +39,7 @@ async fn ada_writes_and_bens_phone_buzzes() {
     );
 
     // Ben opens the app: it asks for what it misses, and reads.
-    let mut ben = naru.phone("B").await;
+    let mut ben = phone_on(url, "B").await;
     ben.send_json(&json!({"type": "SYNC", "rooms": [{"chatRoomId": "A_B", "afterSeq": 0}]})).await;
     let missed = ben.expect("CHAT").await;
     assert_eq!((&missed["id"], &missed["content"]), (&ack["id"], &json!("안녕하세요")));
@@ -50,6 +57,5 @@ async fn ada_writes_and_bens_phone_buzzes() {
     // What a sender has sent, its screen has drawn already: it never comes back.
     ada.quiet("CHAT").await;
     ben.quiet("CHAT").await;
-    naru.backend.none_waiting();
-    naru.stop().await;
+    backend.none_waiting();
 }

@@ -3,6 +3,7 @@
 mod api;
 mod bad_input;
 mod crash;
+mod distributed;
 mod faults;
 mod interruption;
 mod journey;

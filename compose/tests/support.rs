@@ -55,16 +55,17 @@ impl Naru {
         let matches = Settings::command(&DOOR).get_matches_from(own.iter().chain(flags));
         let settings = Settings::load(&DOOR, &matches, []).expect("flags that are right");
         let shutdown = CancellationToken::new();
-        let pipeline = Pipeline::start_with(&settings, shutdown.clone(), changes).await.expect("Naru starts");
+        let pipeline = Pipeline::start_with(&settings, shutdown.clone(), changes)
+            .await
+            .expect("Naru starts")
+            .expect("nobody has told it to stop");
         let url = format!("http://{}", pipeline.address());
         Self { url, backend, _data: data, shutdown, running: tokio::spawn(pipeline.run()) }
     }
 
     /// A phone of this person, connected and welcomed.
     pub async fn phone(&self, person: &str) -> Client {
-        let mut phone = Client::connect(&self.url, &token_of(person)).await.expect("a welcome");
-        phone.welcome().await;
-        phone
+        phone_on(&self.url, person).await
     }
 
     /// Waits until the metrics have this line.
@@ -93,6 +94,13 @@ impl Naru {
         let ended = tokio::time::timeout(Duration::from_secs(10), self.running).await;
         ended.expect("Naru stops in time").expect("it does not panic").expect("it leaves in order");
     }
+}
+
+/// A phone of this person, connected to a Naru and welcomed.
+pub async fn phone_on(url: &str, person: &str) -> Client {
+    let mut phone = Client::connect(url, &token_of(person)).await.expect("a welcome");
+    phone.welcome().await;
+    phone
 }
 
 /// A token that says who this person is. Ada and Ben have names that are not their ids.

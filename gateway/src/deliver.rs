@@ -88,6 +88,7 @@ impl Listener<'_> {
 
     fn hear_message(&mut self, event: &Arc<LiveEvent>, message: &Message) {
         let (gateway, room, seq) = (self.gateway, &message.chat_room_id, message.seq);
+        gateway.telemetry.heard.inc();
         match gateway.heard.place(room, seq) {
             Place::Unknown => {
                 if forward(gateway, event) > 0 {

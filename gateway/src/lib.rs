@@ -160,6 +160,14 @@ impl Farewell {
     }
 }
 
+/// Refuses keys for tokens that can't be used, before anything is started.
+///
+/// # Errors
+/// When no key is configured, more than one, or one that can't be used.
+pub fn check(tokens: &TokenConfig) -> Result<(), TokenConfigError> {
+    Verifier::new(tokens).map(drop)
+}
+
 /// A gateway that has its address and is ready to run.
 pub struct Bound {
     gateway: Arc<Gateway>,

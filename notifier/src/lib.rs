@@ -89,6 +89,14 @@ pub enum BuildError {
     Client(#[source] reqwest::Error),
 }
 
+/// Refuses a configuration that can't work, before anything is started.
+///
+/// # Errors
+/// As [`Notifier::new`].
+pub fn check(config: &Config) -> Result<(), BuildError> {
+    Webhook::configured(config).map(drop)
+}
+
 /// The worker, ready to run.
 pub struct Notifier {
     engines: Engines,

@@ -1,6 +1,7 @@
 //! The notifier from an offline event to a provider's answer: real lanes on the embedded engine, and a real HTTP server
 //! as the app's main backend.
 
+mod door;
 mod lanes;
 mod offline;
 mod shutdown;

@@ -6,18 +6,20 @@
 
 pub mod service;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::slice;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use futures_util::FutureExt;
-use futures_util::future::try_join3;
-use naru_engines::{EngineError, EngineResult, Engines};
+use futures_util::future::{BoxFuture, try_join3};
+use naru_engines::{EngineResult, Engines};
+use naru_model::UserId;
 use naru_mongo::Mongo;
 use naru_rabbit::Rabbit;
 use naru_redis::Redis;
-use naru_runtime::{Backoff, Health, Secret, Settings, Span};
+use naru_runtime::{Backoff, Health, Settings, Span};
 use serde::Deserialize;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 /// The wait before a service that does not answer is tried again: up to this, doubling …
@@ -37,36 +39,39 @@ struct Config {
 /// Connections to MongoDB, RabbitMQ and Redis.
 pub struct Distributed {
     mongo: Mongo,
-    rabbit: Rabbit,
+    rabbit: Arc<Rabbit>,
     redis: Redis,
 }
 
 impl Distributed {
     /// Connects to all three at once. One that does not answer is tried again until it does, so that the order in which
-    /// a deployment starts does not matter; meanwhile `health` says what is waited for. None: shutdown came first.
+    /// a deployment starts does not matter; meanwhile `health` says which are waited for. None: shutdown came first.
     ///
     /// # Errors
-    /// When one answers and will never do: a wrong password, a database of another version.
+    /// When one of them never will serve: a wrong password, a database of another version.
     pub async fn wait_for(
         settings: &Settings,
         health: &Health,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<Option<Self>> {
-        let Config { mongodb_url, mongodb_database, amqp_url, redis_url, delivery_grace } =
-            settings.pick()?;
-        let options = naru_rabbit::Options { grace: delivery_grace.into(), ..Default::default() };
+        let config: Config = settings.pick()?;
+        let rabbit = naru_rabbit::Options { grace: config.delivery_grace.into(), ..Default::default() };
         let all = try_join3(
-            answering("mongodb", health, || {
-                Mongo::open(&mongodb_url, &mongodb_database, naru_mongo::Options::default())
+            answering("mongodb", health, async || {
+                Mongo::open(&config.mongodb_url, &config.mongodb_database, Default::default()).await
             }),
-            answering("rabbitmq", health, || Rabbit::open(&amqp_url, options.clone())),
-            answering("redis", health, || Redis::open(&redis_url, naru_redis::Options::default())),
+            answering("rabbitmq", health, async || {
+                let rabbit = Rabbit::open(&config.amqp_url, rabbit.clone()).await?;
+                // Opening does not wait for the broker; a service that can't do its part yet does not say that it serves.
+                rabbit.ping().await.map(|()| rabbit)
+            }),
+            answering("redis", health, async || Redis::open(&config.redis_url, Default::default()).await),
         );
         let Some(all) = shutdown.run_until_cancelled(all).await else { return Ok(None) };
         let (mongo, rabbit, redis) = all?;
-        let backing = Self { mongo, rabbit, redis };
-        backing.register_checks(health);
-        Ok(Some(backing))
+        let distributed = Self { mongo, rabbit: Arc::new(rabbit), redis };
+        distributed.register_checks(health);
+        Ok(Some(distributed))
     }
 
     /// What the workers stand on.
@@ -87,7 +92,56 @@ impl Distributed {
     }
 
     fn register_checks(&self, health: &Health) {
-        let (mongo, rabbit, redis) = (self.mongo.clone(), self.rabbit.clone(), self.redis.clone());
-        health.register("mongodb", move || asked(mongo.clone(), async |mongo| mongo.ping().await));
+        let mongo = self.mongo.clone();
+        health.register("mongodb", move || {
+            let mongo = mongo.clone();
+            answers(async move { mongo.ping().await })
+        });
+        let rabbit = self.rabbit.clone();
+        health.register("rabbitmq", move || {
+            let rabbit = rabbit.clone();
+            answers(async move { rabbit.ping().await })
+        });
+        let (presence, somebody) = (self.redis.presence(), UserId::new("~").expect("a user id"));
+        health.register("redis", move || {
+            let (presence, somebody) = (presence.clone(), somebody.clone());
+            answers(async move { presence.locate(slice::from_ref(&somebody)).await.map(drop) })
+        });
+    }
+}
+
+/// The error says too much for everybody who can reach `/readyz`.
+fn answers(
+    asked: impl Future<Output = EngineResult<()>> + Send + 'static,
+) -> BoxFuture<'static, Result<(), String>> {
+    asked.map(|answer| answer.map_err(|_| "does not answer".to_owned())).boxed()
+}
+
+/// Opens a service, again and again until it answers.
+async fn answering<T>(
+    name: &'static str,
+    health: &Health,
+    open: impl AsyncFn() -> EngineResult<T>,
+) -> anyhow::Result<T> {
+    health.register(name, || async { Err("has not answered yet".to_owned()) }.boxed());
+    let mut backoff = Backoff::new(RETRY_BASE, RETRY_CAP);
+    let mut is_told = false;
+    loop {
+        match open().await {
+            Ok(service) => {
+                if is_told {
+                    tracing::info!(service = name, "answers now");
+                }
+                return Ok(service);
+            }
+            Err(error) if error.is_transient() => {
+                if !is_told {
+                    tracing::warn!(service = name, %error, "does not answer; waiting for it");
+                    is_told = true;
+                }
+                sleep(backoff.next_delay()).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
 }

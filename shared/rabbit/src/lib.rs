@@ -1,1 +1,134 @@
-//! The bus on RabbitMQ: quorum queues, confirms, partitions by room.
+//! The bus on RabbitMQ 3.10 or later: quorum queues, publisher confirms, partitions by room.
+//!
+//! - **Sending** is publishing with confirms on a connection of its own; [`EngineResult`] says whether it may have
+//!   happened when there is no confirm. While there is no connection `send` fails at once: what matters is in the store,
+//!   whose sweep sends it again.
+//! - **Hops ordered by room** are `partitions` queues with one active consumer each. Every receiver subscribes to all of
+//!   them, the broker has one wait behind the other, and receivers that hold more than their share step back.
+//! - **Free hops** are one queue each, and a wait queue for each delay. A retry is a confirmed publish to a wait queue, then
+//!   an ack: so it outlives the process that asked for it.
+//! - **Nothing is silently dead.** A lost connection, a closed channel and a cancelled subscription all end in a loop that
+//!   declares and subscribes again; it says so once when it begins and once when it is over.
+//! - **The broker may be down at the start.** [`Rabbit::open`] then waits for it behind the scenes, [`Rabbit::ping`] says
+//!   that it is not there, and receivers just have nothing to receive. Only a broker that refuses is an error.
+//!
+//! # How late is late
+//! Delays are kept exactly as "not before". "Soon after" means: rounded up to the next of [`Options::rungs`] (a delay
+//! beyond the last one goes round again). On hops ordered by room, where only [`naru_engines::bus::Verdict::RetryAfter`]
+//! delays, it is exact, and the count of attempts starts over when a partition moves to another receiver.
+
+mod begun;
+mod bus;
+mod declare;
+mod envelope;
+mod free;
+mod ladder;
+mod layout;
+mod link;
+mod ordered;
+mod outage;
+mod publish;
+mod subscription;
+mod unacked;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapin::uri::AMQPUri;
+use naru_engines::bus::Bus;
+use naru_engines::{Applied, EngineError, EngineResult};
+use tokio::time::timeout;
+
+use crate::bus::Broker;
+
+/// The engine's name in its errors.
+const ENGINE: &str = "RabbitMQ";
+
+/// How the bus lies in the broker.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Into how many partitions rooms are spread, from 1. It must be the same for all processes and for ever, and equal to
+    /// the store's.
+    pub partitions: u32,
+    /// What all queues' names begin with: 1–64 characters of `A-Z a-z 0-9 . _ -`.
+    pub namespace: String,
+    /// The delays that retries and [`naru_engines::bus::Queue::send_later`] are rounded up to, in whole milliseconds.
+    pub rungs: Vec<Duration>,
+    /// A rung of `owed` alone: the grace time that a delivery has.
+    pub grace: Duration,
+    /// How long up to 256 messages may go without their confirms before `send` gives up. A broker that is out of memory or
+    /// disk takes nothing and does not say so.
+    pub publish_timeout: Duration,
+    /// How many events of each partition may be in a receiver's hands and buffers.
+    pub prefetch_ordered: u16,
+    /// How many events of a free hop may be in a receiver's hands and buffers: also how many pushes of one lane one
+    /// process can work on side by side.
+    pub prefetch_free: u16,
+    /// How many waiting events a queue takes before `send` waits. It is an argument of the queues, so it can't be changed
+    /// later. `None`, the default: as many as the broker's memory and disk alarms allow.
+    pub max_length: Option<u32>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            partitions: 32,
+            namespace: "naru".to_owned(),
+            rungs: [5, 30, 120, 600, 1_800].map(Duration::from_secs).into(),
+            grace: Duration::from_secs(10),
+            publish_timeout: Duration::from_secs(5),
+            prefetch_ordered: 256,
+            prefetch_free: 256,
+            max_length: None,
+        }
+    }
+}
+
+/// A process's place at the broker: two connections, one to send and one to receive, because a broker that is out of
+/// memory stops reading from those who send.
+pub struct Rabbit {
+    broker: Arc<Broker>,
+}
+
+impl Rabbit {
+    /// Connects to the broker at an `amqp:` or `amqps:` URL (user, password, virtual host and TLS by the URL, the trusted
+    /// roots are the system's). One that can't be reached yet is waited for after this returns.
+    ///
+    /// # Errors
+    /// `Permanent`, when the URL or an option makes no sense, or the broker refuses the user or the virtual host.
+    pub async fn open(url: &str, options: Options) -> EngineResult<Self> {
+        // The URL may hold a password: it is in no error.
+        let uri = url.parse::<AMQPUri>().map_err(|reason| refused(format!("not an AMQP URL: {reason}")))?;
+        let namespace = &options.namespace;
+        let may_be_named = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        if !(1..=64).contains(&namespace.len()) || !namespace.bytes().all(may_be_named) {
+            return Err(refused(format!("{namespace:?} can't be a name space")));
+        }
+        Ok(Self { broker: Arc::new(Broker::open(uri, &options).await?) })
+    }
+
+    /// The hops' queues.
+    pub fn bus(&self) -> Bus {
+        bus::bus(&self.broker)
+    }
+
+    /// Whether the broker answers, on both connections.
+    ///
+    /// # Errors
+    /// `Unavailable`, when it does not, or not within two seconds.
+    pub async fn ping(&self) -> EngineResult<()> {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let late = |_late| EngineError::unavailable(ENGINE, Applied::No, "it does not answer");
+        timeout(PATIENCE, self.broker.ping()).await.map_err(late)?
+    }
+
+    /// Waits for the confirms of what is being sent, at most [`Options::publish_timeout`], and closes both connections.
+    /// Afterwards `send` fails and nothing is received.
+    pub async fn close(&self) {
+        self.broker.close().await;
+    }
+}
+
+fn refused(reason: String) -> EngineError {
+    EngineError::permanent(ENGINE, reason)
+}

@@ -1,0 +1,12 @@
+//! The same promises with each worker a process of its own, on real services: MongoDB's protocol, RabbitMQ, Redis.
+//!
+//! Read [`journey`] first: it is [`crate::journey`] once more. Each test has a [`Cluster`]: a database, a virtual host and a
+//! Redis that nobody else uses.
+
+mod cluster;
+mod forward;
+mod journey;
+mod kills;
+mod outages;
+mod scale;
+mod traffic;

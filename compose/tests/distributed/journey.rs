@@ -1,0 +1,36 @@
+//! The journey of one message, from process to process.
+
+use naru::pipeline::Changes;
+
+use super::cluster::Cluster;
+use crate::journey::ada_writes_and_bens_phone_buzzes_on;
+use crate::support::Naru;
+
+/// Two phones, four processes.
+#[tokio::test]
+async fn ada_writes_and_bens_phone_buzzes_through_four_processes() {
+    let mut cluster = Cluster::start().await;
+    let workers = cluster.run_each().await;
+    ada_writes_and_bens_phone_buzzes_on(workers[0].url(), &mut cluster.backend).await;
+}
+
+/// Two phones, one process on three services.
+#[tokio::test]
+async fn ada_writes_and_bens_phone_buzzes_in_one_process_on_services() {
+    let cluster = Cluster::start().await;
+    let flags = [
+        "--engine",
+        "distributed",
+        "--mongodb-url",
+        &cluster.mongodb_url,
+        "--mongodb-database",
+        &cluster.mongodb_database,
+        "--amqp-url",
+        &cluster.amqp_url,
+        "--redis-url",
+        &cluster.redis_url,
+    ];
+    let mut naru = Naru::start_with(&flags, Changes::default()).await;
+    ada_writes_and_bens_phone_buzzes_on(&naru.url, &mut naru.backend).await;
+    naru.stop().await;
+}

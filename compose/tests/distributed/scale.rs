@@ -1,0 +1,79 @@
+//! More of each worker share the work; one that dies is replaced by those that are left.
+
+use std::time::{Duration, Instant};
+
+use naru_client::ServerProcess;
+use tokio::sync::watch;
+
+use super::cluster::{Cluster, counted, until};
+use super::traffic::{Traffic, at};
+
+/// Rooms enough that each of the 32 partitions has some.
+const TALKS: usize = 96;
+/// Whoever has less than this share of what an equal has is not doing its part.
+const EVEN: f64 = 0.4;
+/// Within this, what a dead worker had is done by others.
+const TAKEOVER: Duration = Duration::from_secs(5);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_share_the_work_and_two_take_over_from_one_that_dies() {
+    let cluster = Cluster::start().await;
+    let gateways = [cluster.run("gateway").await, cluster.run("gateway").await];
+    let mut persisters = vec![cluster.run("persister").await];
+    let mut fanouts = vec![cluster.run("fanout").await];
+    let (_tell, addresses) = watch::channel(at(&[&gateways[0], &gateways[1]]));
+    let traffic = Traffic::start("scale", TALKS, &addresses).await;
+    traffic.goes_on(500).await;
+
+    for _ in 0..2 {
+        persisters.push(cluster.run("persister").await);
+        fanouts.push(cluster.run("fanout").await);
+    }
+    even(&persisters, "naru_persister_saved_total").await;
+    even(&fanouts, "naru_fanout_published_total").await;
+
+    for workers in [&mut persisters, &mut fanouts] {
+        let died = Instant::now();
+        workers[0].kill9().await;
+        workers.remove(0);
+        traffic.goes_on(20 * TALKS as u64).await;
+        eprintln!("a worker died; {} messages later: {:?}", 20 * TALKS, died.elapsed());
+    }
+    let ended = Instant::now();
+    let memories = traffic.end().await;
+    memories.check(&gateways[0]).await;
+    let slowest = memories.slowest(ended - Duration::from_secs(3600), ended);
+    assert!(slowest < TAKEOVER, "somebody waited {slowest:?} for an acknowledgement");
+    eprintln!("the longest wait for an acknowledgement: {slowest:?}; troubles: {:?}", memories.troubles());
+}
+
+/// Waits until each of them does its part of what is done.
+async fn even(workers: &[ServerProcess], name: &str) {
+    until(&format!("{name} is shared out evenly"), async || {
+        let before = counts(workers, name).await;
+        let all_had_some = async || {
+            let done: Vec<u64> =
+                counts(workers, name).await.iter().zip(&before).map(|(now, before)| now - before).collect();
+            done.iter().sum::<u64>() >= 600
+        };
+        until("enough is done to tell", all_had_some).await;
+        let done: Vec<f64> = counts(workers, name)
+            .await
+            .iter()
+            .zip(&before)
+            .map(|(now, before)| (now - before) as f64)
+            .collect();
+        let fair = done.iter().sum::<f64>() / done.len() as f64;
+        eprintln!("{name}: {done:?}");
+        done.iter().all(|done| *done > EVEN * fair)
+    })
+    .await;
+}
+
+async fn counts(workers: &[ServerProcess], name: &str) -> Vec<u64> {
+    let mut counts = Vec::new();
+    for worker in workers {
+        counts.push(counted(worker, name).await);
+    }
+    counts
+}

@@ -1,0 +1,402 @@
+//! People who talk and listen through whatever happens, as a good client does, and remember all of it.
+//!
+//! Each talk is a direct room: a writer who says 0, 1, 2 … and goes on when a message was acknowledged, and a listener. A
+//! message whose answer does not come, or is an error, is sent again under the same name; but every eighth writer is
+//! forgetful, and never speaks of it again. Now and then a message is sent twice without need.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use naru_client::{Client, Http, Incoming, PATIENCE, ServerProcess, Webhook};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::cluster::until;
+use crate::support::token_of;
+
+/// A message without an answer is sent again after this.
+const RESEND_AFTER: Duration = Duration::from_secs(3);
+/// Who could not connect, or was told to wait without a time, tries again after this.
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+/// Talks under way.
+pub struct Traffic {
+    writers: JoinSet<Writer>,
+    listeners: JoinSet<Listener>,
+    /// Cancelled when nothing new is to be said.
+    hush: CancellationToken,
+    /// Cancelled when nobody listens any more.
+    over: CancellationToken,
+    acknowledged: Arc<AtomicU64>,
+    /// When each writer was acknowledged last.
+    served: Vec<watch::Receiver<Option<Instant>>>,
+}
+
+/// Where clients find gateways: writers at the first, listeners at the last. It may change.
+pub type Gateways = watch::Receiver<Vec<String>>;
+
+/// The addresses of these gateways.
+pub fn at(gateways: &[&ServerProcess]) -> Vec<String> {
+    gateways.iter().map(|gateway| gateway.url().to_owned()).collect()
+}
+
+/// What a writer tells while it writes.
+struct Progress {
+    acknowledged: Arc<AtomicU64>,
+    served: watch::Sender<Option<Instant>>,
+}
+
+/// One who writes.
+pub struct Writer {
+    user: String,
+    room: String,
+    /// Whether what was not acknowledged is forgotten, instead of sent again.
+    forgets: bool,
+    /// The id and place of each message, by its number; none where it was forgotten.
+    acknowledged: Vec<Option<(String, u64)>>,
+    /// When each was sent first, and when it was acknowledged.
+    times: Vec<(Instant, Instant)>,
+    /// What errors and closes came, and how often.
+    troubles: BTreeMap<String, usize>,
+}
+
+/// One who listens.
+struct Listener {
+    user: String,
+    room: String,
+    heard: HashSet<u64>,
+    troubles: BTreeMap<String, usize>,
+}
+
+/// What everybody remembers.
+pub struct Memories {
+    pub writers: Vec<Writer>,
+    listeners: Vec<Listener>,
+}
+
+impl Traffic {
+    /// So many talks of people of this name, each in a room of its own.
+    pub async fn start(name: &str, talks: usize, gateways: &Gateways) -> Self {
+        let mut traffic = Self {
+            writers: JoinSet::new(),
+            listeners: JoinSet::new(),
+            hush: CancellationToken::new(),
+            over: CancellationToken::new(),
+            acknowledged: Arc::default(),
+            served: Vec::new(),
+        };
+        for talk in 0..talks {
+            let [user, other] = [format!("{name}-writer{talk}"), format!("{name}-listener{talk}")];
+            let first = gateways.borrow()[0].clone();
+            let room = Http::new(&first, &token_of(&user)).create_room(&[&user, &other]).await;
+            let listener = Listener {
+                user: other,
+                room: room.clone(),
+                heard: HashSet::new(),
+                troubles: BTreeMap::new(),
+            };
+            traffic.listeners.spawn(listener.listen(gateways.clone(), traffic.over.clone()));
+            let writer = Writer {
+                user,
+                room,
+                forgets: talk % 8 == 7,
+                acknowledged: Vec::new(),
+                times: Vec::new(),
+                troubles: BTreeMap::new(),
+            };
+            let (tell, served) = watch::channel(None);
+            traffic.served.push(served);
+            let progress = Progress { acknowledged: traffic.acknowledged.clone(), served: tell };
+            traffic.writers.spawn(writer.write(gateways.clone(), traffic.hush.clone(), progress));
+        }
+        traffic
+    }
+
+    /// How many messages were acknowledged so far.
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// Whether every writer has had an acknowledgement since then.
+    pub fn all_served_since(&self, moment: Instant) -> bool {
+        self.served.iter().all(|served| served.borrow().is_some_and(|served| served > moment))
+    }
+
+    /// Waits until so many more are acknowledged.
+    pub async fn goes_on(&self, more: u64) {
+        let wanted = self.acknowledged() + more;
+        until("more messages are acknowledged", async || self.acknowledged() >= wanted).await;
+    }
+
+    /// Lets everybody finish what they are saying, then hear what there is to hear.
+    pub async fn end(self) -> Memories {
+        self.hush.cancel();
+        let writers = self.writers.join_all().await;
+        self.over.cancel();
+        Memories { writers, listeners: self.listeners.join_all().await }
+    }
+}
+
+impl Writer {
+    async fn write(mut self, mut gateways: Gateways, hush: CancellationToken, progress: Progress) -> Self {
+        while !hush.is_cancelled() || self.has_begun() {
+            let url = gateways.borrow_and_update()[0].clone();
+            let Ok(mut client) = Client::connect(&url, &token_of(&self.user)).await else {
+                self.trouble("could not connect");
+                tokio::time::sleep(AGAIN_AFTER).await;
+                continue;
+            };
+            self.session(&mut client, &hush, &progress).await;
+        }
+        self
+    }
+
+    /// Whether a message was begun whose end is not known.
+    fn has_begun(&self) -> bool {
+        self.times.len() > self.acknowledged.len()
+    }
+
+    /// Writes until the session ends or nothing new is to be said.
+    async fn session(&mut self, client: &mut Client, hush: &CancellationToken, progress: &Progress) {
+        loop {
+            if !self.has_begun() {
+                if hush.is_cancelled() {
+                    return;
+                }
+                let now = Instant::now();
+                self.times.push((now, now));
+            }
+            let number = self.acknowledged.len();
+            for _ in 0..if number % 16 == 5 { 2 } else { 1 } {
+                client.chat(&self.room, &number.to_string(), &number.to_string()).await;
+            }
+            let answer = self.answer(client, number).await;
+            let now = Instant::now();
+            match &answer {
+                Answer::Saved(id, seq) => {
+                    self.times[number].1 = now;
+                    self.acknowledged.push(Some((id.clone(), *seq)));
+                    progress.acknowledged.fetch_add(1, Ordering::Relaxed);
+                    progress.served.send_replace(Some(now));
+                }
+                Answer::Again(after) => tokio::time::sleep(*after).await,
+                Answer::Closed => {}
+            }
+            if self.forgets && self.has_begun() {
+                self.acknowledged.push(None);
+            }
+            if matches!(answer, Answer::Closed) {
+                return;
+            }
+        }
+    }
+
+    async fn answer(&mut self, client: &mut Client, number: usize) -> Answer {
+        let deadline = Instant::now() + RESEND_AFTER;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(incoming) = tokio::time::timeout(left, client.next()).await else {
+                self.trouble("no answer in 3 s");
+                return Answer::Again(Duration::ZERO);
+            };
+            let frame = match incoming {
+                Some(Incoming::Frame(frame)) => frame,
+                Some(Incoming::Closed { code, .. }) => {
+                    self.trouble(&format!("closed with {code}"));
+                    return Answer::Closed;
+                }
+                None => return Answer::Closed,
+            };
+            // An answer to an earlier try of the same message is an answer; one to an earlier message is old.
+            let is_ours = frame["clientMessageId"] == number.to_string();
+            match frame["type"].as_str() {
+                Some("ACK") => {
+                    let id = frame["id"].as_str().expect("an id").to_owned();
+                    let saved = (id, frame["seq"].as_u64().expect("a place"));
+                    if is_ours {
+                        return Answer::Saved(saved.0, saved.1);
+                    }
+                    self.told_again(&frame, saved);
+                }
+                Some("ERROR") if is_ours => {
+                    self.trouble(frame["code"].as_str().expect("a code"));
+                    let wait = frame["retryAfterMs"].as_u64().map_or(AGAIN_AFTER, Duration::from_millis);
+                    return Answer::Again(wait);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// P2: whoever is told twice of a message is told the same.
+    fn told_again(&mut self, frame: &Value, saved: (String, u64)) {
+        let number = frame["clientMessageId"].as_str().and_then(|name| name.parse::<usize>().ok());
+        let before = number.and_then(|number| self.acknowledged.get(number));
+        let before = before.unwrap_or_else(|| panic!("{} never sent what {frame} is about", self.user));
+        assert!(before.as_ref().is_none_or(|before| *before == saved), "P2: {before:?} before, now {frame}");
+    }
+
+    fn trouble(&mut self, what: &str) {
+        *self.troubles.entry(what.to_owned()).or_default() += 1;
+    }
+}
+
+enum Answer {
+    Saved(String, u64),
+    Again(Duration),
+    Closed,
+}
+
+impl Listener {
+    async fn listen(mut self, mut gateways: Gateways, over: CancellationToken) -> Self {
+        while !over.is_cancelled() {
+            let url = gateways.borrow_and_update().last().expect("a gateway").clone();
+            let Ok(mut client) = Client::connect(&url, &token_of(&self.user)).await else {
+                tokio::time::sleep(AGAIN_AFTER).await;
+                continue;
+            };
+            loop {
+                let incoming = tokio::select! {
+                    incoming = next(&mut client) => incoming,
+                    () = over.cancelled() => break,
+                };
+                let Some(Incoming::Frame(frame)) = incoming else {
+                    if let Some(Incoming::Closed { code, .. }) = incoming {
+                        *self.troubles.entry(format!("closed with {code}")).or_default() += 1;
+                    }
+                    break;
+                };
+                match frame["type"].as_str() {
+                    Some("CHAT") => {
+                        self.heard.insert(frame["seq"].as_u64().expect("a place"));
+                    }
+                    Some("WELCOME") => self.sync(&mut client).await,
+                    Some("RESYNC") => {
+                        *self.troubles.entry("RESYNC".to_owned()).or_default() += 1;
+                        self.sync(&mut client).await;
+                    }
+                    Some("SYNCED") if frame["rooms"][0]["complete"] == false => self.sync(&mut client).await,
+                    _ => {}
+                }
+            }
+        }
+        self
+    }
+
+    /// Asks for everything after the first place that was not heard.
+    async fn sync(&self, client: &mut Client) {
+        let after = (0..).find(|seq| !self.heard.contains(&(seq + 1))).expect("there is an end");
+        client
+            .send_json(&json!({"type": "SYNC", "rooms": [{"chatRoomId": self.room, "afterSeq": after}]}))
+            .await;
+    }
+}
+
+/// Whatever comes next, however long it takes.
+async fn next(client: &mut Client) -> Option<Incoming> {
+    loop {
+        if let Ok(incoming) = tokio::time::timeout(RESEND_AFTER, client.next()).await {
+            return incoming;
+        }
+    }
+}
+
+impl Memories {
+    /// P1, P2, P3: each room has what was said in it, in the order it was said, without a gap, and under the ids that were
+    /// acknowledged. Only what was forgotten may be missing. Answers the id and place of everything that is there, by
+    /// room.
+    pub async fn check(&self, gateway: &ServerProcess) -> HashMap<String, Vec<(String, u64)>> {
+        let mut rooms = HashMap::new();
+        for writer in &self.writers {
+            let api = Http::new(gateway.url(), &token_of(&writer.user));
+            let mut said = writer.acknowledged.iter().enumerate();
+            let mut there = Vec::new();
+            for (message, place) in api.history(&writer.room, "afterSeq=0&limit=200").await.iter().zip(1..) {
+                let id = message["id"].as_str().expect("an id").to_owned();
+                let seq = message["seq"].as_u64().expect("a place");
+                assert_eq!(seq, place, "P3: the places of {} are not dense", writer.room);
+                let number: usize =
+                    message["content"].as_str().and_then(|text| text.parse().ok()).expect("a number");
+                loop {
+                    let (next, acknowledged) =
+                        said.next().unwrap_or_else(|| panic!("{number} is there twice"));
+                    if next == number {
+                        let same = acknowledged.as_ref().is_none_or(|told| *told == (id.clone(), seq));
+                        assert!(same, "P2: {} was told {acknowledged:?} of {message}", writer.user);
+                        break;
+                    }
+                    let forgotten = writer.forgets && acknowledged.is_none();
+                    assert!(forgotten, "P1 or P3: {}'s {next} is missing before {message}", writer.user);
+                }
+                there.push((id, seq));
+            }
+            let mut rest = said.filter(|(_, told)| told.is_some() || !writer.forgets);
+            assert_eq!(rest.next(), None, "P1: {}'s is not in the history", writer.user);
+            rooms.insert(writer.room.clone(), there);
+        }
+        rooms
+    }
+
+    /// P5: whatever a listener has not heard was pushed. Answers what was not, in words.
+    pub fn untold(
+        &self,
+        there: &HashMap<String, Vec<(String, u64)>>,
+        pushed: &HashSet<(String, String)>,
+    ) -> Vec<String> {
+        let mut untold = Vec::new();
+        for listener in &self.listeners {
+            let missed = there[&listener.room].iter().filter(|(id, seq)| {
+                !listener.heard.contains(seq) && !pushed.contains(&(listener.user.clone(), id.clone()))
+            });
+            untold.extend(missed.map(|(_, seq)| format!("{} {seq}", listener.room)));
+        }
+        untold
+    }
+
+    /// Waits until everybody has heard or was pushed everything that is there.
+    ///
+    /// # Panics
+    /// When a push that is due does not come.
+    pub async fn all_told(
+        &self,
+        there: &HashMap<String, Vec<(String, u64)>>,
+        backend: &mut Webhook,
+    ) -> usize {
+        let mut pushed = HashSet::new();
+        let begun = Instant::now();
+        while !self.untold(there, &pushed).is_empty() {
+            let untold = self.untold(there, &pushed);
+            assert!(begun.elapsed() < PATIENCE, "P5: {} neither heard nor pushed: {untold:?}", untold.len());
+            let push = backend.next().await;
+            let text = |value: &Value| value.as_str().expect("a text").to_owned();
+            pushed.insert((text(&push.json["userId"]), text(&push.json["data"]["messageId"])));
+        }
+        pushed.len()
+    }
+
+    /// The longest wait for an acknowledgement among messages sent in this span.
+    pub fn slowest(&self, from: Instant, to: Instant) -> Duration {
+        let times = self.writers.iter().flat_map(|writer| writer.times.iter());
+        let within = times.filter(|(sent, acknowledged)| *sent < to && *acknowledged > from);
+        within.map(|(sent, acknowledged)| acknowledged.duration_since(*sent)).max().unwrap_or_default()
+    }
+
+    /// What went wrong for those who write, and for those who listen.
+    pub fn troubles(&self) -> [BTreeMap<String, usize>; 2] {
+        let sum = |all: &mut dyn Iterator<Item = &BTreeMap<String, usize>>| {
+            let mut sum = BTreeMap::new();
+            for (what, count) in all.flatten() {
+                *sum.entry(what.clone()).or_default() += count;
+            }
+            sum
+        };
+        [
+            sum(&mut self.writers.iter().map(|writer| &writer.troubles)),
+            sum(&mut self.listeners.iter().map(|listener| &listener.troubles)),
+        ]
+    }
+}

@@ -1,0 +1,22 @@
+//! The fanout's door.
+
+use std::process::ExitCode;
+
+use fanout::Config;
+use naru_distributed::service;
+use naru_runtime::{Door, Settings};
+
+const DOOR: Door = Door {
+    name: "fanout",
+    about: "Finds the people of a saved message: a push for who is offline, then publish for who is not.",
+    overrides: &[("admin_listen", "127.0.0.1:9103")],
+};
+
+fn main() -> ExitCode {
+    let check = |settings: &Settings| Ok(settings.pick::<Config>().map(drop)?);
+    service::main(&DOOR, check, async |service| {
+        let config = service.settings.pick()?;
+        fanout::run(&config, service.engines.clone(), &service.metrics, &service.supervisor);
+        Ok(None)
+    })
+}

@@ -1,0 +1,22 @@
+//! The notifier's door.
+
+use std::process::ExitCode;
+
+use naru_distributed::service;
+use naru_runtime::{Door, Settings};
+use notifier::Notifier;
+
+const DOOR: Door = Door {
+    name: "notifier",
+    about: "Pushes messages to the phones of people who are offline.",
+    overrides: &[("admin_listen", "127.0.0.1:9104")],
+};
+
+fn main() -> ExitCode {
+    let check = |settings: &Settings| Ok(notifier::check(&settings.pick()?)?);
+    service::main(&DOOR, check, async |service| {
+        Notifier::new(service.settings.pick()?, service.engines.clone(), &service.metrics)?
+            .spawn_on(&service.supervisor);
+        Ok(None)
+    })
+}

@@ -1,0 +1,185 @@
+//! Publishing with confirms: a message counts as sent when the broker says that it is safe.
+//!
+//! **One batch per channel at a time.** The broker returns what it can't route before it confirms it, and lapin hands the
+//! return out with whichever confirm of the channel comes next. Alone on its channel, a batch knows that the return is its
+//! own.
+//!
+//! **Bounded.** At most [`CHANNELS`] batches of at most [`BATCH`] messages are on their way. A batch that nobody waits for
+//! any more keeps its place until the broker has answered or the connection is lost, so a broker that is out of memory, and
+//! silently takes nothing, does not fill ours.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::ShortString;
+use lapin::{Channel, Confirmation};
+use naru_engines::Applied;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::begun::Begun;
+use crate::envelope::Outgoing;
+use crate::link::Session;
+
+/// How many messages wait for their confirms together: more is not faster.
+const BATCH: usize = 256;
+/// How many batches do.
+const CHANNELS: usize = 32;
+/// The wait before a message that the broker could not take is offered again.
+const NOT_NOW: Duration = Duration::from_millis(20);
+
+/// Why messages were not published, or not all of them.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unpublished {
+    #[error("too many messages wait for the broker's confirm")]
+    Full,
+    #[error("no confirm within {0:?}")]
+    Unconfirmed(Duration),
+    #[error("the broker can't take it for now")]
+    Nacked,
+    #[error("there is no queue {0:?}")]
+    Unroutable(ShortString),
+    #[error(transparent)]
+    Broken(#[from] lapin::Error),
+    #[error("the publishing task ended: {0}")]
+    Ended(#[from] tokio::task::JoinError),
+}
+
+impl Unpublished {
+    /// Whether some of the messages may have got there.
+    pub(crate) fn applied(&self) -> Applied {
+        match self {
+            Self::Full => Applied::No,
+            _ => Applied::Unknown,
+        }
+    }
+}
+
+pub(crate) struct Publisher {
+    timeout: Duration,
+    places: Arc<Semaphore>,
+    /// Channels without a batch, each with the number of its session.
+    idle: Arc<Mutex<Vec<(u64, Channel)>>>,
+}
+
+/// How a batch ended.
+enum Outcome {
+    Confirmed,
+    /// From this message on, the broker may not have them.
+    NackedFrom(usize),
+    Unroutable(ShortString),
+}
+
+impl Publisher {
+    pub(crate) fn new(timeout: Duration) -> Self {
+        Self { timeout, places: Arc::new(Semaphore::new(CHANNELS)), idle: Arc::default() }
+    }
+
+    /// Publishes in order; returns when all are confirmed. Each batch has the time-out for itself.
+    ///
+    /// Cancelled, or timed out, what was begun goes on: it may get there.
+    pub(crate) async fn publish(
+        &self,
+        session: &Session,
+        messages: Vec<Outgoing>,
+    ) -> Result<(), Unpublished> {
+        let messages: Arc<[Outgoing]> = messages.into();
+        let mut next = 0;
+        let mut deadline = Instant::now() + self.timeout;
+        while next < messages.len() {
+            let batch = next..messages.len().min(next + BATCH);
+            let end = batch.end;
+            match self.batch(session, messages.clone(), batch, deadline).await? {
+                Outcome::Confirmed => {
+                    next = end;
+                    deadline = Instant::now() + self.timeout;
+                }
+                // Those after it come again, too, so that the last time they come is in order.
+                Outcome::NackedFrom(first) if Instant::now() + NOT_NOW < deadline => {
+                    next = first;
+                    sleep(NOT_NOW).await;
+                }
+                Outcome::NackedFrom(_) => return Err(Unpublished::Nacked),
+                Outcome::Unroutable(queue) => return Err(Unpublished::Unroutable(queue)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn batch(
+        &self,
+        session: &Session,
+        messages: Arc<[Outgoing]>,
+        batch: Range<usize>,
+        deadline: Instant,
+    ) -> Result<Outcome, Unpublished> {
+        let place = timeout_at(deadline, self.places.clone().acquire_owned()).await;
+        // The semaphore is never closed.
+        let Ok(Ok(place)) = place else { return Err(Unpublished::Full) };
+        let (session, idle) = (session.clone(), self.idle.clone());
+        let publishing = tokio::spawn(async move {
+            let channel = channel(&session, &idle).await?;
+            let outcome = transmit(&channel, &messages, batch).await?;
+            idle.lock().unwrap_or_else(PoisonError::into_inner).push((session.number, channel));
+            drop(place);
+            Ok(outcome)
+        });
+        match timeout_at(deadline, publishing).await {
+            Ok(outcome) => outcome?,
+            Err(_late) => Err(Unpublished::Unconfirmed(self.timeout)),
+        }
+    }
+
+    /// Waits until nothing is on its way any more, or until the time-out.
+    pub(crate) async fn settle(&self) {
+        let all = self.places.acquire_many(u32::try_from(CHANNELS).unwrap_or(u32::MAX));
+        let _late = timeout_at(Instant::now() + self.timeout, all).await;
+    }
+}
+
+/// A channel with confirms and without a batch.
+async fn channel(session: &Session, idle: &Mutex<Vec<(u64, Channel)>>) -> lapin::Result<Channel> {
+    {
+        let mut idle = idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|(number, channel)| *number == session.number && channel.status().connected());
+        if let Some((_, channel)) = idle.pop() {
+            return Ok(channel);
+        }
+    }
+    let channel = session.connection.create_channel().await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    Ok(channel)
+}
+
+async fn transmit(
+    channel: &Channel,
+    messages: &Arc<[Outgoing]>,
+    batch: Range<usize>,
+) -> Result<Outcome, lapin::Error> {
+    let begun: Vec<_> =
+        batch.clone().map(|nth| Begun::begin(publish(channel.clone(), messages.clone(), nth))).collect();
+    let (mut nacked, mut returned) = (None, None);
+    for (nth, publishing) in batch.zip(begun) {
+        let confirmation = publishing.end().await?;
+        if confirmation.is_nack() {
+            nacked = nacked.or(Some(nth));
+        }
+        returned = returned.or(confirmation.take_message().map(|message| message.delivery.routing_key));
+    }
+    Ok(match (returned, nacked) {
+        (Some(queue), _) => Outcome::Unroutable(queue),
+        (None, Some(first)) => Outcome::NackedFrom(first),
+        (None, None) => Outcome::Confirmed,
+    })
+}
+
+/// Publishes one message; its confirm.
+async fn publish(channel: Channel, messages: Arc<[Outgoing]>, nth: usize) -> lapin::Result<Confirmation> {
+    // Without `mandatory` the broker confirms what it throws away.
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let Outgoing { queue, properties, body } = &messages[nth];
+    // The default exchange routes to the queue of the key's name.
+    channel.basic_publish("".into(), queue.clone(), options, body, properties.clone()).await?.await
+}

@@ -1,0 +1,9 @@
+//! The bus on a real RabbitMQ: the conformance suite, and what only a broker can do to one.
+
+mod rabbit {
+    mod conformance;
+    mod given;
+    mod outages;
+    mod sharing;
+    mod trouble;
+}

@@ -1,0 +1,223 @@
+//! What happens to the broker, under load: nothing that was confirmed is lost, and everybody finds back by themselves.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use naru_engines::bus::{Bus, Verdict, settle};
+use naru_engines::conformance::bus::LONG;
+use naru_engines::{Applied, EngineError};
+use naru_model::RoomId;
+use naru_services::{Kind, Service};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+use super::given::{
+    PATIENCE, Place, accepted, done, next, number, offline, room, rooms_apart, soon, until_ok,
+};
+
+/// A broker that is back has its receivers back within this.
+const BACK: Duration = Duration::from_secs(5);
+
+/// One sender and one receiver, and a book of what was confirmed and what arrived.
+struct Load {
+    sent: watch::Receiver<u32>,
+    arrived: Arc<Mutex<HashMap<RoomId, Vec<u32>>>>,
+    last_arrival: watch::Receiver<Instant>,
+    rooms: Vec<RoomId>,
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(bus: &Bus) -> Self {
+        let rooms = rooms_apart(8);
+        let (stop, stopped) = watch::channel(false);
+        let (confirmed, sent) = watch::channel(0);
+        let (arrives, last_arrival) = watch::channel(Instant::now());
+        let arrived = Arc::new(Mutex::new(HashMap::<RoomId, Vec<u32>>::new()));
+        let sender = {
+            let (queue, rooms, stopped) = (bus.accepted.clone(), rooms.clone(), stopped.clone());
+            tokio::spawn(async move {
+                let mut round = 0;
+                while !*stopped.borrow() {
+                    let events: Vec<_> = rooms.iter().map(|room| accepted(room, round)).collect();
+                    // As a sweep would: the same again until it is confirmed.
+                    while let Err(error) = queue.send(events.clone()).await {
+                        tracing::info!(%error, "not sent");
+                        sleep(Duration::from_millis(20)).await;
+                    }
+                    confirmed.send_replace(round);
+                    round += 1;
+                }
+            })
+        };
+        let receiver = {
+            let (queue, arrived) = (bus.accepted.clone(), arrived.clone());
+            tokio::spawn(async move {
+                let mut receiver = queue.receiver().await.unwrap();
+                loop {
+                    let events = done(receiver.receive(64).await.unwrap()).await;
+                    let mut arrived = arrived.lock().unwrap();
+                    for event in events {
+                        arrived.entry(event.payload.chat_room_id.clone()).or_default().push(number(&event));
+                    }
+                    arrives.send_replace(Instant::now());
+                }
+            })
+        };
+        Self { sent, arrived, last_arrival, rooms, stop, tasks: vec![sender, receiver] }
+    }
+
+    /// Until so many more rounds were confirmed.
+    async fn rounds(&mut self, more: u32) {
+        let upto = *self.sent.borrow() + more;
+        soon("confirms", self.sent.wait_for(|sent| *sent >= upto)).await.unwrap();
+    }
+
+    /// How long after `since` the first event arrived.
+    async fn next_arrival(&mut self, since: Instant) -> Duration {
+        let arrived = soon("an arrival", self.last_arrival.wait_for(|at| *at > since)).await.unwrap();
+        *arrived - since
+    }
+
+    /// Everything that was confirmed arrives, each room's events for the first time in order.
+    async fn ends(mut self) -> usize {
+        self.stop.send_replace(true);
+        soon("the last send", self.tasks.remove(0)).await.unwrap();
+        let rounds = *self.sent.borrow();
+        let began = Instant::now();
+        loop {
+            let missing = {
+                let arrived = self.arrived.lock().unwrap();
+                let all = |room: &RoomId| arrived.get(room).is_some_and(|got| got.contains(&rounds));
+                self.rooms.iter().filter(|room| !all(room)).count()
+            };
+            if missing == 0 {
+                break;
+            }
+            assert!(began.elapsed() < PATIENCE, "the last event of {missing} rooms");
+            sleep(Duration::from_millis(20)).await;
+        }
+        self.tasks.remove(0).abort();
+        let arrived = self.arrived.lock().unwrap();
+        for room in &self.rooms {
+            let numbers = &arrived[room];
+            let mut seen = BTreeSet::new();
+            let first: Vec<_> = numbers.iter().filter(|number| seen.insert(**number)).copied().collect();
+            assert_eq!(first, (0..=rounds).collect::<Vec<_>>(), "{room}");
+        }
+        arrived.values().map(Vec::len).sum()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_may_be_killed_stopped_and_frozen_under_load() {
+    let mut broker = Service::start(Kind::Rabbitmq);
+    let place = Place::at(broker.url());
+    let process = place.process().await;
+    let bus = process.bus();
+    let mut load = Load::start(&bus);
+    load.rounds(50).await;
+
+    for orderly in [false, true] {
+        if orderly {
+            broker.stop()
+        } else {
+            broker.kill()
+        }
+        let sending =
+            async || bus.accepted.send(vec![accepted(&room(), 0)]).await.err().ok_or("it still sends");
+        let (error, noticed) = until_ok(sending).await;
+        println!("orderly {orderly}: noticed after {noticed:?}: {error}");
+        process.rabbit.ping().await.unwrap_err();
+        broker.start_again();
+        let back = Instant::now();
+        let first = load.next_arrival(back).await;
+        println!("orderly {orderly}: received {first:?} after the broker was back");
+        assert!(first < BACK, "{first:?}");
+        load.rounds(50).await;
+        process.rabbit.ping().await.unwrap();
+    }
+
+    broker.freeze();
+    let frozen = Instant::now();
+    let (error, _) = until_ok(async || match bus.accepted.send(vec![accepted(&room(), 0)]).await {
+        Err(error @ EngineError::Unavailable { applied: Applied::No, .. }) => Ok(error),
+        other => Err(other),
+    })
+    .await;
+    println!("frozen: the connection is given up after {:?}: {error}", frozen.elapsed());
+    assert!(frozen.elapsed() < Duration::from_secs(10));
+    broker.thaw();
+    let back = Instant::now();
+    let first = load.next_arrival(back).await;
+    println!("received {first:?} after the broker went on");
+    assert!(first < BACK + Duration::from_secs(5), "{first:?}");
+    load.rounds(50).await;
+    println!("{} arrivals", load.ends().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_its_next_try_outlives_the_broker() {
+    const RUNG: Duration = Duration::from_secs(2);
+    const COUNT: usize = 40;
+    let mut broker = Service::start(Kind::Rabbitmq);
+    let mut place = Place::at(broker.url());
+    place.options.rungs = vec![RUNG, LONG];
+    let process = place.process().await;
+    let bus = process.bus();
+    let mut receiver = bus.offline.receiver().await.unwrap();
+    let events: BTreeMap<_, _> =
+        (0..COUNT).map(|_| offline()).map(|event| (event.event_id.0, event)).collect();
+    bus.offline.send(events.values().cloned().collect()).await.unwrap();
+    let mut held = Vec::new();
+    while held.len() < COUNT {
+        held.extend(soon("the first try", receiver.receive(COUNT)).await.unwrap());
+    }
+    let asked = Instant::now();
+    settle(held.into_iter().map(|delivery| delivery.receipt).collect(), Verdict::RetryAfter(RUNG))
+        .await
+        .unwrap();
+    broker.kill();
+    broker.start_again();
+
+    let mut again = BTreeMap::new();
+    while again.len() < COUNT {
+        for delivery in soon("the second try", receiver.receive(COUNT)).await.unwrap() {
+            // The broker says nothing to an ack. Killed before it has written it down, it delivers the first try again.
+            if delivery.attempt == 2 {
+                assert!(asked.elapsed() + Duration::from_millis(2) >= RUNG, "too early");
+                again.insert(delivery.event.event_id.0, delivery.event);
+            }
+            let _comes_again = delivery.receipt.settle(Verdict::Done).await;
+        }
+    }
+    assert_eq!(again, events);
+}
+
+#[tokio::test]
+async fn a_broker_may_be_late() {
+    let mut broker = Service::start(Kind::Rabbitmq);
+    broker.stop();
+    let place = Place::at(broker.url());
+    let process = place.process().await;
+    let bus = process.bus();
+    process.rabbit.ping().await.unwrap_err();
+    let error = bus.offline.send(vec![offline()]).await.unwrap_err();
+    assert!(matches!(error, EngineError::Unavailable { applied: Applied::No, .. }), "{error}");
+    let mut receiver = bus.offline.receiver().await.unwrap();
+    // The thread is not given up to the broker's start, so the driver tries on meanwhile.
+    let mut broker = tokio::task::spawn_blocking(move || {
+        broker.start_again();
+        broker
+    })
+    .await
+    .unwrap();
+    let event = offline();
+    let (_, after) = until_ok(async || bus.offline.send(vec![event.clone()]).await).await;
+    assert!(after < BACK, "{after:?}");
+    assert_eq!(next(&mut receiver).await, event);
+    broker.stop();
+}

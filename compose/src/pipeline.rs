@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use gateway::token::TokenConfig;
 use naru_distributed::Distributed;
 use naru_embedded::{Embedded, Options};
@@ -111,7 +112,15 @@ impl Pipeline {
     ///
     /// # Errors
     /// As [`Pipeline::start`].
-    pub async fn start_with(
+    pub fn start_with(
+        settings: &Settings,
+        shutdown: CancellationToken,
+        changes: Changes,
+    ) -> BoxFuture<'_, anyhow::Result<Option<Self>>> {
+        Self::put_together(settings, shutdown, changes).boxed()
+    }
+
+    async fn put_together(
         settings: &Settings,
         shutdown: CancellationToken,
         changes: Changes,

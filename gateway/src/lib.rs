@@ -37,6 +37,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use naru_engines::live::Attachment;
 use naru_engines::{EngineError, Engines};
 use naru_model::message::Outcome;
@@ -236,9 +238,19 @@ impl Bound {
 
     /// Starts its tasks. Listens to the live layer and holds its lease before the first client is served.
     ///
+    /// Boxed: so all of a gateway is compiled here, and not once more for each binary that awaits it.
+    ///
     /// # Errors
     /// When an engine does not answer.
-    pub async fn run(self, supervisor: &Supervisor, routes: Option<Routes>) -> Result<(), StartError> {
+    pub fn run<'a>(
+        self,
+        supervisor: &'a Supervisor,
+        routes: Option<Routes>,
+    ) -> BoxFuture<'a, Result<(), StartError>> {
+        self.start(supervisor, routes).boxed()
+    }
+
+    async fn start(self, supervisor: &Supervisor, routes: Option<Routes>) -> Result<(), StartError> {
         let Self { gateway, listener, lane_ends, mut steps, mut proofs, drained, .. } = self;
         let mut subscription = gateway.engines.live.subscribe(&gateway.id).await?;
         gateway.engines.presence.renew(&gateway.id, LEASE).await?;
@@ -319,8 +331,14 @@ impl Gateway {
     pub(crate) async fn say_farewell(&self) -> Result<(), EngineError> {
         self.farewell.leaving.cancel();
         self.farewell.left.cancelled().await;
+        let mut restored = self.restored.subscribe();
         self.engines.live.evict(&self.id, &self.farewell.last_word).await?;
-        self.farewell.heard.cancelled().await;
+        // The last word may be lost in an interruption, and without sessions nobody listens any more.
+        tokio::select! {
+            () = self.farewell.heard.cancelled() => {}
+            () = self.sessions.emptied() => {}
+            _ = restored.changed() => {}
+        }
         Ok(())
     }
 

@@ -114,9 +114,14 @@ pub async fn counted(process: &ServerProcess, name: &str) -> u64 {
 
 /// Waits until `look` answers true; says `what` was waited for when it does not.
 pub async fn until(what: &str, look: impl AsyncFn() -> bool) {
+    within(PATIENCE, what, look).await;
+}
+
+/// The same, within that long.
+pub async fn within(patience: Duration, what: &str, look: impl AsyncFn() -> bool) {
     let begun = Instant::now();
     while !look().await {
-        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} until {what}");
+        assert!(begun.elapsed() < patience, "waited {patience:?} until {what}");
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }

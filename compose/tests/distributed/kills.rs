@@ -19,6 +19,8 @@ use super::traffic::{Traffic, at};
 const ROUNDS: u64 = 100;
 /// How many talk.
 const TALKS: usize = 16;
+/// How long each of them thinks between two messages.
+const THINKS_FOR: Duration = Duration::from_millis(200);
 /// The longest wait between the chosen moment and the kill.
 const KILL_WITHIN: Duration = Duration::from_millis(3);
 /// Who may be killed: two gateways and one of each other worker.
@@ -39,12 +41,12 @@ async fn a_hundred_kills_of_any_worker_lose_nothing() {
         processes.push(cluster.run(worker).await);
     }
     let (tell, gateways) = watch::channel(at(&[&processes[0], &processes[1]]));
-    let traffic = Traffic::start("kills", TALKS, &gateways).await;
+    let traffic = Traffic::start("kills", TALKS, THINKS_FOR, &gateways).await;
 
     let (begun, mut kills) = (Instant::now(), [0; WORKERS.len()]);
     for _ in 0..rounds {
         let victim = rng.random_range(0..WORKERS.len());
-        traffic.goes_on(rng.random_range(0..60)).await;
+        traffic.goes_on(rng.random_range(0..30)).await;
         pass(KILL_WITHIN.mul_f64(rng.random_range(0.0..1.0))).await;
         processes[victim].kill9().await;
         kills[victim] += 1;

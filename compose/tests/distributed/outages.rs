@@ -19,6 +19,8 @@ const HEALED_WITHIN: Duration = Duration::from_secs(5);
 const GROWTH: u64 = 64 << 20;
 /// How many talk.
 const TALKS: usize = 16;
+/// How long each of them thinks between two messages.
+const THINKS_FOR: Duration = Duration::from_millis(200);
 
 /// How a service leaves.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +60,7 @@ async fn outage(
     backend: &mut Webhook,
 ) {
     let name = format!("{}-{leaves:?}", kind.as_str()).to_lowercase();
-    let traffic = Traffic::start(&name, TALKS, gateways).await;
+    let traffic = Traffic::start(&name, TALKS, THINKS_FOR, gateways).await;
     traffic.goes_on(10 * TALKS as u64).await;
     let memory = memory_of(processes);
 

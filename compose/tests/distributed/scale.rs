@@ -5,11 +5,15 @@ use std::time::{Duration, Instant};
 use naru_client::ServerProcess;
 use tokio::sync::watch;
 
-use super::cluster::{Cluster, counted, until};
+use super::cluster::{Cluster, counted, until, within};
 use super::traffic::{Traffic, at};
 
 /// Rooms enough that each of the 32 partitions has some.
-const TALKS: usize = 96;
+const TALKS: usize = 128;
+/// About a hundred messages a second.
+const THINKS_FOR: Duration = Duration::from_millis(1_200);
+/// Within this, the work is shared out: partitions are let go a few at a time.
+const SHARED_WITHIN: Duration = Duration::from_secs(40);
 /// Whoever has less than this share of what an equal has is not doing its part.
 const EVEN: f64 = 0.4;
 /// Within this, what a dead worker had is done by others.
@@ -22,8 +26,8 @@ async fn three_share_the_work_and_two_take_over_from_one_that_dies() {
     let mut persisters = vec![cluster.run("persister").await];
     let mut fanouts = vec![cluster.run("fanout").await];
     let (_tell, addresses) = watch::channel(at(&[&gateways[0], &gateways[1]]));
-    let traffic = Traffic::start("scale", TALKS, &addresses).await;
-    traffic.goes_on(500).await;
+    let traffic = Traffic::start("scale", TALKS, THINKS_FOR, &addresses).await;
+    traffic.goes_on(2 * TALKS as u64).await;
 
     for _ in 0..2 {
         persisters.push(cluster.run("persister").await);
@@ -36,8 +40,8 @@ async fn three_share_the_work_and_two_take_over_from_one_that_dies() {
         let died = Instant::now();
         workers[0].kill9().await;
         workers.remove(0);
-        traffic.goes_on(20 * TALKS as u64).await;
-        eprintln!("a worker died; {} messages later: {:?}", 20 * TALKS, died.elapsed());
+        traffic.goes_on(4 * TALKS as u64).await;
+        eprintln!("a worker died; {} messages later: {:?}", 4 * TALKS, died.elapsed());
     }
     let ended = Instant::now();
     let memories = traffic.end().await;
@@ -49,12 +53,12 @@ async fn three_share_the_work_and_two_take_over_from_one_that_dies() {
 
 /// Waits until each of them does its part of what is done.
 async fn even(workers: &[ServerProcess], name: &str) {
-    until(&format!("{name} is shared out evenly"), async || {
+    within(SHARED_WITHIN, &format!("{name} is shared out evenly"), async || {
         let before = counts(workers, name).await;
         let all_had_some = async || {
             let done: Vec<u64> =
                 counts(workers, name).await.iter().zip(&before).map(|(now, before)| now - before).collect();
-            done.iter().sum::<u64>() >= 600
+            done.iter().sum::<u64>() >= 200
         };
         until("enough is done to tell", all_had_some).await;
         let done: Vec<f64> = counts(workers, name)

@@ -54,6 +54,7 @@ struct Progress {
 pub struct Writer {
     user: String,
     room: String,
+    thinks_for: Duration,
     /// Whether what was not acknowledged is forgotten, instead of sent again.
     forgets: bool,
     /// The id and place of each message, by its number; none where it was forgotten.
@@ -79,8 +80,9 @@ pub struct Memories {
 }
 
 impl Traffic {
-    /// So many talks of people of this name, each in a room of its own.
-    pub async fn start(name: &str, talks: usize, gateways: &Gateways) -> Self {
+    /// So many talks of people of this name, each in a room of its own. A writer thinks for that long between an answer and
+    /// the next message: people do, and the stand-in for MongoDB takes a few hundred messages a second.
+    pub async fn start(name: &str, talks: usize, thinks_for: Duration, gateways: &Gateways) -> Self {
         let mut traffic = Self {
             writers: JoinSet::new(),
             listeners: JoinSet::new(),
@@ -103,6 +105,7 @@ impl Traffic {
             let writer = Writer {
                 user,
                 room,
+                thinks_for,
                 forgets: talk % 8 == 7,
                 acknowledged: Vec::new(),
                 times: Vec::new(),
@@ -182,6 +185,7 @@ impl Writer {
                     self.acknowledged.push(Some((id.clone(), *seq)));
                     progress.acknowledged.fetch_add(1, Ordering::Relaxed);
                     progress.served.send_replace(Some(now));
+                    let _told_to_hush = hush.run_until_cancelled(tokio::time::sleep(self.thinks_for)).await;
                 }
                 Answer::Again(after) => tokio::time::sleep(*after).await,
                 Answer::Closed => {}

@@ -47,9 +47,19 @@ impl Distributed {
     /// Connects to all three at once. One that does not answer is tried again until it does, so that the order in which
     /// a deployment starts does not matter; meanwhile `health` says which are waited for. None: shutdown came first.
     ///
+    /// Boxed: so the drivers are compiled here, and not once more for each binary that awaits it.
+    ///
     /// # Errors
     /// When one of them never will serve: a wrong password, a database of another version.
-    pub async fn wait_for(
+    pub fn wait_for<'a>(
+        settings: &'a Settings,
+        health: &'a Health,
+        shutdown: &'a CancellationToken,
+    ) -> BoxFuture<'a, anyhow::Result<Option<Self>>> {
+        Self::open(settings, health, shutdown).boxed()
+    }
+
+    async fn open(
         settings: &Settings,
         health: &Health,
         shutdown: &CancellationToken,
@@ -57,15 +67,19 @@ impl Distributed {
         let config: Config = settings.pick()?;
         let rabbit = naru_rabbit::Options { grace: config.delivery_grace.into(), ..Default::default() };
         let all = try_join3(
-            answering("mongodb", health, async || {
-                Mongo::open(&config.mongodb_url, &config.mongodb_database, Default::default()).await
+            answering("mongodb", health, || {
+                Mongo::open(&config.mongodb_url, &config.mongodb_database, Default::default()).boxed()
             }),
-            answering("rabbitmq", health, async || {
-                let rabbit = Rabbit::open(&config.amqp_url, rabbit.clone()).await?;
+            answering("rabbitmq", health, || {
+                let opening = Rabbit::open(&config.amqp_url, rabbit.clone());
                 // Opening does not wait for the broker; a service that can't do its part yet does not say that it serves.
-                rabbit.ping().await.map(|()| rabbit)
+                async move {
+                    let rabbit = opening.await?;
+                    rabbit.ping().await.map(|()| rabbit)
+                }
+                .boxed()
             }),
-            answering("redis", health, async || Redis::open(&config.redis_url, Default::default()).await),
+            answering("redis", health, || Redis::open(&config.redis_url, Default::default()).boxed()),
         );
         let Some(all) = shutdown.run_until_cancelled(all).await else { return Ok(None) };
         let (mongo, rabbit, redis) = all?;
@@ -118,10 +132,10 @@ fn answers(
 }
 
 /// Opens a service, again and again until it answers.
-async fn answering<T>(
+async fn answering<'a, T>(
     name: &'static str,
     health: &Health,
-    open: impl AsyncFn() -> EngineResult<T>,
+    open: impl Fn() -> BoxFuture<'a, EngineResult<T>>,
 ) -> anyhow::Result<T> {
     health.register(name, || async { Err("has not answered yet".to_owned()) }.boxed());
     let mut backoff = Backoff::new(RETRY_BASE, RETRY_CAP);

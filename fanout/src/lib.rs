@@ -26,5 +26,5 @@ pub fn run(config: &Config, engines: Engines, metrics: &Metrics, supervisor: &Su
     let telemetry = telemetry::Telemetry::new(metrics);
     let (fanout, settler) = publish::Fanout::new(config.delivery_grace.0, engines, telemetry);
     supervisor.spawn("publish", Policy::Restart, move |stop| fanout.clone().run(stop));
-    supervisor.spawn("settle", Policy::Restart, move |_| settler.clone().run());
+    supervisor.spawn("settle", Policy::Restart, move |stop| settler.clone().run(stop));
 }

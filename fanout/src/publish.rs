@@ -32,6 +32,8 @@ const SETTLE_BATCH: usize = 1024;
 /// How long the first of them waits for others: an entry that stays open a little longer costs nothing, a write for each
 /// message costs a sync of the disk.
 const SETTLE_LINGER: Duration = Duration::from_millis(200);
+/// The wait before entries that could not be closed are tried again.
+const SETTLE_RETRY: Duration = Duration::from_millis(500);
 /// How many may wait to be closed; beyond, batches wait.
 const SETTLE_QUEUE: usize = 65_536;
 /// The wait before a failed batch comes again: this, doubling with each failure in a row, up to the second.
@@ -261,8 +263,9 @@ pub(crate) struct Settler {
 }
 
 impl Settler {
-    /// Works until the fanout has ended and everything is closed.
-    pub(crate) async fn run(self) -> EngineResult<()> {
+    /// Works until the fanout has ended and everything is closed. What can't be closed now is closed when it can; told to
+    /// stop, it leaves that to the sweep.
+    pub(crate) async fn run(self, stop: CancellationToken) -> EngineResult<()> {
         let mut queue = self.queue.lock().await;
         let mut batch = Vec::with_capacity(SETTLE_BATCH);
         while let Some(first) = queue.recv().await {
@@ -275,7 +278,13 @@ impl Settler {
                 }
             };
             let _enough_waited = tokio::time::timeout(SETTLE_LINGER, others).await;
-            self.engines.store.intake.settle(&batch).await?;
+            while let Err(error) = self.engines.store.intake.settle(&batch).await {
+                if !error.is_transient() || stop.is_cancelled() {
+                    return Err(error);
+                }
+                tracing::warn!(%error, entries = batch.len(), "intake entries were not closed; trying again");
+                let _told_to_stop = stop.run_until_cancelled(tokio::time::sleep(SETTLE_RETRY)).await;
+            }
             self.telemetry.settled.inc_by(batch.len() as u64);
             batch.clear();
         }

@@ -40,24 +40,49 @@ pub async fn recover(engines: &Engines) -> EngineResult<usize> {
 pub(crate) async fn run(engines: Engines, telemetry: Telemetry, stop: CancellationToken) -> EngineResult<()> {
     let holder = naru_model::GatewayId::generate();
     let mut memory = Memory::default();
+    let mut is_failing = false;
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            _ = ticks.tick() => {}
-        }
-        if !engines.leases.hold(LEASE.0, holder.as_str(), LEASE.1).await? {
-            continue;
-        }
-        let open = engines.store.intake.open(Timestamp::now().before(OPEN_FOR), AT_ONCE).await?;
-        let due = memory.due(open, Instant::now());
-        if !due.is_empty() {
-            tracing::info!(count = due.len(), "open intake entries are handed on again");
-            telemetry.swept.inc_by(due.len() as u64);
-            hand_on(&engines, due).await?;
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        // What can't be swept now is swept as soon as it can: an outage is over for those who wait when this works.
+        match sweep(&engines, &telemetry, holder.as_str(), &mut memory).await {
+            Ok(()) => is_failing = false,
+            Err(error) if !error.is_transient() => return Err(error),
+            Err(error) => {
+                if !is_failing {
+                    tracing::warn!(%error, "open intake entries can't be swept; trying again every second");
+                }
+                is_failing = true;
+            }
         }
     }
+    Ok(())
+}
+
+async fn sweep(
+    engines: &Engines,
+    telemetry: &Telemetry,
+    holder: &str,
+    memory: &mut Memory,
+) -> EngineResult<()> {
+    // The lease spares work. Where it can't be asked for, everybody sweeps.
+    if let Ok(false) = engines.leases.hold(LEASE.0, holder, LEASE.1).await {
+        return Ok(());
+    }
+    let open = engines.store.intake.open(Timestamp::now().before(OPEN_FOR), AT_ONCE).await?;
+    let now = Instant::now();
+    let due = memory.due(open, now);
+    if due.is_empty() {
+        return Ok(());
+    }
+    let (count, ids) = (due.len(), due.iter().map(|entry| entry.id).collect::<Vec<_>>());
+    if let Err(error) = hand_on(engines, due).await {
+        memory.not_handed_on(&ids, now);
+        return Err(error);
+    }
+    tracing::info!(count, "open intake entries are handed on again");
+    telemetry.swept.inc_by(count as u64);
+    Ok(())
 }
 
 async fn hand_on(engines: &Engines, open: Vec<Accepted>) -> EngineResult<()> {
@@ -90,5 +115,12 @@ impl Memory {
             }
         }
         due
+    }
+
+    /// These were due and could not be handed on: they still are.
+    fn not_handed_on(&mut self, ids: &[MessageId], now: Instant) {
+        for id in ids {
+            self.0.insert(*id, (now, OPEN_FOR));
+        }
     }
 }

@@ -382,11 +382,12 @@ impl Memories {
         pushed.len()
     }
 
-    /// The longest wait for an acknowledgement among messages sent in this span.
-    pub fn slowest(&self, from: Instant, to: Instant) -> Duration {
+    /// The longest wait for an acknowledgement among messages under way in this span, and when it began.
+    pub fn slowest(&self, from: Instant, to: Instant) -> (Duration, Instant) {
         let times = self.writers.iter().flat_map(|writer| writer.times.iter());
         let within = times.filter(|(sent, acknowledged)| *sent < to && *acknowledged > from);
-        within.map(|(sent, acknowledged)| acknowledged.duration_since(*sent)).max().unwrap_or_default()
+        let waits = within.map(|(sent, acknowledged)| (acknowledged.duration_since(*sent), *sent));
+        waits.max().expect("somebody wrote")
     }
 
     /// What went wrong for those who write, and for those who listen.

@@ -25,7 +25,7 @@ use crate::telemetry::Metrics;
 /// The wait before a failed task runs again: up to this after its first failure, doubling with each further one …
 const RESTART_BASE: Duration = Duration::from_millis(100);
 /// … up to this. A task that ran for longer than this before it failed starts over with `RESTART_BASE`.
-const RESTART_CAP: Duration = Duration::from_secs(30);
+const RESTART_CAP: Duration = Duration::from_secs(2);
 
 /// What a task's failure means to the process. An error and a panic are both failures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -61,6 +61,9 @@ pub struct Writer {
     acknowledged: Vec<Option<(String, u64)>>,
     /// When each was sent first, and when it was acknowledged.
     times: Vec<(Instant, Instant)>,
+    /// In which session each was sent first.
+    sessions: Vec<usize>,
+    session: usize,
     /// What errors and closes came, and how often.
     troubles: BTreeMap<String, usize>,
 }
@@ -109,6 +112,8 @@ impl Traffic {
                 forgets: talk % 8 == 7,
                 acknowledged: Vec::new(),
                 times: Vec::new(),
+                sessions: Vec::new(),
+                session: 0,
                 troubles: BTreeMap::new(),
             };
             let (tell, served) = watch::channel(None);
@@ -153,7 +158,8 @@ impl Writer {
                 tokio::time::sleep(AGAIN_AFTER).await;
                 continue;
             };
-            self.session(&mut client, &hush, &progress).await;
+            self.talk(&mut client, &hush, &progress).await;
+            self.session += 1;
         }
         self
     }
@@ -164,7 +170,7 @@ impl Writer {
     }
 
     /// Writes until the session ends or nothing new is to be said.
-    async fn session(&mut self, client: &mut Client, hush: &CancellationToken, progress: &Progress) {
+    async fn talk(&mut self, client: &mut Client, hush: &CancellationToken, progress: &Progress) {
         loop {
             if !self.has_begun() {
                 if hush.is_cancelled() {
@@ -172,6 +178,7 @@ impl Writer {
                 }
                 let now = Instant::now();
                 self.times.push((now, now));
+                self.sessions.push(self.session);
             }
             let number = self.acknowledged.len();
             for _ in 0..if number % 16 == 5 { 2 } else { 1 } {
@@ -310,36 +317,38 @@ async fn next(client: &mut Client) -> Option<Incoming> {
 }
 
 impl Memories {
-    /// P1, P2, P3: each room has what was said in it, in the order it was said, without a gap, and under the ids that were
-    /// acknowledged. Only what was forgotten may be missing. Answers the id and place of everything that is there, by
-    /// room.
+    /// P1, P2, P3: each room has what was said in it, once, without a gap, and under the ids and at the places that were
+    /// acknowledged. Only what was forgotten may be missing, or come after what was said in a later session; everything
+    /// else is in the order in which it was said. Answers the id and place of everything that is there, by room.
     pub async fn check(&self, gateway: &ServerProcess) -> HashMap<String, Vec<(String, u64)>> {
         let mut rooms = HashMap::new();
         for writer in &self.writers {
             let api = Http::new(gateway.url(), &token_of(&writer.user));
-            let mut said = writer.acknowledged.iter().enumerate();
             let mut there = Vec::new();
+            let mut numbers = BTreeMap::new();
             for (message, place) in api.history(&writer.room, "afterSeq=0&limit=200").await.iter().zip(1..) {
                 let id = message["id"].as_str().expect("an id").to_owned();
                 let seq = message["seq"].as_u64().expect("a place");
                 assert_eq!(seq, place, "P3: the places of {} are not dense", writer.room);
                 let number: usize =
                     message["content"].as_str().and_then(|text| text.parse().ok()).expect("a number");
-                loop {
-                    let (next, acknowledged) =
-                        said.next().unwrap_or_else(|| panic!("{number} is there twice"));
-                    if next == number {
-                        let same = acknowledged.as_ref().is_none_or(|told| *told == (id.clone(), seq));
-                        assert!(same, "P2: {} was told {acknowledged:?} of {message}", writer.user);
-                        break;
-                    }
-                    let forgotten = writer.forgets && acknowledged.is_none();
-                    assert!(forgotten, "P1 or P3: {}'s {next} is missing before {message}", writer.user);
-                }
+                let before = numbers.insert(number, (id.clone(), seq));
+                assert_eq!(before, None, "P2: {}'s {number} is there twice", writer.user);
                 there.push((id, seq));
             }
-            let mut rest = said.filter(|(_, told)| told.is_some() || !writer.forgets);
-            assert_eq!(rest.next(), None, "P1: {}'s is not in the history", writer.user);
+            for (number, acknowledged) in writer.acknowledged.iter().enumerate() {
+                match acknowledged {
+                    Some(_) => assert_eq!(numbers.get(&number), acknowledged.as_ref(), "P1: {}", writer.user),
+                    None => assert!(writer.forgets, "{} ended without an answer to {number}", writer.user),
+                }
+            }
+            // By session of a forgetful writer, and of others all in one.
+            let mut last = BTreeMap::new();
+            for (number, (_, seq)) in &numbers {
+                let session = if writer.forgets { writer.sessions[*number] } else { 0 };
+                let before = last.insert(session, *seq).unwrap_or_default();
+                assert!(before < *seq, "P3: {}'s {number} is before what was said before it", writer.user);
+            }
             rooms.insert(writer.room.clone(), there);
         }
         rooms

@@ -207,7 +207,7 @@ impl Writer {
     }
 
     async fn answer(&mut self, client: &mut Client, number: usize) -> Answer {
-        let deadline = Instant::now() + RESEND_AFTER;
+        let (name, deadline) = (number.to_string(), Instant::now() + RESEND_AFTER);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let Ok(incoming) = tokio::time::timeout(left, client.next()).await else {
@@ -223,7 +223,7 @@ impl Writer {
                 None => return Answer::Closed,
             };
             // An answer to an earlier try of the same message is an answer; one to an earlier message is old.
-            let is_ours = frame["clientMessageId"] == number.to_string();
+            let is_ours = frame["clientMessageId"] == *name;
             match frame["type"].as_str() {
                 Some("ACK") => {
                     let id = frame["id"].as_str().expect("an id").to_owned();

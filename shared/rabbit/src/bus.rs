@@ -12,6 +12,7 @@ use naru_engines::bus::{Bus, Queue, Receiver};
 use naru_engines::{Applied, EngineError, EngineResult};
 use naru_model::hops::{self, Hop, Keep, Order, Payload};
 use naru_model::{Event, Timestamp};
+use tokio::time::timeout;
 
 use crate::declare::Turn;
 use crate::envelope::{self, Outgoing, Unreadable};
@@ -73,7 +74,9 @@ impl Broker {
             return Ok(());
         }
         let session = self.sending.now()?;
-        session.declared.ensure(&session.connection, &self.layout, hop).await?;
+        let declared = session.declared.ensure(&session.connection, &self.layout, hop);
+        let late = |_late| EngineError::unavailable(ENGINE, Applied::No, "its queues are not declared yet");
+        timeout(self.publisher.timeout(), declared).await.map_err(late)??;
         let Err(failure) = self.publisher.publish(&session, messages).await else { return Ok(()) };
         if let Unpublished::Unroutable(_) = failure {
             // The next try declares it.

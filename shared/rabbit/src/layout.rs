@@ -11,10 +11,11 @@
 //! | `naru.offline.wait.5s` … | what comes to `naru.offline` after five seconds |
 //! | `naru.parked` | what could not be read, with the headers `queue` and `reason`: for an operator |
 
+use std::time::Duration;
+
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use naru_model::hops::{Hop, Keep, OWED, Order};
 use naru_model::{RoomId, partition_of};
-use std::time::Duration;
 
 use crate::Options;
 use crate::ladder::{self, Ladder};

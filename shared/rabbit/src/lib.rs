@@ -16,6 +16,10 @@
 //! Delays are kept exactly as "not before". "Soon after" means: rounded up to the next of [`Options::rungs`] (a delay
 //! beyond the last one goes round again). On hops ordered by room, where only [`naru_engines::bus::Verdict::RetryAfter`]
 //! delays, it is exact, and the count of attempts starts over when a partition moves to another receiver.
+//!
+//! What falls due while the broker is starting is late: it offers a message that the hop's queue could not take yet again
+//! after three minutes. Its setting `dead_letter_worker_publisher_confirm_timeout` (milliseconds, in `advanced.config`)
+//! makes that less.
 
 mod begun;
 mod bus;
@@ -97,8 +101,10 @@ impl Rabbit {
     /// # Errors
     /// `Permanent`, when the URL or an option makes no sense, or the broker refuses the user or the virtual host.
     pub async fn open(url: &str, options: Options) -> EngineResult<Self> {
-        // The URL may hold a password: it is in no error.
-        let uri = url.parse::<AMQPUri>().map_err(|reason| refused(format!("not an AMQP URL: {reason}")))?;
+        // Without the parser's reason, which may quote the URL, which may hold a password.
+        let uri = url.parse::<AMQPUri>();
+        let uri =
+            uri.map_err(|_| refused("not an AMQP URL (amqp://user:password@host:port/vhost)".into()))?;
         let namespace = &options.namespace;
         let may_be_named = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
         if !(1..=64).contains(&namespace.len()) || !namespace.bytes().all(may_be_named) {

@@ -19,8 +19,11 @@ use crate::ENGINE;
 use crate::declare::{Declared, Turn, code};
 use crate::outage::Outage;
 
-/// How long a broker may take to greet. A frozen one accepts connections and says nothing.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a broker may take to greet. A frozen one accepts connections and says nothing; when it goes on, so does the
+/// greeting. Each one given up costs a thread until the broker closes it (lapin's, which nobody can stop): not too soon.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a broker may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(2);
 /// How often a connection is asked whether it lives, beside the events that say so.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// The broker's codes for "wrong user or password" and "no such virtual host".
@@ -109,8 +112,8 @@ impl Keeper {
                     outage.ended();
                     let Some(reason) = stop.run_until_cancelled(ended(&connection)).await else {
                         self.sessions.send_replace(None);
-                        // A broker that does not answer has been said goodbye to.
-                        let _late = timeout(PATIENCE, connection.close(200, "done".into())).await;
+                        // One that does not answer sees the connection end.
+                        let _late = timeout(GOODBYE, connection.close(200, "done".into())).await;
                         return;
                     };
                     self.sessions.send_replace(None);

@@ -37,6 +37,10 @@ use crate::subscription::{CHUNK, close, consumers, failed, given_back, lock, sub
 /// How often a receiver looks whether it holds more than its share.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// While workers are busy, a batch that begins this much later holds what several partitions have, and so costs the store
+/// one round trip and not several. Nobody who is idle waits.
+const GATHER: Duration = Duration::from_millis(2);
+
 pub(crate) struct OrderedReceiver<T: Payload> {
     shared: Arc<Shared<T>>,
     /// Its subscriptions end with it.
@@ -87,12 +91,17 @@ impl<T: Payload> OrderedReceiver<T> {
 impl<T: Payload> Receiver<T> for OrderedReceiver<T> {
     async fn receive(&mut self, most: usize) -> EngineResult<Vec<Delivery<T>>> {
         let shared = &self.shared;
+        let mut gathered = false;
         loop {
             let mut changed = std::pin::pin!(shared.changed.notified());
             // From here on no change is missed.
             changed.as_mut().enable();
             if let Some(reason) = lock(&shared.refused).clone() {
                 return Err(EngineError::permanent(ENGINE, reason));
+            }
+            if !gathered && lock(&shared.partitions).is_busy_and_ready(Instant::now()) {
+                gathered = true;
+                sleep(GATHER).await;
             }
             let taken = lock(&shared.partitions).take(most.max(1), Instant::now());
             match taken {

@@ -77,6 +77,10 @@ impl Publisher {
         Self { timeout, places: Arc::new(Semaphore::new(CHANNELS)), idle: Arc::default() }
     }
 
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Publishes in order; returns when all are confirmed. Each batch has the time-out for itself.
     ///
     /// Cancelled, or timed out, what was begun goes on: it may get there.

@@ -122,6 +122,14 @@ impl<T: Payload> Partitions<T> {
         }
     }
 
+    /// Whether there is something to take while workers still work on what was taken before.
+    pub(super) fn is_busy_and_ready(&self, now: Instant) -> bool {
+        let ready = |this: &Partition<T>| {
+            this.is_open() && !this.waiting.is_empty() && this.blocked_until.is_none_or(|until| until <= now)
+        };
+        !self.in_hand.is_empty() && self.partitions.iter().any(ready)
+    }
+
     /// Everything that waits in open partitions, at most `most`. When that is nothing: when to look again, if only time
     /// stands in the way.
     pub(super) fn take(
@@ -133,7 +141,7 @@ impl<T: Payload> Partitions<T> {
         let count = self.partitions.len();
         for partition in (self.turn..self.turn + count).map(|turn| turn % count) {
             let this = &mut self.partitions[partition];
-            if this.in_hand > 0 || this.waiting.is_empty() || this.leaving {
+            if !this.is_open() || this.waiting.is_empty() {
                 continue;
             }
             if let Some(until) = this.blocked_until.filter(|until| now < *until) {
@@ -259,6 +267,10 @@ impl<T: Payload> Partitions<T> {
 }
 
 impl<T: Payload> Partition<T> {
+    fn is_open(&self) -> bool {
+        self.in_hand == 0 && !self.leaving
+    }
+
     fn leave_if_it_can(&self) {
         if self.leaving && self.in_hand == 0 {
             self.may_leave.notify_one();

@@ -152,6 +152,8 @@ async fn what_makes_no_sense_or_is_refused_is_an_error_at_the_start() {
     };
     refused("not a url", place.options.clone()).await;
     refused("http://localhost", place.options.clone()).await;
+    let told = refused("amqp:guest:wrong-secret", place.options.clone()).await;
+    assert!(!told.contains("wrong-secret"), "{told}");
     let mut unnamed = place.options.clone();
     unnamed.namespace = "a b".to_owned();
     refused(&place.url, unnamed).await;

@@ -22,6 +22,10 @@ pub enum LogFormat {
     Json,
 }
 
+/// Libraries that put what they carry into their log lines, message bodies included. Whoever wants to see them names them
+/// in the key `log`.
+const UNHEARD: &str = "lapin=off";
+
 /// Sends log lines to stderr; stdout is reserved for `listening on …`. `directives` is the key `log`.
 ///
 /// A second call checks its directives and changes nothing, so that every test may call it.
@@ -30,7 +34,7 @@ pub enum LogFormat {
 /// When `directives` is not an [`EnvFilter`].
 pub fn init(directives: &str, format: LogFormat) -> Result<(), ParseError> {
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_new(directives)?)
+        .with_env_filter(EnvFilter::try_new(format!("{UNHEARD},{directives}"))?)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     // An error means that one is installed already, which is what the contract above allows.

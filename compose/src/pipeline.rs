@@ -57,7 +57,6 @@ impl Standing {
             Engine::Embedded => {
                 let embedded = Embedded::open(data_dir, Options::default())
                     .with_context(|| format!("the data in {} can't be opened", data_dir.display()))?;
-                register_checks(health, &embedded.engines());
                 Ok(Some(Self::Embedded(embedded)))
             }
             Engine::Distributed => {
@@ -143,6 +142,9 @@ impl Pipeline {
         let mut engines = standing.engines();
         if let Some(change) = changes.engines {
             engines = change(engines);
+        }
+        if let Standing::Embedded(_) = standing {
+            register_checks(&health, &engines);
         }
         let supervisor = Supervisor::new(DOOR.name, shutdown, &metrics);
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use futures_util::FutureExt;
 use naru::pipeline::Changes;
 use naru_client::Client;
-use naru_engines::faults::{Call, Only, tapped};
+use naru_engines::faults::{Call, Only, Outage, tapped};
 use naru_engines::live::Attachment;
 use naru_engines::{Applied, EngineError, Engines};
 use naru_model::live::{LiveEvent, News};
@@ -209,4 +209,27 @@ async fn what_never_came_is_fetched() {
     assert_eq!(heard(&mut ada, 1).await, [4]);
     ada.quiet("CHAT").await;
     world.naru.stop().await;
+}
+
+/// Presence does not answer when a phone connects: it is served, and as soon as presence hears of it, it hears of messages.
+#[tokio::test]
+async fn who_connects_while_presence_is_away_is_found_when_it_is_back() {
+    let outage = Arc::new(Outage::default());
+    let presence = outage.clone();
+    let change = move |engines: Engines| tapped(engines, Arc::new(Only(&["presence.attach"], presence)));
+    let changes = Changes { engines: Some(Box::new(change)), ..Changes::default() };
+    let naru = Naru::start_with(&["--delivery-grace", "0s"], changes).await;
+    naru.http("A").create_room(&["A", "B"]).await;
+    let mut ada = naru.phone("A").await;
+
+    outage.cut(true);
+    let mut ben = naru.phone("B").await;
+    ada.chat("A_B", "unheard", "a-1").await;
+    ada.expect("ACK").await;
+    outage.cut(false);
+    let asked = ben.expect("RESYNC").await;
+    assert!(asked.get("rooms").is_none() && asked["retryAfterMs"].is_u64(), "{asked}");
+    ada.chat("A_B", "heard", "a-2").await;
+    assert_eq!(ben.expect("CHAT").await["content"], "heard");
+    naru.stop().await;
 }

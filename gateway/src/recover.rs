@@ -27,6 +27,8 @@ use crate::{Gateway, LEASE};
 const ATTACH_AT_ONCE: usize = 64;
 /// The wait before those it did not hear of are told again: this, doubling up to the second.
 const ATTACH_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// A session that presence heard of late is asked to `SYNC` within this.
+const LATE_SYNC_WITHIN: Duration = Duration::from_millis(500);
 /// How many rooms one look-up of heads holds.
 const LOOK_UP: usize = 1_000;
 /// Clients are asked to `SYNC` at moments spread over at least this …
@@ -79,6 +81,25 @@ async fn attach_all(gateway: &Gateway) {
             tokio::time::sleep(backoff.next_delay()).await;
         }
         backoff.reset();
+    }
+}
+
+/// Tells presence of a session that it did not hear of when it began. What was published meanwhile did not find it: it is
+/// asked to `SYNC`.
+pub(crate) async fn attach_late(gateway: &Gateway, session: &Session) {
+    let attaching = async {
+        let mut backoff = Backoff::new(ATTACH_RETRY.0, ATTACH_RETRY.1);
+        loop {
+            tokio::time::sleep(backoff.next_delay()).await;
+            match attach(gateway, session).await {
+                Ok(()) => return gateway.ask_to_sync(session, None, LATE_SYNC_WITHIN),
+                Err(error) => tracing::debug!(%error, "presence still does not hear of a connection"),
+            }
+        }
+    };
+    tokio::select! {
+        () = attaching => {}
+        _ = session.closed() => {}
     }
 }
 

@@ -4,8 +4,9 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::OptionFuture;
 use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt, StreamExt};
+use futures_util::{FutureExt, SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use naru_engines::live::Attachment;
@@ -24,7 +25,7 @@ use crate::positions::Step;
 use crate::refusal::{Close, Refusal, to_text};
 use crate::sessions::{Outgoing, Session};
 use crate::token::Identity;
-use crate::{accept, sync};
+use crate::{accept, recover, sync};
 
 pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
@@ -42,7 +43,7 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
     tracing::debug!(session = %session.id, user = %session.identity.user, "connected");
     gateway.telemetry.connections.inc();
     gateway.sessions.add(&session);
-    let attachment = attach(&gateway, &session).await;
+    let (attachment, is_known) = attach(&gateway, &session).await;
     // From `add` on live messages may come; nothing is written before this.
     session.send_first(welcome(&gateway, &session));
 
@@ -57,7 +58,9 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
         session.close(write(&session, &mut sink).await);
         sink
     };
-    let (stream, mut sink) = tokio::join!(reading, writing);
+    // Boxed, because hardly any session needs it.
+    let attaching = OptionFuture::from((!is_known).then(|| recover::attach_late(&gateway, &session).boxed()));
+    let (stream, mut sink, _) = tokio::join!(reading, writing, attaching);
 
     // First it can't be found any more, then it gets nothing more, then what it got goes out: so a message that was
     // published for this session is either written or seen by the fanout to have found nobody.
@@ -78,16 +81,20 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
     tracing::debug!(session = %session.id, reason = reason.as_str(), "disconnected");
 }
 
-/// Tells presence, before `WELCOME`: whoever is welcomed is found by every message published afterwards.
-async fn attach(gateway: &Gateway, session: &Session) -> Attachment {
+/// Tells presence, before `WELCOME`: whoever is welcomed is found by every message published afterwards. Answers whether it
+/// knows.
+async fn attach(gateway: &Gateway, session: &Session) -> (Attachment, bool) {
     let attachment = gateway.attachment(session);
     match gateway.engines.presence.attach(&attachment).await {
         Ok(None) => {}
         Ok(Some(replaced)) => gateway.evict(&replaced).await,
-        // The client is served all the same; until presence is back it gets pushes besides.
-        Err(error) => tracing::warn!(%error, "presence did not hear of a connection"),
+        // The client is served all the same; until presence is told it gets pushes, and then it is asked to SYNC.
+        Err(error) => {
+            tracing::warn!(%error, "presence did not hear of a connection; telling it again");
+            return (attachment, false);
+        }
     }
-    attachment
+    (attachment, true)
 }
 
 fn welcome(gateway: &Gateway, session: &Session) -> String {

@@ -22,6 +22,8 @@ pub(crate) fn push(
         recipient_id: recipient.clone(),
         title: message.sender_name.clone(),
         body: message.content.clone(),
+        hides_content: false,
+        badge: None,
         target,
         expires_at: message.timestamp.after(ttl),
         not_before: None,

@@ -160,6 +160,8 @@ mod tests {
             recipient_id: UserId::new("B").unwrap(),
             title: "Ada".into(),
             body: "안녕하세요 \"B\"\u{0}".into(),
+            hides_content: false,
+            badge: None,
             target: None,
             expires_at: Timestamp::from_millis(0),
             not_before: None,

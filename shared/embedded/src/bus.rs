@@ -11,7 +11,7 @@ use naru_model::hops::{self, Hop, Keep, Payload};
 
 use crate::Options;
 use crate::bus::memory::MemoryQueue;
-use crate::bus::table::{Clock, TableQueue};
+use crate::bus::table::{Clock, DURABLE, TableQueue, newest};
 use crate::database::{Database, ENGINE};
 
 pub(crate) fn bus(database: &Arc<Database>, options: &Options) -> Bus {
@@ -24,6 +24,7 @@ pub(crate) fn bus(database: &Arc<Database>, options: &Options) -> Bus {
         push_fcm: carrier.queue(hops::PUSH_FCM),
         push_apns: carrier.queue(hops::PUSH_APNS),
         push_webhook: carrier.queue(hops::PUSH_WEBHOOK),
+        outcome: carrier.queue(hops::OUTCOME),
     }
 }
 
@@ -39,9 +40,18 @@ impl Carrier<'_> {
             Keep::Rederivable => {
                 Arc::new(MemoryQueue::new(self.options.partitions, self.options.buffered_events))
             }
-            Keep::Durable => Arc::new(TableQueue::new(hop.name, self.database.clone(), self.clock)),
+            Keep::Durable => Arc::new(TableQueue::new(hop.name, DURABLE, self.database.clone(), self.clock)),
+            Keep::Newest => {
+                let table = newest(self.options.newest_events);
+                Arc::new(TableQueue::new(hop.name, table, self.database.clone(), self.clock))
+            }
         }
     }
+}
+
+/// The answer to `send_later` where nothing can wait.
+fn not_for_later() -> EngineError {
+    EngineError::permanent(ENGINE, "only a durable hop can keep an event for later")
 }
 
 /// The answer to a verdict on what its receiver no longer holds.

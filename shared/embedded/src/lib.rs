@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | store | SQLite (WAL, every commit synced) | as it was answered |
 //! | hops `offline`, `owed`, `push.*` | the table `queue` | what is unsettled comes again |
+//! | hop `outcome` | the table `newest`, the newest 100,000 | what is unsettled comes again |
 //! | hops `accepted`, `saved` | memory | empty: the intake's open entries fill them again |
 //! | live, presence, proofs, leases | memory | empty, as the sessions they tell of |
 //!
@@ -38,13 +39,15 @@ pub struct Options {
     pub partitions: u32,
     /// How many unsettled events each hop in memory holds before `send` waits.
     pub buffered_events: u32,
+    /// How many events each newest-only hop keeps.
+    pub newest_events: u32,
     /// How many signals a gateway may fall behind before it hears `Interrupted`.
     pub live_backlog: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { partitions: 32, buffered_events: 65_536, live_backlog: 16_384 }
+        Self { partitions: 32, buffered_events: 65_536, newest_events: 100_000, live_backlog: 16_384 }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::Embedded;
 use crate::database::{Database, ENGINE, engine_error};
 
 /// How each version of the schema is made from the one before. Never changed, only added to.
-const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("schema.1.sql"), include_str!("schema.2.sql")];
 /// How many threads read.
 const READERS: usize = 2;
 /// How many prepared statements each connection keeps: more than there are.

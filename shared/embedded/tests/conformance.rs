@@ -72,7 +72,8 @@ struct Narrow(Fresh);
 impl Subject<BoundedBus> for Narrow {
     async fn open(&mut self) -> BoundedBus {
         self.0.options.buffered_events = 100;
-        BoundedBus { bus: self.0.start().bus, hops: &["accepted", "saved"], capacity: 100 }
+        self.0.options.newest_events = 100;
+        BoundedBus { bus: self.0.start().bus, hops: &["accepted", "saved"], capacity: 100, newest: 100 }
     }
 
     async fn reopen(&mut self) -> BoundedBus {

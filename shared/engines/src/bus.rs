@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use naru_model::Event;
-use naru_model::hops::{Accepted, Lane, Offline, Owed, Payload, PushJob, Saved};
+use naru_model::hops::{Accepted, Lane, Offline, Owed, Payload, PushJob, PushOutcome, Saved};
 use tokio::task::JoinSet;
 
 use crate::EngineResult;
@@ -29,6 +29,8 @@ pub struct Bus {
     pub push_apns: Arc<dyn Queue<PushJob>>,
     /// notifier → its webhook lane.
     pub push_webhook: Arc<dyn Queue<PushJob>>,
+    /// notifier → whoever follows a push.
+    pub outcome: Arc<dyn Queue<PushOutcome>>,
 }
 
 impl Bus {
@@ -46,20 +48,23 @@ impl Bus {
 ///
 /// - **B1 handed over** – an event that `send` answered `Ok` for is delivered to a receiver, and delivered again until
 ///   it is settled as done. (On a re-derivable hop an engine may lose it when a process dies.)
-/// - **B2 durable** – on a durable hop it survives the death of any process.
+/// - **B2 durable** – on a durable hop it survives the death of any process; on a newest-only hop too, but for B8.
 /// - **B3 at least once** – an event may be delivered more than once, with the same `event_id`.
 /// - **B4 order** – on a hop ordered by room, events of one room come in the order they were sent while one receiver
 ///   has the room; events of one room are never in two unsettled batches at once; an event that is given back or
 ///   retried there comes again before later ones of its room. A hand-over to another receiver may reorder.
 /// - **B5 delay** – `send_later` delivers not before the delay is over, and soon after (within a second when idle).
 /// - **B6 shared** – receivers of one queue share its events: each event goes to one of them.
-/// - **B7 bounded** – a queue that can't take more makes `send` wait rather than grow without bound.
+/// - **B7 bounded** – a queue that can't take more makes `send` wait rather than grow without bound. (A
+///   newest-only hop: B8.)
+/// - **B8 newest** – on a newest-only hop `send` never waits for a receiver: when it is full, its oldest events make place
+///   for the newest, settled or not.
 #[async_trait]
 pub trait Queue<T: Payload>: Send + Sync {
     /// Hands events over, in order; returns when the engine has them (B1, B2, B7).
     async fn send(&self, events: Vec<Event<T>>) -> EngineResult<()>;
 
-    /// The same, to be delivered after a delay (B5). For durable hops.
+    /// The same, to be delivered after a delay (B5). For durable hops; others refuse.
     async fn send_later(&self, delay: Duration, events: Vec<Event<T>>) -> EngineResult<()>;
 
     /// A new receiver of this queue.

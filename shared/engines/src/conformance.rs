@@ -13,10 +13,10 @@
 //! | sub-suite | part | for |
 //! |---|---|---|
 //! | [`store`] | [`Store`] | I1–I6, M1–M5, R1–R3, R5, R6, P1–P4, D1–D3, U1, U2 |
-//! | [`bus`] | [`Bus`] | B1–B6, C1, C2, S1–S3, each on every hop it applies to |
+//! | [`bus`] | [`Bus`] | B1–B6, B8, C1, C2, S1–S3, each on every hop it applies to |
 //! | [`live`] | [`LiveLayer`] | L1–L4, E1–E5, O1, A1 |
 //! | [`foreign`] | [`ForeignStore`] | R4, where another system can write |
-//! | [`bounded`] | [`BoundedBus`] | B7, on hops whose bound is small enough to reach |
+//! | [`bounded`] | [`BoundedBus`] | B7, B8, on hops whose bound is small enough to reach |
 //! | [`outage`] | [`SeverableLayer`] | "unknown is not offline", where the engine can be cut off |
 //!
 //! Every case uses ids of its own, so cases can share one store or one live layer. A bus is the case's own.
@@ -119,6 +119,12 @@ macro_rules! conformance_cases {
                 b2_a_delay_survives_death,
                 b2_a_retry_survives_death,
             }
+            newest_hops {
+                b8_nothing_is_kept_for_later,
+            }
+            newest_hops_through_death {
+                b8_what_is_not_done_survives_death,
+            }
         }
     };
     (live => $then:ident $with:tt) => {
@@ -156,7 +162,12 @@ macro_rules! conformance_cases {
         $crate::$then! { $with rooms { r4_a_room_of_another_system_reads_as_a_direct_room, } }
     };
     (bounded => $then:ident $with:tt) => {
-        $crate::$then! { $with hops { b7_a_full_queue_makes_send_wait, } }
+        $crate::$then! { $with
+            hops {
+                b7_a_full_queue_makes_send_wait,
+                b8_the_oldest_make_place_for_the_newest,
+            }
+        }
     };
     (outage => $then:ident $with:tt) => {
         $crate::$then! { $with presence { e0_unknown_is_not_offline, } }
@@ -237,6 +248,8 @@ pub struct BoundedBus {
     pub hops: &'static [&'static str],
     /// At most this many unsettled events are in one of those hops.
     pub capacity: usize,
+    /// So many events the newest-only hop keeps.
+    pub newest: usize,
 }
 
 /// A live layer that can be cut off.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! gateway ──accepted──▶ persister ──saved──▶ fanout ──offline──▶ notifier ──push.*──▶ notifier's lanes
-//!                                              └─────owed───────▶ notifier
+//!                                              └─────owed───────▶ notifier ──outcome──▶ whoever follows a push
 //! ```
 //!
 //! Each payload names its hop, so an engine's `Queue<Saved>` takes nothing but [`Saved`].
@@ -13,7 +13,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use crate::message::Accepted;
-use crate::{DeviceId, EventId, MemberVersion, Message, MessageId, Origin, RoomId, Seq, Timestamp, UserId};
+use crate::{
+    DeviceId, EventId, MemberVersion, Message, MessageId, Origin, RoomId, Seq, Stage, Timestamp, UserId,
+};
 
 /// What a hop promises beyond handing over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +24,9 @@ pub enum Keep {
     Rederivable,
     /// Once sent it is there until it is settled, whatever dies.
     Durable,
+    /// The same, but only so many: when it is full the oldest make place for the newest, whether anybody has taken them
+    /// or not. For what is of use to whoever follows it, and must not wait for them.
+    Newest,
 }
 
 /// What a hop promises about order.
@@ -88,8 +93,17 @@ const fn push_lane(name: &'static str) -> Hop {
     Hop { name, from: "notifier", to: "notifier", keep: Keep::Durable, order: Order::Free }
 }
 
+/// What a push came to. Nobody within Naru takes it yet.
+pub const OUTCOME: Hop = Hop {
+    name: "outcome",
+    from: "notifier",
+    to: "whoever follows a push",
+    keep: Keep::Newest,
+    order: Order::Free,
+};
+
 /// Every hop, in the order a message meets them.
-pub const ALL: [Hop; 7] = [ACCEPTED, SAVED, OFFLINE, OWED, PUSH_FCM, PUSH_APNS, PUSH_WEBHOOK];
+pub const ALL: [Hop; 8] = [ACCEPTED, SAVED, OFFLINE, OWED, PUSH_FCM, PUSH_APNS, PUSH_WEBHOOK, OUTCOME];
 
 impl Payload for Accepted {
     fn event_id(&self) -> EventId {
@@ -245,10 +259,17 @@ pub struct PushJob {
     pub seq: Seq,
     /// Whom it tells.
     pub recipient_id: UserId,
-    /// The sender's name.
+    /// The sender's name; empty where the phone hides it.
     pub title: Arc<str>,
-    /// The message's content.
+    /// The message's content; empty where the phone hides it.
     pub body: Arc<str>,
+    /// The phone shows words of its own, by a localisation key, in place of title and body.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hides_content: bool,
+    /// How many messages the recipient has not read. Its lane sets it when its turn has come: what was true when the
+    /// push was queued would be wrong by then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub badge: Option<u64>,
     /// The device; none on the webhook's lane.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<PushTarget>,
@@ -270,6 +291,49 @@ impl Payload for PushJob {
             user.as_bytes(),
             device.as_bytes(),
         ])
+    }
+
+    fn room(&self) -> &RoomId {
+        &self.chat_room_id
+    }
+}
+
+/// See [`OUTCOME`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PushOutcome {
+    /// The push's event. One that was parked and replayed has several outcomes.
+    pub event_id: EventId,
+    /// The message it tells of.
+    pub message_id: MessageId,
+    /// That message's room.
+    pub chat_room_id: RoomId,
+    /// That message's place.
+    pub seq: Seq,
+    /// Whom it tells.
+    pub recipient_id: UserId,
+    /// The device; none on the webhook's lane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_id: Option<DeviceId>,
+    /// Its lane.
+    pub lane: Lane,
+    /// How it ended: [`Stage::Pushed`], [`Stage::Expired`] or [`Stage::Parked`].
+    pub stage: Stage,
+    /// The provider's name for the push, where it took it and gave one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider_id: Option<String>,
+    /// Why it was not taken, in words for an operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// When it ended.
+    pub at: Timestamp,
+}
+
+impl Payload for PushOutcome {
+    fn event_id(&self) -> EventId {
+        EventId::derive(&[b"outcome", self.event_id.0.as_bytes(), self.stage.as_str().as_bytes()])
     }
 
     fn room(&self) -> &RoomId {

@@ -3,12 +3,14 @@
 
 use insta::assert_json_snapshot;
 use naru_model::frame::{Ack, ServerFrame, SyncedRoom};
-use naru_model::hops::{Accepted, Lane, Offline, Owed, PushEnvironment, PushJob, PushTarget, Saved};
+use naru_model::hops::{
+    Accepted, Lane, Offline, Owed, Payload, PushEnvironment, PushJob, PushOutcome, PushTarget, Saved,
+};
 use naru_model::live::{Confirmation, LiveEvent, News, Position};
 use naru_model::message::{Outcome, Rejection};
 use naru_model::{
     ClientMessageId, DeviceId, Event, GatewayId, MemberVersion, Message, MessageId, Origin, RoomId, Seq,
-    SessionId, Timestamp, Trace, UserId,
+    SessionId, Stage, Timestamp, Trace, UserId,
 };
 
 fn trace() -> Trace {
@@ -45,12 +47,8 @@ fn message() -> Message {
     accepted().at(Seq(7))
 }
 
-#[test]
-fn events_in_the_queues() {
-    let saved = Saved { message: message(), member_version: MemberVersion::FIRST, origin: Some(origin()) };
-    let offline = Offline { message: message(), recipients: vec![user("B")] };
-    let owed = Owed { message: message(), recipients: vec![user("B")] };
-    let push = PushJob {
+fn push() -> PushJob {
+    PushJob {
         lane: Lane::Apns,
         message_id: message().id,
         chat_room_id: message().chat_room_id,
@@ -58,6 +56,8 @@ fn events_in_the_queues() {
         recipient_id: user("B"),
         title: "Alice".into(),
         body: "안녕하세요".into(),
+        hides_content: false,
+        badge: None,
         target: Some(PushTarget {
             device_id: DeviceId::new("phone").unwrap(),
             token: "token".into(),
@@ -65,12 +65,49 @@ fn events_in_the_queues() {
         }),
         expires_at: Timestamp::from_millis(1_795_426_200_042),
         not_before: None,
+    }
+}
+
+#[test]
+fn events_in_the_queues() {
+    let saved = Saved { message: message(), member_version: MemberVersion::FIRST, origin: Some(origin()) };
+    let offline = Offline { message: message(), recipients: vec![user("B")] };
+    let owed = Owed { message: message(), recipients: vec![user("B")] };
+    let hidden = PushJob {
+        title: "".into(),
+        body: "".into(),
+        hides_content: true,
+        badge: Some(3),
+        not_before: Some(Timestamp::from_millis(1_795_339_805_042)),
+        ..push()
+    };
+    let outcome = PushOutcome {
+        event_id: push().event_id(),
+        message_id: message().id,
+        chat_room_id: message().chat_room_id,
+        seq: Seq(7),
+        recipient_id: user("B"),
+        device_id: Some(DeviceId::new("phone").unwrap()),
+        lane: Lane::Apns,
+        stage: Stage::Pushed,
+        provider_id: Some("eabeae54-14a8-11e5-b60b-1697f925ec7b".to_owned()),
+        reason: None,
+        attempts: 2,
+        at: Timestamp::from_millis(1_795_339_801_042),
+    };
+    let parked = PushOutcome {
+        stage: Stage::Parked,
+        provider_id: None,
+        reason: Some("the key was refused".to_owned()),
+        ..outcome.clone()
     };
     assert_json_snapshot!("accepted", Event::new(accepted(), trace()));
     assert_json_snapshot!("saved", Event::new(saved, trace()));
     assert_json_snapshot!("offline", Event::new(offline, trace()));
     assert_json_snapshot!("owed", Event::new(owed, trace()));
-    assert_json_snapshot!("push", Event::new(push, trace()));
+    assert_json_snapshot!("push", Event::new(push(), trace()));
+    assert_json_snapshot!("push_hidden", Event::new(hidden, trace()));
+    assert_json_snapshot!("outcome", [outcome, parked].map(|outcome| Event::new(outcome, trace())));
 }
 
 #[test]
@@ -147,4 +184,12 @@ fn an_event_reads_back_as_it_was_written() {
     let live = LiveEvent { recipients: [user("B")].into(), origin: None, news: News::Chat(message()) };
     let json = serde_json::to_string(&live).unwrap();
     assert_eq!(serde_json::from_str::<LiveEvent>(&json).unwrap(), live);
+}
+
+/// As the versions before wrote it. They run beside this one while a deployment is renewed, and their events wait in
+/// queues: these stay readable for ever.
+#[test]
+fn a_push_of_an_earlier_version_is_read() {
+    let json = include_str!("earlier/push.json");
+    assert_eq!(serde_json::from_str::<Event<PushJob>>(json).unwrap(), Event::new(push(), trace()));
 }

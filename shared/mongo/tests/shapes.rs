@@ -171,6 +171,8 @@ async fn documents_have_these_shapes() {
         recipient_id: user("ben"),
         title: "Ada".into(),
         body: "안녕하세요".into(),
+        hides_content: false,
+        badge: None,
         target: Some(target),
         expires_at: MOMENT,
         not_before: None,

@@ -128,6 +128,7 @@ pub(crate) fn bus(broker: &Arc<Broker>) -> Bus {
         push_fcm: queue(broker, hops::PUSH_FCM),
         push_apns: queue(broker, hops::PUSH_APNS),
         push_webhook: queue(broker, hops::PUSH_WEBHOOK),
+        outcome: queue(broker, hops::OUTCOME),
     }
 }
 
@@ -155,7 +156,7 @@ impl<T: Payload> Queue<T> for RabbitQueue<T> {
 
     async fn send_later(&self, delay: Duration, events: Vec<Event<T>>) -> EngineResult<()> {
         let Self { hop, broker, .. } = self;
-        if hop.keep == Keep::Rederivable {
+        if hop.keep != Keep::Durable {
             return Err(EngineError::permanent(ENGINE, "only a durable hop can keep an event for later"));
         }
         let messages = events.iter().map(|event| broker.later(hop, event, 1, delay));

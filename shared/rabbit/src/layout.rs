@@ -9,6 +9,7 @@
 //! | `naru.accepted.receivers` | always empty; every receiver of that hop consumes it, so its consumers are counted |
 //! | `naru.offline` | a free hop |
 //! | `naru.offline.wait.5s` … | what comes to `naru.offline` after five seconds |
+//! | `naru.outcome` | a newest-only hop: its oldest make place when it is full |
 //! | `naru.parked` | what could not be read, with the headers `queue` and `reason`: for an operator |
 
 use std::time::Duration;
@@ -32,6 +33,7 @@ pub(crate) struct Layout {
     rungs: Ladder,
     rungs_of_owed: Ladder,
     max_length: Option<u32>,
+    newest: u32,
 }
 
 /// A queue to declare.
@@ -49,6 +51,7 @@ impl Layout {
             rungs: Ladder::new(rungs()),
             rungs_of_owed: Ladder::new(rungs().chain([options.grace])),
             max_length: options.max_length,
+            newest: options.newest,
         }
     }
 
@@ -102,16 +105,21 @@ impl Layout {
                 let partitions = (0..self.partitions).map(|partition| self.partition(hop, partition));
                 queues.extend(partitions.map(|queue| quorum(queue, self.bound().chain([single()]))));
             }
+            Order::Free if hop.keep == Keep::Newest => {
+                let overflow = ("x-overflow", text("drop-head"));
+                queues.push(quorum(self.queue(hop), [most(self.newest), overflow]));
+            }
             Order::Free => queues.push(quorum(self.queue(hop), self.bound())),
         }
-        if hop.keep == Keep::Durable {
+        if hop.keep != Keep::Rederivable {
             let rungs = self.ladder(hop).rungs().iter();
             queues.extend(rungs.map(|rung| self.wait_queue_declaration(hop, *rung)));
         }
         queues
     }
 
-    /// At-least-once dead-lettering needs an overflow that refuses, though these queues have no bound.
+    /// At-least-once dead-lettering needs an overflow that refuses, though most of these queues have no bound. (Those of a
+    /// newest-only hop have its bound: what is retried there is given back where no more fit in.)
     fn wait_queue_declaration(&self, hop: &Hop, rung: Duration) -> Declaration {
         let millis = i64::try_from(ladder::millis(rung)).unwrap_or(i64::MAX);
         let arguments = [
@@ -121,17 +129,13 @@ impl Layout {
             ("x-dead-letter-strategy", text("at-least-once")),
             ("x-overflow", text("reject-publish")),
         ];
-        quorum(self.wait_queue(hop, rung), arguments)
+        let bound = (hop.keep == Keep::Newest).then(|| most(self.newest));
+        quorum(self.wait_queue(hop, rung), arguments.into_iter().chain(bound))
     }
 
     /// Without a bound of its own a queue is bounded by the broker's memory and disk alarms.
     fn bound(&self) -> impl Iterator<Item = (&'static str, AMQPValue)> {
-        let bound = self.max_length.map(|length| {
-            [
-                ("x-max-length", AMQPValue::LongLongInt(i64::from(length))),
-                ("x-overflow", text("reject-publish")),
-            ]
-        });
+        let bound = self.max_length.map(|length| [most(length), ("x-overflow", text("reject-publish"))]);
         bound.into_iter().flatten()
     }
 }
@@ -146,25 +150,32 @@ fn quorum(queue: ShortString, more: impl IntoIterator<Item = (&'static str, AMQP
     Declaration { queue, arguments }
 }
 
+fn most(length: u32) -> (&'static str, AMQPValue) {
+    ("x-max-length", AMQPValue::LongLongInt(i64::from(length)))
+}
+
 fn text(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
 }
 
 #[cfg(test)]
 mod tests {
-    use naru_model::hops::{ACCEPTED, OFFLINE, PUSH_FCM};
+    use naru_model::hops::{ACCEPTED, OFFLINE, OUTCOME, PUSH_FCM};
 
     use super::*;
 
-    fn names(hop: &Hop) -> Vec<String> {
+    fn declarations(hop: &Hop) -> Vec<Declaration> {
         let options = Options {
             partitions: 2,
             rungs: [5, 1800].map(Duration::from_secs).into(),
             grace: Duration::from_secs(10),
             ..Options::default()
         };
-        let declarations = Layout::new(&options).declarations(hop).into_iter();
-        declarations.map(|declaration| declaration.queue.to_string()).collect()
+        Layout::new(&options).declarations(hop)
+    }
+
+    fn names(hop: &Hop) -> Vec<String> {
+        declarations(hop).into_iter().map(|declaration| declaration.queue.to_string()).collect()
     }
 
     #[test]
@@ -182,5 +193,24 @@ mod tests {
             ["naru.owed", "naru.owed.wait.5s", "naru.owed.wait.10s", "naru.owed.wait.30m"]
         );
         assert_eq!(names(&PUSH_FCM)[1], "naru.push.fcm");
+        assert_eq!(
+            names(&OUTCOME)[1..],
+            ["naru.outcome", "naru.outcome.wait.5s", "naru.outcome.wait.30m"],
+            "what was taken from it can be retried"
+        );
+    }
+
+    #[test]
+    fn only_what_a_push_came_to_is_dropped_when_it_is_too_much() {
+        for hop in naru_model::hops::ALL {
+            let queue = Layout::new(&Options::default()).queue(&hop);
+            let arguments = declarations(&hop).into_iter().filter(|one| one.queue == queue);
+            let bounds = arguments.flat_map(|one| {
+                ["x-max-length", "x-overflow"].map(|name| one.arguments.inner().get(name).cloned())
+            });
+            let bounds: Vec<_> = bounds.flatten().collect();
+            let kept = [AMQPValue::LongLongInt(100_000), text("drop-head")];
+            assert_eq!(bounds, if hop == OUTCOME { &kept[..] } else { &[] }, "{}", hop.name);
+        }
     }
 }

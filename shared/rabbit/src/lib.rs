@@ -6,7 +6,8 @@
 //! - **Hops ordered by room** are `partitions` queues with one active consumer each. Every receiver subscribes to all of
 //!   them, the broker has one wait behind the other, and receivers that hold more than their share step back.
 //! - **Free hops** are one queue each, and a wait queue for each delay. A retry is a confirmed publish to a wait queue, then
-//!   an ack: so it outlives the process that asked for it.
+//!   an ack: so it outlives the process that asked for it. A newest-only hop is the same in a queue that drops its oldest
+//!   when it is full.
 //! - **Nothing is silently dead.** A lost connection, a closed channel and a cancelled subscription all end in a loop that
 //!   declares and subscribes again; it says so once when it begins and once when it is over.
 //! - **The broker may be down at the start.** [`Rabbit::open`] then waits for it behind the scenes, [`Rabbit::ping`] says
@@ -71,6 +72,8 @@ pub struct Options {
     /// How many waiting events a queue takes before `send` waits. It is an argument of the queues, so it can't be changed
     /// later. `None`, the default: as many as the broker's memory and disk alarms allow.
     pub max_length: Option<u32>,
+    /// How many waiting events a newest-only hop keeps. An argument of its queue, too.
+    pub newest: u32,
 }
 
 impl Default for Options {
@@ -84,6 +87,7 @@ impl Default for Options {
             prefetch_ordered: 256,
             prefetch_free: 256,
             max_length: None,
+            newest: 100_000,
         }
     }
 }

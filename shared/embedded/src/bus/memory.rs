@@ -153,7 +153,7 @@ impl<T: Payload> Queue<T> for MemoryQueue<T> {
     }
 
     async fn send_later(&self, _: Duration, _: Vec<Event<T>>) -> EngineResult<()> {
-        Err(EngineError::permanent(ENGINE, "only a durable hop can keep an event for later"))
+        Err(super::not_for_later())
     }
 
     async fn receiver(&self) -> EngineResult<Box<dyn Receiver<T>>> {

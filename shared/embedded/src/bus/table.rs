@@ -1,9 +1,13 @@
-//! A durable hop: rows of one table. A row is deleted when its event is settled, and nothing else is said of it on
+//! A durable hop: rows of one table, `queue`. A row is deleted when its event is settled, and nothing else is said of it on
 //! disk while it is in somebody's hands: after a crash all that is unsettled comes again.
 //!
 //! Only one receiver at a time looks for due rows, and walks through them in the order of `(visibleAt, id)`. The
 //! `Cursor` says how far it has come: whatever lies at or before it is in flight or was settled. Whoever puts a row
-//! (back) before it says so by [`Shared::arrived`].
+//! (back) before it says so by [`Hands::arrived`].
+//!
+//! A newest-only hop is the same in a table of its own, `newest`, from which a send that makes it too long takes the oldest
+//! rows, in the same transaction. Rows may vanish like this while they are in somebody's hands: their numbers are not given
+//! again, so a verdict on one of them meets nothing.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -39,6 +43,22 @@ impl Clock {
     }
 }
 
+/// Where a hop's rows lie.
+#[derive(Clone, Copy)]
+pub(crate) struct Table {
+    name: &'static str,
+    /// It keeps so many of the newest; none: all.
+    most: Option<u32>,
+}
+
+/// For durable hops.
+pub(crate) const DURABLE: Table = Table { name: "queue", most: None };
+
+/// For newest-only hops, each of which keeps so many.
+pub(crate) const fn newest(most: u32) -> Table {
+    Table { name: "newest", most: Some(most) }
+}
+
 pub(crate) struct TableQueue<T> {
     shared: Arc<Shared>,
     payload: std::marker::PhantomData<fn() -> T>,
@@ -46,6 +66,7 @@ pub(crate) struct TableQueue<T> {
 
 struct Shared {
     hop: &'static str,
+    table: Table,
     database: Arc<Database>,
     clock: Clock,
     /// Whose turn it is to look, and how far the last look came.
@@ -146,34 +167,33 @@ impl Drop for Settling {
 }
 
 impl<T: Payload> TableQueue<T> {
-    pub(crate) fn new(hop: &'static str, database: Arc<Database>, clock: Clock) -> Self {
+    pub(crate) fn new(hop: &'static str, table: Table, database: Arc<Database>, clock: Clock) -> Self {
         let start = Cursor::before(i64::MIN);
         let state = State { in_flight: HashMap::new(), arrived: start, next_receiver: 0 };
         let hands = Arc::new(Hands { state: Mutex::new(state), changed: Notify::new() });
-        let shared = Shared { hop, database, clock, cursor: tokio::sync::Mutex::new(start), hands };
+        let shared = Shared { hop, table, database, clock, cursor: tokio::sync::Mutex::new(start), hands };
         Self { shared: Arc::new(shared), payload: std::marker::PhantomData }
     }
 }
 
-#[async_trait]
-impl<T: Payload> Queue<T> for TableQueue<T> {
-    async fn send(&self, events: Vec<Event<T>>) -> EngineResult<()> {
-        self.send_later(Duration::ZERO, events).await
-    }
-
-    async fn send_later(&self, delay: Duration, events: Vec<Event<T>>) -> EngineResult<()> {
-        let Shared { hop, database, clock, hands, .. } = &*self.shared;
-        let (hop, hands, visible_at) = (*hop, hands.clone(), clock.now().after(delay).as_millis());
+impl<T: Payload> TableQueue<T> {
+    async fn insert(&self, delay: Duration, events: Vec<Event<T>>) -> EngineResult<()> {
+        let Shared { hop, table, database, clock, hands, .. } = &*self.shared;
+        let (hop, table, hands) = (*hop, *table, hands.clone());
+        let visible_at = clock.now().after(delay).as_millis();
         let rows = events.iter().map(|event| Ok((event.event_id, serde_json::to_string(event)?)));
         let rows = rows.collect::<Result<Vec<_>, serde_json::Error>>();
         let rows = rows.map_err(|error| EngineError::permanent(ENGINE, error))?;
         let insert = move |transaction: &Transaction<'_>| {
-            let sql = "INSERT INTO queue (hop, visibleAt, eventId, event) VALUES (?1, ?2, ?3, ?4)";
-            let mut insert = transaction.prepare_cached(sql)?;
+            let sql = format!(
+                "INSERT INTO {} (hop, visibleAt, eventId, event) VALUES (?1, ?2, ?3, ?4)",
+                table.name
+            );
+            let mut insert = transaction.prepare_cached(&sql)?;
             for (id, event) in &rows {
                 insert.execute(params![hop, visible_at, id.0.as_bytes(), event])?;
             }
-            Ok(())
+            table.most.map_or(Ok(()), |most| drop_oldest(transaction, hop, most))
         };
         let then = move |outcome: &EngineResult<()>| {
             if outcome.is_ok() {
@@ -181,6 +201,34 @@ impl<T: Payload> Queue<T> for TableQueue<T> {
             }
         };
         database.write_then(insert, then).await
+    }
+}
+
+/// Leaves the newest. How many there are is counted by the schema's triggers: counting them here would cost the more the
+/// longer nobody takes them.
+fn drop_oldest(transaction: &Transaction<'_>, hop: &str, most: u32) -> rusqlite::Result<()> {
+    let length = "SELECT length FROM newest_lengths WHERE hop = ?1";
+    let length: i64 = transaction.prepare_cached(length)?.query_row([hop], |row| row.get(0))?;
+    let too_many = length.saturating_sub(i64::from(most));
+    if too_many > 0 {
+        let sql =
+            "DELETE FROM newest WHERE id IN (SELECT id FROM newest WHERE hop = ?1 ORDER BY id LIMIT ?2)";
+        transaction.prepare_cached(sql)?.execute(params![hop, too_many])?;
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl<T: Payload> Queue<T> for TableQueue<T> {
+    async fn send(&self, events: Vec<Event<T>>) -> EngineResult<()> {
+        if events.is_empty() { Ok(()) } else { self.insert(Duration::ZERO, events).await }
+    }
+
+    async fn send_later(&self, delay: Duration, events: Vec<Event<T>>) -> EngineResult<()> {
+        match self.shared.table.most {
+            None => self.insert(delay, events).await,
+            Some(_) => Err(super::not_for_later()),
+        }
     }
 
     async fn receiver(&self) -> EngineResult<Box<dyn Receiver<T>>> {
@@ -212,10 +260,10 @@ impl<T: Payload> Receiver<T> for TableReceiver {
                 let _ = tokio::time::timeout(wait, shared.hands.changed.notified()).await;
                 continue;
             }
-            let (hop, from) = (shared.hop, *cursor);
+            let (hop, table, from) = (shared.hop, shared.table, *cursor);
             let found = shared
                 .database
-                .read(move |transaction| look(transaction, hop, from, now, most, &held))
+                .read(move |transaction| look(transaction, table, hop, from, now, most, &held))
                 .await?;
             // No wait from here on: cancelled before, nothing has happened.
             *cursor = found.upto;
@@ -253,6 +301,7 @@ struct Found<T: Payload> {
 /// The due rows after `from` that nobody holds: at most `most`, and at most a page of the table.
 fn look<T: Payload>(
     transaction: &Transaction<'_>,
+    table: Table,
     hop: &str,
     from: Cursor,
     now: i64,
@@ -261,10 +310,12 @@ fn look<T: Payload>(
 ) -> rusqlite::Result<Look<T>> {
     const PAGE: usize = 1024;
     let page = most.clamp(1, PAGE);
-    let mut due = transaction.prepare_cached(
-        "SELECT id, visibleAt, attempt, event FROM queue
+    let sql = format!(
+        "SELECT id, visibleAt, attempt, event FROM {}
          WHERE hop = ?1 AND (visibleAt, id) > (?2, ?3) AND visibleAt <= ?4 ORDER BY visibleAt, id LIMIT ?5",
-    )?;
+        table.name
+    );
+    let mut due = transaction.prepare_cached(&sql)?;
     let mut due = due.query(params![hop, from.visible_at, from.id, now, column::limit(page)])?;
     let (mut rows, mut seen, mut upto) = (Vec::new(), 0, from);
     while let Some(row) = due.next()? {
@@ -275,9 +326,9 @@ fn look<T: Payload>(
         }
     }
     if seen < page {
-        let sql = "SELECT min(visibleAt) FROM queue WHERE hop = ?1 AND visibleAt > ?2";
+        let sql = format!("SELECT min(visibleAt) FROM {} WHERE hop = ?1 AND visibleAt > ?2", table.name);
         let next = transaction
-            .prepare_cached(sql)?
+            .prepare_cached(&sql)?
             .query_row(params![hop, now], |row| row.get::<_, Option<i64>>(0))?;
         upto = next.map_or(Cursor::END, Cursor::before);
     }
@@ -315,8 +366,8 @@ impl fmt::Debug for TableLedger {
 #[async_trait]
 impl Ledger for TableLedger {
     async fn settle(&self, verdicts: Vec<(u64, Verdict)>) -> EngineResult<()> {
-        let Shared { database, clock, hands, .. } = &*self.shared;
-        let now = clock.now();
+        let Shared { table, database, clock, hands, .. } = &*self.shared;
+        let (table, now) = (*table, clock.now());
         let mut settling = Settling { hands: hands.clone(), rows: Vec::with_capacity(verdicts.len()) };
         let (mut given, mut unknown) = (HashSet::new(), false);
         {
@@ -341,7 +392,7 @@ impl Ledger for TableLedger {
         }
         if !settling.rows.is_empty() {
             let rows = settling.rows.clone();
-            let work = move |transaction: &Transaction<'_>| settle(transaction, &rows);
+            let work = move |transaction: &Transaction<'_>| settle(transaction, table, &rows);
             let then = move |outcome: &EngineResult<()>| {
                 if outcome.is_ok() {
                     settling.finish();
@@ -359,10 +410,11 @@ impl Ledger for TableLedger {
     }
 }
 
-fn settle(transaction: &Transaction<'_>, rows: &[(i64, Option<i64>)]) -> rusqlite::Result<()> {
-    let mut done = transaction.prepare_cached("DELETE FROM queue WHERE id = ?1")?;
-    let sql = "UPDATE queue SET visibleAt = ?2, attempt = attempt + 1 WHERE id = ?1";
-    let mut retry = transaction.prepare_cached(sql)?;
+fn settle(transaction: &Transaction<'_>, table: Table, rows: &[(i64, Option<i64>)]) -> rusqlite::Result<()> {
+    let table = table.name;
+    let mut done = transaction.prepare_cached(&format!("DELETE FROM {table} WHERE id = ?1"))?;
+    let sql = format!("UPDATE {table} SET visibleAt = ?2, attempt = attempt + 1 WHERE id = ?1");
+    let mut retry = transaction.prepare_cached(&sql)?;
     for (row, again_at) in rows {
         match again_at {
             None => done.execute([row])?,

@@ -8,13 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use naru_engines::conformance::{Case, LiveLayer, SeverableLayer, Subject, bus, live, outage, store};
+use naru_engines::conformance::{
+    BoundedBus, Case, LiveLayer, SeverableLayer, Subject, bounded, bus, live, outage, store,
+};
 use naru_engines::faults::{Outage, tapped};
 use naru_engines::{Engines, conformance};
 use tokio::task::JoinSet;
 
 use super::Fresh;
-use super::sins::{Sin, sinful};
+use super::sins::{BOUND, Sin, sinful};
 
 struct Sinner {
     fresh: Fresh,
@@ -135,6 +137,7 @@ async fn every_sin_of_a_bus_is_noticed() {
                     "b2_what_is_not_done_survives_death",
                     "b2_a_delay_survives_death",
                     "b2_a_retry_survives_death",
+                    "b8_what_is_not_done_survives_death",
                 ],
             ),
             (Sin::RoomOutOfOrder, &["b4_events_of_a_room_come_in_order"]),
@@ -221,6 +224,39 @@ impl Subject<SeverableLayer> for CutOffSinner {
 async fn to_take_unknown_for_offline_is_noticed() {
     const SINS: &[Named] = &[(Sin::None, &[]), (Sin::UnknownIsOffline, &["e0_unknown_is_not_offline"])];
     judge(outage::CASES, |sin| CutOffSinner(Sinner::new(sin)), SINS).await;
+}
+
+/// With room for a few events only, or so it says.
+struct NarrowSinner(Sinner);
+
+#[async_trait]
+impl Subject<BoundedBus> for NarrowSinner {
+    async fn open(&mut self) -> BoundedBus {
+        let Sinner { fresh, sin } = &mut self.0;
+        let room = if *sin == Sin::GrowsWithoutBound { 100 * BOUND } else { BOUND };
+        let room = u32::try_from(room).expect("not that many");
+        (fresh.options.buffered_events, fresh.options.newest_events) = (room, room);
+        let engines: Whole = fresh.open().await;
+        let bus = sinful(engines.0, *sin).bus;
+        BoundedBus { bus, hops: &["accepted", "saved"], capacity: BOUND, newest: BOUND }
+    }
+
+    async fn reopen(&mut self) -> BoundedBus {
+        self.open().await
+    }
+}
+
+#[tokio::test]
+async fn every_sin_of_a_full_bus_is_noticed() {
+    const SINS: &[Named] = &[
+        (Sin::None, &[]),
+        (
+            Sin::GrowsWithoutBound,
+            &["b7_a_full_queue_makes_send_wait", "b8_the_oldest_make_place_for_the_newest"],
+        ),
+        (Sin::KeepsTheOldest, &["b8_the_oldest_make_place_for_the_newest"]),
+    ];
+    judge(bounded::CASES, |sin| NarrowSinner(Sinner::new(sin)), SINS).await;
 }
 
 /// A sin and the cases that name it.

@@ -70,6 +70,8 @@ pub(crate) enum Sin {
     DoneComesAgain,
     RetryIsNoAttempt,
     RetryAtOnce,
+    GrowsWithoutBound,
+    KeepsTheOldest,
 
     LiveLosesInSilence,
     LiveOutOfOrder,
@@ -118,9 +120,13 @@ fn sinful_bus(bus: Bus, sin: Sin) -> Bus {
             push_fcm: Broken::new(bus.push_fcm, sin),
             push_apns: Broken::new(bus.push_apns, sin),
             push_webhook: Broken::new(bus.push_webhook, sin),
+            outcome: Broken::new(bus.outcome, sin),
         },
     }
 }
+
+/// How many events there is room for, where that is not many.
+pub(crate) const BOUND: usize = 100;
 
 struct Broken<T: ?Sized> {
     inner: Arc<T>,
@@ -416,6 +422,10 @@ impl<T: Payload> Queue<T> for Broken<dyn Queue<T>> {
         if self.sin == Sin::KnowsOldEventsAndDropsThem {
             let mut kept = self.kept();
             events.retain(|event| kept.events.insert(event.event_id));
+        }
+        if self.sin == Sin::KeepsTheOldest {
+            let mut kept = self.kept();
+            events.retain(|event| kept.events.len() < BOUND && kept.events.insert(event.event_id));
         }
         if self.sin == Sin::DeliveredTwice {
             self.inner.send(events.clone()).await?;

@@ -3,6 +3,8 @@
 mod durable_hops;
 mod durable_hops_through_death;
 mod every_hop;
+mod newest_hops;
+mod newest_hops_through_death;
 mod ordered_hops;
 
 use std::collections::{HashMap, HashSet};
@@ -10,9 +12,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use naru_model::hops::{
-    self, Accepted, Hop, Lane, Offline, Owed, Payload, PushEnvironment, PushJob, PushTarget, Saved,
+    self, Accepted, Hop, Lane, Offline, Owed, Payload, PushEnvironment, PushJob, PushOutcome, PushTarget,
+    Saved,
 };
-use naru_model::{Event, MemberVersion, MessageId, RoomId, Seq, Timestamp, Trace, UserId, partition_of};
+use naru_model::{
+    Event, MemberVersion, MessageId, RoomId, Seq, Stage, Timestamp, Trace, UserId, partition_of,
+};
 
 use tokio::task::JoinSet;
 
@@ -43,7 +48,7 @@ macro_rules! conformance_bus_data {
         },)+)+];
     };
     (@ every_hop $case:ident $subject:ident) => {
-        on!($subject, every_hop::$case, [accepted saved offline owed push_fcm push_apns push_webhook])
+        on!($subject, every_hop::$case, [accepted saved offline owed push_fcm push_apns push_webhook outcome])
     };
     (@ ordered_hops $case:ident $subject:ident) => {
         on!($subject, ordered_hops::$case, [accepted saved])
@@ -59,6 +64,10 @@ macro_rules! conformance_bus_data {
         durable_hops_through_death::$case($subject, On::push_apns).await;
         durable_hops_through_death::$case($subject, On::push_webhook).await;
     } };
+    (@ newest_hops $case:ident $subject:ident) => { on!($subject, newest_hops::$case, [outcome]) };
+    (@ newest_hops_through_death $case:ident $subject:ident) => {
+        newest_hops_through_death::$case($subject, On::outcome)
+    };
 }
 
 /// On each of these hops at the same time.
@@ -138,6 +147,29 @@ impl On<PushJob> {
     }
 }
 
+impl On<PushOutcome> {
+    pub(super) fn outcome(bus: &Bus) -> Self {
+        let payload = |room: &RoomId| {
+            let job = push_job(room, &user());
+            PushOutcome {
+                event_id: job.event_id(),
+                message_id: job.message_id,
+                chat_room_id: job.chat_room_id,
+                seq: job.seq,
+                recipient_id: job.recipient_id,
+                device_id: job.target.map(|target| target.device_id),
+                lane: job.lane,
+                stage: Stage::Parked,
+                provider_id: Some("projects/naru/messages/0:17 '%'".to_owned()),
+                reason: Some("the key was refused".to_owned()),
+                attempts: 3,
+                at: job.expires_at,
+            }
+        };
+        Self { hop: hops::OUTCOME, queue: bus.outcome.clone(), payload }
+    }
+}
+
 pub(super) fn push_job(room: &RoomId, user: &UserId) -> PushJob {
     let moment = |millis: i64| Timestamp::from_millis(1_795_339_800_000 + millis);
     let token = format!("token:{}", MessageId::generate()).into();
@@ -149,6 +181,8 @@ pub(super) fn push_job(room: &RoomId, user: &UserId) -> PushJob {
         recipient_id: user.clone(),
         title: "Ada".into(),
         body: "안녕하세요 👋".into(),
+        hides_content: true,
+        badge: Some(3),
         target: Some(PushTarget { device_id: device(), token, environment: PushEnvironment::Sandbox }),
         expires_at: moment(42),
         not_before: Some(moment(1)),
@@ -160,7 +194,7 @@ impl<T: Payload> On<T> {
         Event::new((self.payload)(room), Trace::start())
     }
 
-    fn events(&self, room: &RoomId, count: usize) -> Vec<Event<T>> {
+    pub(super) fn events(&self, room: &RoomId, count: usize) -> Vec<Event<T>> {
         (0..count).map(|_| self.event(room)).collect()
     }
 
@@ -169,7 +203,7 @@ impl<T: Payload> On<T> {
         rooms_apart(count).iter().map(|room| self.event(room)).collect()
     }
 
-    async fn send(&self, events: &[Event<T>]) {
+    pub(super) async fn send(&self, events: &[Event<T>]) {
         self.queue.send(events.to_vec()).await.unwrap();
     }
 
@@ -205,7 +239,7 @@ async fn held<T: Payload>(receiver: &mut Box<dyn Receiver<T>>, count: usize) -> 
 }
 
 /// The next so many events, each batch settled as done before the next.
-async fn drained<T: Payload>(
+pub(super) async fn drained<T: Payload>(
     receiver: &mut Box<dyn Receiver<T>>,
     count: usize,
     most: usize,
@@ -221,7 +255,7 @@ async fn drained<T: Payload>(
 }
 
 /// In an order of our own, to compare where the contract has none.
-fn sorted<T: Payload>(events: impl IntoIterator<Item = Event<T>>) -> Vec<Event<T>> {
+pub(super) fn sorted<T: Payload>(events: impl IntoIterator<Item = Event<T>>) -> Vec<Event<T>> {
     let mut events: Vec<_> = events.into_iter().collect();
     events.sort_by_key(|event| event.event_id.0);
     events

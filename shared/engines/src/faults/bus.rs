@@ -25,6 +25,7 @@ pub fn reordering(bus: Bus, seed: u64, share: f64) -> Bus {
         push_fcm: Unruly::around(bus.push_fcm, fault, 5),
         push_apns: Unruly::around(bus.push_apns, fault, 6),
         push_webhook: Unruly::around(bus.push_webhook, fault, 7),
+        outcome: Unruly::around(bus.outcome, fault, 8),
     }
 }
 

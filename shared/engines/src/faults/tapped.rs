@@ -59,6 +59,7 @@ pub fn tapped_bus(bus: Bus, tap: Arc<dyn Tap>) -> Bus {
         push_fcm: Tapped::around(hops::PUSH_FCM.name, bus.push_fcm, &tap),
         push_apns: Tapped::around(hops::PUSH_APNS.name, bus.push_apns, &tap),
         push_webhook: Tapped::around(hops::PUSH_WEBHOOK.name, bus.push_webhook, &tap),
+        outcome: Tapped::around(hops::OUTCOME.name, bus.outcome, &tap),
     }
 }
 

@@ -52,11 +52,12 @@ impl Subject<BoundedBus> for Fresh {
         let options = &mut self.place.options;
         (options.max_length, options.prefetch_ordered, options.prefetch_free) =
             (Some(MOST), PREFETCH, PREFETCH);
+        options.newest = MOST;
         let hops = &["accepted", "saved", "offline", "owed", "push.fcm", "push.apns", "push.webhook"];
         // A quorum queue tells its publishers that it is full when it is; until they hear of it they go on.
         let late = 1;
         let capacity = MOST as usize + usize::from(PREFETCH) + late;
-        BoundedBus { bus: self.process().await, hops, capacity }
+        BoundedBus { bus: self.process().await, hops, capacity, newest: MOST as usize }
     }
 
     async fn reopen(&mut self) -> BoundedBus {

@@ -216,21 +216,18 @@ impl Push {
         Ok(())
     }
 
-    /// How far the recipients are in their rooms; one look-up per room.
+    /// How far the recipients are in their rooms; one look-up for all.
     async fn positions<'a>(
         &self,
         missed: &'a [Missed<'_>],
     ) -> EngineResult<HashMap<(&'a RoomId, &'a UserId), MemberPosition>> {
-        let mut rooms: BTreeMap<&RoomId, BTreeSet<&UserId>> = BTreeMap::new();
-        for Missed { message, recipients, .. } in missed {
-            rooms.entry(&message.chat_room_id).or_default().extend(recipients.iter());
-        }
-        let look_ups = rooms.into_iter().map(|(room, users)| async move {
-            let asked: Vec<_> = users.iter().map(|user| (*user).clone()).collect();
-            let found = self.engines.store.positions.get(room, &asked).await?;
-            Ok(users.into_iter().map(move |user| (room, user)).zip(found))
-        });
-        Ok(try_join_all(look_ups).await?.into_iter().flatten().collect())
+        let of_message = |missed: &'a Missed<'_>| {
+            missed.recipients.iter().map(|user| (&missed.message.chat_room_id, user))
+        };
+        let members: BTreeSet<_> = missed.iter().flat_map(of_message).collect();
+        let asked: Vec<_> = members.iter().map(|(room, user)| ((*room).clone(), (*user).clone())).collect();
+        let found = self.engines.store.positions.get(&asked).await?;
+        Ok(members.into_iter().zip(found).collect())
     }
 
     /// The pushes per lane, each once, and the lane of every device that has no provider here.

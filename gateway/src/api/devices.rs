@@ -68,6 +68,7 @@ pub(super) async fn register(call: &Call<'_>, id: DeviceId) -> Answer {
         token,
         environment: environment.unwrap_or_default(),
         locale,
+        hides_content: false,
         registered_at: Timestamp::now(),
     };
     let body = json(StatusCode::OK, &DeviceBody::from(&device));

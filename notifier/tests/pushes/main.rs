@@ -125,6 +125,7 @@ impl World {
             token: format!("token of {device}").into(),
             environment: PushEnvironment::Production,
             locale: None,
+            hides_content: false,
             registered_at: Timestamp::now(),
         };
         self.engines.store.devices.claim(device.clone()).await.unwrap();
@@ -134,7 +135,7 @@ impl World {
     /// What is parked, once it is `count` pushes.
     async fn parked(&self, count: usize) -> Vec<ParkedPush> {
         until(|| async {
-            let parked = self.engines.store.pushes.parked(1000).await.unwrap();
+            let parked = self.engines.store.pushes.parked(None, 1000).await.unwrap();
             (parked.len() == count).then_some(parked)
         })
         .await

@@ -106,9 +106,13 @@ impl<F: Fn(&RoomId) -> EngineResult<()> + Send + Sync> Positions for Faulty<F> {
         self.inner.advance(steps).await
     }
 
-    async fn get(&self, room: &RoomId, users: &[UserId]) -> EngineResult<Vec<MemberPosition>> {
-        (self.fault)(room)?;
-        self.inner.get(room, users).await
+    async fn get(&self, members: &[(RoomId, UserId)]) -> EngineResult<Vec<MemberPosition>> {
+        members.iter().try_for_each(|(room, _)| (self.fault)(room))?;
+        self.inner.get(members).await
+    }
+
+    async fn unread(&self, users: &[UserId]) -> EngineResult<Vec<u64>> {
+        self.inner.unread(users).await
     }
 
     async fn of_device(

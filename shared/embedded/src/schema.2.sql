@@ -1,5 +1,8 @@
 -- Version 2: what push notifications need.
 
+ALTER TABLE devices ADD COLUMN hidesContent INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX devices_by_age ON devices (registeredAt);
+
 -- Hops that keep only the newest. AUTOINCREMENT, so that a number is never given twice: see bus/table.rs.
 CREATE TABLE newest (
     id        INTEGER PRIMARY KEY AUTOINCREMENT,

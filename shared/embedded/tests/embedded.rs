@@ -196,6 +196,37 @@ async fn data_made_otherwise_is_refused() {
 }
 
 #[tokio::test]
+async fn data_of_version_1_opens_and_keeps_what_it_holds() {
+    let dir = tempdir().unwrap();
+    let event = offline(&accepted("안녕하세요"));
+    {
+        let database = rusqlite::Connection::open(dir.path().join(Embedded::DATABASE)).unwrap();
+        database.execute_batch(include_str!("../src/schema.1.sql")).unwrap();
+        database
+            .execute_batch(
+                "PRAGMA user_version = 1;
+                 INSERT INTO devices (userId, deviceId, platform, token, environment, registeredAt)
+                     VALUES ('ada', 'phone', 'fcm', 'token', 'production', 1795339800042)",
+            )
+            .unwrap();
+        let queued = "INSERT INTO queue (hop, visibleAt, eventId, event) VALUES ('offline', 0, ?1, ?2)";
+        let json = serde_json::to_string(&event).unwrap();
+        database.execute(queued, rusqlite::params![event.event_id.0.as_bytes(), json]).unwrap();
+    }
+    for _ in ["the first start of version 2", "the next one"] {
+        let engines = open(dir.path()).engines();
+        let devices = engines.store.devices.of_users(&[ada()]).await.unwrap();
+        assert_eq!(devices.len(), 1);
+        assert!(!devices[0].hides_content, "nobody had asked for it");
+        let mut receiver = engines.bus.offline.receiver().await.unwrap();
+        assert_eq!(receiver.receive(10).await.unwrap()[0].event, event);
+    }
+    let version = rusqlite::Connection::open(dir.path().join(Embedded::DATABASE)).unwrap();
+    let version = version.query_row("PRAGMA user_version", [], |row| row.get::<_, u32>(0)).unwrap();
+    assert_eq!(version, 2);
+}
+
+#[tokio::test]
 async fn many_writes_share_one_commit() {
     let dir = tempdir().unwrap();
     let embedded = open(dir.path());

@@ -12,7 +12,7 @@
 //!
 //! | sub-suite | part | for |
 //! |---|---|---|
-//! | [`store`] | [`Store`] | I1–I6, M1–M5, R1–R3, R5, R6, P1–P4, D1–D3, U1, U2 |
+//! | [`store`] | [`Store`] | I1–I6, M1–M5, R1–R3, R5, R6, P1–P6, D1–D4, U1–U3 |
 //! | [`bus`] | [`Bus`] | B1–B6, B8, C1, C2, S1–S3, each on every hop it applies to |
 //! | [`live`] | [`LiveLayer`] | L1–L4, E1–E5, O1, A1 |
 //! | [`foreign`] | [`ForeignStore`] | R4, where another system can write |
@@ -74,6 +74,8 @@ macro_rules! conformance_cases {
                 p2_a_position_never_passes_the_head,
                 p3_a_move_is_told_once,
                 p4_only_members_move,
+                p5_unread_is_summed_over_the_rooms_of_now,
+                p6_members_of_many_rooms_are_told_apart,
             }
             devices {
                 d1_a_token_belongs_to_whom_claimed_it_last,
@@ -81,11 +83,14 @@ macro_rules! conformance_cases {
                 d2_claiming_again_replaces_the_token,
                 d3_only_an_older_token_is_removed,
                 d3_a_removed_device_is_gone,
+                d4_who_was_not_seen_is_forgotten,
             }
             pushes {
                 u1_what_was_recorded_is_done,
                 u2_parking_again_replaces_the_entry,
                 u2_what_is_parked_survives_death,
+                u3_a_walk_meets_every_parked_push_in_order,
+                u3_one_is_found_by_its_event,
             }
         }
     };

@@ -333,13 +333,21 @@ pub struct DevicePosition {
 /// - **P3 told once** – `advance` answers a position only where the step moved the member forward: so what is told of a
 ///   member goes forward too, whichever of their devices speaks.
 /// - **P4 members only** – a step of someone who is not a member moves nothing.
+/// - **P5 unread** – `unread` is the sum, over the rooms a user is in now, of the room's head minus the user's read position:
+///   as exact as the counts in lists of rooms (M5).
+/// - **P6 told apart** – `get` answers each member of each room that it is asked of, whatever else it is asked of; nothing is
+///   known of whoever was never there.
 #[async_trait]
 pub trait Positions: Send + Sync {
     /// Takes steps, in order; one answer each. See P1 to P4.
     async fn advance(&self, steps: &[Advance]) -> EngineResult<Vec<Moved>>;
 
-    /// How far these members of one room are, in their order.
-    async fn get(&self, room: &RoomId, users: &[UserId]) -> EngineResult<Vec<MemberPosition>>;
+    /// How far these members of these rooms are, in their order: see P6. One round trip.
+    async fn get(&self, members: &[(RoomId, UserId)]) -> EngineResult<Vec<MemberPosition>>;
+
+    /// How many messages each of these users has not read, in their order: see P5. A fixed number of round trips, however
+    /// many users; the work grows with the rooms they are in.
+    async fn unread(&self, users: &[UserId]) -> EngineResult<Vec<u64>>;
 
     /// How far a device is in every room of its user, rooms it has nothing of included.
     async fn of_device(&self, user: &UserId, device: &DeviceId) -> EngineResult<Vec<DevicePosition>>;
@@ -380,6 +388,8 @@ pub struct Device {
     pub environment: PushEnvironment,
     /// The language its owner reads, as a BCP 47 tag.
     pub locale: Option<Arc<str>>,
+    /// Its pushes are to show words of its own in place of the sender and the content.
+    pub hides_content: bool,
     /// When it was last registered.
     pub registered_at: Timestamp,
 }
@@ -391,6 +401,7 @@ pub struct Device {
 /// - **D2 one token per device** – claiming a device again replaces its token.
 /// - **D3 conditional removal** – `remove_token` removes a token only if it is still there and was registered before
 ///   the given moment.
+/// - **D4 forgotten** – `forget_unseen` removes every device that was last registered before the given moment, and no other.
 #[async_trait]
 pub trait Devices: Send + Sync {
     /// Registers a device: see D1, D2.
@@ -409,6 +420,9 @@ pub trait Devices: Send + Sync {
         token: &str,
         registered_before: Timestamp,
     ) -> EngineResult<bool>;
+
+    /// See D4; how many were removed by this call.
+    async fn forget_unseen(&self, before: Timestamp) -> EngineResult<u64>;
 }
 
 /// A push that could not be sent.
@@ -426,10 +440,29 @@ pub struct ParkedPush {
     pub parked_at: Timestamp,
 }
 
+/// A place in the list of what is parked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParkedCursor {
+    /// When the last push that was listed was parked.
+    pub parked_at: Timestamp,
+    /// That push.
+    pub event_id: EventId,
+}
+
+impl ParkedCursor {
+    /// The place right after a push.
+    pub const fn after(push: &ParkedPush) -> Self {
+        Self { parked_at: push.parked_at, event_id: push.event_id }
+    }
+}
+
 /// What was pushed, and what could not be.
 ///
 /// - **U1 recorded** – what was recorded as done is answered by `done` for at least two days.
 /// - **U2 parked once** – parking an event again replaces its entry. It stays until it is dropped.
+/// - **U3 listed in order** – `parked` lists in the order of `(parkedAt, eventId)`, ids by their bytes, from right after the
+///   cursor, whether or not what it names is still there: a walk by cursors meets once whatever is there all the time and is
+///   not parked again.
 #[async_trait]
 pub trait Pushes: Send + Sync {
     /// Which of these pushes a provider took, in their order. See U1.
@@ -441,8 +474,11 @@ pub trait Pushes: Send + Sync {
     /// Keeps a push where it can be listed and replayed. See U2.
     async fn park(&self, push: ParkedPush) -> EngineResult<()>;
 
-    /// What is parked, oldest first, at most `limit`.
-    async fn parked(&self, limit: usize) -> EngineResult<Vec<ParkedPush>>;
+    /// What is parked, oldest first, at most `limit`, from right after a place in the list: see U3.
+    async fn parked(&self, after: Option<&ParkedCursor>, limit: usize) -> EngineResult<Vec<ParkedPush>>;
+
+    /// The parked push of this event; none when it is not parked.
+    async fn find_parked(&self, event: EventId) -> EngineResult<Option<ParkedPush>>;
 
     /// Takes a push off the list; `false` when it was not there.
     async fn drop_parked(&self, event: EventId) -> EngineResult<bool>;

@@ -317,11 +317,11 @@ impl Database {
         self.ask(Request::Write, collection, replace).await
     }
 
-    /// Removes all documents that fit; whether there were any.
-    pub(crate) async fn remove(&self, collection: &'static str, filter: Document) -> EngineResult<bool> {
+    /// Removes all documents that fit; how many there were.
+    pub(crate) async fn remove(&self, collection: &'static str, filter: Document) -> EngineResult<u64> {
         let raw = self.raw(collection);
         let removed = self.ask(Request::Write, collection, raw.delete_many(filter).into_future()).await?;
-        Ok(removed.deleted_count > 0)
+        Ok(removed.deleted_count)
     }
 }
 

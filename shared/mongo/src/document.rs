@@ -299,6 +299,8 @@ pub(crate) struct DeviceDocument {
     environment: PushEnvironment,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     locale: Option<Arc<str>>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    hides_content: bool,
     #[serde(with = "field")]
     registered_at: Timestamp,
 }
@@ -312,6 +314,7 @@ impl From<Device> for DeviceDocument {
             token: device.token,
             environment: device.environment,
             locale: device.locale,
+            hides_content: device.hides_content,
             registered_at: device.registered_at,
         }
     }
@@ -326,6 +329,7 @@ impl From<DeviceDocument> for Device {
             token: document.token,
             environment: document.environment,
             locale: document.locale,
+            hides_content: document.hides_content,
             registered_at: document.registered_at,
         }
     }

@@ -17,7 +17,7 @@
 //! | `chat_rooms` | a room as it is now | `_id`, `user1Id` and `user2Id` (direct rooms), `name`?, `memberIds` (sorted), `memberVersion`, `makerId`?, `createdAt`, `activity` and `lastSeq` (the newest message's moment and place, for lists) |
 //! | `room_versions` | who was in a group before its members changed | `chatRoomId`, `version`, `memberIds` |
 //! | `members` | what a member has seen and set in a room; stays when they leave | `chatRoomId`, `userId`, `read`, `received` (the furthest), `devices` `[{deviceId, received}]`, `muted`, `mutedUntil` |
-//! | `devices` | where a user's pushes go | `userId`, `deviceId`, `platform`, `token`, `environment`, `locale`?, `registeredAt` |
+//! | `devices` | where a user's pushes go | `userId`, `deviceId`, `platform`, `token`, `environment`, `locale`?, `hidesContent`? (only where it does), `registeredAt` |
 //! | `pushes` | a push that a provider took | `_id`, `providerId`, `recordedAt` |
 //! | `parked` | a push that could not be sent | `_id`, `job` (as in its queue), `reason`, `attempts`, `parkedAt` |
 //! | `meta` | the only one is named `store` | `_id`, `schemaVersion`, `partitions` |
@@ -34,8 +34,9 @@
 //! | `userId, chatRoomId` | `members`, unique | a member's document |
 //! | `userId, deviceId` | `devices`, unique | one token per device (D2) |
 //! | `platform, token` | `devices`, unique | one owner per token (D1) |
+//! | `registeredAt` | `devices` | who was not seen for long (D4) |
 //! | `recordedAt` | `pushes`, forgotten after three days | U1 |
-//! | `parkedAt, _id` | `parked` | what is parked, oldest first (U2) |
+//! | `parkedAt, _id` | `parked` | what is parked, oldest first (U3) |
 //!
 //! # What the promises stand on
 //!

@@ -131,7 +131,11 @@ fn indexes() -> [(&'static str, Vec<IndexModel>); 8] {
         (MEMBERS, vec![unique(doc! { "userId": 1, "chatRoomId": 1 })]),
         (
             DEVICES,
-            vec![unique(doc! { "userId": 1, "deviceId": 1 }), unique(doc! { "platform": 1, "token": 1 })],
+            vec![
+                unique(doc! { "userId": 1, "deviceId": 1 }),
+                unique(doc! { "platform": 1, "token": 1 }),
+                plain(doc! { "registeredAt": 1 }),
+            ],
         ),
         (
             PUSHES,

@@ -118,3 +118,8 @@ fn rooms_of(user: &UserId) -> Document {
     let user = user.as_str();
     doc! { "$or": [{ "memberIds": user }, { "user1Id": user }, { "user2Id": user }] }
 }
+
+/// Who is in a room, as an expression on its document. What a direct room's two fields say holds, as everywhere.
+fn members_now() -> Document {
+    doc! { "$cond": [{ "$gt": ["$user1Id", null] }, ["$user1Id", "$user2Id"], "$memberIds"] }
+}

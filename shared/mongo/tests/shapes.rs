@@ -158,6 +158,7 @@ async fn documents_have_these_shapes() {
         token: "token".into(),
         environment: PushEnvironment::Sandbox,
         locale: Some("ko-KR".into()),
+        hides_content: true,
         registered_at: MOMENT,
     };
     store.devices.claim(device).await.unwrap();

@@ -17,7 +17,8 @@ impl Devices for Database {
         self.write(move |transaction| {
             // Replaces both the device's earlier token and whoever had this one: both are unique.
             let sql = "INSERT OR REPLACE INTO devices
-                (userId, deviceId, platform, token, environment, locale, registeredAt) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+                (userId, deviceId, platform, token, environment, locale, hidesContent, registeredAt)
+                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
             transaction.prepare_cached(sql)?.execute(params![
                 device.user.as_str(),
                 device.id.as_str(),
@@ -25,6 +26,7 @@ impl Devices for Database {
                 device.token,
                 column::word(&device.environment)?,
                 device.locale,
+                device.hides_content,
                 device.registered_at.as_millis(),
             ])?;
             Ok(())
@@ -35,7 +37,8 @@ impl Devices for Database {
     async fn of_users(&self, users: &[UserId]) -> EngineResult<Vec<Device>> {
         let users = users.to_vec();
         self.read(move |transaction| {
-            let sql = "SELECT userId, deviceId, platform, token, environment, locale, registeredAt
+            let sql =
+                "SELECT userId, deviceId, platform, token, environment, locale, hidesContent, registeredAt
                 FROM devices WHERE userId = ?1";
             let mut statement = transaction.prepare_cached(sql)?;
             let mut devices = Vec::new();
@@ -73,6 +76,15 @@ impl Devices for Database {
         })
         .await
     }
+
+    async fn forget_unseen(&self, before: Timestamp) -> EngineResult<u64> {
+        self.write(move |transaction| {
+            let sql = "DELETE FROM devices WHERE registeredAt < ?1";
+            let removed = transaction.prepare_cached(sql)?.execute([before.as_millis()])?;
+            Ok(u64::try_from(removed).unwrap_or(u64::MAX))
+        })
+        .await
+    }
 }
 
 fn device(row: &Row<'_>) -> Result<Device> {
@@ -83,6 +95,7 @@ fn device(row: &Row<'_>) -> Result<Device> {
         token: row.get(3)?,
         environment: row.word(4)?,
         locale: row.get(5)?,
-        registered_at: row.time(6)?,
+        hides_content: row.get(6)?,
+        registered_at: row.time(7)?,
     })
 }

@@ -18,14 +18,31 @@ impl Positions for Database {
         self.write(move |transaction| steps.iter().map(|step| advance(transaction, step)).collect()).await
     }
 
-    async fn get(&self, room: &RoomId, users: &[UserId]) -> EngineResult<Vec<MemberPosition>> {
-        let (room, users) = (room.clone(), users.to_vec());
+    async fn get(&self, members: &[(RoomId, UserId)]) -> EngineResult<Vec<MemberPosition>> {
+        let members = members.to_vec();
         self.read(move |transaction| {
-            let position = |user| {
-                let (read, settings) = member(transaction, &room, user)?;
-                Ok(MemberPosition { read, received: received(transaction, &room, user)?, settings })
+            let position = |(room, user): &(RoomId, UserId)| {
+                let (read, settings) = member(transaction, room, user)?;
+                Ok(MemberPosition { read, received: received(transaction, room, user)?, settings })
             };
-            users.iter().map(position).collect()
+            members.iter().map(position).collect()
+        })
+        .await
+    }
+
+    async fn unread(&self, users: &[UserId]) -> EngineResult<Vec<u64>> {
+        let users = users.to_vec();
+        self.read(move |transaction| {
+            // For each of a user's rooms one step to its head and one to what they have read.
+            let mut unread = transaction.prepare_cached(
+                "SELECT coalesce(sum(max(0,
+                     (SELECT coalesce(max(seq), 0) FROM chat_messages WHERE chatRoomId = memberships.chatRoomId)
+                     - coalesce(members.read, 0))), 0)
+                 FROM memberships LEFT JOIN members USING (chatRoomId, userId)
+                 WHERE memberships.userId = ?1 AND memberships.until IS NULL",
+            )?;
+            let unread = |user: &UserId| unread.query_row([user.as_str()], |row| row.seq(0));
+            users.iter().map(unread).map(|sum| sum.map(|Seq(sum)| sum)).collect()
         })
         .await
     }

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use naru_engines::EngineResult;
-use naru_engines::store::{ParkedPush, Pushes};
+use naru_engines::store::{ParkedCursor, ParkedPush, Pushes};
 use naru_model::{EventId, Timestamp};
-use rusqlite::{Row, params};
+use rusqlite::{OptionalExtension, Result, Row, params};
 
 use crate::column::{self, Columns};
 use crate::database::Database;
@@ -53,21 +53,23 @@ impl Pushes for Database {
         .await
     }
 
-    async fn parked(&self, limit: usize) -> EngineResult<Vec<ParkedPush>> {
+    async fn parked(&self, after: Option<&ParkedCursor>, limit: usize) -> EngineResult<Vec<ParkedPush>> {
+        let after = after.copied();
         self.read(move |transaction| {
-            let sql =
-                "SELECT eventId, job, reason, attempts, parkedAt FROM parked ORDER BY parkedAt LIMIT ?1";
+            let sql = "SELECT eventId, job, reason, attempts, parkedAt FROM parked
+                WHERE (parkedAt, eventId) > (?1, ?2) ORDER BY parkedAt, eventId LIMIT ?3";
             let mut statement = transaction.prepare_cached(sql)?;
-            let push = |row: &Row<'_>| {
-                Ok(ParkedPush {
-                    event_id: row.event_id(0)?,
-                    job: row.json(1)?,
-                    reason: row.get(2)?,
-                    attempts: row.get(3)?,
-                    parked_at: row.time(4)?,
-                })
-            };
-            statement.query_map([column::limit(limit)], push)?.collect()
+            let id = after.as_ref().map_or(&[][..], |after| after.event_id.0.as_bytes());
+            let moment = after.as_ref().map_or(i64::MIN, |after| after.parked_at.as_millis());
+            statement.query_map(params![moment, id, column::limit(limit)], parked)?.collect()
+        })
+        .await
+    }
+
+    async fn find_parked(&self, event: EventId) -> EngineResult<Option<ParkedPush>> {
+        self.read(move |transaction| {
+            let sql = "SELECT eventId, job, reason, attempts, parkedAt FROM parked WHERE eventId = ?1";
+            transaction.prepare_cached(sql)?.query_row([event.0.as_bytes()], parked).optional()
         })
         .await
     }
@@ -79,4 +81,14 @@ impl Pushes for Database {
         })
         .await
     }
+}
+
+fn parked(row: &Row<'_>) -> Result<ParkedPush> {
+    Ok(ParkedPush {
+        event_id: row.event_id(0)?,
+        job: row.json(1)?,
+        reason: row.get(2)?,
+        attempts: row.get(3)?,
+        parked_at: row.time(4)?,
+    })
 }

@@ -94,7 +94,10 @@ async fn every_sin_of_a_store_is_noticed() {
             (Sin::RepeatedIdAccepted, &["m2_an_id_is_stored_once"]),
             (Sin::HeadsStale, &["m3_heads_count_every_finished_run"]),
             (Sin::WindowSaysThereIsNoMore, &["m4_windows_are_cut_and_say_whether_there_is_more"]),
-            (Sin::UnreadNotCounted, &["m5_summaries_count_a_run_at_once"]),
+            (
+                Sin::UnreadNotCounted,
+                &["m5_summaries_count_a_run_at_once", "p5_unread_is_summed_over_the_rooms_of_now"],
+            ),
             (Sin::MadeTwice, &["r1_a_room_is_made_once", "r1_of_many_at_the_same_time_one_is_made"]),
             (Sin::MembersOfTheLatestVersion, &["r2_the_members_at_a_version_never_change"]),
             (Sin::CurrentStale, &["r3_current_shows_a_finished_change"]),
@@ -110,13 +113,20 @@ async fn every_sin_of_a_store_is_noticed() {
             (Sin::PositionBeyondHead, &["p2_a_position_never_passes_the_head"]),
             (Sin::MoveToldAlways, &["p3_a_move_is_told_once"]),
             (Sin::StrangersMove, &["p4_only_members_move"]),
+            (Sin::UnreadOfTheFirst, &["p5_unread_is_summed_over_the_rooms_of_now"]),
+            (Sin::PositionsOfTheFirstRoom, &["p6_members_of_many_rooms_are_told_apart"]),
             (
                 Sin::TokenWithTwoOwners,
                 &["d1_a_token_belongs_to_whom_claimed_it_last", "d2_claiming_again_replaces_the_token"],
             ),
             (Sin::NewTokenRemoved, &["d3_only_an_older_token_is_removed"]),
+            (Sin::ContentShown, &["d2_claiming_again_replaces_the_token"]),
+            (Sin::SeenDevicesForgotten, &["d4_who_was_not_seen_is_forgotten"]),
             (Sin::RecordForgotten, &["u1_what_was_recorded_is_done"]),
             (Sin::ListingTakesAway, &["u2_parking_again_replaces_the_entry"]),
+            (Sin::ListForgetsItsOrder, &["u3_a_walk_meets_every_parked_push_in_order"]),
+            (Sin::ListBeginsAgain, &["u3_a_walk_meets_every_parked_push_in_order"]),
+            (Sin::FindsAnother, &["u3_one_is_found_by_its_event"]),
         ],
     )
     .await;

@@ -10,8 +10,8 @@ use naru_engines::bus::{Bus, Delivery, Ledger, Queue, Receipt, Receiver, Verdict
 use naru_engines::live::{Attachment, Leases, Live, Location, Presence, Proofs, Seen, Signal, Subscription};
 use naru_engines::store::{
     Advance, Appended, Changed, Created, Device, DevicePosition, Devices, Intake, IntakeRecord, MemberChange,
-    MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedPush, Platform, Positions, Pushes,
-    RoomCursor, RoomSummary, Rooms, Run, RunConflict, Settlement, Window,
+    MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedCursor, ParkedPush, Platform, Positions,
+    Pushes, RoomCursor, RoomSummary, Rooms, Run, RunConflict, Settlement, Window,
 };
 use naru_engines::{EngineResult, Engines, faults};
 use naru_model::hops::{Accepted, Payload};
@@ -52,11 +52,18 @@ pub(crate) enum Sin {
     PositionBeyondHead,
     MoveToldAlways,
     StrangersMove,
+    UnreadOfTheFirst,
+    PositionsOfTheFirstRoom,
 
     TokenWithTwoOwners,
     NewTokenRemoved,
+    ContentShown,
+    SeenDevicesForgotten,
     RecordForgotten,
     ListingTakesAway,
+    ListForgetsItsOrder,
+    ListBeginsAgain,
+    FindsAnother,
 
     LosesEvents,
     KnowsOldEventsAndDropsThem,
@@ -340,16 +347,33 @@ impl Positions for Broken<dyn Positions> {
         Ok(answers)
     }
 
-    async fn get(&self, room: &RoomId, users: &[UserId]) -> EngineResult<Vec<MemberPosition>> {
-        let mut positions = self.inner.get(room, users).await?;
+    async fn get(&self, members: &[(RoomId, UserId)]) -> EngineResult<Vec<MemberPosition>> {
+        let mut asked = members.to_vec();
+        if self.sin == Sin::PositionsOfTheFirstRoom {
+            asked.iter_mut().for_each(|(room, _)| room.clone_from(&members[0].0));
+        }
+        let mut positions = self.inner.get(&asked).await?;
         let kept = self.kept();
-        for (user, position) in users.iter().zip(&mut positions) {
-            let Some(step) = kept.steps.get(&(room.clone(), user.clone())) else { continue };
+        for (member, position) in members.iter().zip(&mut positions) {
+            let Some(step) = kept.steps.get(member) else { continue };
             let goes = if self.sin == Sin::PositionsGoBackward { Seq::min } else { Seq::max };
             position.read = goes(position.read, step.read);
             position.received = goes(position.received, step.received);
         }
         Ok(positions)
+    }
+
+    async fn unread(&self, users: &[UserId]) -> EngineResult<Vec<u64>> {
+        let mut unread = self.inner.unread(users).await?;
+        match self.sin {
+            Sin::UnreadNotCounted => unread.fill(0),
+            Sin::UnreadOfTheFirst => {
+                let first = unread.first().copied().unwrap_or(0);
+                unread.fill(first);
+            }
+            _ => {}
+        }
+        Ok(unread)
     }
 
     async fn of_device(&self, user: &UserId, device: &DeviceId) -> EngineResult<Vec<DevicePosition>> {
@@ -373,6 +397,9 @@ impl Devices for Broken<dyn Devices> {
             let had: Vec<_> = had.cloned().collect();
             devices.extend(had);
         }
+        if self.sin == Sin::ContentShown {
+            devices.iter_mut().for_each(|device| device.hides_content = false);
+        }
         Ok(devices)
     }
 
@@ -384,6 +411,11 @@ impl Devices for Broken<dyn Devices> {
         let any = Timestamp::now().after(Duration::from_secs(3_600));
         let before = if self.sin == Sin::NewTokenRemoved { any } else { before };
         self.inner.remove_token(platform, token, before).await
+    }
+
+    async fn forget_unseen(&self, before: Timestamp) -> EngineResult<u64> {
+        let late = before.after(Duration::from_millis(1));
+        self.inner.forget_unseen(if self.sin == Sin::SeenDevicesForgotten { late } else { before }).await
     }
 }
 
@@ -401,14 +433,25 @@ impl Pushes for Broken<dyn Pushes> {
         self.inner.park(push).await
     }
 
-    async fn parked(&self, limit: usize) -> EngineResult<Vec<ParkedPush>> {
-        let parked = self.inner.parked(limit).await?;
+    async fn parked(&self, after: Option<&ParkedCursor>, limit: usize) -> EngineResult<Vec<ParkedPush>> {
+        let after = after.filter(|_| self.sin != Sin::ListBeginsAgain);
+        let mut parked = self.inner.parked(after, limit).await?;
+        if self.sin == Sin::ListForgetsItsOrder {
+            parked.sort_by_key(|push| push.event_id.0);
+        }
         if self.sin == Sin::ListingTakesAway {
             for push in &parked {
                 self.inner.drop_parked(push.event_id).await?;
             }
         }
         Ok(parked)
+    }
+
+    async fn find_parked(&self, event: EventId) -> EngineResult<Option<ParkedPush>> {
+        if self.sin == Sin::FindsAnother {
+            return Ok(self.inner.parked(None, 1).await?.pop());
+        }
+        self.inner.find_parked(event).await
     }
 
     async fn drop_parked(&self, event: EventId) -> EngineResult<bool> {

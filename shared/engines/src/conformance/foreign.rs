@@ -39,8 +39,9 @@ mod rooms {
         };
         assert_eq!(store.rooms.create(new).await.unwrap(), Created::Existing(room));
 
-        // It is a room like any other.
+        // It is a room like any other, whether or not anybody has listed it.
         filled(&store, &id, &ada, 1..=2).await;
+        assert_eq!(store.positions.unread(&[ada.clone(), ben.clone()]).await.unwrap(), [0, 2]);
         let summary = store.rooms.summary(&id, &ben).await.unwrap().expect("a member");
         assert_eq!((summary.last_seq, summary.unread_count), (Seq(2), 2));
         assert_eq!(store.rooms.of_user(&ben, None, 10).await.unwrap(), (vec![summary], None));

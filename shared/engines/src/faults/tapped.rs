@@ -19,8 +19,8 @@ use crate::bus::{self, Bus, Delivery, Ledger, Queue, Receipt, Receiver, Verdict}
 use crate::live::{Attachment, Leases, Live, Location, Presence, Proofs, Seen, Signal, Subscription};
 use crate::store::{
     Advance, Appended, Changed, Created, Device, DevicePosition, Devices, Intake, IntakeRecord, MemberChange,
-    MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedPush, Platform, Positions, Pushes,
-    RoomCursor, RoomSummary, Rooms, Run, Settlement, Store, Window,
+    MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedCursor, ParkedPush, Platform, Positions,
+    Pushes, RoomCursor, RoomSummary, Rooms, Run, Settlement, Store, Window,
 };
 use crate::{EngineResult, Engines};
 
@@ -138,7 +138,8 @@ tapped! {
     }
     Positions {
         advance(steps: &[Advance]) -> Vec<Moved>, steps.iter().map(|step| &step.room);
-        get(room: &RoomId, users: &[UserId]) -> Vec<MemberPosition>, [room].into_iter();
+        get(members: &[(RoomId, UserId)]) -> Vec<MemberPosition>, members.iter().map(|(room, _)| room);
+        unread(users: &[UserId]) -> Vec<u64>;
         of_device(user: &UserId, device: &DeviceId) -> Vec<DevicePosition>;
     }
     Devices {
@@ -146,12 +147,14 @@ tapped! {
         of_users(users: &[UserId]) -> Vec<Device>;
         remove(user: &UserId, device: &DeviceId) -> bool;
         remove_token(platform: Platform, token: &str, registered_before: Timestamp) -> bool;
+        forget_unseen(before: Timestamp) -> u64;
     }
     Pushes {
         done(events: &[EventId]) -> Vec<bool>;
         record(taken: &[(EventId, String)]) -> ();
         park(push: ParkedPush) -> (), [&push.job.chat_room_id].into_iter();
-        parked(limit: usize) -> Vec<ParkedPush>;
+        parked(after: Option<&ParkedCursor>, limit: usize) -> Vec<ParkedPush>;
+        find_parked(event: EventId) -> Option<ParkedPush>;
         drop_parked(event: EventId) -> bool;
     }
     Presence {

@@ -46,7 +46,7 @@ impl Devices for Database {
     /// One round trip.
     async fn remove(&self, user: &UserId, device: &DeviceId) -> EngineResult<bool> {
         let this = doc! { "userId": user.as_str(), "deviceId": device.as_str() };
-        Database::remove(self, DEVICES, this).await
+        Ok(Database::remove(self, DEVICES, this).await? > 0)
     }
 
     /// One round trip.
@@ -58,7 +58,13 @@ impl Devices for Database {
     ) -> EngineResult<bool> {
         let before = doc! { "$lt": registered_before.to_bson() };
         let old = doc! { "platform": word(platform), "token": token, "registeredAt": before };
-        Database::remove(self, DEVICES, old).await
+        Ok(Database::remove(self, DEVICES, old).await? > 0)
+    }
+
+    /// One round trip. What if the connection is lost here? Nobody knows how many it removed, and the next call removes the
+    /// rest.
+    async fn forget_unseen(&self, before: Timestamp) -> EngineResult<u64> {
+        Database::remove(self, DEVICES, doc! { "registeredAt": { "$lt": before.to_bson() } }).await
     }
 }
 

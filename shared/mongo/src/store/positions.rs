@@ -15,7 +15,7 @@ use crate::document::MemberDocument;
 use crate::error::{after_effect, contended};
 use crate::field::{Field, texts};
 use crate::open::{CHAT_ROOMS, MEMBERS};
-use crate::store::{member, rooms_of};
+use crate::store::{member, members_now, rooms_of};
 
 /// How often a move is tried that others keep coming before: one of those who try at the same time always succeeds.
 const TRIES: usize = 64;
@@ -80,20 +80,55 @@ impl Positions for Database {
         Ok(told.collect())
     }
 
-    /// One round trip.
-    async fn get(&self, room: &RoomId, users: &[UserId]) -> EngineResult<Vec<MemberPosition>> {
-        let filter = doc! { "userId": { "$in": texts(users) }, "chatRoomId": room.as_str() };
-        let members = self.members(filter, users.len()).await?;
-        let members: HashMap<_, _> = members.iter().map(|member| (&member.user_id, member)).collect();
-        let position = |user| {
-            let found = members.get(user);
+    /// One round trip: for each room one clause, for each member one step in the index.
+    async fn get(&self, asked: &[(RoomId, UserId)]) -> EngineResult<Vec<MemberPosition>> {
+        if asked.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut rooms: BTreeMap<&RoomId, Vec<&UserId>> = BTreeMap::new();
+        for (room, user) in asked {
+            rooms.entry(room).or_default().push(user);
+        }
+        let of_room = |(room, users): (&RoomId, Vec<&UserId>)| {
+            doc! { "userId": { "$in": texts(users) }, "chatRoomId": room.as_str() }
+        };
+        let either: Vec<Document> = rooms.into_iter().map(of_room).collect();
+        let members = self.members(doc! { "$or": either }, asked.len()).await?;
+        let members: HashMap<Who<'_>, _> =
+            members.iter().map(|member| ((&member.chat_room_id, &member.user_id), member)).collect();
+        let position = |(room, user): &(RoomId, UserId)| {
+            let found = members.get(&(room, user));
             found.map_or_else(MemberPosition::default, |member| MemberPosition {
                 read: member.read,
                 received: member.received,
                 settings: member.settings(),
             })
         };
-        Ok(users.iter().map(position).collect())
+        Ok(asked.iter().map(position).collect())
+    }
+
+    /// Two round trips: the users' rooms and what they have read, then the rooms' newest places, which only the messages
+    /// themselves say for sure.
+    async fn unread(&self, users: &[UserId]) -> EngineResult<Vec<u64>> {
+        if users.is_empty() {
+            return Ok(Vec::new());
+        }
+        let own = Find::all(doc! { "userId": { "$in": texts(users) } });
+        let read = own.only(doc! { "userId": 1, "chatRoomId": 1, "read": 1 });
+        let (rooms, read) =
+            try_join(self.shared_rooms(users), self.find::<MemberDocument>(MEMBERS, read)).await?;
+        let heads = self.heads_of(rooms.iter().map(|room| &room.id)).await?;
+        let read: HashMap<Who<'_>, Seq> =
+            read.iter().map(|member| ((&member.chat_room_id, &member.user_id), member.read)).collect();
+        let mut unread: HashMap<&UserId, u64> = HashMap::new();
+        for RoomOf { id, members } in &rooms {
+            let head = heads.get(id).copied().unwrap_or_default();
+            for user in members {
+                let read = read.get(&(id, user)).copied().unwrap_or_default();
+                *unread.entry(user).or_default() += head.0.saturating_sub(read.0);
+            }
+        }
+        Ok(users.iter().map(|user| unread.get(user).copied().unwrap_or(0)).collect())
     }
 
     /// One round trip: two questions at the same time.
@@ -129,7 +164,29 @@ impl Positions for Database {
 /// A member.
 type Who<'a> = (&'a RoomId, &'a UserId);
 
+/// A room, and who of those that were asked for is in it.
+#[derive(Deserialize)]
+struct RoomOf {
+    #[serde(rename = "_id")]
+    id: RoomId,
+    members: Vec<UserId>,
+}
+
 impl Database {
+    /// The rooms that any of these users is in. The answer names nobody else, however large the rooms are.
+    async fn shared_rooms(&self, users: &[UserId]) -> EngineResult<Vec<RoomOf>> {
+        let asked = texts(users);
+        let pipeline = vec![
+            doc! { "$match": { "$or": [
+                { "memberIds": { "$in": &asked } },
+                { "user1Id": { "$in": &asked } },
+                { "user2Id": { "$in": &asked } },
+            ] } },
+            doc! { "$project": { "members": { "$setIntersection": [members_now(), { "$literal": &asked }] } } },
+        ];
+        self.aggregate(Some(CHAT_ROOMS), pipeline).await
+    }
+
     /// Where these members are; nothing for those of whom nothing is known.
     async fn places<'a>(&self, whom: Vec<Who<'a>>) -> EngineResult<HashMap<Who<'a>, Place>> {
         if whom.is_empty() {

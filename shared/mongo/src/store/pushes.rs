@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 
 use async_trait::async_trait;
-use bson::doc;
+use bson::{Document, doc};
 use naru_engines::EngineResult;
-use naru_engines::store::{ParkedPush, Pushes};
+use naru_engines::store::{ParkedCursor, ParkedPush, Pushes};
 use naru_model::{EventId, Timestamp};
 use serde::Deserialize;
 
@@ -58,14 +58,32 @@ impl Pushes for Database {
     }
 
     /// One round trip for each 16 MB.
-    async fn parked(&self, limit: usize) -> EngineResult<Vec<ParkedPush>> {
-        let find = Find::all(doc! {}).sorted(doc! { "parkedAt": 1, "_id": 1 }).at_most(limit);
+    async fn parked(&self, after: Option<&ParkedCursor>, limit: usize) -> EngineResult<Vec<ParkedPush>> {
+        let find = Find::all(after.map(later).unwrap_or_default())
+            .sorted(doc! { "parkedAt": 1, "_id": 1 })
+            .at_most(limit);
         let parked = self.find::<ParkedDocument>(PARKED, find).await?;
         Ok(parked.into_iter().map(ParkedPush::from).collect())
     }
 
     /// One round trip.
+    async fn find_parked(&self, event: EventId) -> EngineResult<Option<ParkedPush>> {
+        let parked = self.find_one::<ParkedDocument>(PARKED, doc! { "_id": event.to_bson() }).await?;
+        Ok(parked.map(ParkedPush::from))
+    }
+
+    /// One round trip.
     async fn drop_parked(&self, event: EventId) -> EngineResult<bool> {
-        self.remove(PARKED, doc! { "_id": event.to_bson() }).await
+        Ok(self.remove(PARKED, doc! { "_id": event.to_bson() }).await? > 0)
+    }
+}
+
+/// What comes after a place in the list. The first condition bounds the walk in the index, the second one settles equal
+/// moments; the server compares ids by their bytes.
+fn later(ParkedCursor { parked_at, event_id }: &ParkedCursor) -> Document {
+    let (moment, id) = (parked_at.to_bson(), event_id.to_bson());
+    doc! {
+        "parkedAt": { "$gte": moment },
+        "$or": [{ "parkedAt": { "$gt": moment } }, { "_id": { "$gt": id } }],
     }
 }

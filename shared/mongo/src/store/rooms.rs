@@ -19,7 +19,7 @@ use crate::document::{MemberDocument, RoomDocument, StoredRoom, VersionDocument}
 use crate::error::{ENGINE, contended};
 use crate::field::{Field, texts};
 use crate::open::{CHAT_ROOMS, MEMBERS, ROOM_VERSIONS};
-use crate::store::member;
+use crate::store::{member, members_now};
 
 /// How often a change is tried that others keep coming before: one of those who try at the same time always succeeds.
 const TRIES: usize = 64;
@@ -167,11 +167,7 @@ impl Rooms for Database {
                 { "user1Id": me, "user2Id": { "$in": &asked } },
                 { "user2Id": me, "user1Id": { "$in": &asked } },
             ] } },
-            // What a direct room's two fields say holds, as everywhere.
-            doc! { "$project": { "shared": { "$setIntersection": [
-                { "$cond": [{ "$gt": ["$user1Id", null] }, ["$user1Id", "$user2Id"], "$memberIds"] },
-                { "$literal": &asked },
-            ] } } },
+            doc! { "$project": { "shared": { "$setIntersection": [members_now(), { "$literal": &asked }] } } },
             doc! { "$unwind": "$shared" },
             doc! { "$group": { "_id": "$shared" } },
         ];

@@ -55,7 +55,12 @@ pub(super) async fn d1_of_many_at_the_same_time_one_has_the_token(subject: Of<'_
 pub(super) async fn d2_claiming_again_replaces_the_token(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let old = registered(&user());
-    let new = Device { locale: Some("en".into()), ..Device { id: old.id.clone(), ..registered(&old.user) } };
+    let new = Device {
+        id: old.id.clone(),
+        locale: Some("en".into()),
+        hides_content: true,
+        ..registered(&old.user)
+    };
     store.devices.claim(old.clone()).await.unwrap();
     store.devices.claim(new.clone()).await.unwrap();
     assert_eq!(of_users(&store, &[&old.user]).await, from_ref(&new));
@@ -96,6 +101,33 @@ pub(super) async fn d3_a_removed_device_is_gone(subject: Of<'_, Store>) {
     assert_eq!(of_users(&store, &[&gone.user, &kept.user]).await, sorted([&kept, &namesake]));
 }
 
+pub(super) async fn d4_who_was_not_seen_is_forgotten(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    // So long ago that no other case's is older.
+    let at =
+        |millis, user: &UserId| Device { registered_at: Timestamp::from_millis(millis), ..registered(user) };
+    let (ada, ben) = (user(), user());
+    let [old, older, just_seen, back] = [1, 2, 3, 1].map(|millis| at(millis, &ada));
+    let of_ben = at(2, &ben);
+    for device in [&old, &older, &just_seen, &back, &of_ben] {
+        store.devices.claim(device.clone()).await.unwrap();
+    }
+    // Registered again, it was seen.
+    let back = Device { registered_at: Timestamp::now(), ..back };
+    store.devices.claim(back.clone()).await.unwrap();
+
+    let forget = async |store: &Store| store.devices.forget_unseen(just_seen.registered_at).await.unwrap();
+    assert_eq!(forget(&store).await, 3);
+    assert_eq!(of_users(&store, &[&ada, &ben]).await, sorted([&just_seen, &back]));
+    assert_eq!(forget(&store).await, 0, "gone already");
+    let store = reopened(subject, store).await;
+    assert_eq!(of_users(&store, &[&ada, &ben]).await, sorted([&just_seen, &back]));
+    // The place of a device that was forgotten is free, and so is its token.
+    let again = Device { user: ben.clone(), registered_at: Timestamp::now(), ..old };
+    store.devices.claim(again.clone()).await.unwrap();
+    assert_eq!(of_users(&store, &[&ben]).await, [again]);
+}
+
 fn registered(user: &UserId) -> Device {
     Device {
         user: user.clone(),
@@ -104,6 +136,7 @@ fn registered(user: &UserId) -> Device {
         token: format!("token:{}", MessageId::generate()).into(),
         environment: PushEnvironment::Production,
         locale: Some("ko-KR".into()),
+        hides_content: false,
         registered_at: Timestamp::now(),
     }
 }

@@ -2,9 +2,9 @@
 
 use naru_model::{DeviceId, RoomId, Seq, UserId};
 
-use super::given::{device, filled, group, room, user};
+use super::given::{device, filled, group, new_group, room, user};
 use super::{Of, Store, reopened};
-use crate::store::{Advance, DevicePosition, MemberChange, Moved};
+use crate::store::{Advance, DevicePosition, MemberChange, MemberPosition, MemberSettings, Moved};
 
 pub(super) async fn p1_positions_only_go_forward(subject: Of<'_, Store>) {
     let store = subject.open().await;
@@ -34,7 +34,7 @@ pub(super) async fn p1_devices_have_positions_of_their_own(subject: Of<'_, Store
     let store = subject.open().await;
     let (here, [ada, ben]) = group(&store).await;
     filled(&store, &here, &ada, 1..=9).await;
-    let there = super::given::new_group([ada.clone(), ben.clone()]);
+    let there = new_group([ada.clone(), ben.clone()]);
     store.rooms.create(there.clone()).await.unwrap();
     let (phone, tablet) = (device(), device());
     let steps = [step(&here, &ben, &phone, 6, 0), step(&here, &ben, &tablet, 4, 3)];
@@ -126,6 +126,74 @@ pub(super) async fn p4_only_members_move(subject: Of<'_, Store>) {
     );
 }
 
+pub(super) async fn p5_unread_is_summed_over_the_rooms_of_now(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (here, [ada, ben, eve]) = group(&store).await;
+    filled(&store, &here, &ada, 1..=5).await;
+    let there = new_group([ada.clone(), ben.clone()]);
+    let silent = new_group([ada.clone(), ben.clone(), eve.clone()]);
+    for room in [&there, &silent] {
+        store.rooms.create(room.clone()).await.unwrap();
+    }
+    filled(&store, &there.id, &ben, 1..=3).await;
+    filled(&store, &there.id, &ada, 4..=4).await;
+    let phone = device();
+    store.positions.advance(&[step(&here, &ben, &phone, 4, 2)]).await.unwrap();
+
+    let unread = async |store: &Store, users: &[&UserId]| {
+        let users: Vec<_> = users.iter().map(|user| (*user).clone()).collect();
+        let unread = store.positions.unread(&users).await.unwrap();
+        for (user, unread) in users.iter().zip(&unread) {
+            let (rooms, _) = store.rooms.of_user(user, None, 10).await.unwrap();
+            assert_eq!(*unread, rooms.iter().map(|room| room.unread_count).sum::<u64>(), "as in the list");
+        }
+        unread
+    };
+    // What one has said oneself is read, and to have received is not to have read.
+    let all = [&ben, &user(), &eve, &ada, &ben];
+    assert_eq!(unread(&store, &all).await, [3 + 1, 0, 5, 0, 3 + 1]);
+    assert!(unread(&store, &[]).await.is_empty());
+
+    store.rooms.change(&here, MemberChange::Remove(eve.clone()), 10).await.unwrap();
+    store.rooms.change(&there.id, MemberChange::Add(eve.clone()), 10).await.unwrap();
+    assert_eq!(unread(&store, &[&eve]).await, [4], "the rooms of now, and all of their history");
+    store.positions.advance(&[step(&there.id, &ben, &phone, 0, 4)]).await.unwrap();
+    let store = reopened(subject, store).await;
+    assert_eq!(unread(&store, &[&eve, &ben]).await, [4, 3]);
+}
+
+pub(super) async fn p6_members_of_many_rooms_are_told_apart(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (here, [ada, ben]) = group(&store).await;
+    let there = new_group([ada.clone(), ben.clone()]);
+    store.rooms.create(there.clone()).await.unwrap();
+    let there = there.id;
+    filled(&store, &here, &ada, 1..=5).await;
+    filled(&store, &there, &ben, 1..=3).await;
+    let phone = device();
+    store
+        .positions
+        .advance(&[step(&here, &ben, &phone, 4, 2), step(&there, &ada, &phone, 1, 0)])
+        .await
+        .unwrap();
+    let muted = MemberSettings { muted: true, muted_until: None };
+    store.rooms.configure(&there, &ada, muted).await.unwrap();
+
+    let nowhere = room();
+    let asked =
+        [(&there, &ben), (&here, &ben), (&nowhere, &ben), (&there, &ada), (&here, &ada), (&here, &ben)];
+    let asked = asked.map(|(room, user)| (room.clone(), user.clone()));
+    let at =
+        |read, received| MemberPosition { read: Seq(read), received: Seq(received), ..Default::default() };
+    let positions = store.positions.get(&asked).await.unwrap();
+    let read: Vec<_> = positions.iter().map(|position| position.read.0).collect();
+    assert_eq!(read, [3, 2, 0, 0, 5, 2], "in the order asked");
+    assert_eq!(positions[1], at(2, 4));
+    assert_eq!(positions[2], MemberPosition::default(), "nothing is known");
+    assert_eq!(positions[3], MemberPosition { settings: muted, ..at(0, 1) });
+    assert_eq!(store.positions.get(&[]).await.unwrap(), []);
+}
+
 fn step(room: &RoomId, user: &UserId, device: &DeviceId, received: u64, read: u64) -> Advance {
     Advance {
         room: room.clone(),
@@ -144,6 +212,7 @@ fn moved(received: u64, read: u64) -> Moved {
 
 /// How far a member has read and received.
 async fn position(store: &Store, room: &RoomId, user: &UserId) -> (u64, u64) {
-    let position = store.positions.get(room, &[super::given::user(), user.clone()]).await.unwrap()[1];
+    let asked = [super::given::user(), user.clone()].map(|user| (room.clone(), user));
+    let position = store.positions.get(&asked).await.unwrap()[1];
     (position.read.0, position.received.0)
 }

@@ -9,7 +9,7 @@ use naru_model::{EventId, Timestamp};
 use super::given::{room, user};
 use super::{Of, Store, reopened};
 use crate::conformance::bus::push_job;
-use crate::store::ParkedPush;
+use crate::store::{ParkedCursor, ParkedPush};
 
 pub(super) async fn u1_what_was_recorded_is_done(subject: Of<'_, Store>) {
     let store = subject.open().await;
@@ -49,10 +49,60 @@ pub(super) async fn u2_what_is_parked_survives_death(subject: Of<'_, Store>) {
     }
     let store = reopened(subject, store).await;
     assert_eq!(parked(&store, &[&new, &older, &oldest]).await, [oldest.clone(), older.clone(), new.clone()]);
-    assert_eq!(store.pushes.parked(2).await.unwrap(), [oldest.clone(), older.clone()], "oldest first");
+    assert_eq!(store.pushes.parked(None, 2).await.unwrap(), [oldest.clone(), older.clone()], "oldest first");
     for push in [oldest, older, new] {
         assert!(store.pushes.drop_parked(push.event_id).await.unwrap());
     }
+}
+
+pub(super) async fn u3_a_walk_meets_every_parked_push_in_order(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    // A stretch of time that is this case's own; several pushes of one moment.
+    let moment = Timestamp::from_millis;
+    let mut pushes: Vec<_> = [11, 13, 12, 12, 12, 12, 14]
+        .map(|millis| ParkedPush { parked_at: moment(millis), ..parked_now("old") })
+        .into();
+    for push in &pushes {
+        store.pushes.park(push.clone()).await.unwrap();
+    }
+    // The one that is parked again goes to the end.
+    pushes[0].parked_at = moment(15);
+    store.pushes.park(pushes[0].clone()).await.unwrap();
+    let store = reopened(subject, store).await;
+    pushes.sort_by_key(|push| (push.parked_at, push.event_id.0));
+
+    let before_all = ParkedCursor { parked_at: moment(10), event_id: pushes[0].event_id };
+    for step in [1, 2, 3, 100] {
+        let (mut met, mut cursor) = (Vec::new(), before_all);
+        while met.len() < pushes.len() {
+            let page = store.pushes.parked(Some(&cursor), step.min(pushes.len() - met.len())).await.unwrap();
+            assert!(!page.is_empty(), "there are more than {}", met.len());
+            cursor = page.last().map_or(cursor, ParkedCursor::after);
+            met.extend(page);
+        }
+        assert_eq!(met, pushes, "{step} at a time");
+    }
+
+    // What the cursor names may be gone.
+    let cursor = ParkedCursor::after(&pushes[1]);
+    assert!(store.pushes.drop_parked(pushes[1].event_id).await.unwrap());
+    assert_eq!(store.pushes.parked(Some(&cursor), 2).await.unwrap(), pushes[2..4]);
+    pushes.remove(1);
+    for push in pushes {
+        assert!(store.pushes.drop_parked(push.event_id).await.unwrap());
+    }
+}
+
+pub(super) async fn u3_one_is_found_by_its_event(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let [one, other] = ["one", "other"].map(parked_now);
+    let find = async |push: &ParkedPush| store.pushes.find_parked(push.event_id).await.unwrap();
+    store.pushes.park(other.clone()).await.unwrap();
+    assert_eq!(find(&one).await, None);
+    store.pushes.park(one.clone()).await.unwrap();
+    assert_eq!((find(&one).await, find(&other).await), (Some(one.clone()), Some(other)));
+    assert!(store.pushes.drop_parked(one.event_id).await.unwrap());
+    assert_eq!(find(&one).await, None);
 }
 
 fn parked_now(reason: &str) -> ParkedPush {
@@ -68,7 +118,7 @@ fn parked_now(reason: &str) -> ParkedPush {
 
 /// Of all that is parked, these.
 async fn parked(store: &Store, pushes: &[&ParkedPush]) -> Vec<ParkedPush> {
-    let mut parked = store.pushes.parked(100_000).await.unwrap();
+    let mut parked = store.pushes.parked(None, 100_000).await.unwrap();
     parked.retain(|entry| pushes.iter().any(|push| push.event_id == entry.event_id));
     parked
 }

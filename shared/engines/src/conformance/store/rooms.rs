@@ -258,7 +258,7 @@ pub(super) async fn r6_settings_are_the_members_own(subject: Of<'_, Store>) {
     let check = async |store: &Store| {
         let settings = async |room, user| {
             let settings = store.rooms.summary(room, user).await.unwrap().expect("a member").settings;
-            let position = store.positions.get(room, from_ref(user)).await.unwrap()[0];
+            let position = store.positions.get(&[(room.clone(), user.clone())]).await.unwrap()[0];
             assert_eq!(position.settings, settings, "summary and position agree");
             settings
         };

@@ -1,0 +1,146 @@
+//! What lies in the folder.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use naru_phones::{KEY_ID, Options, Phones, StartError};
+use serde_json::Value;
+
+use crate::world::{FCM_TOKEN, World, client, notification, soon};
+
+const FILES: [&str; 4] = ["ca.key", "ca.pem", "service-account.json", "AuthKey_NARUDEMO01.p8"];
+
+fn read(dir: &Path, name: &str) -> String {
+    fs::read_to_string(dir.join(name)).expect("a file")
+}
+
+fn account(dir: &Path) -> Value {
+    serde_json::from_str(&read(dir, "service-account.json")).expect("JSON")
+}
+
+#[tokio::test]
+async fn private_files_are_the_owners() {
+    let world = World::new().await;
+    let mut found: Vec<String> = fs::read_dir(world.dir.path())
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("text"))
+        .collect();
+    found.sort();
+    let mut wanted = FILES;
+    wanted.sort_unstable();
+    assert_eq!(found, wanted, "nothing is left behind");
+    for name in FILES {
+        let mode = fs::metadata(world.dir.path().join(name)).expect("a file").permissions().mode() & 0o777;
+        assert_eq!(mode, if name == "ca.pem" { 0o644 } else { 0o600 }, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn keys_and_authority_outlive_a_restart() {
+    let world = World::new().await;
+    let dir = world.dir.path().to_owned();
+    let before = FILES.map(|name| read(&dir, name));
+    let old_account = account(&dir);
+    // A client of before the restart, which trusts what it trusted then.
+    let old_client = client(&world.phones).build().expect("a client");
+    drop(world.phones);
+
+    // The old port may have been given away.
+    let phones = Phones::start(Options::in_dir(&dir)).await.expect("they start again");
+    let after = FILES.map(|name| read(&dir, name));
+    for (index, name) in FILES.iter().enumerate().filter(|(_, name)| **name != "service-account.json") {
+        assert_eq!(before[index], after[index], "{name}");
+    }
+    let new_account = account(&dir);
+    assert_eq!(new_account["token_uri"], format!("{}/token", phones.fcm_url()));
+    for field in ["private_key", "private_key_id", "client_email", "project_id", "type"] {
+        assert_eq!(old_account[field], new_account[field], "{field}");
+    }
+    let response = soon(old_client.post(format!("{}/token", phones.fcm_url())).send()).await;
+    assert_eq!(response.expect("it is trusted").status().as_u16(), 400);
+}
+
+#[tokio::test]
+async fn the_same_port_leaves_the_account_as_it_is() {
+    let world = World::new().await;
+    let dir = world.dir.path().to_owned();
+    let port: u16 = world.phones.fcm_url().rsplit(':').next().expect("a port").parse().expect("a number");
+    let written = fs::metadata(dir.join("service-account.json")).expect("a file").modified().expect("a time");
+    drop(world.phones);
+    let options = Options { fcm: ([127, 0, 0, 1], port).into(), ..Options::in_dir(&dir) };
+    // The listener ends a moment after the drop.
+    let _phones = soon(async {
+        loop {
+            match Phones::start(options.clone()).await {
+                Ok(phones) => break phones,
+                Err(StartError::Listen { .. }) => tokio::task::yield_now().await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    })
+    .await;
+    let now = fs::metadata(dir.join("service-account.json")).expect("a file").modified().expect("a time");
+    assert_eq!(written, now);
+}
+
+#[tokio::test]
+async fn files_that_hold_something_else_are_not_replaced() {
+    for name in FILES.into_iter().filter(|name| *name != "ca.pem") {
+        let world = World::new().await;
+        let path = world.dir.path().join(name);
+        fs::write(&path, "{}").expect("it is ours");
+        let error = Phones::start(Options::in_dir(world.dir.path())).await.err().expect("a refusal");
+        assert!(matches!(&error, StartError::Unusable { path: named } if *named == path), "{name}: {error}");
+        assert!(error.to_string().contains(name), "{error}");
+        assert_eq!(read(world.dir.path(), name), "{}");
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_missing_or_of_another_key_is_made_again() {
+    let world = World::new().await;
+    let other = World::new().await;
+    let certificate = world.dir.path().join("ca.pem");
+    fs::copy(other.dir.path().join("ca.pem"), &certificate).expect("a file");
+    let phones = Phones::start(Options::in_dir(world.dir.path())).await.expect("they start");
+    assert_ne!(read(world.dir.path(), "ca.pem"), read(other.dir.path(), "ca.pem"));
+    let response = client(&phones).build().expect("a client").get(phones.fcm_url()).send();
+    assert_eq!(soon(response).await.expect("it is trusted").status().as_u16(), 404);
+}
+
+#[tokio::test]
+async fn the_environment_is_what_naru_reads() {
+    let world = World::new().await;
+    let environment = world.phones.environment();
+    let names: Vec<&str> = environment.iter().map(|(name, _)| *name).collect();
+    assert_eq!(
+        names,
+        [
+            "NARU_FCM_SERVICE_ACCOUNT_FILE",
+            "NARU_FCM_BASE_URL",
+            "NARU_APNS_KEY_FILE",
+            "NARU_APNS_KEY_ID",
+            "NARU_APNS_TEAM_ID",
+            "NARU_APNS_TOPIC",
+            "NARU_APNS_BASE_URL",
+            "NARU_EXTRA_CA_FILE",
+        ]
+    );
+    for (name, value) in environment.iter().filter(|(name, _)| name.ends_with("_FILE")) {
+        assert!(Path::new(value).is_absolute() && Path::new(value).is_file(), "{name}: {value}");
+    }
+    let lines = world.phones.to_string();
+    assert!(lines.contains(&format!("export NARU_APNS_KEY_ID='{KEY_ID}'\n")), "{lines}");
+    assert_eq!(lines.lines().count(), names.len());
+}
+
+#[tokio::test]
+async fn another_name_is_in_the_urls_and_in_the_certificate() {
+    let mut world = World::with(|options| options.host = "phones.test".to_owned()).await;
+    assert!(world.phones.fcm_url().starts_with("https://phones.test:"));
+    let port: u16 = world.phones.fcm_url().rsplit(':').next().expect("a port").parse().expect("a number");
+    let client = client(&world.phones).resolve("phones.test", ([127, 0, 0, 1], port).into());
+    world.client = client.build().expect("a client");
+    assert_eq!(world.send(&notification(FCM_TOKEN)).await.status, 200);
+}

@@ -1,0 +1,145 @@
+//! Google's OAuth2.
+
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use naru_phones::{Answer, Provider, TOKEN_ENDPOINT};
+use serde_json::{Value, json};
+
+use crate::world::{FCM_TOKEN, World, in_time, notification, now};
+
+const GRANT: (&str, &str) = ("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer");
+
+async fn error(world: &World, fields: &[(&str, &str)]) -> (String, String) {
+    let answered = world.exchange(fields).await;
+    assert_eq!(answered.status, 400, "{}", answered.text);
+    let json = answered.json();
+    let text = |name: &str| json[name].as_str().expect("text").to_owned();
+    (text("error"), text("error_description"))
+}
+
+#[tokio::test]
+async fn an_assertion_becomes_a_token_that_sends() {
+    let world = World::new().await;
+    let assertion = world.assertion(&world.claims());
+    let answered = world.exchange(&[GRANT, ("assertion", &assertion)]).await;
+    let json = answered.json();
+    assert_eq!((answered.status, &json["expires_in"]), (200, &json!(3_599)));
+    assert_eq!(json["token_type"], "Bearer");
+    let bearer = json["access_token"].as_str().expect("a token");
+    let sent = in_time(world.send_request(bearer, &json!({"message": notification(FCM_TOKEN)}))).await;
+    assert_eq!(sent.expect("an answer").status, 200);
+    let counts = world.handle.counts(Provider::Fcm);
+    assert_eq!((counts.oauth_tokens_issued, counts.jwts_seen, counts.taken), (1, 1, 1));
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_form_is_said() {
+    let world = World::new().await;
+    let missing =
+        |name: &str| ("invalid_request".to_owned(), format!("Required parameter is missing: {name}"));
+    assert_eq!(error(&world, &[]).await, missing("grant_type"));
+    assert_eq!(error(&world, &[GRANT]).await, missing("assertion"));
+    assert_eq!(error(&world, &[("grant_type", "password")]).await.0, "unsupported_grant_type");
+    assert_eq!(error(&world, &[GRANT, ("assertion", "a.b.c")]).await.0, "invalid_grant");
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_an_assertion_is_said() {
+    let world = World::new().await;
+    let changed = |change: &dyn Fn(&mut Value)| {
+        let mut claims = world.claims();
+        change(&mut claims);
+        world.assertion(&claims)
+    };
+    let short_lived = "Invalid JWT: Token must be a short-lived token (60 minutes)";
+    let cases: [(String, &str, &str); 8] = [
+        (
+            changed(&|claims| claims["iss"] = "other".into()),
+            "invalid_grant",
+            "Invalid grant: account not found",
+        ),
+        (
+            changed(&|claims| claims["aud"] = "https://oauth2.googleapis.com/token".into()),
+            "invalid_grant",
+            "Invalid JWT: Failed audience check. The right audience is https://localhost:",
+        ),
+        (changed(&|claims| claims["exp"] = (now() + 3_700).into()), "invalid_grant", short_lived),
+        (changed(&|claims| claims["iat"] = (now() + 600).into()), "invalid_grant", short_lived),
+        (changed(&|claims| claims["iat"] = Value::Null), "invalid_grant", short_lived),
+        (
+            changed(&|claims| {
+                claims["iat"] = (now() - 3_600).into();
+                claims["exp"] = now().into();
+            }),
+            "invalid_grant",
+            short_lived,
+        ),
+        (changed(&|claims| claims["scope"] = Value::Null), "invalid_scope", "Invalid OAuth scope"),
+        (changed(&|claims| claims["scope"] = "email openid".into()), "invalid_scope", "Invalid OAuth scope"),
+    ];
+    for (assertion, wanted, description) in cases {
+        let (error, text) = error(&world, &[GRANT, ("assertion", &assertion)]).await;
+        assert_eq!(error, wanted, "{text}");
+        assert!(text.starts_with(description), "{text}");
+    }
+    assert_eq!(world.handle.counts(Provider::Fcm).oauth_tokens_issued, 0);
+}
+
+#[tokio::test]
+async fn another_key_signs_in_vain() {
+    let world = World::new().await;
+    let other = World::new().await;
+    // The other's key, under this one's name.
+    let mut header = Header::new(Algorithm::RS256);
+    header.kid = Some(world.account["private_key_id"].as_str().expect("a key").to_owned());
+    let key = other.account["private_key"].as_str().expect("a key");
+    let key = EncodingKey::from_rsa_pem(key.as_bytes()).expect("a key");
+    let forged = encode(&header, &world.claims(), &key).expect("a JWT");
+    // This one's key, under another name, and under none.
+    let key = world.account["private_key"].as_str().expect("a key");
+    let key = EncodingKey::from_rsa_pem(key.as_bytes()).expect("a key");
+    header.kid = Some("another".to_owned());
+    let misnamed = encode(&header, &world.claims(), &key).expect("a JWT");
+    header.kid = None;
+    let unnamed = encode(&header, &world.claims(), &key).expect("a JWT");
+    for assertion in [forged, misnamed, unnamed] {
+        let refused = ("invalid_grant".to_owned(), "Invalid JWT Signature.".to_owned());
+        assert_eq!(error(&world, &[GRANT, ("assertion", &assertion)]).await, refused);
+    }
+}
+
+#[tokio::test]
+async fn access_tokens_that_do_not_count_are_refused() {
+    let world = World::new().await;
+    let body = json!({"message": notification(FCM_TOKEN)});
+    let reason = async |bearer: &str| {
+        let answered = in_time(world.send_request(bearer, &body)).await.expect("an answer");
+        assert_eq!(answered.error(), (401, "UNAUTHENTICATED".to_owned(), String::new()));
+        assert!(answered.header("www-authenticate").expect("a challenge").starts_with("Bearer "));
+        answered.json()["error"]["details"][0]["reason"].as_str().expect("a reason").to_owned()
+    };
+    assert_eq!(reason("ya29.forged").await, "ACCESS_TOKEN_TYPE_UNSUPPORTED");
+    let bearer = world.access_token().await;
+    world.handle.expire_access_tokens();
+    assert_eq!(reason(&bearer).await, "ACCESS_TOKEN_EXPIRED");
+
+    let url = format!("{}/v1/projects/naru-demo/messages:send", world.phones.fcm_url());
+    let without = in_time(world.client.post(url).json(&body)).await.expect("an answer");
+    assert_eq!(without.json()["error"]["details"][0]["reason"], "CREDENTIALS_MISSING");
+    assert_eq!(world.handle.taken(), 0);
+}
+
+#[tokio::test]
+async fn an_access_token_ends_by_itself() {
+    let world = World::with(|options| options.access_token_lifetime = std::time::Duration::ZERO).await;
+    assert_eq!(world.send(&notification(FCM_TOKEN)).await.status, 401);
+}
+
+#[tokio::test]
+async fn the_endpoint_answers_on_demand_too() {
+    let world = World::new().await;
+    world.handle.answer_once(TOKEN_ENDPOINT, [Answer::raw(503, "").retry_after(7)]);
+    let assertion = world.assertion(&world.claims());
+    let answered = world.exchange(&[GRANT, ("assertion", &assertion)]).await;
+    assert_eq!((answered.status, answered.header("retry-after")), (503, Some("7")));
+    assert_eq!(world.exchange(&[GRANT, ("assertion", &assertion)]).await.status, 200);
+}

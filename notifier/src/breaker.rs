@@ -1,5 +1,7 @@
 //! When a provider fails time after time, its lane stops reading, then asks with one push at a time.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use crate::decide::Ladder;
@@ -41,8 +43,8 @@ impl Breaker {
         (self.failures, self.open_until) = (0, None);
     }
 
-    /// The provider failed once more; whether this began a pause.
-    pub(crate) fn fail(&mut self, now: Instant) -> bool {
+    /// The provider failed once more, and may have `asked` for a pause; whether this began one.
+    pub(crate) fn fail(&mut self, now: Instant, asked: Duration) -> bool {
         if self.pause(now).is_some() {
             // A push that was under way when the pause began.
             return false;
@@ -52,7 +54,8 @@ impl Breaker {
         if pauses > 0 {
             // Never above the second rung (30 s): one call every 30 s burdens nobody, and that is how late the pushes
             // are at most when the provider comes back.
-            self.open_until = Some(now + self.ladder.rung(pauses.min(2)));
+            // Unless it asks for longer.
+            self.open_until = Some(now + self.ladder.rung(pauses.min(2)).max(asked.min(self.ladder.top())));
         }
         pauses > 0
     }
@@ -60,8 +63,6 @@ impl Breaker {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const MOST: usize = 64;
@@ -73,7 +74,7 @@ mod tests {
     fn failing(times: u32, now: Instant) -> Breaker {
         let mut breaker = Breaker::new(Ladder::STANDARD);
         for _ in 0..times {
-            breaker.fail(now);
+            breaker.fail(now, Duration::ZERO);
         }
         breaker
     }
@@ -91,7 +92,7 @@ mod tests {
         let now = Instant::now();
         let mut breaker = failing(9, now);
         breaker.close();
-        breaker.fail(now);
+        breaker.fail(now, Duration::ZERO);
         assert_eq!(breaker.places(MOST, now), MOST);
     }
 
@@ -102,13 +103,24 @@ mod tests {
     }
 
     #[test]
+    fn a_provider_that_asks_for_a_longer_pause_gets_it() {
+        let now = Instant::now();
+        let mut breaker = failing(9, now);
+        assert!(breaker.fail(now, seconds(120)));
+        assert_eq!(breaker.pause(now), Some(now + seconds(120)));
+        let mut breaker = failing(9, now);
+        assert!(breaker.fail(now, seconds(86_400)));
+        assert_eq!(breaker.pause(now), Some(now + seconds(1800)), "but no longer than the top rung");
+    }
+
+    #[test]
     fn one_probe_decides() {
         let start = Instant::now();
         let mut breaker = failing(10, start);
         for pause in [5, 30, 30] {
             let now = breaker.pause(breaker.open_until.unwrap() - seconds(1)).unwrap();
             assert_eq!((breaker.places(MOST, now), breaker.pause(now)), (1, None), "after {pause} s");
-            assert!(breaker.fail(now));
+            assert!(breaker.fail(now, Duration::ZERO));
             assert_eq!(breaker.pause(now), Some(now + seconds(30)));
         }
         breaker.close();

@@ -1,24 +1,30 @@
 //! One provider's queue of pushes, worked off as fast as the provider takes them.
 //!
+//! A push looks once more, at its turn, whether its recipient still needs it: it may have waited for hours. What that
+//! takes, and what is written when pushes end, is one look-up and one write for all that come together (`ended.rs`).
+//!
 //! **Settled after the effect**: a push is done once the provider has taken it, which is recorded first, or once it is
 //! parked. What comes again after that is recognised by its event id.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+use futures_util::future::try_join3;
 use naru_engines::EngineResult;
-use naru_engines::bus::{Delivery, Queue, Receipt, Receiver, Verdict as Settled};
-use naru_engines::store::{ParkedPush, Platform, Store};
-use naru_model::hops::{self, PushJob};
-use naru_model::{Event, EventId, Stage, Timestamp};
+use naru_engines::bus::{Delivery, Queue, Receiver, Verdict as Settled};
+use naru_engines::store::{MemberPosition, ParkedPush, Platform, Store};
+use naru_model::hops::{self, PushJob, PushOutcome};
+use naru_model::{Event, EventId, Stage, Timestamp, UserId};
 use tokio::task::{self, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::breaker::Breaker;
 use crate::decide::{Action, Ladder, before_sending, decide};
+use crate::ended::{Ended, Ending, Outcome};
 use crate::provider::Provider;
+use crate::push::reason_to_spare;
 use crate::telemetry::Telemetry;
 use crate::trouble::{Trouble, note, settle};
 use crate::verdict::Verdict;
@@ -27,6 +33,7 @@ use crate::verdict::Verdict;
 pub(crate) struct Lane {
     pub(crate) provider: Arc<dyn Provider>,
     pub(crate) queue: Arc<dyn Queue<PushJob>>,
+    pub(crate) outcomes: Arc<dyn Queue<PushOutcome>>,
     pub(crate) store: Store,
     pub(crate) concurrency: NonZeroUsize,
     pub(crate) ladder: Ladder,
@@ -40,8 +47,8 @@ enum Sign {
     None,
     /// It works.
     Working,
-    /// It does not.
-    Failing,
+    /// It does not, and may have said until when.
+    Failing(Option<Timestamp>),
 }
 
 /// The pushes under way, each in a task of its own.
@@ -66,7 +73,7 @@ impl InHand {
             Ok(ended) => ended,
             Err(error) => {
                 tracing::error!(%error, "a push panicked; it comes again");
-                (error.id(), Sign::Failing)
+                (error.id(), Sign::Failing(None))
             }
         };
         self.events.remove(&id);
@@ -82,7 +89,8 @@ impl Lane {
     pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) -> EngineResult<()> {
         let mut receiver = self.queue.receiver().await?;
         let mut in_hand = InHand::default();
-        let taken = self.take(&mut *receiver, &mut in_hand, &stop).await;
+        let ending = Ending::start(&self);
+        let taken = self.take(&mut *receiver, &mut in_hand, &ending, &stop).await;
         // The receiver has to outlive them: what is not settled before it is dropped comes again.
         while in_hand.next().await.is_some() {}
         taken
@@ -92,6 +100,7 @@ impl Lane {
         self: &Arc<Self>,
         receiver: &mut dyn Receiver<PushJob>,
         in_hand: &mut InHand,
+        ending: &Ending,
         stop: &CancellationToken,
     ) -> EngineResult<()> {
         let mut breaker = Breaker::new(self.ladder);
@@ -107,54 +116,79 @@ impl Lane {
                 Some(sign) = in_hand.next() => match sign {
                     Sign::None => {}
                     Sign::Working => breaker.close(),
-                    Sign::Failing => {
-                        if breaker.fail(Instant::now()) {
+                    Sign::Failing(until) => {
+                        let asked = until.map(|until| until.since(Timestamp::now())).unwrap_or_default();
+                        if breaker.fail(Instant::now(), asked) {
                             tracing::warn!(lane = self.name().as_str(), "the provider keeps failing; its lane pauses");
                         }
                     }
                 },
                 () = sleep_until(pause.unwrap_or(now)), if pause.is_some() => {}
-                batch = receiver.receive(places), if places > 0 => self.begin(batch?, in_hand, &mut trouble, stop).await,
+                batch = receiver.receive(places), if places > 0 => {
+                    self.begin(batch?, in_hand, ending, &mut trouble, stop).await;
+                }
             }
         }
     }
 
-    /// Starts the pushes of a batch that were not done before.
+    /// Starts the pushes of a batch that were not done before, and that their recipients still need.
     async fn begin(
         self: &Arc<Self>,
         batch: Vec<Delivery<PushJob>>,
         in_hand: &mut InHand,
+        ending: &Ending,
         trouble: &mut Trouble,
         stop: &CancellationToken,
     ) {
-        let ids: Vec<_> = batch.iter().map(|delivery| delivery.event.event_id).collect();
-        let done = match self.store.pushes.done(&ids).await {
-            Ok(done) => done,
+        let known = match self.look_up(&batch).await {
+            Ok(known) => known,
             Err(error) => {
                 let receipts = batch.into_iter().map(|delivery| delivery.receipt).collect();
                 return trouble.give_back(receipts, error, stop).await;
             }
         };
         trouble.is_over();
-        let (mut repeated, mut doubled) = (Vec::new(), Vec::new());
-        for (delivery, done) in batch.into_iter().zip(done) {
-            let event_id = delivery.event.event_id;
+        let now = Timestamp::now();
+        let (mut repeated, mut spared, mut doubled) = (Vec::new(), Vec::new(), Vec::new());
+        for ((mut delivery, done), member) in batch.into_iter().zip(known.done).zip(known.members) {
+            let (event_id, job) = (delivery.event.event_id, &mut delivery.event.payload);
             if done {
                 repeated.push(delivery.receipt);
+            } else if let Some(reason) = reason_to_spare(job.seq, member, now) {
+                self.telemetry.spared(reason);
+                spared.push(delivery.receipt);
             } else if in_hand.holds(event_id) {
                 // By its next turn the one in hand has been recorded, or has failed.
                 doubled.push(delivery.receipt);
             } else {
-                in_hand.start(event_id, self.clone().push(delivery));
+                job.badge = known.unread.get(&job.recipient_id).copied();
+                in_hand.start(event_id, self.clone().push(delivery, ending.clone()));
             }
         }
         self.telemetry.repeated(self.name(), repeated.len());
+        repeated.extend(spared);
         settle(repeated, Settled::Done, &self.telemetry).await;
         settle(doubled, Settled::RetryAfter(self.ladder.rung(1)), &self.telemetry).await;
     }
 
+    /// What has to be known of a batch, each with one look-up, all at the same time.
+    async fn look_up(&self, batch: &[Delivery<PushJob>]) -> EngineResult<Known> {
+        let jobs = || batch.iter().map(|delivery| &delivery.event.payload);
+        let ids: Vec<_> = batch.iter().map(|delivery| delivery.event.event_id).collect();
+        let members: Vec<_> =
+            jobs().map(|job| (job.chat_room_id.clone(), job.recipient_id.clone())).collect();
+        let users: BTreeSet<_> = jobs().map(|job| &job.recipient_id).collect();
+        let users: Vec<_> = users.into_iter().filter(|_| self.provider.shows_badge()).cloned().collect();
+        let unread = async {
+            if users.is_empty() { Ok(Vec::new()) } else { self.store.positions.unread(&users).await }
+        };
+        let (done, members, unread) =
+            try_join3(self.store.pushes.done(&ids), self.store.positions.get(&members), unread).await?;
+        Ok(Known { done, members, unread: users.into_iter().zip(unread).collect() })
+    }
+
     /// One push, from the queue to its end or its next try.
-    async fn push(self: Arc<Self>, delivery: Delivery<PushJob>) -> Sign {
+    async fn push(self: Arc<Self>, delivery: Delivery<PushJob>, ending: Ending) -> Sign {
         let Delivery { event, attempt, receipt } = delivery;
         let (verdict, action) = match before_sending(&event.payload, Timestamp::now()) {
             Some(action) => (None, action),
@@ -162,8 +196,8 @@ impl Lane {
                 let called = Instant::now();
                 let verdict = self.provider.push(&event).await;
                 self.telemetry.answered(self.name(), called.elapsed());
-                let now = Timestamp::now();
-                let action = decide(&verdict, attempt, now, event.payload.expires_at, &self.ladder);
+                let (now, chance) = (Timestamp::now(), rand::random());
+                let action = decide(&verdict, attempt, now, event.payload.expires_at, &self.ladder, chance);
                 (Some(verdict), action)
             }
         };
@@ -171,12 +205,21 @@ impl Lane {
         if let Some(verdict) = &verdict {
             self.note(verdict, &event).await;
         }
-        self.act(action, event, attempt, receipt).await;
-        match verdict {
-            None => Sign::None,
-            Some(verdict) if verdict.is_failing() => Sign::Failing,
+        let sign = match &verdict {
+            Some(verdict) if verdict.is_failing() => Sign::Failing(match verdict {
+                Verdict::SlowDown { until, .. } => Some(*until),
+                _ => None,
+            }),
             Some(_) => Sign::Working,
-        }
+            None => Sign::None,
+        };
+        let provider_id = match verdict {
+            Some(Verdict::Delivered { provider_id }) => Some(provider_id),
+            _ => None,
+        };
+        let (settled, outcome) = self.act(action, event, attempt, provider_id).await;
+        ending.of(Ended { receipt, settled, outcome }).await;
+        sign
     }
 
     fn log(&self, event: &Event<PushJob>, attempt: u32, verdict: Option<&Verdict>, action: &Action) {
@@ -186,6 +229,10 @@ impl Lane {
             (Some(Verdict::Delivered { provider_id }), _) => {
                 tracing::debug!(lane, %event_id, %message_id, %trace, attempt, provider_id, "pushed");
             }
+            // An operator has to mend it.
+            (Some(Verdict::OurConfiguration { reason, whose }), _) => {
+                tracing::error!(lane, %event_id, %message_id, %trace, attempt, %reason, ?whose, "our configuration is refused");
+            }
             // A provider's wait is not over.
             (None, Action::RetryAfter(_)) => {}
             _ => {
@@ -194,12 +241,10 @@ impl Lane {
         }
     }
 
-    /// Writes down what the verdict says beyond this try of this push.
+    /// Writes down what the verdict says beyond this push.
     async fn note(&self, verdict: &Verdict, event: &Event<PushJob>) {
-        if let Verdict::Delivered { provider_id } = verdict {
-            let recorded = self.store.pushes.record(&[(event.event_id, provider_id.clone())]).await;
-            // Sending it again would be no better.
-            note(recorded, "a push was sent and could not be recorded", &self.telemetry);
+        if let Verdict::OurConfiguration { .. } = verdict {
+            self.telemetry.misconfigured(self.name());
         }
         if let (Verdict::TokenDead { since }, Some(target)) = (verdict, &event.payload.target) {
             let platform = match self.name() {
@@ -208,19 +253,28 @@ impl Lane {
                 hops::Lane::Webhook => return,
             };
             let removed = self.store.devices.remove_token(platform, &target.token, *since).await;
+            if let Ok(true) = removed {
+                self.telemetry.token_removed(self.name());
+            }
             note(removed.map(drop), "a dead token stays; the next push meets it again", &self.telemetry);
         }
     }
 
-    async fn act(&self, action: Action, event: Event<PushJob>, attempt: u32, receipt: Receipt) {
-        let settled = match action {
+    /// Does what is to be done, but for what is done for many at once when they end.
+    async fn act(
+        &self,
+        action: Action,
+        event: Event<PushJob>,
+        attempt: u32,
+        provider_id: Option<String>,
+    ) -> (Settled, Option<Outcome>) {
+        match action {
             Action::Done => {
-                self.telemetry.ended(self.name(), Stage::Pushed);
-                Settled::Done
+                (Settled::Done, Some(Outcome::of(&event, attempt, Stage::Pushed, provider_id, None)))
             }
             Action::RetryAfter(delay) => {
                 self.telemetry.retried(self.name());
-                Settled::RetryAfter(delay)
+                (Settled::RetryAfter(delay), None)
             }
             Action::Postpone(delay, not_before) => {
                 self.telemetry.retried(self.name());
@@ -228,9 +282,10 @@ impl Lane {
                 let postponed = self.queue.send_later(delay, vec![Event { payload: job, ..event }]).await;
                 let settled = if postponed.is_ok() { Settled::Done } else { Settled::RetryAfter(delay) };
                 note(postponed, "a push could not be postponed; it comes again too early", &self.telemetry);
-                settled
+                (settled, None)
             }
             Action::Park(stage, reason) => {
+                let outcome = Outcome::of(&event, attempt, stage, None, Some(reason.to_string()));
                 let parked = ParkedPush {
                     event_id: event.event_id,
                     job: event.payload,
@@ -239,22 +294,25 @@ impl Lane {
                     parked_at: Timestamp::now(),
                 };
                 let parked = self.store.pushes.park(parked).await;
-                let settled = if parked.is_ok() {
-                    Settled::Done
-                } else {
-                    Settled::RetryAfter(self.ladder.rung(attempt))
-                };
-                if parked.is_ok() {
-                    self.telemetry.ended(self.name(), stage);
-                }
+                let is_parked = parked.is_ok();
                 note(parked, "a push could not be parked; it is tried again", &self.telemetry);
-                settled
+                match is_parked {
+                    true => (Settled::Done, Some(outcome)),
+                    false => (Settled::RetryAfter(self.ladder.rung(attempt)), None),
+                }
             }
-        };
-        settle(vec![receipt], settled, &self.telemetry).await;
+        }
     }
 
-    fn name(&self) -> hops::Lane {
+    pub(crate) fn name(&self) -> hops::Lane {
         self.provider.lane()
     }
+}
+
+/// What was looked up for a batch, in its order.
+struct Known {
+    done: Vec<bool>,
+    members: Vec<MemberPosition>,
+    /// By recipient; empty where the provider shows no badge.
+    unread: HashMap<UserId, u64>,
 }

@@ -2,17 +2,19 @@
 //! into pushes, and keeps at it until a provider has taken them.
 //!
 //! ```text
-//! offline ─┬▶ push ──┬─ push.fcm ─────▶ lane ──▶ FCM                    (to come)
-//! owed ────┘         ├─ push.apns ────▶ lane ──▶ APNs                   (to come)
-//!                    └─ push.webhook ─▶ lane ──▶ the app's main backend
+//! offline ─┬▶ push ──┬─ push.fcm ─────▶ lane ──▶ FCM                     ─┐
+//! owed ────┘         ├─ push.apns ────▶ lane ──▶ APNs                    ─┼▶ outcome
+//!                    └─ push.webhook ─▶ lane ──▶ the app's main backend  ─┘
 //! ```
 //!
 //! - An owed event falls due after the grace time. Its recipients had a session; who of them has proven to have the message
 //!   needs no push, and the others are pushed to like those who had none.
 //! - `push` asks once more whether the recipient needs the push (not if the room is muted, or the message was received or
 //!   read meanwhile), and puts one job per device, and one for the backend, on their lanes.
-//! - A lane hands its jobs to its [`Provider`]. The [`Verdict`] decides: done, again later, or parked. A lane
-//!   whose provider keeps failing pauses; the other lanes don't notice.
+//! - A lane asks the same again at the push's turn, and hands it to its [`Provider`]. The [`Verdict`] decides: done, again
+//!   later, or parked (`docs/PUSH_VERDICTS.md` has every answer). A lane whose provider keeps failing pauses; the other lanes
+//!   don't notice.
+//! - What a push came to is told on the hop `outcome`.
 //!
 //! **No push is lost.** A job is settled only after its effect: taken by the provider, or parked in the store.
 //! **One push is sent once**, unless the process dies, or the store fails, between the provider's answer and its record.
@@ -20,13 +22,20 @@
 //!
 //! A device whose platform has no provider here gets no job; it is counted in `naru_notifier_no_provider_total`.
 
+mod apns;
 mod breaker;
 mod decide;
+mod ended;
+mod fcm;
+mod fit;
+mod google;
 mod lane;
 mod provider;
 mod push;
 mod render;
+mod stale;
 mod telemetry;
+mod transport;
 mod trouble;
 mod verdict;
 mod webhook;
@@ -42,12 +51,14 @@ use naru_runtime::config::optional;
 use naru_runtime::{Metrics, Policy, Secret, Span, Supervisor};
 use serde::Deserialize;
 
+use crate::apns::Apns;
 pub use crate::decide::{Action, Ladder, decide};
+use crate::fcm::Fcm;
 use crate::lane::Lane;
 pub use crate::provider::Provider;
 use crate::push::Push;
 use crate::telemetry::Telemetry;
-pub use crate::verdict::{Reason, Verdict};
+pub use crate::verdict::{Reason, Verdict, Whose};
 use crate::webhook::Webhook;
 
 /// The keys that this worker reads; what they mean stands in the runtime's `defaults.toml`.
@@ -65,6 +76,33 @@ pub struct Config {
     pub push_concurrency: NonZeroUsize,
     /// How long after the message was accepted a push is of use.
     pub push_ttl: Span,
+    /// Whether no phone is told what was said and by whom.
+    pub push_hide_content: bool,
+    /// The name of the sentence that a phone shows instead, in the app's own strings.
+    pub push_loc_key: String,
+    /// A device that was not registered again for so long is forgotten.
+    pub push_device_ttl: Span,
+    /// The service account whose project's apps FCM reaches.
+    #[serde(deserialize_with = "optional")]
+    pub fcm_service_account_file: Option<PathBuf>,
+    /// Where FCM is, if not at Google.
+    #[serde(deserialize_with = "optional")]
+    pub fcm_base_url: Option<String>,
+    /// The key that signs APNs' provider tokens.
+    #[serde(deserialize_with = "optional")]
+    pub apns_key_file: Option<PathBuf>,
+    /// That key's id.
+    #[serde(deserialize_with = "optional")]
+    pub apns_key_id: Option<String>,
+    /// The developer team's id.
+    #[serde(deserialize_with = "optional")]
+    pub apns_team_id: Option<String>,
+    /// The app's bundle id.
+    #[serde(deserialize_with = "optional")]
+    pub apns_topic: Option<String>,
+    /// Where APNs is, if not at Apple; for both environments.
+    #[serde(deserialize_with = "optional")]
+    pub apns_base_url: Option<String>,
     /// Trusted in addition to the usual roots.
     #[serde(deserialize_with = "optional")]
     pub extra_ca_file: Option<PathBuf>,
@@ -84,6 +122,36 @@ pub enum BuildError {
         /// Why.
         source: BoxError,
     },
+    /// A provider's base URL can't be called.
+    #[error("`{key}` is not an http or https URL")]
+    BaseUrl {
+        /// The key that has it.
+        key: &'static str,
+    },
+    /// The file of FCM's service account can't be used.
+    #[error("`fcm_service_account_file`: can't use {}", path.display())]
+    ServiceAccount {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: BoxError,
+    },
+    /// The file of the APNs key can't be used.
+    #[error("`apns_key_file`: can't use {}", path.display())]
+    ApnsKey {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: BoxError,
+    },
+    /// A key is set without another that it needs.
+    #[error("`{key}` is not set, which `{with}` needs")]
+    Missing {
+        /// What is missing.
+        key: &'static str,
+        /// What needs it.
+        with: &'static str,
+    },
     /// TLS can't be set up.
     #[error("can't make an HTTP client")]
     Client(#[source] reqwest::Error),
@@ -94,7 +162,18 @@ pub enum BuildError {
 /// # Errors
 /// As [`Notifier::new`].
 pub fn check(config: &Config) -> Result<(), BuildError> {
-    Webhook::configured(config).map(drop)
+    configured(config).map(drop)
+}
+
+/// A provider for each one that is configured.
+fn configured(config: &Config) -> Result<Vec<Arc<dyn Provider>>, BuildError> {
+    let provider = |it: Option<Arc<dyn Provider>>| it;
+    let all = [
+        provider(Fcm::configured(config)?.map(|it| Arc::new(it) as _)),
+        provider(Apns::configured(config)?.map(|it| Arc::new(it) as _)),
+        provider(Webhook::configured(config)?.map(|it| Arc::new(it) as _)),
+    ];
+    Ok(all.into_iter().flatten().collect())
 }
 
 /// The worker, ready to run.
@@ -112,18 +191,15 @@ impl Notifier {
     /// # Errors
     /// When the configuration can't work, whatever the network does.
     pub fn new(config: Config, engines: Engines, metrics: &Metrics) -> Result<Self, BuildError> {
-        let webhook = Webhook::configured(&config)?;
-        if webhook.is_some() && config.push_webhook_secret.is_none() {
+        let providers = configured(&config)?;
+        if config.push_webhook_url.is_some() && config.push_webhook_secret.is_none() {
             tracing::warn!(
                 "`push_webhook_secret` is not set: the backend can't tell Naru's pushes from another's"
             );
         }
         let (telemetry, ladder) = (Telemetry::register(metrics), Ladder::STANDARD);
         let notifier = Self { engines, config, telemetry, providers: BTreeMap::new(), ladder };
-        Ok(match webhook {
-            Some(webhook) => notifier.with_provider(Arc::new(webhook)),
-            None => notifier,
-        })
+        Ok(providers.into_iter().fold(notifier, Self::with_provider))
     }
 
     /// With this provider on its lane, in place of the configured one.
@@ -139,7 +215,7 @@ impl Notifier {
         Self { ladder, ..self }
     }
 
-    /// Starts one task each for the offline and the owed events and one for each lane that has a provider. Told to stop, they take nothing
+    /// Starts one task each for the offline and the owed events, for devices unseen for long, and for each lane that has a provider. Told to stop, they take nothing
     /// more and finish what they hold; what the supervisor's deadline cuts off is given back and comes again.
     pub fn spawn_on(self, supervisor: &Supervisor) {
         let Self { engines, config, telemetry, providers, ladder } = self;
@@ -151,6 +227,7 @@ impl Notifier {
             engines: engines.clone(),
             lanes: providers.keys().copied().collect(),
             ttl: config.push_ttl.into(),
+            hides_content: config.push_hide_content,
             ladder,
             telemetry: telemetry.clone(),
         });
@@ -163,10 +240,16 @@ impl Notifier {
             let push = push.clone();
             async move { push.run::<Owed>(stop).await }
         });
+        let (stale, unseen) = ((engines.clone(), telemetry.clone()), config.push_device_ttl.into());
+        supervisor.spawn("stale devices", Policy::Restart, move |stop| {
+            let (engines, telemetry) = stale.clone();
+            stale::run(engines, unseen, telemetry, stop)
+        });
         for (name, provider) in providers {
             let lane = Arc::new(Lane {
                 provider,
                 queue: engines.bus.push(name).clone(),
+                outcomes: engines.bus.outcome.clone(),
                 store: engines.store.clone(),
                 concurrency: config.push_concurrency,
                 ladder,
@@ -199,6 +282,8 @@ mod tests {
         assert_eq!(config.push_webhook_timeout, Span(Duration::from_secs(10)));
         assert_eq!(config.push_ttl, Span(Duration::from_secs(24 * 3600)));
         assert_eq!(config.push_concurrency.get(), 64);
+        assert_eq!(config.push_device_ttl, Span(Duration::from_secs(270 * 24 * 3600)));
+        assert!(!config.push_hide_content && config.fcm_service_account_file.is_none());
         assert!(!format!("{config:?}").contains("hunter2"));
         assert!(configured(&[("NARU_PUSH_CONCURRENCY", "0")]).is_err());
     }

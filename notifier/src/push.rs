@@ -29,7 +29,7 @@ use naru_engines::bus::{Bus, Delivery, Queue, Receipt, Verdict};
 use naru_engines::store::{Device, MemberPosition};
 use naru_engines::{EngineResult, Engines};
 use naru_model::hops::{Lane, Offline, Owed, Payload, PushJob, PushTarget};
-use naru_model::{Event, Message, RoomId, Stage, Timestamp, Trace, UserId};
+use naru_model::{Event, Message, RoomId, Seq, Stage, Timestamp, Trace, UserId};
 use tokio_util::sync::CancellationToken;
 
 use crate::decide::Ladder;
@@ -133,6 +133,8 @@ pub(crate) struct Push {
     /// The lanes that have a provider.
     pub(crate) lanes: BTreeSet<Lane>,
     pub(crate) ttl: Duration,
+    /// No phone shows what was said, whatever it asked for.
+    pub(crate) hides_content: bool,
     pub(crate) ladder: Ladder,
     pub(crate) telemetry: Telemetry,
 }
@@ -194,7 +196,7 @@ impl Push {
             let message = missed.message;
             for user in missed.recipients.iter() {
                 let member = positions.get(&(&message.chat_room_id, user)).copied().unwrap_or_default();
-                match reason_to_spare(message, member, now) {
+                match reason_to_spare(message.seq, member, now) {
                     Some(reason) => spared.push(reason),
                     None => due.push((missed, user)),
                 }
@@ -216,16 +218,19 @@ impl Push {
         Ok(())
     }
 
-    /// How far the recipients are in their rooms; one look-up for all.
+    /// How far the recipients are in their rooms: one look-up for all.
     async fn positions<'a>(
         &self,
         missed: &'a [Missed<'_>],
     ) -> EngineResult<HashMap<(&'a RoomId, &'a UserId), MemberPosition>> {
-        let of_message = |missed: &'a Missed<'_>| {
-            missed.recipients.iter().map(|user| (&missed.message.chat_room_id, user))
-        };
-        let members: BTreeSet<_> = missed.iter().flat_map(of_message).collect();
+        let members = missed.iter().flat_map(|Missed { message, recipients, .. }| {
+            recipients.iter().map(move |user| (&message.chat_room_id, user))
+        });
+        let members: BTreeSet<(&RoomId, &UserId)> = members.collect();
         let asked: Vec<_> = members.iter().map(|(room, user)| ((*room).clone(), (*user).clone())).collect();
+        if asked.is_empty() {
+            return Ok(HashMap::new());
+        }
         let found = self.engines.store.positions.get(&asked).await?;
         Ok(members.into_iter().zip(found).collect())
     }
@@ -244,14 +249,17 @@ impl Push {
         let mut made = HashSet::new();
         for (missed, user) in due {
             let of_devices = devices_of.get(user).into_iter().flatten();
-            let of_devices = of_devices.map(|device| (device.platform.lane(), Some(target(device))));
-            let of_backend = self.lanes.get(&Lane::Webhook).map(|lane| (*lane, None));
-            for (lane, target) in of_devices.chain(of_backend) {
+            let hides = |device: &Device| self.hides_content || device.hides_content;
+            let of_devices =
+                of_devices.map(|device| (device.platform.lane(), Some(target(device)), hides(device)));
+            // The backend is the deployment's own.
+            let of_backend = self.lanes.get(&Lane::Webhook).map(|lane| (*lane, None, false));
+            for (lane, target, hides_content) in of_devices.chain(of_backend) {
                 if !self.lanes.contains(&lane) {
                     unprovided.push(lane);
                     continue;
                 }
-                let job = render::push(missed.message, user, lane, target, self.ttl);
+                let job = render::push(missed.message, user, lane, target, hides_content, self.ttl);
                 let job = Event::new(job, missed.trace);
                 if made.insert(job.event_id) {
                     jobs.entry(lane).or_default().push(job);
@@ -263,10 +271,10 @@ impl Push {
 }
 
 /// Why a recipient needs no push, if there is a reason by now.
-fn reason_to_spare(message: &Message, member: MemberPosition, now: Timestamp) -> Option<&'static str> {
-    if member.read >= message.seq {
+pub(crate) fn reason_to_spare(seq: Seq, member: MemberPosition, now: Timestamp) -> Option<&'static str> {
+    if member.read >= seq {
         Some(Stage::Read.as_str())
-    } else if member.received >= message.seq {
+    } else if member.received >= seq {
         Some(Stage::Received.as_str())
     } else if member.settings.mutes_at(now) {
         Some("muted")

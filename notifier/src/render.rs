@@ -6,12 +6,14 @@ use naru_model::hops::{Lane, PushJob, PushTarget};
 use naru_model::{Message, UserId};
 
 /// The push that tells one recipient of a message through one lane. The same message makes the same push, so its
-/// event id and its end are the same however often it is made. It expires `ttl` after the message was accepted.
+/// event id and its end are the same however often it is made. It expires `ttl` after the message was accepted. What is to be
+/// hidden is not in it at all.
 pub(crate) fn push(
     message: &Message,
     recipient: &UserId,
     lane: Lane,
     target: Option<PushTarget>,
+    hides_content: bool,
     ttl: Duration,
 ) -> PushJob {
     PushJob {
@@ -20,9 +22,9 @@ pub(crate) fn push(
         chat_room_id: message.chat_room_id.clone(),
         seq: message.seq,
         recipient_id: recipient.clone(),
-        title: message.sender_name.clone(),
-        body: message.content.clone(),
-        hides_content: false,
+        title: if hides_content { "".into() } else { message.sender_name.clone() },
+        body: if hides_content { "".into() } else { message.content.clone() },
+        hides_content,
         badge: None,
         target,
         expires_at: message.timestamp.after(ttl),

@@ -44,6 +44,9 @@ pub(crate) struct Telemetry {
     retries: Family<OfLane, Counter>,
     answers: Family<OfLane, Histogram, fn() -> Histogram>,
     paused: Family<OfLane, Gauge>,
+    misconfigured: Family<OfLane, Counter>,
+    tokens_removed: Family<OfLane, Counter>,
+    devices_forgotten: Counter,
     engine_failures: Counter,
 }
 
@@ -61,6 +64,9 @@ impl Telemetry {
             retries: Family::default(),
             answers: Family::new_with_constructor(|| Histogram::new(ANSWER_SECONDS)),
             paused: Family::default(),
+            misconfigured: Family::default(),
+            tokens_removed: Family::default(),
+            devices_forgotten: Counter::default(),
             engine_failures: Counter::default(),
         };
         let of = telemetry.clone();
@@ -77,6 +83,13 @@ impl Telemetry {
             registry.register("retries", "Pushes put off to a later try", of.retries);
             registry.register("answer_seconds", "From a push taken off its lane to the verdict", of.answers);
             registry.register("lane_paused", "1 while a failing provider's lane does not read", of.paused);
+            registry.register(
+                "configuration_refused",
+                "Answers that say our key, topic or account is wrong: an operator has to act",
+                of.misconfigured,
+            );
+            registry.register("tokens_removed", "Tokens a provider said are dead", of.tokens_removed);
+            registry.register("devices_forgotten", "Devices unseen for too long", of.devices_forgotten);
             registry.register("engine_failures", "Failures of a store or bus", of.engine_failures);
         });
         telemetry
@@ -122,6 +135,19 @@ impl Telemetry {
 
     pub(crate) fn paused(&self, lane: Lane, paused: bool) {
         self.paused.get_or_create(&lane.into()).set(paused.into());
+    }
+
+    /// A provider says that our key, topic or account is wrong.
+    pub(crate) fn misconfigured(&self, lane: Lane) {
+        self.misconfigured.get_or_create(&lane.into()).inc();
+    }
+
+    pub(crate) fn token_removed(&self, lane: Lane) {
+        self.tokens_removed.get_or_create(&lane.into()).inc();
+    }
+
+    pub(crate) fn devices_forgotten(&self, devices: u64) {
+        self.devices_forgotten.inc_by(devices);
     }
 
     pub(crate) fn engine_failed(&self) {

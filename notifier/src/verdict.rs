@@ -1,12 +1,27 @@
 //! What a provider's answer means for a push.
+//!
+//! One table for each provider, here and on a page: `docs/PUSH_VERDICTS.md` is made from them.
+
+mod apns;
+mod fcm;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 use std::time::{Duration, UNIX_EPOCH};
 
 use naru_model::Timestamp;
 
+pub(crate) use self::apns::of_apns;
+pub(crate) use self::fcm::of_fcm;
+
 /// Why, in words for an operator. It holds no content and no token.
 pub type Reason = Cow<'static, str>;
+
+/// Who asks to slow down without saying for how long means this long (Google's documentation of `QUOTA_EXCEEDED`).
+const SLOW_DOWN: Duration = Duration::from_secs(60);
+/// A server's error is not asked about again sooner than this (Google's documentation of `INTERNAL` and `UNAVAILABLE`).
+const SERVER_ERROR: Duration = Duration::from_secs(10);
 
 /// A provider's answer, by what follows from it.
 ///
@@ -15,8 +30,9 @@ pub type Reason = Cow<'static, str>;
 /// | `Delivered` | recorded, done | stays | closes |
 /// | `TokenDead` | parked | forgotten, unless registered again since | closes |
 /// | `TooBig`, `Refused` | parked | stays | closes |
-/// | `SlowDown` | again, not before that moment | stays | counts |
-/// | `TryLater`, `OurConfiguration` | again, at its next rung | stays | counts |
+/// | `SlowDown` | again, not before that moment | stays | counts, unless it is this device's |
+/// | `TryLater` | again, at its next rung | stays | counts |
+/// | `OurConfiguration` | again, at its next rung; an alarm | stays | counts, unless it is this device's |
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The provider took it.
@@ -30,21 +46,119 @@ pub enum Verdict {
         since: Timestamp,
     },
     /// Our key, our topic, our account: an operator can mend it, so the push waits and the token stays.
-    OurConfiguration(Reason),
+    OurConfiguration {
+        /// What is wrong.
+        reason: Reason,
+        /// Whose pushes fail by it.
+        whose: Whose,
+    },
     /// Not before then.
-    SlowDown(Timestamp),
+    SlowDown {
+        /// That moment.
+        until: Timestamp,
+        /// Whose pushes are too many.
+        whose: Whose,
+    },
     /// Not now: no answer, or one that another try may change.
-    TryLater(Reason),
+    TryLater {
+        /// What was answered.
+        reason: Reason,
+        /// Not sooner than after this.
+        at_least: Duration,
+    },
     /// No try of the same push will be short enough.
     TooBig,
     /// No try of the same push will be taken.
     Refused(Reason),
 }
 
+/// Whose pushes an answer is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// All that go to this provider.
+    Everybody,
+    /// Those to the device that this one was for.
+    ThisDevice,
+}
+
 impl Verdict {
     /// Whether it says that the next push will fare no better: what the breaker counts.
     pub const fn is_failing(&self) -> bool {
-        matches!(self, Self::OurConfiguration(_) | Self::SlowDown(_) | Self::TryLater(_))
+        match self {
+            Self::TryLater { .. } => true,
+            Self::OurConfiguration { whose, .. } | Self::SlowDown { whose, .. } => {
+                matches!(whose, Whose::Everybody)
+            }
+            Self::Delivered { .. } | Self::TokenDead { .. } | Self::TooBig | Self::Refused(_) => false,
+        }
+    }
+}
+
+/// At its next rung.
+pub(crate) fn try_later(reason: String) -> Verdict {
+    Verdict::TryLater { reason: reason.into(), at_least: Duration::ZERO }
+}
+
+/// When `Retry-After` says; else as a server's error.
+pub(crate) fn later(retry_after: Option<&str>, reason: String, now: Timestamp) -> Verdict {
+    match retry_after.and_then(|value| retry_moment(value, now)) {
+        Some(until) => Verdict::SlowDown { until, whose: Whose::Everybody },
+        None => Verdict::TryLater { reason: reason.into(), at_least: SERVER_ERROR },
+    }
+}
+
+/// What an answer means, before the moments that came with it are looked at. The rows of the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meaning {
+    TokenDead,
+    OurConfiguration(Whose),
+    /// `Retry-After`, else 60 s.
+    SlowDown(Whose),
+    /// Not sooner than after this; `Retry-After` counts where there is one.
+    TryLater(Duration),
+    TooBig,
+    Refused,
+}
+
+impl Meaning {
+    /// The verdict on an answer to a call made at `called_at`.
+    fn verdict(
+        self,
+        reason: String,
+        retry_after: Option<&str>,
+        called_at: Timestamp,
+        now: Timestamp,
+    ) -> Verdict {
+        let asked = retry_after.and_then(|value| retry_moment(value, now));
+        match self {
+            Self::TokenDead => Verdict::TokenDead { since: called_at },
+            Self::OurConfiguration(whose) => Verdict::OurConfiguration { reason: reason.into(), whose },
+            Self::SlowDown(whose) => {
+                Verdict::SlowDown { until: asked.unwrap_or(now.after(SLOW_DOWN)), whose }
+            }
+            Self::TryLater(at_least) => match asked {
+                Some(until) => {
+                    Verdict::SlowDown { until: until.max(now.after(at_least)), whose: Whose::Everybody }
+                }
+                None => Verdict::TryLater { reason: reason.into(), at_least },
+            },
+            Self::TooBig => Verdict::TooBig,
+            Self::Refused => Verdict::Refused(reason.into()),
+        }
+    }
+}
+
+/// What an answer without a code that is known means, at FCM and APNs alike. No status by itself says that a token is dead.
+const fn by_status(status: u16) -> Meaning {
+    match status {
+        401 | 403 | 404 | 405 => Meaning::OurConfiguration(Whose::Everybody),
+        408 | 425 => Meaning::TryLater(Duration::ZERO),
+        413 => Meaning::TooBig,
+        429 => Meaning::SlowDown(Whose::Everybody),
+        500..=599 => Meaning::TryLater(SERVER_ERROR),
+        // A proxy that redirects or an address that is not the provider's.
+        300..=399 => Meaning::OurConfiguration(Whose::Everybody),
+        _ => Meaning::Refused,
     }
 }
 
@@ -54,8 +168,8 @@ pub fn of_webhook(status: u16, retry_after: Option<&str>, now: Timestamp) -> Ver
     match status {
         200..=299 => Verdict::Delivered { provider_id: format!("status {status}") },
         408 | 425 | 429 | 500..=599 => match retry_after.and_then(|value| retry_moment(value, now)) {
-            Some(until) => Verdict::SlowDown(until),
-            None => Verdict::TryLater(format!("status {status}").into()),
+            Some(until) => Verdict::SlowDown { until, whose: Whose::Everybody },
+            None => try_later(format!("status {status}")),
         },
         _ => Verdict::Refused(format!("status {status}").into()),
     }
@@ -70,71 +184,4 @@ fn retry_moment(value: &str, now: Timestamp) -> Option<Timestamp> {
     }
     let date = httpdate::parse_http_date(value).ok()?;
     Some(Timestamp::from_millis(0).after(date.duration_since(UNIX_EPOCH).ok()?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// 2026-11-22T09:30:00Z.
-    const NOW: Timestamp = Timestamp::from_millis(1_795_339_800_000);
-
-    fn in_seconds(seconds: u64) -> Timestamp {
-        NOW.after(Duration::from_secs(seconds))
-    }
-
-    fn delivered(status: u16) -> Verdict {
-        Verdict::Delivered { provider_id: format!("status {status}") }
-    }
-
-    fn later(status: u16) -> Verdict {
-        Verdict::TryLater(format!("status {status}").into())
-    }
-
-    fn refused(status: u16) -> Verdict {
-        Verdict::Refused(format!("status {status}").into())
-    }
-
-    #[test]
-    fn the_webhooks_table() {
-        let slow = |seconds| Verdict::SlowDown(in_seconds(seconds));
-        let rows: [(u16, Option<&str>, Verdict); 25] = [
-            (200, None, delivered(200)),
-            (202, None, delivered(202)),
-            (204, Some("60"), delivered(204)),
-            (299, None, delivered(299)),
-            (408, None, later(408)),
-            (425, None, later(425)),
-            (429, None, later(429)),
-            (429, Some("0"), slow(0)),
-            (429, Some(" 120 "), slow(120)),
-            (429, Some("Sun, 22 Nov 2026 09:30:07 GMT"), slow(7)),
-            (429, Some("-1"), later(429)),
-            (429, Some("soon"), later(429)),
-            (429, Some(""), later(429)),
-            (500, None, later(500)),
-            (503, Some("30"), slow(30)),
-            (599, None, later(599)),
-            (301, None, refused(301)),
-            (304, None, refused(304)),
-            (307, Some("5"), refused(307)),
-            (400, None, refused(400)),
-            (401, None, refused(401)),
-            (404, Some("5"), refused(404)),
-            (410, None, refused(410)),
-            (413, None, refused(413)),
-            (600, None, refused(600)),
-        ];
-        for (status, retry_after, verdict) in rows {
-            assert_eq!(of_webhook(status, retry_after, NOW), verdict, "{status} {retry_after:?}");
-        }
-    }
-
-    #[test]
-    fn a_moment_that_has_passed_is_now_and_one_beyond_all_numbers_is_far() {
-        let past = retry_moment("Sat, 21 Nov 2026 09:30:00 GMT", NOW).unwrap();
-        assert_eq!(past.since(NOW), Duration::ZERO);
-        let far = retry_moment("99999999999999999999999999", NOW).unwrap();
-        assert!(far > in_seconds(u64::from(u32::MAX)));
-    }
 }

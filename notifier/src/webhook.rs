@@ -1,6 +1,5 @@
 //! The app's main backend as a push provider: it knows its users' phones.
 
-use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -8,10 +7,11 @@ use aws_lc_rs::hmac;
 use naru_model::hops::{Lane, PushJob};
 use naru_model::{Event, MessageId, RoomId, Timestamp, UserId};
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
-use reqwest::{Certificate, Client, Url, redirect};
+use reqwest::{Client, Url};
 use serde::Serialize;
 
 use crate::provider::Provider;
+use crate::transport;
 use crate::verdict::{self, Verdict};
 use crate::{BuildError, Config};
 
@@ -51,40 +51,19 @@ impl Webhook {
         // Neither the URL nor what a parser says of it is shown: it may hold a password.
         let url = Url::parse(url.expose()).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
         let key = config.push_webhook_secret.as_ref();
+        /// Connections are kept for this long between pushes.
+        const IDLE: Duration = Duration::from_secs(60);
+        let client = transport::client(config)?
+            .retry(reqwest::retry::never())
+            .timeout(config.push_webhook_timeout.into())
+            .pool_idle_timeout(IDLE)
+            .pool_max_idle_per_host(config.push_concurrency.get());
         Ok(Some(Self {
-            client: client(config)?,
+            client: client.build().map_err(BuildError::Client)?,
             url: url.ok_or(BuildError::WebhookUrl)?,
             key: key.map(|secret| hmac::Key::new(hmac::HMAC_SHA256, secret.expose().as_bytes())),
         }))
     }
-}
-
-/// A client that calls exactly the configured host: no redirects, no proxy from the environment, no retries of its own.
-fn client(config: &Config) -> Result<Client, BuildError> {
-    /// Connections are kept for this long between pushes.
-    const IDLE: Duration = Duration::from_secs(60);
-    let mut builder = Client::builder()
-        .user_agent(concat!("naru/", env!("CARGO_PKG_VERSION")))
-        .redirect(redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .no_proxy()
-        .timeout(config.push_webhook_timeout.into())
-        .pool_idle_timeout(IDLE)
-        .pool_max_idle_per_host(config.push_concurrency.get());
-    if let Some(path) = &config.extra_ca_file {
-        builder = builder.tls_certs_merge(certificates(path)?);
-    }
-    builder.build().map_err(BuildError::Client)
-}
-
-fn certificates(path: &Path) -> Result<Vec<Certificate>, BuildError> {
-    let unusable = |source| BuildError::ExtraCa { path: path.to_owned(), source };
-    let pem = std::fs::read(path).map_err(|error| unusable(error.into()))?;
-    let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| unusable(error.into()))?;
-    if certificates.is_empty() {
-        return Err(unusable("it holds no certificate".into()));
-    }
-    Ok(certificates)
 }
 
 #[async_trait]
@@ -107,14 +86,13 @@ impl Provider for Webhook {
         if let Some(key) = &self.key {
             request = request.header("x-naru-signature", signature(key, &body));
         }
+        // Only the head counts: a backend need not say anything.
         match request.body(body).send().await {
             Ok(response) => {
                 let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
                 verdict::of_webhook(response.status().as_u16(), retry_after, Timestamp::now())
             }
-            Err(error) if error.is_timeout() => Verdict::TryLater("no answer in time".into()),
-            Err(error) if error.is_connect() => Verdict::TryLater("no connection".into()),
-            Err(_) => Verdict::TryLater("the connection broke".into()),
+            Err(error) => verdict::try_later(transport::no_answer(&error).to_string()),
         }
     }
 }

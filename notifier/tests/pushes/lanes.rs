@@ -11,7 +11,7 @@ async fn miss(world: &World, count: usize) {
 }
 
 fn away() -> Verdict {
-    Verdict::TryLater("away".into())
+    Verdict::TryLater { reason: "away".into(), at_least: Duration::ZERO }
 }
 
 #[tokio::test]
@@ -35,7 +35,8 @@ async fn a_push_that_would_expire_before_its_next_try_is_parked() {
     let (backend, mut calls) = Scripted::on(Lane::Webhook);
     let notifier = Running::start(&world, config(None), [backend]);
     world.missed(&world.says("hello").await, &["B"]).await;
-    calls.next().await.answer(Verdict::SlowDown(Timestamp::now().after(Duration::from_secs(25 * 3600))));
+    let until = Timestamp::now().after(Duration::from_secs(25 * 3600));
+    calls.next().await.answer(Verdict::SlowDown { until, whose: Whose::Everybody });
     assert_eq!(world.parked(1).await[0].reason, "expired");
     notifier.finished().await;
 }
@@ -95,7 +96,8 @@ async fn our_own_fault_costs_neither_the_push_nor_the_token() {
     world.registers("B", "phone", Platform::Fcm).await;
     let notifier = Running::start(&world, config(None), [fcm]);
     world.missed(&world.says("hello").await, &["B"]).await;
-    phones.next().await.answer(Verdict::OurConfiguration("the key was revoked".into()));
+    let reason = "the key was revoked".into();
+    phones.next().await.answer(Verdict::OurConfiguration { reason, whose: Whose::Everybody });
     phones.next().await.deliver();
     assert_eq!(world.engines.store.devices.of_users(&[user("B")]).await.unwrap().len(), 1);
     notifier.finished().await;

@@ -3,13 +3,16 @@
 
 mod door;
 mod lanes;
+mod mockpost;
 mod offline;
+mod phones;
 mod shutdown;
 mod tls;
 mod webhook;
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,12 +21,13 @@ use naru_client::{PATIENCE, Webhook};
 use naru_embedded::Embedded;
 use naru_engines::Engines;
 use naru_engines::store::{Device, NewRoom, ParkedPush, Platform};
-use naru_model::hops::{Lane, Offline, PushEnvironment, PushJob};
+use naru_model::hops::{Lane, Offline, PushEnvironment, PushJob, PushOutcome};
 use naru_model::room::sorted_members;
 use naru_model::{
-    ClientMessageId, DeviceId, Event, Message, MessageId, RoomId, RoomKind, Seq, Timestamp, Trace, UserId,
+    ClientMessageId, DeviceId, Event, Message, MessageId, RoomId, RoomKind, Seq, Stage, Timestamp, Trace,
+    UserId,
 };
-use notifier::{Config, Ladder, Notifier, Provider, Verdict};
+use notifier::{Config, Ladder, Notifier, Provider, Verdict, Whose};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -50,6 +54,16 @@ fn config(webhook_url: Option<String>) -> Config {
         push_webhook_timeout: Span(PATIENCE),
         push_concurrency: NonZeroUsize::new(4).unwrap(),
         push_ttl: Span(Duration::from_secs(24 * 3600)),
+        push_hide_content: false,
+        push_loc_key: "NARU_NEW_MESSAGE".to_owned(),
+        push_device_ttl: Span(Duration::from_secs(270 * 24 * 3600)),
+        fcm_service_account_file: None,
+        fcm_base_url: None,
+        apns_key_file: None,
+        apns_key_id: None,
+        apns_team_id: None,
+        apns_topic: None,
+        apns_base_url: None,
         extra_ca_file: None,
     }
 }
@@ -79,7 +93,9 @@ impl World {
     /// Waits until no event and no job is left, those that are put off included: what was to come has come.
     async fn nothing_is_queued(&self) {
         let queue = rusqlite::Connection::open(self.dir.path().join(Embedded::DATABASE)).unwrap();
-        let left = || queue.query_row("SELECT count(*) FROM queue", [], |row| row.get::<_, i64>(0)).unwrap();
+        // Outcomes are for others, who are not there.
+        let sql = "SELECT count(*) FROM queue WHERE hop <> 'outcome'";
+        let left = || queue.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
         let empty = async {
             while left() > 0 {
                 tokio::task::yield_now().await;
@@ -130,6 +146,20 @@ impl World {
         };
         self.engines.store.devices.claim(device.clone()).await.unwrap();
         device
+    }
+
+    /// What so many pushes came to.
+    async fn outcomes(&self, count: usize) -> Vec<PushOutcome> {
+        let mut receiver = self.engines.bus.outcome.receiver().await.unwrap();
+        let mut outcomes = Vec::new();
+        while outcomes.len() < count {
+            let batch = timeout(PATIENCE, receiver.receive(count)).await.expect("an outcome").unwrap();
+            let (events, receipts): (Vec<_>, Vec<_>) =
+                batch.into_iter().map(|delivery| (delivery.event.payload, delivery.receipt)).unzip();
+            outcomes.extend(events);
+            naru_engines::bus::settle(receipts, naru_engines::bus::Verdict::Done).await.unwrap();
+        }
+        outcomes
     }
 
     /// What is parked, once it is `count` pushes.
@@ -257,7 +287,7 @@ impl Provider for Scripted {
     async fn push(&self, event: &Event<PushJob>) -> Verdict {
         let (verdict, answered) = oneshot::channel();
         let _ = self.calls.send(Call { event: event.clone(), verdict });
-        answered.await.unwrap_or(Verdict::TryLater("no verdict".into()))
+        answered.await.unwrap_or(Verdict::TryLater { reason: "no verdict".into(), at_least: Duration::ZERO })
     }
 }
 

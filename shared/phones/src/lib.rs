@@ -174,6 +174,16 @@ impl Phones {
         &self.ca_file
     }
 
+    /// FCM's key: the service account's JSON file.
+    pub fn service_account_file(&self) -> &Path {
+        &self.service_account_file
+    }
+
+    /// APNs' key: the .p8 file.
+    pub fn apns_key_file(&self) -> &Path {
+        &self.apns_key_file
+    }
+
     /// Steers the providers and looks at what they got.
     pub fn handle(&self) -> Handle {
         self.handle.clone()

@@ -1,6 +1,6 @@
-//! Real services for tests: Redis, RabbitMQ and a MongoDB-wire server, each a child process on a port and in a folder of
-//! its own, started by `scripts/services` and stopped by its pid. None outlives the process that started it, however that
-//! ends.
+//! Real services for tests: Redis, RabbitMQ and a MongoDB-wire server, and a fake of the push providers, each a child
+//! process on a port and in a folder of its own, started by `scripts/services` and stopped by its pid. None outlives the
+//! process that started it, however that ends.
 //!
 //! [`url`] answers one service of a kind that the whole test process shares. A [`Service`] is the test's own, to be
 //! stopped, killed, frozen and started again. What can't be started **panics**, with the service's log: a test that needs
@@ -42,10 +42,12 @@ pub enum Kind {
     Rabbitmq,
     /// Redis.
     Redis,
+    /// mockpost: FCM and APNs as somebody else reads their documentation.
+    Mockpost,
 }
 
 impl Kind {
-    /// All of them.
+    /// Those that Naru stands on.
     pub const ALL: [Kind; 3] = [Kind::Mongodb, Kind::Rabbitmq, Kind::Redis];
 
     /// The word for it.
@@ -54,6 +56,7 @@ impl Kind {
             Kind::Mongodb => "mongodb",
             Kind::Rabbitmq => "rabbitmq",
             Kind::Redis => "redis",
+            Kind::Mockpost => "mockpost",
         }
     }
 
@@ -63,6 +66,7 @@ impl Kind {
             Kind::Mongodb => "NARU_TEST_MONGODB_URL",
             Kind::Rabbitmq => "NARU_TEST_AMQP_URL",
             Kind::Redis => "NARU_TEST_REDIS_URL",
+            Kind::Mockpost => "NARU_TEST_MOCKPOST_URL",
         }
     }
 
@@ -71,6 +75,7 @@ impl Kind {
             Kind::Mongodb => format!("mongodb://127.0.0.1:{port}/?replicaSet=secantus"),
             Kind::Rabbitmq => format!("amqp://127.0.0.1:{port}/%2f"),
             Kind::Redis => format!("redis://127.0.0.1:{port}/"),
+            Kind::Mockpost => format!("https://localhost:{port}"),
         }
     }
 
@@ -80,7 +85,7 @@ impl Kind {
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         let mut first = [0];
         let greeting: &[u8] = match self {
-            Kind::Mongodb => return Ok(true),
+            Kind::Mongodb | Kind::Mockpost => return Ok(true),
             Kind::Rabbitmq => b"AMQP\0\0\x09\x01",
             Kind::Redis => b"PING\r\n",
         };
@@ -96,7 +101,7 @@ impl Kind {
 /// # Panics
 /// When it can't be started.
 pub fn url(kind: Kind) -> &'static str {
-    static SHARED: [OnceLock<(String, Option<Service>)>; 3] = [const { OnceLock::new() }; 3];
+    static SHARED: [OnceLock<(String, Option<Service>)>; 4] = [const { OnceLock::new() }; 4];
     let (url, _service) = SHARED[kind as usize].get_or_init(|| match std::env::var(kind.variable()) {
         Ok(url) if !url.is_empty() => (url, None),
         _ => {

@@ -1,0 +1,294 @@
+//! Apple Push Notification service, by token:
+//! <https://developer.apple.com/documentation/usernotifications/sending-notification-requests-to-apns>.
+//!
+//! `apns-id` is the push's event id, `apns-collapse-id` its message's id: a push that comes twice is recognised by both, and on
+//! the phone replaces itself.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use a2::request::payload::PayloadLike;
+use a2::{
+    CollapseId, DefaultNotificationBuilder, NotificationBuilder, NotificationOptions, Priority, PushType,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use naru_model::hops::{Lane, PushEnvironment, PushJob, PushTarget};
+use naru_model::{Event, Timestamp};
+use reqwest::Url;
+use reqwest::header::HeaderValue;
+use serde::Serialize;
+
+use crate::fcm::base_url;
+use crate::fit::fit;
+use crate::provider::Provider;
+use crate::transport::{Answer, Gate, Transport};
+use crate::verdict::{self, Verdict, Whose};
+use crate::{BuildError, Config};
+
+/// Where APNs is.
+const PRODUCTION: &str = "https://api.push.apple.com";
+const SANDBOX: &str = "https://api.sandbox.push.apple.com";
+/// The longest payload that Apple takes, in bytes.
+const LONGEST: usize = 4096;
+/// A name is cut before it leaves too little room for what was said.
+const LONGEST_TITLE: usize = 512;
+/// A provider token says when it was issued; Apple refuses one older than an hour, and a key whose tokens are renewed more
+/// often than every 20 minutes. All notifiers, however many and however often restarted, say the same: the beginning of the
+/// present span of this length.
+const ISSUED_EVERY_SECONDS: i64 = 40 * 60;
+/// So many tokens in a row that Apple does not know are not the phones' fault: see [`Endpoint::judge`].
+const STRANGERS: u32 = 5;
+
+/// APNs, for one app.
+pub(crate) struct Apns {
+    transport: Transport,
+    key: ProviderKey,
+    topic: String,
+    loc_key: String,
+    production: Endpoint,
+    /// None: the other one serves both, because a base URL was configured.
+    sandbox: Option<Endpoint>,
+}
+
+impl Apns {
+    /// APNs, if it is configured.
+    ///
+    /// # Errors
+    /// When its key's file or another one that it needs can't be used, or a key is set and not what belongs to it.
+    pub(crate) fn configured(config: &Config) -> Result<Option<Self>, BuildError> {
+        let Some(file) = &config.apns_key_file else { return Ok(None) };
+        let needed = |key: &'static str, value: &Option<String>| {
+            value.clone().ok_or(BuildError::Missing { key, with: "apns_key_file" })
+        };
+        let key_id = needed("apns_key_id", &config.apns_key_id)?;
+        let team_id = needed("apns_team_id", &config.apns_team_id)?;
+        let topic = needed("apns_topic", &config.apns_topic)?;
+        let key = ProviderKey::open(file, key_id, team_id)?;
+        let base = config.apns_base_url.as_deref();
+        let production = Endpoint::new(base_url("apns_base_url", base, PRODUCTION)?);
+        let sandbox = base.is_none().then(|| Endpoint::new(SANDBOX.to_owned()));
+        let loc_key = config.push_loc_key.clone();
+        Ok(Some(Self { transport: Transport::new(config)?, key, topic, loc_key, production, sandbox }))
+    }
+
+    fn endpoint(&self, environment: PushEnvironment) -> &Endpoint {
+        match (environment, &self.sandbox) {
+            (PushEnvironment::Sandbox, Some(sandbox)) => sandbox,
+            _ => &self.production,
+        }
+    }
+}
+
+#[async_trait]
+impl Provider for Apns {
+    fn lane(&self) -> Lane {
+        Lane::Apns
+    }
+
+    fn shows_badge(&self) -> bool {
+        true
+    }
+
+    async fn push(&self, event: &Event<PushJob>) -> Verdict {
+        let job = &event.payload;
+        let Some(target) = &job.target else {
+            return Verdict::Refused("a push by APNs without a device".into());
+        };
+        let body = match payload(job, &self.loc_key) {
+            Ok(body) => body,
+            Err(verdict) => return verdict,
+        };
+        let endpoint = self.endpoint(target.environment);
+        let Some(url) = endpoint.of_device(target) else {
+            return Verdict::Refused("a push by APNs to a token that makes no URL".into());
+        };
+        let token = match self.key.token() {
+            Ok(token) => token,
+            Err(_) => {
+                let reason = "the APNs key can't sign".into();
+                return Verdict::OurConfiguration { reason, whose: Whose::Everybody };
+            }
+        };
+        let (id, message_id) = (event.event_id.to_string(), job.message_id.to_string());
+        let options = options(job, &id, &message_id, &self.topic);
+        let called_at = Timestamp::now();
+        let request = |client: &reqwest::Client| {
+            let request = client
+                .post(url.clone())
+                .header(AUTHORIZATION, token.header.clone())
+                .header(CONTENT_TYPE, "application/json")
+                .body(body.clone());
+            with_options(request, &options)
+        };
+        match self.transport.call(Some(&endpoint.gate), request).await {
+            Ok(answer) => {
+                let verdict = verdict::of_apns(&answer, called_at, Timestamp::now());
+                endpoint.judge(verdict, &answer)
+            }
+            Err(no_answer) => verdict::try_later(format!("APNs: {no_answer}")),
+        }
+    }
+}
+
+/// One of Apple's environments.
+struct Endpoint {
+    base: String,
+    gate: Gate,
+    /// How many tokens in a row were none of this environment's.
+    strangers: AtomicU32,
+}
+
+impl Endpoint {
+    fn new(base: String) -> Self {
+        Self { base, gate: Gate::default(), strangers: AtomicU32::new(0) }
+    }
+
+    fn of_device(&self, target: &PushTarget) -> Option<Url> {
+        let mut url = Url::parse(&self.base).ok()?;
+        url.path_segments_mut().ok()?.pop_if_empty().extend(["3", "device", &target.token]);
+        Some(url)
+    }
+
+    /// A token of the other environment is a bad one as well. If every token is bad, it is not the tokens but our address, and
+    /// none of them may go: so after [`STRANGERS`] in a row it is called our configuration, until one is taken.
+    fn judge(&self, verdict: Verdict, answer: &Answer) -> Verdict {
+        match verdict {
+            Verdict::TokenDead { .. } if answer.status == 400 => {
+                if self.strangers.fetch_add(1, Ordering::Relaxed) < STRANGERS {
+                    return verdict;
+                }
+                Verdict::OurConfiguration {
+                    reason: "APNs: no token is of this environment (apns_base_url, or the apps' environment)"
+                        .into(),
+                    whose: Whose::Everybody,
+                }
+            }
+            Verdict::Delivered { .. } | Verdict::TokenDead { .. } => {
+                self.strangers.store(0, Ordering::Relaxed);
+                verdict
+            }
+            _ => verdict,
+        }
+    }
+}
+
+/// What the headers say.
+fn options<'a>(job: &PushJob, id: &'a str, message_id: &'a str, topic: &'a str) -> NotificationOptions<'a> {
+    NotificationOptions {
+        apns_id: Some(id),
+        apns_push_type: Some(PushType::Alert),
+        apns_expiration: u64::try_from(job.expires_at.as_millis() / 1000).ok(),
+        apns_priority: Some(Priority::High),
+        apns_topic: Some(topic),
+        apns_collapse_id: CollapseId::new(message_id).ok(),
+    }
+}
+
+fn with_options(
+    mut request: reqwest::RequestBuilder,
+    options: &NotificationOptions<'_>,
+) -> reqwest::RequestBuilder {
+    let texts = [
+        ("apns-id", options.apns_id.map(str::to_owned)),
+        ("apns-push-type", options.apns_push_type.map(|kind| kind.to_string())),
+        ("apns-expiration", options.apns_expiration.map(|moment| moment.to_string())),
+        ("apns-priority", options.apns_priority.as_ref().map(ToString::to_string)),
+        ("apns-topic", options.apns_topic.map(str::to_owned)),
+        ("apns-collapse-id", options.apns_collapse_id.as_ref().map(|id| id.value.to_owned())),
+    ];
+    for (name, text) in texts {
+        if let Some(text) = text {
+            request = request.header(name, text);
+        }
+    }
+    request
+}
+
+/// What is POSTed, [`LONGEST`] bytes at most: what was said is cut where it is longer.
+fn payload(job: &PushJob, loc_key: &str) -> Result<Bytes, Verdict> {
+    let title = fit(&job.title, LONGEST_TITLE);
+    let whole = body(job, loc_key, &title, &job.body)?;
+    if whole.len() <= LONGEST || job.body.is_empty() {
+        return Ok(whole);
+    }
+    let Some(room) = LONGEST.checked_sub(body(job, loc_key, &title, "")?.len()) else {
+        return Err(Verdict::TooBig);
+    };
+    body(job, loc_key, &title, &fit(&job.body, room))
+}
+
+fn body(job: &PushJob, loc_key: &str, title: &str, text: &str) -> Result<Bytes, Verdict> {
+    let unwritable = || Verdict::Refused("a push by APNs that can't be written".into());
+    let builder = DefaultNotificationBuilder::new().sound("default").thread_id(job.chat_room_id.as_str());
+    let builder = if job.hides_content { builder.loc_key(loc_key) } else { builder.title(title).body(text) };
+    let builder = match job.badge {
+        // Nobody counts further, and the phone's number is 32 bits wide.
+        Some(badge) => builder.badge(u32::try_from(badge).unwrap_or(u32::MAX)),
+        None => builder,
+    };
+    let mut payload = builder.build("", NotificationOptions::default());
+    payload.add_custom_data("chatRoomId", &job.chat_room_id).map_err(|_| unwritable())?;
+    payload.add_custom_data("messageId", &job.message_id).map_err(|_| unwritable())?;
+    Ok(payload.to_json_string().map_err(|_| unwritable())?.into())
+}
+
+/// The key of the Apple developer account, and the provider token that it signed last.
+struct ProviderKey {
+    key: EncodingKey,
+    key_id: String,
+    team_id: String,
+    held: Mutex<Option<Arc<ProviderToken>>>,
+}
+
+/// What the `authorization` header says. It is never shown.
+struct ProviderToken {
+    header: HeaderValue,
+    /// In seconds since 1970.
+    issued_at: i64,
+}
+
+#[derive(Serialize)]
+struct Claims<'a> {
+    iss: &'a str,
+    iat: i64,
+}
+
+impl ProviderKey {
+    fn open(path: &Path, key_id: String, team_id: String) -> Result<Self, BuildError> {
+        let unusable = |source| BuildError::ApnsKey { path: path.to_owned(), source };
+        let file = std::fs::read(path).map_err(|error| unusable(error.into()))?;
+        let key = EncodingKey::from_ec_pem(&file)
+            .map_err(|_| unusable("it is not an EC key in PEM, which a .p8 file is".into()))?;
+        let this = Self { key, key_id, team_id, held: Mutex::default() };
+        // A key of another curve is found now.
+        this.token().map_err(|error| unusable(error.into()))?;
+        Ok(this)
+    }
+
+    /// The token that all pushes of these minutes have: it is signed once for all of them.
+    fn token(&self) -> jsonwebtoken::errors::Result<Arc<ProviderToken>> {
+        let now = Timestamp::now().as_millis() / 1000;
+        let issued_at = now - now.rem_euclid(ISSUED_EVERY_SECONDS);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(token) = held.as_ref().filter(|token| token.issued_at == issued_at) {
+            return Ok(token.clone());
+        }
+        let token = Arc::new(self.sign(issued_at)?);
+        *held = Some(token.clone());
+        Ok(token)
+    }
+
+    fn sign(&self, issued_at: i64) -> jsonwebtoken::errors::Result<ProviderToken> {
+        let header = Header { kid: Some(self.key_id.clone()), ..Header::new(Algorithm::ES256) };
+        let claims = Claims { iss: &self.team_id, iat: issued_at };
+        let token = jsonwebtoken::encode(&header, &claims, &self.key)?;
+        let mut header = HeaderValue::try_from(format!("bearer {token}"))
+            .map_err(|_| jsonwebtoken::errors::ErrorKind::InvalidToken)?;
+        header.set_sensitive(true);
+        Ok(ProviderToken { header, issued_at })
+    }
+}

@@ -1,0 +1,328 @@
+//! The HTTP that pushes go through: one client per provider, of one make.
+//!
+//! Apple and Google speak HTTP/2, and say by it what a status can't: a stream is *refused* when there are too many at once,
+//! and a server that leaves says (GOAWAY) which requests it has not looked at. Neither is a failed push: it was not tried. So
+//! it is sent again here, at once, over whatever connection there is then, for as long as one call may take.
+
+use std::error::Error;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::RETRY_AFTER;
+use reqwest::{Certificate, Client, ClientBuilder, RequestBuilder, redirect};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::{BuildError, Config};
+
+/// How long one call of FCM, APNs or a token endpoint may take, from connecting to the whole answer.
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections are kept for this long between pushes. Apple asks for connections that last.
+const IDLE: Duration = Duration::from_secs(3600);
+/// A connection that says nothing for so long is asked whether it is there …
+const ASK_AFTER: Duration = Duration::from_secs(30);
+/// … and is given up when it does not answer for so long.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
+/// Before what was not looked at is sent again: this, longer each time, up to that.
+const AGAIN_AFTER: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
+/// More than any answer that is about a push.
+const LONGEST_ANSWER: usize = 64 * 1024;
+
+/// A client that calls exactly the configured host: no redirects, no proxy from the environment.
+///
+/// # Errors
+/// When `extra_ca_file` can't be used.
+pub(crate) fn client(config: &Config) -> Result<ClientBuilder, BuildError> {
+    let mut builder = Client::builder()
+        .user_agent(concat!("naru/", env!("CARGO_PKG_VERSION")))
+        .redirect(redirect::Policy::none())
+        .no_proxy();
+    if let Some(path) = &config.extra_ca_file {
+        builder = builder.tls_certs_merge(certificates(path)?);
+    }
+    Ok(builder)
+}
+
+fn certificates(path: &Path) -> Result<Vec<Certificate>, BuildError> {
+    let unusable = |source| BuildError::ExtraCa { path: path.to_owned(), source };
+    let pem = std::fs::read(path).map_err(|error| unusable(error.into()))?;
+    let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| unusable(error.into()))?;
+    if certificates.is_empty() {
+        return Err(unusable("it holds no certificate".into()));
+    }
+    Ok(certificates)
+}
+
+/// A provider's answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Answer {
+    /// `Retry-After`, as it stands there.
+    pub(crate) fn retry_after(&self) -> Option<&str> {
+        self.header(RETRY_AFTER.as_str())
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+}
+
+/// Why there is no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoAnswer {
+    /// Nobody took the connection.
+    #[error("no connection")]
+    Connect,
+    /// The push may have been taken all the same.
+    #[error("no answer in time")]
+    Timeout,
+    /// The push may have been taken all the same.
+    #[error("the connection broke")]
+    Broken,
+    /// The first push on a new connection got no answer, so this one was not sent.
+    #[error("nobody has answered on a new connection yet")]
+    NotSent,
+}
+
+/// What one request over HTTP/2 came to.
+enum Sent {
+    Answered(Answer),
+    /// It was not looked at, and can be sent again.
+    NotLookedAt,
+    Failed(NoAnswer),
+}
+
+/// One provider's HTTP/2.
+pub(crate) struct Transport {
+    client: Client,
+}
+
+impl Transport {
+    /// # Errors
+    /// When `extra_ca_file` can't be used, or TLS not be set up.
+    pub(crate) fn new(config: &Config) -> Result<Self, BuildError> {
+        let client = client(config)?
+            .http2_prior_knowledge()
+            .http2_keep_alive_interval(ASK_AFTER)
+            .http2_keep_alive_timeout(GIVE_UP_AFTER)
+            .http2_keep_alive_while_idle(true)
+            .pool_idle_timeout(IDLE)
+            .build()
+            .map_err(BuildError::Client)?;
+        Ok(Self { client })
+    }
+
+    /// Makes one call: `request` makes the request, and makes it again when it was not looked at.
+    ///
+    /// # Errors
+    /// When there is no answer within [`CALL_TIMEOUT`].
+    pub(crate) async fn call(
+        &self,
+        gate: Option<&Gate>,
+        request: impl Fn(&Client) -> RequestBuilder + Sync,
+    ) -> Result<Answer, NoAnswer> {
+        let first = match gate {
+            None => None,
+            Some(gate) => gate.pass().await?,
+        };
+        let deadline = Instant::now() + CALL_TIMEOUT;
+        let mut wait = AGAIN_AFTER.0;
+        let failure = loop {
+            let sent = timeout_at(deadline, send(request(&self.client)));
+            match sent.await.unwrap_or(Sent::Failed(NoAnswer::Timeout)) {
+                Sent::Answered(answer) => {
+                    if let Some(first) = first {
+                        first.has_an_answer();
+                    }
+                    return Ok(answer);
+                }
+                Sent::Failed(failure) => break failure,
+                Sent::NotLookedAt if Instant::now() + wait >= deadline => break NoAnswer::Timeout,
+                Sent::NotLookedAt => {
+                    sleep(wait).await;
+                    wait = (wait * 2).min(AGAIN_AFTER.1);
+                }
+            }
+        };
+        if let Some(gate) = gate {
+            gate.close();
+        }
+        Err(failure)
+    }
+}
+
+async fn send(request: RequestBuilder) -> Sent {
+    match receive(request).await {
+        Ok(answer) => Sent::Answered(answer),
+        Err(error) if was_not_looked_at(&error) => Sent::NotLookedAt,
+        Err(error) => Sent::Failed(no_answer(&error)),
+    }
+}
+
+/// Sends a request and takes its whole answer, but no more than [`LONGEST_ANSWER`] of it.
+pub(crate) async fn receive(request: RequestBuilder) -> reqwest::Result<Answer> {
+    let mut response = request.send().await?;
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        body.extend_from_slice(&chunk[..chunk.len().min(LONGEST_ANSWER - body.len())]);
+        if body.len() == LONGEST_ANSWER {
+            break;
+        }
+    }
+    let status = response.status().as_u16();
+    Ok(Answer { status, headers: std::mem::take(response.headers_mut()), body: body.into() })
+}
+
+/// What a request that failed says.
+pub(crate) fn no_answer(error: &reqwest::Error) -> NoAnswer {
+    if error.is_timeout() {
+        NoAnswer::Timeout
+    } else if error.is_connect() {
+        NoAnswer::Connect
+    } else {
+        NoAnswer::Broken
+    }
+}
+
+/// Whether the server has said that it did nothing with the request (RFC 9113, 8.7: a refused stream, or one beyond the last
+/// that a GOAWAY names), or it was never written.
+fn was_not_looked_at(error: &reqwest::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(this) = cause {
+        if let Some(error) = this.downcast_ref::<h2::Error>() {
+            let reason = error.reason();
+            let is_refused = error.is_reset() && reason == Some(h2::Reason::REFUSED_STREAM);
+            let is_leaving = error.is_go_away() && reason == Some(h2::Reason::NO_ERROR);
+            return error.is_remote() && (is_refused || is_leaving);
+        }
+        if this.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled) {
+            return true;
+        }
+        cause = this.source();
+    }
+    false
+}
+
+/// What stands before a provider that takes one request on a new connection until it has accepted our key, and refuses the
+/// others (Apple says so of token-based connections): the first goes alone, and when it has an answer, whichever, all go.
+#[derive(Default)]
+pub(crate) struct Gate {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+enum State {
+    /// There is no connection, or nobody knows.
+    #[default]
+    Closed,
+    /// The first is under way. Dropping its end tells the others to look again.
+    Trying(watch::Receiver<()>),
+    Open,
+}
+
+/// The right to go first. Dropped before the gate is open, it closes it.
+struct First<'a> {
+    gate: &'a Gate,
+    _ends: watch::Sender<()>,
+}
+
+impl Drop for First<'_> {
+    fn drop(&mut self) {
+        let mut state = self.gate.state();
+        if let State::Trying(_) = *state {
+            *state = State::Closed;
+        }
+    }
+}
+
+impl First<'_> {
+    /// From now on all may go.
+    fn has_an_answer(self) {
+        *self.gate.state() = State::Open;
+    }
+}
+
+impl Gate {
+    /// When one may go, and whether it goes first.
+    ///
+    /// # Errors
+    /// The first got no answer.
+    async fn pass(&self) -> Result<Option<First<'_>>, NoAnswer> {
+        let mut first_ends = {
+            let mut state = self.state();
+            match &*state {
+                State::Open => return Ok(None),
+                State::Trying(ends) => ends.clone(),
+                State::Closed => {
+                    let (tell, ends) = watch::channel(());
+                    *state = State::Trying(ends);
+                    return Ok(Some(First { gate: self, _ends: tell }));
+                }
+            }
+        };
+        // It ends by being dropped, which is an error here.
+        let _ended = first_ends.changed().await;
+        match *self.state() {
+            State::Open => Ok(None),
+            // Or tried anew meanwhile, by whoever came later.
+            State::Closed | State::Trying(_) => Err(NoAnswer::NotSent),
+        }
+    }
+
+    /// The connection may be gone.
+    fn close(&self) {
+        let mut state = self.state();
+        if let State::Open = *state {
+            *state = State::Closed;
+        }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn one_goes_first_and_the_others_follow_its_answer() {
+        let gate = Gate::default();
+        let first = gate.pass().now_or_never().unwrap().unwrap().expect("the first");
+        let mut second = Box::pin(gate.pass());
+        assert!((&mut second).now_or_never().is_none(), "it waits");
+        first.has_an_answer();
+        assert!(second.now_or_never().unwrap().unwrap().is_none());
+        assert!(gate.pass().now_or_never().unwrap().unwrap().is_none(), "open for all");
+    }
+
+    #[test]
+    fn without_an_answer_those_who_waited_are_not_sent_and_the_next_goes_first() {
+        let gate = Gate::default();
+        let first = gate.pass().now_or_never().unwrap().unwrap().expect("the first");
+        let mut second = Box::pin(gate.pass());
+        assert!((&mut second).now_or_never().is_none(), "it waits");
+        drop(first);
+        assert_eq!(second.now_or_never().unwrap().err(), Some(NoAnswer::NotSent));
+        assert!(gate.pass().now_or_never().unwrap().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_broken_connection_closes_the_gate() {
+        let gate = Gate::default();
+        gate.pass().now_or_never().unwrap().unwrap().expect("the first").has_an_answer();
+        gate.close();
+        assert!(gate.pass().now_or_never().unwrap().unwrap().is_some(), "somebody goes first again");
+    }
+}

@@ -1,0 +1,518 @@
+//! FCM and APNs over real HTTP/2 and TLS: what the providers are sent, and what follows from what they answer.
+
+use naru_engines::store::Advance;
+use naru_phones::{Answer, ApnsReason, Conduct, FcmError, Handle, Options, Phones, Provider as At, Push};
+use serde_json::json;
+
+use super::*;
+
+/// An installation whose keys are those of the two providers.
+struct Town {
+    world: World,
+    phones: Phones,
+    _keys: TempDir,
+}
+
+impl Town {
+    async fn new() -> Self {
+        let keys = tempfile::tempdir().unwrap();
+        let phones = Phones::start(Options::in_dir(keys.path())).await.unwrap();
+        Self { world: World::new().await, phones, _keys: keys }
+    }
+
+    fn handle(&self) -> Handle {
+        self.phones.handle()
+    }
+
+    fn config(&self) -> Config {
+        with_phones(config(None), &self.phones)
+    }
+
+    fn start(&self, config: Config) -> Running {
+        Running::start(&self.world, config, [])
+    }
+
+    /// The push that came after so many others.
+    async fn push(&self, after: u64) -> Arc<Push> {
+        timeout(PATIENCE, self.handle().next(after)).await.expect("a push")
+    }
+
+    /// B has this token.
+    async fn registers(&self, device: &str, platform: Platform, token: &str) -> Device {
+        let device = Device {
+            token: token.into(),
+            id: DeviceId::new(device).unwrap(),
+            ..self.world.registers("B", device, platform).await
+        };
+        self.world.engines.store.devices.claim(device.clone()).await.unwrap();
+        device
+    }
+
+    async fn devices(&self) -> Vec<Device> {
+        self.world.engines.store.devices.of_users(&[user("B")]).await.unwrap()
+    }
+
+    /// B misses this.
+    async fn misses(&self, content: &str) -> Message {
+        let message = self.world.says(content).await;
+        self.world.missed(&message, &["B"]).await;
+        message
+    }
+
+    /// B misses so many.
+    async fn misses_many(&self, count: usize) {
+        for number in 0..count {
+            self.misses(&format!("message {number}")).await;
+        }
+    }
+}
+
+/// A configuration with these phones' keys.
+pub(crate) fn with_phones(config: Config, phones: &Phones) -> Config {
+    let environment: std::collections::HashMap<_, _> = phones.environment().into_iter().collect();
+    let text = |name: &str| environment.get(name).cloned();
+    Config {
+        fcm_service_account_file: text("NARU_FCM_SERVICE_ACCOUNT_FILE").map(Into::into),
+        fcm_base_url: text("NARU_FCM_BASE_URL"),
+        apns_key_file: text("NARU_APNS_KEY_FILE").map(Into::into),
+        apns_key_id: text("NARU_APNS_KEY_ID"),
+        apns_team_id: text("NARU_APNS_TEAM_ID"),
+        apns_topic: text("NARU_APNS_TOPIC"),
+        apns_base_url: text("NARU_APNS_BASE_URL"),
+        extra_ca_file: text("NARU_EXTRA_CA_FILE").map(Into::into),
+        ..config
+    }
+}
+
+/// A token of APNs' form.
+fn hex(start: &str) -> String {
+    format!("{start:0<64}")
+}
+
+fn of_lane(lane: &str, outcome: &str, count: usize) -> String {
+    format!("pushes_total{{lane=\"{lane}\",outcome=\"{outcome}\"}} {count}")
+}
+
+#[tokio::test]
+async fn what_fcm_is_sent() {
+    let town = Town::new().await;
+    let notifier = town.start(town.config());
+    town.registers("pixel", Platform::Fcm, "token-of-the-pixel").await;
+    let message = town.misses("안녕하세요").await;
+    let push = town.push(0).await;
+
+    let ttl = push.json["message"]["android"]["ttl"].as_str().unwrap().to_owned();
+    let seconds: u64 = ttl.strip_suffix('s').unwrap().parse().unwrap();
+    assert!((86_300..=86_400).contains(&seconds), "{ttl} is what is left of a day");
+    let id = message.id.to_string();
+    let expected = json!({ "message": {
+        "token": "token-of-the-pixel",
+        "notification": { "title": "Ada", "body": "안녕하세요" },
+        "data": { "chatRoomId": "A_B", "messageId": id },
+        "android": { "priority": "HIGH", "ttl": ttl, "notification": { "tag": id } },
+    } });
+    assert_eq!(push.json, expected);
+    assert_eq!(push.headers["user-agent"], concat!("naru/", env!("CARGO_PKG_VERSION")));
+    notifier.counts(&of_lane("fcm", "pushed", 1)).await;
+    notifier.finished().await;
+    assert_eq!(town.handle().taken(), 1);
+}
+
+#[tokio::test]
+async fn what_apns_is_sent() {
+    let town = Town::new().await;
+    let notifier = town.start(town.config());
+    let token = hex("abc");
+    town.registers("iphone", Platform::Apns, &token).await;
+    town.world.says("before").await;
+    let message = town.world.says("안녕하세요").await;
+    town.world.missed(&message, &["B"]).await;
+    let push = town.push(0).await;
+
+    let id = message.id.to_string();
+    let expected = json!({
+        "aps": {
+            "alert": { "title": "Ada", "body": "안녕하세요" },
+            "badge": 2,
+            "sound": "default",
+            "thread-id": "A_B",
+            "mutable-content": 0,
+        },
+        "chatRoomId": "A_B",
+        "messageId": id,
+    });
+    assert_eq!(push.json, expected);
+    assert_eq!(push.token, token);
+    let header = |name: &str| push.headers.get(name).map(String::as_str).unwrap_or_default();
+    assert_eq!(header("apns-topic"), naru_phones::TOPIC);
+    assert_eq!((header("apns-push-type"), header("apns-priority")), ("alert", "10"));
+    assert_eq!(header("apns-collapse-id"), id);
+    assert_eq!(header("apns-id").len(), 36);
+    let expiration: i64 = header("apns-expiration").parse().unwrap();
+    assert_eq!(expiration, message.timestamp.as_millis() / 1000 + 24 * 3600);
+    notifier.finished().await;
+    assert_eq!(town.handle().taken(), 1);
+}
+
+#[tokio::test]
+async fn every_device_and_the_backend_get_one_push_each() {
+    let (town, mut backend) = (Town::new().await, Webhook::start().await);
+    let config = Config {
+        push_webhook_url: Some(backend.url("/push").into()),
+        push_webhook_secret: Some(SECRET.to_owned().into()),
+        ..town.config()
+    };
+    let notifier = town.start(config);
+    town.registers("pixel", Platform::Fcm, "pixel").await;
+    town.registers("iphone", Platform::Apns, &hex("1")).await;
+    let message = town.misses("hello").await;
+    // Handed over again, as after a crash of whoever sent it.
+    town.world.missed(&message, &["B"]).await;
+    let outcomes = town.world.outcomes(3).await;
+    notifier.counts("offline_events_total 2").await;
+    town.world.nothing_is_queued().await;
+    notifier.finished().await;
+
+    assert_eq!(backend.next().await.json["body"], "hello");
+    backend.none_waiting();
+    let tokens: HashSet<_> = town.handle().received().iter().map(|push| push.token.clone()).collect();
+    assert_eq!(tokens, HashSet::from(["pixel".to_owned(), hex("1")]));
+    assert_eq!(town.handle().taken(), 2);
+    // Whoever wants to know what became of a push is told of each.
+    let ids: HashSet<_> = outcomes.iter().map(|outcome| outcome.event_id).collect();
+    assert_eq!(ids.len(), 3);
+    for outcome in outcomes {
+        assert_eq!((outcome.stage, outcome.message_id, outcome.attempts), (Stage::Pushed, message.id, 1));
+        let provider_id = outcome.provider_id.unwrap();
+        let expected = match outcome.lane {
+            Lane::Fcm => "projects/",
+            Lane::Apns => &outcome.event_id.to_string(),
+            Lane::Webhook => "status 200",
+        };
+        assert!(provider_id.starts_with(expected), "{provider_id}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_hidden_is_not_sent() {
+    let town = Town::new().await;
+    let notifier = town.start(town.config());
+    for (name, platform, token) in
+        [("pixel", Platform::Fcm, "pixel".to_owned()), ("iphone", Platform::Apns, hex("1"))]
+    {
+        let device = town.registers(name, platform, &token).await;
+        let shy = Device { hides_content: true, ..device };
+        town.world.engines.store.devices.claim(shy).await.unwrap();
+    }
+    town.registers("tablet", Platform::Fcm, "tablet").await;
+    town.misses("a secret").await;
+    timeout(PATIENCE, town.handle().wait_for(3)).await.unwrap();
+    for push in town.handle().received() {
+        let text = push.json.to_string();
+        if push.token == "tablet" {
+            assert_eq!(push.body.as_deref(), Some("a secret"));
+            continue;
+        }
+        assert!(!text.contains("a secret") && !text.contains("Ada"), "{text}");
+        assert_eq!(push.loc_key.as_deref(), Some("NARU_NEW_MESSAGE"));
+        assert_eq!((push.title.as_deref(), push.body.as_deref()), (None, None));
+    }
+    notifier.finished().await;
+
+    let strict = Config { push_hide_content: true, push_loc_key: "NEW".to_owned(), ..town.config() };
+    let notifier = town.start(strict);
+    town.misses("another").await;
+    timeout(PATIENCE, town.handle().wait_for(6)).await.unwrap();
+    for push in town.handle().received_after(3) {
+        assert_eq!((push.loc_key.as_deref(), push.body.as_deref()), (Some("NEW"), None));
+    }
+    notifier.finished().await;
+}
+
+#[tokio::test]
+async fn a_long_message_is_cut_between_two_characters() {
+    let town = Town::new().await;
+    let notifier = town.start(town.config());
+    town.registers("pixel", Platform::Fcm, "pixel").await;
+    town.registers("iphone", Platform::Apns, &hex("1")).await;
+    let families = "👨‍👩‍👧‍👦".repeat(320);
+    assert!(families.len() <= 8192, "what the gateway takes");
+    town.misses(&families).await;
+    timeout(PATIENCE, town.handle().wait_for(2)).await.unwrap();
+    for push in town.handle().received() {
+        let body = push.body.as_deref().unwrap();
+        let kept = body.strip_suffix('…').expect("an ellipsis");
+        assert!(
+            families.starts_with(kept) && kept.len().is_multiple_of(25) && kept.len() > 3500,
+            "{}",
+            kept.len()
+        );
+    }
+    notifier.finished().await;
+}
+
+#[tokio::test]
+async fn a_message_that_was_read_when_its_turn_comes_is_not_pushed() {
+    let town = Town::new().await;
+    let (handle, read) = (town.handle(), town.world.engines.store.positions.clone());
+    town.registers("pixel", Platform::Fcm, "pixel").await;
+    handle.answer("pixel", Answer::fcm(FcmError::Unavailable));
+    let notifier = town.start(town.config());
+    let message = town.misses("hello").await;
+    notifier.counts("retries_total{lane=\"fcm\"} 2").await;
+    let step = Advance {
+        room: message.chat_room_id.clone(),
+        user: user("B"),
+        device: None,
+        received: message.seq,
+        read: message.seq,
+    };
+    read.advance(&[step]).await.unwrap();
+    notifier.counts("spared_total{reason=\"read\"} 1").await;
+    town.world.nothing_is_queued().await;
+    handle.answer_as_usual("pixel");
+    notifier.finished().await;
+    assert_eq!(handle.taken(), 0);
+}
+
+#[tokio::test]
+async fn a_dead_token_is_forgotten_and_another_one_stays() {
+    let town = Town::new().await;
+    let notifier = town.start(town.config());
+    town.registers("pixel", Platform::Fcm, "x~unregistered").await;
+    town.registers("iphone", Platform::Apns, &hex("00000410")).await;
+    let kept = town.registers("tablet", Platform::Fcm, "tablet").await;
+    // It was registered again after Apple found out that it was gone.
+    let back = town.registers("watch", Platform::Apns, &hex("2")).await;
+    let before = u64::try_from(back.registered_at.as_millis()).unwrap() - 1;
+    town.handle().answer(&back.token, Answer::apns(ApnsReason::Unregistered).since(before));
+    town.misses("hello").await;
+    let parked = town.world.parked(3).await;
+    assert!(parked.iter().all(|push| push.reason == "the token is dead"));
+    let left: HashSet<_> = town.devices().await.into_iter().map(|device| device.id).collect();
+    assert_eq!(left, HashSet::from([kept.id, back.id]));
+    notifier.counts("tokens_removed_total{lane=\"apns\"} 1").await;
+    notifier.counts("tokens_removed_total{lane=\"fcm\"} 1").await;
+    notifier.finished().await;
+}
+
+#[tokio::test]
+async fn our_own_fault_costs_no_token_and_no_push() {
+    let town = Town::new().await;
+    let handle = town.handle();
+    town.registers("pixel", Platform::Fcm, "pixel").await;
+    town.registers("iphone", Platform::Apns, &hex("1")).await;
+    let unauthenticated =
+        Answer::raw(401, r#"{"error":{"code":401,"message":"","status":"UNAUTHENTICATED"}}"#);
+    let no_such_project = Answer::raw(404, r#"{"error":{"code":404,"message":"","status":"NOT_FOUND"}}"#);
+    let fcm = [FcmError::SenderIdMismatch, FcmError::ThirdPartyAuthError].map(Answer::fcm);
+    handle.answer_once("pixel", fcm.into_iter().chain([unauthenticated, no_such_project]));
+    let apns = [
+        ApnsReason::DeviceTokenNotForTopic,
+        ApnsReason::TopicDisallowed,
+        ApnsReason::ExpiredProviderToken,
+        ApnsReason::InvalidProviderToken,
+    ];
+    handle.answer_once(&hex("1"), apns.map(Answer::apns));
+    let notifier = town.start(town.config());
+    town.misses("hello").await;
+    timeout(PATIENCE, handle.wait_for(2)).await.unwrap();
+    notifier.counts("configuration_refused_total{lane=\"fcm\"} 4").await;
+    notifier.counts("configuration_refused_total{lane=\"apns\"} 4").await;
+    notifier.finished().await;
+    assert_eq!(town.devices().await.len(), 2);
+    // The access token that was refused was not used again.
+    assert_eq!(handle.counts(At::Fcm).oauth_tokens_issued, 2);
+}
+
+#[tokio::test]
+async fn tokens_that_are_all_of_another_environment_are_our_fault() {
+    let town = Town::new().await;
+    for number in 0..9 {
+        town.registers(&format!("phone{number}"), Platform::Apns, &hex(&format!("00000400{number}"))).await;
+    }
+    let notifier = town.start(Config { push_concurrency: NonZeroUsize::MIN, ..town.config() });
+    town.misses("hello").await;
+    notifier.counts("tokens_removed_total{lane=\"apns\"} 5").await;
+    notifier.counts("configuration_refused_total{lane=\"apns\"} 4").await;
+    assert_eq!(town.devices().await.len(), 4, "no more than five go");
+
+    // Once Apple takes a push, a bad token is a bad token again.
+    town.registers("good", Platform::Apns, &hex("a")).await;
+    town.misses("are you there?").await;
+    timeout(PATIENCE, town.handle().wait_for(1)).await.unwrap();
+    until(|| async { (town.devices().await.len() == 1).then_some(()) }).await;
+    notifier.finished().await;
+}
+
+#[tokio::test]
+async fn whoever_asks_to_wait_is_not_called_before() {
+    let town = Town::new().await;
+    let handle = town.handle();
+    town.registers("pixel", Platform::Fcm, "pixel").await;
+    town.registers("iphone", Platform::Apns, &hex("1")).await;
+    handle.answer_once("pixel", [Answer::fcm(FcmError::QuotaExceeded).retry_after(1)]);
+    handle.answer_once(&hex("1"), [Answer::apns(ApnsReason::TooManyRequests).retry_after(1)]);
+    let notifier = town.start(town.config());
+    let begun = std::time::Instant::now();
+    town.misses("hello").await;
+    timeout(PATIENCE, handle.wait_for(2)).await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(999), "{:?}", begun.elapsed());
+    notifier.finished().await;
+    assert_eq!((handle.counts(At::Fcm).refused, handle.counts(At::Apns).refused), (1, 1));
+}
+
+#[tokio::test]
+async fn an_answer_that_was_lost_makes_a_push_that_can_be_recognised() {
+    let town = Town::new().await;
+    let handle = town.handle();
+    town.registers("pixel", Platform::Fcm, "pixel").await;
+    town.registers("iphone", Platform::Apns, &hex("1")).await;
+    for token in ["pixel".to_owned(), hex("1")] {
+        handle.answer_once(&token, [Answer::TakenUnheard]);
+    }
+    let notifier = town.start(town.config());
+    town.misses("hello").await;
+    timeout(PATIENCE, handle.wait_for(4)).await.unwrap();
+    notifier.counts(&of_lane("fcm", "pushed", 1)).await;
+    notifier.counts(&of_lane("apns", "pushed", 1)).await;
+    notifier.finished().await;
+    // By its tag, and by its apns-id, the second is the first once more.
+    assert_eq!((handle.counts(At::Fcm).repeated, handle.counts(At::Apns).repeated), (1, 1));
+}
+
+#[tokio::test]
+async fn a_burst_goes_through_one_connection_with_one_token() {
+    let town = Town::new().await;
+    let handle = town.handle();
+    town.registers("pixel", Platform::Fcm, "pixel").await;
+    town.registers("iphone", Platform::Apns, &hex("1")).await;
+    town.misses_many(200).await;
+    // As far away as Apple is.
+    handle.set(At::Apns, Conduct::Slow(20 * MS)).await;
+    let notifier = town.start(Config { push_concurrency: NonZeroUsize::new(64).unwrap(), ..town.config() });
+    timeout(PATIENCE, handle.wait_for(400)).await.unwrap();
+    notifier.finished().await;
+    let (fcm, apns) = (handle.counts(At::Fcm), handle.counts(At::Apns));
+    assert_eq!((fcm.taken, fcm.repeated, fcm.oauth_tokens_issued), (200, 0, 1));
+    assert_eq!((apns.taken, apns.repeated, apns.jwts_seen, apns.connections), (200, 0, 1, 1));
+    assert!(apns.most_streams_at_once > 8, "{apns:?}");
+}
+
+#[tokio::test]
+async fn one_stream_at_a_time_is_enough() {
+    let town = Town::new().await;
+    let handle = town.handle();
+    for at in [At::Fcm, At::Apns] {
+        handle.set(at, Conduct::Streams(1)).await;
+    }
+    town.registers("pixel", Platform::Fcm, "pixel").await;
+    town.registers("iphone", Platform::Apns, &hex("1")).await;
+    town.misses_many(50).await;
+    let notifier = town.start(Config { push_concurrency: NonZeroUsize::new(64).unwrap(), ..town.config() });
+    timeout(PATIENCE, handle.wait_for(100)).await.unwrap();
+    notifier.finished().await;
+    for at in [At::Fcm, At::Apns] {
+        let counts = handle.counts(at);
+        assert_eq!((counts.taken, counts.repeated, counts.most_streams_at_once), (50, 0, 1), "{at:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_leaves_all_the_time_gets_every_push_once() {
+    let town = Town::new().await;
+    let handle = town.handle();
+    for at in [At::Fcm, At::Apns] {
+        handle.set(at, Conduct::GoAway(5 * MS)).await;
+    }
+    town.registers("pixel", Platform::Fcm, "pixel").await;
+    town.registers("iphone", Platform::Apns, &hex("1")).await;
+    town.misses_many(200).await;
+    let notifier = town.start(Config { push_concurrency: NonZeroUsize::new(16).unwrap(), ..town.config() });
+    timeout(PATIENCE, handle.wait_for(400)).await.unwrap();
+    notifier.counts(&of_lane("fcm", "pushed", 200)).await;
+    notifier.counts(&of_lane("apns", "pushed", 200)).await;
+    notifier.finished().await;
+    for at in [At::Fcm, At::Apns] {
+        let counts = handle.counts(at);
+        assert!(counts.connections > 2, "{counts:?}");
+        assert_eq!((counts.taken, counts.repeated), (200, 0), "{at:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_provider_that_is_away_gets_its_pushes_when_it_is_back() {
+    let town = Town::new().await;
+    let handle = town.handle();
+    handle.set(At::Fcm, Conduct::Refuse).await;
+    handle.set(At::Apns, Conduct::Closed).await;
+    town.registers("pixel", Platform::Fcm, "pixel").await;
+    town.registers("iphone", Platform::Apns, &hex("1")).await;
+    town.misses_many(20).await;
+    let notifier = town.start(town.config());
+    notifier.counts("lane_paused{lane=\"fcm\"} 1").await;
+    notifier.counts("lane_paused{lane=\"apns\"} 1").await;
+    for at in [At::Fcm, At::Apns] {
+        handle.set(at, Conduct::Usual).await;
+    }
+    timeout(PATIENCE, handle.wait_for(40)).await.unwrap();
+    notifier.finished().await;
+    assert_eq!((handle.counts(At::Fcm).repeated, handle.counts(At::Apns).repeated), (0, 0));
+}
+
+#[tokio::test]
+async fn without_an_access_token_nothing_is_lost() {
+    let town = Town::new().await;
+    let handle = town.handle();
+    let endpoint = naru_phones::TOKEN_ENDPOINT;
+    let invalid_grant =
+        Answer::raw(400, r#"{"error":"invalid_grant","error_description":"Invalid JWT Signature."}"#);
+    handle.answer_once(endpoint, [Answer::raw(503, ""), invalid_grant, Answer::Close]);
+    town.registers("pixel", Platform::Fcm, "pixel").await;
+    town.misses("hello").await;
+    let notifier = town.start(town.config());
+    timeout(PATIENCE, handle.wait_for(1)).await.unwrap();
+    notifier.counts("retries_total{lane=\"fcm\"} 3").await;
+    notifier.counts("configuration_refused_total{lane=\"fcm\"} 1").await;
+    notifier.finished().await;
+    assert_eq!(town.devices().await.len(), 1);
+}
+
+#[tokio::test]
+async fn devices_unseen_for_long_are_forgotten() {
+    let town = Town::new().await;
+    let device = town.registers("pixel", Platform::Fcm, "pixel").await;
+    let long_ago = Timestamp::now().before(Duration::from_secs(271 * 24 * 3600));
+    let old = Device {
+        id: DeviceId::new("old").unwrap(),
+        token: "old".into(),
+        registered_at: long_ago,
+        ..device.clone()
+    };
+    town.world.engines.store.devices.claim(old).await.unwrap();
+    let notifier = town.start(town.config());
+    notifier.counts("devices_forgotten_total 1").await;
+    notifier.finished().await;
+    assert_eq!(town.devices().await, [device]);
+}
+
+#[tokio::test]
+async fn keys_that_can_not_work_are_refused_by_name() {
+    let town = Town::new().await;
+    let empty = town.world.dir.path().join("empty");
+    std::fs::write(&empty, "{}").unwrap();
+    let missing = Path::new("missing").to_owned();
+    let refused = |config| notifier::check(&config).unwrap_err().to_string();
+    let config = || town.config();
+    for file in [&empty, &missing] {
+        let error = refused(Config { fcm_service_account_file: Some(file.clone()), ..config() });
+        assert!(error.starts_with("`fcm_service_account_file`: can't use "), "{error}");
+        let error = refused(Config { apns_key_file: Some(file.clone()), ..config() });
+        assert!(error.starts_with("`apns_key_file`: can't use "), "{error}");
+    }
+    let error = refused(Config { apns_team_id: None, ..config() });
+    assert_eq!(error, "`apns_team_id` is not set, which `apns_key_file` needs");
+    let error = refused(Config { fcm_base_url: Some("fcm.example".to_owned()), ..config() });
+    assert_eq!(error, "`fcm_base_url` is not an http or https URL");
+    notifier::check(&config()).unwrap();
+}

@@ -54,6 +54,7 @@ const started = PEOPLE.map(({ id, name }, index) => {
   const screen = new Screen(root, { name, other: PEOPLE[1 - index] });
   phones[id] = new Phone(root.querySelector('[data-role=phone]'), {
     userId: id,
+    token: tokens[id],
     name,
     onCount: (count) => badge(id, count),
   });

@@ -1,5 +1,6 @@
-// The phone that lies on a person's desk: shows the pushes which reached it, newest on top.
+// The phone that lies on a person's desk: registers itself, and shows the pushes which reached it, newest on top.
 
+import { registerPhone } from './server.js';
 import { onLanguage, timeText, words } from './words.js';
 
 const REOPEN_MS = 3_000;
@@ -10,8 +11,10 @@ export class Phone {
   #part;
   #root;
   #userId;
+  #token;
   #name;
   #onCount;
+  #registered = false;
   #source = null;
   #timer = null;
   #openedAt = Infinity;
@@ -20,9 +23,10 @@ export class Phone {
   #fresh = 0;
 
   /** `onCount` is told how many pushes came in since `looked` was last called. */
-  constructor(root, { userId, name, onCount }) {
+  constructor(root, { userId, token, name, onCount }) {
     this.#root = root;
     this.#userId = userId;
+    this.#token = token;
     this.#name = name;
     this.#onCount = onCount;
     this.#part = Object.fromEntries(
@@ -31,6 +35,7 @@ export class Phone {
     root.addEventListener('animationend', () => root.classList.remove('buzzing'));
     onLanguage(() => this.#translate());
     setInterval(() => this.#showClock(), 1_000);
+    this.#register();
     // A browser allows few open streams per server; a hidden tab gives its own back. What it missed is replayed.
     document.addEventListener('visibilitychange', () => (document.hidden ? this.#close() : this.#open()));
     if (!document.hidden) this.#open();
@@ -39,6 +44,18 @@ export class Phone {
   looked() {
     this.#fresh = 0;
     this.#onCount(0);
+  }
+
+  /** Again until it works: a phone that is not registered gets nothing. */
+  async #register() {
+    if (this.#registered) return;
+    try {
+      await registerPhone(this.#token, this.#userId);
+      this.#registered = true;
+      this.#draw();
+    } catch {
+      setTimeout(() => this.#register(), REOPEN_MS);
+    }
   }
 
   #open() {
@@ -89,7 +106,7 @@ export class Phone {
 
   #draw() {
     const { phoneEmpty } = this.#part;
-    const open = this.#source?.readyState === EventSource.OPEN;
+    const open = this.#registered && this.#source?.readyState === EventSource.OPEN;
     this.#root.dataset.stream = open ? 'open' : 'closed';
     phoneEmpty.hidden = open && this.#pushes.length > 0;
     phoneEmpty.textContent = open ? words().phoneEmpty(this.#name) : words().phoneWaiting;

@@ -1,4 +1,4 @@
-// The demo's HTTP calls: a token, the room, the history.
+// The demo's HTTP calls: a token, the room, the history, the phone.
 
 async function answer(response) {
   if (response.ok) return response.json();
@@ -46,6 +46,20 @@ export class Token {
 /** Makes the room, or finds it. */
 export function openRoom(token, memberIds) {
   return token.with((jwt) => postJson('/api/rooms', { memberIds }, jwt));
+}
+
+/** Registers the phone on a person's desk, as its app does at every start: its pushes go there. */
+export async function registerPhone(token, userId) {
+  const phone = await fetch(`/demo/phone?userId=${encodeURIComponent(userId)}`).then(answer);
+  const { deviceId, platform, token: pushToken } = phone;
+  const body = JSON.stringify({ platform, token: pushToken, locale: navigator.language });
+  const request = (jwt) =>
+    fetch(`/api/devices/${encodeURIComponent(deviceId)}`, {
+      method: 'PUT',
+      headers: { 'content-type': 'application/json', authorization: `Bearer ${jwt}` },
+      body,
+    }).then(answer);
+  return token.with(request);
 }
 
 /** `{messages, hasMore}`, newest first; with `beforeSeq`, what is older than that. */

@@ -1,25 +1,25 @@
 //! The demo page: two people, each with a phone on the desk. Off unless it is asked for, or the process listens on this
 //! machine only and made its own token secret.
 //!
+//! Ada's phone is an Android, Ben's is one of Apple's. Where no keys of FCM or APNs are configured, the provider emulator is
+//! started beside, and the notifier pushes to it as it would to Google and Apple: the desk shows what arrives there.
+//!
 //! Its endpoints hand out tokens for two made-up users and show their pushes. They answer only when asked for by a
 //! loopback name, so that no foreign page reaches them through a name of its own (DNS rebinding).
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
-use aws_lc_rs::hmac;
-use bytes::Bytes;
+use anyhow::{Context, bail};
 use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use naru_model::{Timestamp, UserId};
+use naru_phones::{Handle, Options, Phones};
 use naru_runtime::{Secret, Settings};
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use warp::Filter;
 use warp::reply::Response;
@@ -27,14 +27,50 @@ use warp::sse;
 
 use crate::token::{self, Claims};
 
-/// The two people of the page: user id and name.
-const PEOPLE: [(&str, &str); 2] = [("ada", "Ada"), ("ben", "Ben")];
+/// One of the two people of the page.
+struct Person {
+    id: &'static str,
+    name: &'static str,
+    phone: Phone,
+}
+
+/// A phone on the desk, as its app registers it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Phone {
+    device_id: &'static str,
+    platform: &'static str,
+    token: &'static str,
+}
+
+const PEOPLE: [Person; 2] = [
+    Person {
+        id: "ada",
+        name: "Ada",
+        phone: Phone { device_id: "desk", platform: "fcm", token: "naru-demo:the-phone-on-adas-desk" },
+    },
+    Person {
+        id: "ben",
+        name: "Ben",
+        // "naru demo: the phone on bens desk" in hexadecimal digits, 64 of which APNs' tokens have.
+        phone: Phone {
+            device_id: "desk",
+            platform: "apns",
+            token: "6e6172752064656d6f3a207468652070686f6e65206f6e2062656e73206465736b",
+        },
+    },
+];
+
+impl Person {
+    fn of(id: &str) -> Option<&'static Self> {
+        PEOPLE.iter().find(|person| person.id == id)
+    }
+}
+
 /// How long their tokens are good for.
 const TOKEN_TTL: Duration = Duration::from_secs(3600);
 /// How many pushes a phone on the desk shows again after a reload.
 const SHOWN: usize = 20;
-/// How many pushes a page may fall behind; then its stream ends, and it comes back and is shown them anew.
-const BACKLOG: usize = 64;
 /// Nothing but the page's own files, its own server, and no page around it.
 const POLICY: &str = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -68,18 +104,9 @@ struct Config {
 
 /// The demo's server side.
 pub struct Demo {
-    address: SocketAddr,
     token_secret: Secret,
-    push_secret: Secret,
-    desk: Mutex<Desk>,
-}
-
-#[derive(Default)]
-struct Desk {
-    pushes: VecDeque<Push>,
-    count: u64,
-    /// Whoever looks at the desk now.
-    viewers: Vec<mpsc::Sender<Push>>,
+    /// None: pushes go to the configured providers, and the phones on the desk stay dark.
+    phones: Option<Phones>,
 }
 
 /// A push as it lies on the desk.
@@ -88,19 +115,31 @@ struct Desk {
 struct Push {
     #[serde(skip)]
     number: u64,
-    #[serde(flatten)]
-    sent: Sent,
+    title: Option<String>,
+    body: Option<String>,
+    badge: Option<u64>,
+    data: Data,
     received_at: Timestamp,
 }
 
-/// What the webhook provider posts.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Sent {
-    user_id: UserId,
-    title: String,
-    body: String,
-    data: serde_json::Value,
+struct Data {
+    chat_room_id: Option<String>,
+    message_id: Option<String>,
+}
+
+impl From<&naru_phones::Push> for Push {
+    fn from(push: &naru_phones::Push) -> Self {
+        Self {
+            number: push.number,
+            title: push.title.clone(),
+            body: push.body.clone(),
+            badge: push.badge,
+            data: Data { chat_room_id: push.chat_room_id.clone(), message_id: push.message_id.clone() },
+            received_at: Timestamp::from_millis(i64::try_from(push.received_at).unwrap_or(i64::MAX)),
+        }
+    }
 }
 
 impl Demo {
@@ -128,25 +167,47 @@ impl Demo {
         if !address.ip().is_loopback() {
             tracing::warn!(%address, "the demo is on, but answers to names of this machine only");
         }
-        let push_secret = format!("{:032x}", rand::random::<u128>()).into();
-        Ok(Some(Self { address, token_secret, push_secret, desk: Mutex::default() }))
+        Ok(Some(Self { token_secret, phones: None }))
     }
 
-    /// Lets pushes go to the phones on the desk, unless they go to a backend already.
-    pub fn receive_pushes(&self, config: &mut notifier::Config) {
-        if config.push_webhook_url.is_none() {
-            let own = match self.address {
-                SocketAddr::V4(address) if address.ip().is_unspecified() => {
-                    format!("127.0.0.1:{}", address.port())
-                }
-                SocketAddr::V6(address) if address.ip().is_unspecified() => {
-                    format!("[::1]:{}", address.port())
-                }
-                address => address.to_string(),
-            };
-            config.push_webhook_url = Some(format!("http://{own}/demo/pushes").into());
-            config.push_webhook_secret = Some(self.push_secret.clone());
+    /// Lets pushes go to the phones on the desk, unless they go to phones elsewhere. The emulator's keys lie in `data_dir`.
+    ///
+    /// # Errors
+    /// When they can't be made there, or the emulator can't listen.
+    pub async fn put_phones_on_the_desk(
+        &mut self,
+        config: &mut notifier::Config,
+        data_dir: &Path,
+    ) -> anyhow::Result<()> {
+        if config.fcm_service_account_file.is_some() || config.apns_key_file.is_some() {
+            return Ok(());
         }
+        let dir = data_dir.join("phones");
+        let phones = Phones::start(Options::in_dir(&dir))
+            .await
+            .context("the demo's phones can't be put on the desk")?;
+        config.fcm_service_account_file = Some(phones.service_account_file().to_owned());
+        config.fcm_base_url = Some(phones.fcm_url());
+        config.apns_key_file = Some(phones.apns_key_file().to_owned());
+        config.apns_key_id = Some(naru_phones::KEY_ID.to_owned());
+        config.apns_team_id = Some(naru_phones::TEAM_ID.to_owned());
+        config.apns_topic = Some(naru_phones::TOPIC.to_owned());
+        config.apns_base_url = Some(phones.apns_url());
+        config.extra_ca_file = Some(match config.extra_ca_file.take() {
+            None => phones.ca_file().to_owned(),
+            // The webhook's root stays trusted beside the emulator's.
+            Some(theirs) => {
+                let both = dir.join("trusted.pem");
+                let read = |path: &Path| {
+                    std::fs::read(path).with_context(|| format!("can't read {}", path.display()))
+                };
+                let pem = [read(&theirs)?, b"\n".to_vec(), read(phones.ca_file())?].concat();
+                std::fs::write(&both, pem).with_context(|| format!("can't write {}", both.display()))?;
+                both
+            }
+        });
+        self.phones = Some(phones);
+        Ok(())
     }
 
     fn token(&self, wanted: &str) -> Option<Response> {
@@ -156,11 +217,11 @@ impl Demo {
             token: String,
             expires_at: Timestamp,
         }
-        let (id, name) = PEOPLE.into_iter().find(|(id, _)| *id == wanted)?;
-        let (user, expires_at) = (UserId::new(id).ok()?, token::expiry(TOKEN_TTL));
+        let person = Person::of(wanted)?;
+        let (user, expires_at) = (UserId::new(person.id).ok()?, token::expiry(TOKEN_TTL));
         let claims = Claims {
             sub: &user,
-            name: Some(name),
+            name: Some(person.name),
             device: None,
             scope: None,
             exp: expires_at.as_millis() / 1000,
@@ -169,50 +230,35 @@ impl Demo {
         Some(answer("application/json", serde_json::to_string(&Body { token, expires_at }).ok()?))
     }
 
-    /// Puts a push on the desk, once however often it comes.
-    fn receive(&self, headers: &HeaderMap, body: &[u8]) -> StatusCode {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, self.push_secret.expose().as_bytes());
-        let signature = headers.get("x-naru-signature").and_then(|value| value.to_str().ok());
-        let signature = signature.and_then(|text| unhex(text.strip_prefix("sha256=")?));
-        if signature.is_none_or(|signature| hmac::verify(&key, body, &signature).is_err()) {
-            return StatusCode::UNAUTHORIZED;
-        }
-        let Ok(sent) = serde_json::from_slice::<Sent>(body) else { return StatusCode::BAD_REQUEST };
-        let mut desk = self.desk();
-        desk.count += 1;
-        let push = Push { number: desk.count, sent, received_at: Timestamp::now() };
-        let of_same_user = |other: &&Push| other.sent.user_id == push.sent.user_id;
-        if desk.pushes.iter().filter(of_same_user).count() >= SHOWN
-            && let Some(oldest) = desk.pushes.iter().position(|other| other.sent.user_id == push.sent.user_id)
-        {
-            desk.pushes.remove(oldest);
-        }
-        desk.pushes.push_back(push.clone());
-        desk.viewers.retain(|viewer| viewer.try_send(push.clone()).is_ok());
-        StatusCode::NO_CONTENT
+    /// What lies on the desk for a person, then what comes; nothing where the phones are elsewhere.
+    fn show(&self, person: &'static Person) -> impl Stream<Item = Push> + Send + Sync + use<> {
+        let handle = self.phones.as_ref().map(Phones::handle);
+        stream::iter(handle).flat_map(move |handle| on_the_desk(&handle, person))
     }
+}
 
-    /// What lies on the desk for a user, then what comes.
-    fn show(&self, user: &UserId) -> impl Stream<Item = Push> + Send + Sync + use<> {
-        let (viewer, coming) = mpsc::channel(BACKLOG);
-        let mut desk = self.desk();
-        desk.viewers.retain(|viewer| !viewer.is_closed());
-        desk.viewers.push(viewer);
-        let (lying, user) = (desk.pushes.clone(), user.clone());
-        let all = stream::iter(lying).chain(ReceiverStream::new(coming));
-        all.filter(move |push| std::future::ready(push.sent.user_id == user))
-    }
-
-    fn desk(&self) -> std::sync::MutexGuard<'_, Desk> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Each once, however often it came.
+fn on_the_desk(handle: &Handle, person: &'static Person) -> impl Stream<Item = Push> + Send + Sync + use<> {
+    let is_theirs = |push: &naru_phones::Push| push.token == person.phone.token && !push.repeated;
+    // Subscribed first: what comes in between is in both, and told apart by its number.
+    let coming = handle.subscribe();
+    let mut lying = handle.received();
+    lying.retain(|push| is_theirs(push));
+    let newest = lying.last().map_or(0, |push| push.number);
+    let lying: Vec<_> = lying.iter().rev().take(SHOWN).rev().map(|push| Push::from(&**push)).collect();
+    let coming = stream::unfold(coming, |mut coming| async { Some((coming.next().await?, coming)) });
+    let coming = coming.filter_map(move |push| {
+        let is_new = is_theirs(&push) && push.number > newest;
+        std::future::ready(is_new.then(|| Push::from(&*push)))
+    });
+    stream::iter(lying).chain(coming)
 }
 
 /// The page, its files, and its endpoints below `/demo/`.
 pub fn routes(demo: Demo, shutdown: CancellationToken) -> gateway::Routes {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct Person {
+    struct Whose {
         user_id: String,
     }
     let demo = Arc::new(demo);
@@ -231,27 +277,27 @@ pub fn routes(demo: Demo, shutdown: CancellationToken) -> gateway::Routes {
         .and(demo.clone())
         .and(warp::body::content_length_limit(1024))
         .and(warp::body::json())
-        .map(|demo: Arc<Demo>, person: Person| {
-            demo.token(&person.user_id).unwrap_or_else(|| bare(StatusCode::NOT_FOUND))
+        .map(|demo: Arc<Demo>, whose: Whose| {
+            demo.token(&whose.user_id).unwrap_or_else(|| bare(StatusCode::NOT_FOUND))
         });
-    let receive = warp::path!("demo" / "pushes")
-        .and(warp::post())
-        .and(demo.clone())
-        .and(warp::header::headers_cloned())
-        .and(warp::body::content_length_limit(64 * 1024))
-        .and(warp::body::bytes())
-        .map(|demo: Arc<Demo>, headers: HeaderMap, body: Bytes| bare(demo.receive(&headers, &body)));
-    let show = warp::path!("demo" / "pushes").and(warp::get()).and(demo).and(warp::query::<Person>()).map(
-        move |demo: Arc<Demo>, person: Person| match UserId::new(person.user_id) {
-            Ok(user) => stream_of(demo.show(&user), shutdown.clone()),
-            Err(_) => bare(StatusCode::BAD_REQUEST),
+    let phone =
+        warp::path!("demo" / "phone").and(warp::get()).and(warp::query::<Whose>()).map(|whose: Whose| {
+            match Person::of(&whose.user_id).map(|person| serde_json::to_string(&person.phone)) {
+                Some(Ok(phone)) => answer("application/json", phone),
+                _ => bare(StatusCode::NOT_FOUND),
+            }
+        });
+    let show = warp::path!("demo" / "pushes").and(warp::get()).and(demo).and(warp::query::<Whose>()).map(
+        move |demo: Arc<Demo>, whose: Whose| match Person::of(&whose.user_id) {
+            Some(person) => stream_of(demo.show(person), shutdown.clone()),
+            None => bare(StatusCode::NOT_FOUND),
         },
     );
 
     let here = warp::header::headers_cloned().and_then(|headers: HeaderMap| async move {
         if is_asked_for_here(&headers) { Ok(()) } else { Err(warp::reject::not_found()) }
     });
-    let all = token.or(receive).unify().or(show).unify().or(page).unify().or(file).unify();
+    let all = token.or(phone).unify().or(show).unify().or(page).unify().or(file).unify();
     here.untuple_one().and(all).boxed()
 }
 
@@ -294,11 +340,6 @@ fn bare(status: StatusCode) -> Response {
     let mut response = Response::default();
     *response.status_mut() = status;
     response
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let pairs = text.as_bytes().chunks(2);
-    pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
 }
 
 #[cfg(test)]

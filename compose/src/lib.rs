@@ -4,6 +4,7 @@
 //! are the same that run as services of their own; only what they stand on differs.
 
 pub mod demo;
+pub mod phones;
 pub mod pipeline;
 pub mod secret;
 pub mod token;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use naru::{DOOR, Pipeline, secret, token};
+use naru::{DOOR, Pipeline, phones, secret, token};
 use naru_distributed::service;
 use naru_runtime::{Settings, config, signal};
 
@@ -12,7 +12,8 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
-    let matches = Settings::command(&DOOR).subcommand(token::command()).get_matches();
+    let matches =
+        Settings::command(&DOOR).subcommand(token::command()).subcommand(phones::command()).get_matches();
     let settings = Settings::load(&DOOR, &matches, config::environment())?;
     if Settings::print_wanted(&matches) {
         print!("{}", settings.print());
@@ -22,8 +23,15 @@ fn run() -> anyhow::Result<()> {
         println!("{}", token::print(wanted, &secret::of(&settings)?)?);
         return Ok(());
     }
+    let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    if let Some(("phones", wanted)) = matches.subcommand() {
+        return runtime()?.block_on(async {
+            let shutdown = signal::shutdown().context("signals can't be listened to")?;
+            phones::run(wanted, shutdown).await
+        });
+    }
     service::prepare(&settings)?;
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(&settings))
+    runtime()?.block_on(serve(&settings))
 }
 
 async fn serve(settings: &Settings) -> anyhow::Result<()> {

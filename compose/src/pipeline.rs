@@ -151,7 +151,7 @@ impl Pipeline {
         let door =
             gateway::Bound::new(settings.pick()?, &tokens, engines.clone(), metrics.clone(), health).await?;
         let address = door.address();
-        let demo = Demo::wanted(settings, address, tokens.jwt_secret.as_ref(), has_own_key)?;
+        let mut demo = Demo::wanted(settings, address, tokens.jwt_secret.as_ref(), has_own_key)?;
 
         // The others work until the gateway has drained: what it has in hand is answered by them.
         let later = CancellationToken::new();
@@ -159,8 +159,8 @@ impl Pipeline {
         persister::run(engines.clone(), &metrics, &workers.for_owner("persister"));
         fanout::run(&settings.pick()?, engines.clone(), &metrics, &workers.for_owner("fanout"));
         let mut notifier_config: notifier::Config = settings.pick()?;
-        if let Some(demo) = &demo {
-            demo.receive_pushes(&mut notifier_config);
+        if let Some(demo) = &mut demo {
+            demo.put_phones_on_the_desk(&mut notifier_config, &data_dir).await?;
         }
         let mut notifier = Notifier::new(notifier_config, engines.clone(), &metrics)?;
         if let Some(change) = changes.notifier {

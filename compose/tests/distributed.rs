@@ -8,5 +8,6 @@ mod forward;
 mod journey;
 mod kills;
 mod outages;
+mod pushes;
 mod scale;
 mod traffic;

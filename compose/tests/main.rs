@@ -9,5 +9,6 @@ mod interruption;
 mod journey;
 mod owed;
 mod page;
+mod phones;
 mod scenarios;
 mod support;

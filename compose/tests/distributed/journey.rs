@@ -4,6 +4,7 @@ use naru::pipeline::Changes;
 
 use super::cluster::Cluster;
 use crate::journey::ada_writes_and_bens_phone_buzzes_on;
+use crate::phones::{Desk, each_of_bens_phones_buzzes_once_on};
 use crate::support::Naru;
 
 /// Two phones, four processes.
@@ -33,4 +34,16 @@ async fn ada_writes_and_bens_phone_buzzes_in_one_process_on_services() {
     let mut naru = Naru::start_with(&flags, Changes::default()).await;
     ada_writes_and_bens_phone_buzzes_on(&naru.url, &mut naru.backend).await;
     naru.stop().await;
+}
+
+/// A phone of each kind, four processes.
+#[tokio::test]
+async fn each_of_bens_phones_buzzes_once_through_four_processes() {
+    let desk = Desk::new().await;
+    let mut cluster = Cluster::start().await;
+    for (name, value) in desk.phones.environment() {
+        cluster = cluster.with(name, &value);
+    }
+    let workers = cluster.run_each().await;
+    each_of_bens_phones_buzzes_once_on(workers[0].url(), &mut cluster.backend, &desk.handle()).await;
 }

@@ -1,0 +1,110 @@
+//! Phones that buzz: FCM and APNs as their providers speak them, and the backend beside.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use naru::pipeline::Changes;
+use naru_client::{Http, PATIENCE, Webhook};
+use naru_engines::faults::{Recorder, tapped};
+use naru_model::RoomId;
+use naru_phones::{Handle, Options, Phones, Provider};
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+use crate::support::{Naru, phone_on, token_of};
+
+/// The two providers, and where their keys are.
+pub struct Desk {
+    pub phones: Phones,
+    _keys: TempDir,
+}
+
+impl Desk {
+    pub async fn new() -> Self {
+        let keys = tempfile::tempdir().expect("a folder for the keys");
+        let phones = Phones::start(Options::in_dir(keys.path())).await.expect("two providers");
+        Self { phones, _keys: keys }
+    }
+
+    pub fn handle(&self) -> Handle {
+        self.phones.handle()
+    }
+
+    /// The flags that lead a Naru here.
+    pub fn flags(&self) -> Vec<String> {
+        let flag =
+            |name: &str| format!("--{}", name.trim_start_matches("NARU_").to_lowercase().replace('_', "-"));
+        self.phones.environment().into_iter().flat_map(|(name, value)| [flag(name), value]).collect()
+    }
+}
+
+/// A token of APNs' form.
+pub fn apns_token(number: usize) -> String {
+    format!("{number:064x}")
+}
+
+/// Ben has a phone of each kind; they lie on the desk, and he is away.
+#[tokio::test]
+async fn each_of_bens_phones_buzzes_once() {
+    let (desk, calls) = (Desk::new().await, Arc::new(Recorder::default()));
+    let (flags, tap) = (desk.flags(), calls.clone());
+    let changes =
+        Changes { engines: Some(Box::new(move |engines| tapped(engines, tap))), ..Changes::default() };
+    let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+    let mut naru = Naru::start_with(&flags, changes).await;
+    each_of_bens_phones_buzzes_once_on(&naru.url, &mut naru.backend, &desk.handle()).await;
+    let room = RoomId::new("A_B").expect("a room id");
+    assert!(calls.came_before(&room, "offline.send", "live.publish"), "{:?}", calls.log());
+    naru.stop().await;
+}
+
+/// The same on any Naru whose keys are those of the desk.
+pub async fn each_of_bens_phones_buzzes_once_on(url: &str, backend: &mut Webhook, desk: &Handle) {
+    let (ada, ben) = (Http::new(url, &token_of("A")), Http::new(url, &token_of("B")));
+    ada.create_room(&["A", "B"]).await;
+    for (device, platform, token) in
+        [("pixel", "fcm", "token-of-bens-pixel".to_owned()), ("iphone", "apns", apns_token(0xbe))]
+    {
+        let body = json!({ "platform": platform, "token": token, "environment": "sandbox", "locale": "ko" });
+        let (status, registered) = ben.put(&format!("/api/devices/{device}"), body).await;
+        assert_eq!((status, &registered["deviceId"]), (200, &json!(device)), "{registered}");
+    }
+
+    let mut phone = phone_on(url, "A").await;
+    let mut ids = Vec::new();
+    for (number, content) in ["안녕하세요", "밥 먹었어?"].into_iter().enumerate() {
+        phone.chat("A_B", content, &format!("a-{number}")).await;
+        ids.push(phone.expect("ACK").await["id"].as_str().expect("an id").to_owned());
+        // One after the other, so that the badge counts what was said before.
+        timeout(PATIENCE, desk.wait_for(2 * (number as u64 + 1))).await.expect("both phones buzz");
+        let post = backend.next().await;
+        assert_eq!((&post.json["userId"], &post.json["body"]), (&json!("B"), &json!(content)));
+    }
+    backend.none_waiting();
+
+    let pushes = desk.received();
+    let seen: BTreeSet<_> = pushes
+        .iter()
+        .map(|push| {
+            assert_eq!((push.title.as_deref(), push.chat_room_id.as_deref()), (Some("Ada"), Some("A_B")));
+            (push.provider == Provider::Fcm, push.message_id.clone().expect("an id"), push.badge)
+        })
+        .collect();
+    let expected = [
+        (true, ids[0].clone(), None),
+        (true, ids[1].clone(), None),
+        (false, ids[0].clone(), Some(1)),
+        (false, ids[1].clone(), Some(2)),
+    ];
+    assert_eq!(seen, BTreeSet::from(expected));
+    assert_eq!(pushes.len(), 4, "each once");
+
+    // Whoever is muted is left alone, and a phone that is handed on belongs to who has it.
+    let (status, _) = ben.put("/api/rooms/A_B/settings", json!({ "muted": true })).await;
+    assert_eq!(status, 200);
+    let body = json!({ "platform": "fcm", "token": "token-of-bens-pixel" });
+    assert_eq!(Http::new(url, &token_of("C")).put("/api/devices/mine", body).await.0, 200);
+    let (_, left) = ben.get("/api/devices").await;
+    assert_eq!(left["devices"].as_array().expect("a list").len(), 1, "{left}");
+}

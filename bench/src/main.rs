@@ -3,6 +3,7 @@
 //! ```text
 //! naru-bench idle --url http://127.0.0.1:8080 --secret S --connections 4000 --pid PID
 //! naru-bench flow --url http://127.0.0.1:8080 --secret S --rate 500 --duration 20s --pairs 100 --pid PID --json
+//! naru-bench push --url http://127.0.0.1:8080 --secret S --phones http://127.0.0.1:9200 --platform apns --pid PID
 //! ```
 //!
 //! With `--url` more than once sessions are spread over several gateways: of two, each pair has one member on either.
@@ -11,6 +12,8 @@
 //! - `flow` lets pairs of users write to each other at a fixed rate and reports how long the `ACK` and the delivery
 //!   take, what the server spends on it, and what was lost or came twice. It leaves with 1 if anything confirmed was
 //!   lost, came twice, or came to the wrong session.
+//! - `push` lets the members of a room miss messages, and reports how fast their phones get them from a server that pushes to
+//!   the emulator of `naru phones`.
 //!
 //! The load is *open-loop*: when each message is due is fixed before the run, and its latency counts from then, not
 //! from when a slow server let the tool get round to it (no "coordinated omission"). The tool runs on one core and
@@ -26,6 +29,7 @@ mod flow;
 mod idle;
 mod ledger;
 mod process;
+mod push;
 mod session;
 
 use std::{process::ExitCode, time::Duration};
@@ -47,6 +51,11 @@ async fn main() -> anyhow::Result<ExitCode> {
             let report = flow::run(&flow_options(matches)).await?;
             show(matches, &report, serde_json::to_string(&report)?);
             Ok(if report.keeps_promises() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Some(("push", matches)) => {
+            let report = push::run(&push_options(matches)).await?;
+            show(matches, &report, report.to_json());
+            Ok(ExitCode::SUCCESS)
         }
         _ => unreachable!("clap requires one of the subcommands"),
     }
@@ -93,6 +102,23 @@ fn command() -> Command {
             pid.clone(),
         ]))
         .subcommand(
+            Command::new("push")
+                .about("How fast pushes leave, and what they cost")
+                .args(shared.clone())
+                .args([
+                    required("phones", "The emulator's admin address: http://HOST:PORT"),
+                    Arg::new("platform")
+                        .long("platform")
+                        .default_value("apns")
+                        .value_parser(["apns", "fcm"])
+                        .help("Whose phones"),
+                    count("recipients", "50", "Members who are away, a phone each"),
+                    count("messages", "100", "Messages that each of them misses"),
+                    time("patience", "5m", "How long all of it may take"),
+                    pid.clone(),
+                ]),
+        )
+        .subcommand(
             Command::new("flow")
                 .about("Latency, cost and loss of messages at a fixed rate")
                 .args(shared)
@@ -131,6 +157,19 @@ fn flow_options(matches: &ArgMatches) -> flow::Options {
     }
 }
 
+fn push_options(matches: &ArgMatches) -> push::Options {
+    let text = |name: &str| matches.get_one::<String>(name).expect("required or has a default").clone();
+    push::Options {
+        server: server(matches),
+        phones: text("phones"),
+        platform: text("platform"),
+        recipients: count(matches, "recipients"),
+        messages: count(matches, "messages"),
+        patience: time(matches, "patience"),
+        pid: matches.get_one("pid").copied(),
+    }
+}
+
 fn server(matches: &ArgMatches) -> session::Server {
     let text = |name: &str| matches.get_one::<String>(name).expect("required").clone();
     let urls = matches.get_many("url").expect("required").cloned().collect();
@@ -161,6 +200,10 @@ mod tests {
             (500, Duration::from_secs(3), &[1, 2][..])
         );
         assert_eq!([0, 1, 2].map(|number| options.server.url(number)), ["u", "v", "u"]);
+        let line = "naru-bench push --url u --secret S --phones p --platform fcm --pid 1";
+        let matches = command().try_get_matches_from(line.split(' ')).expect("parses");
+        let options = push_options(matches.subcommand().expect("push").1);
+        assert_eq!((options.recipients * options.messages, options.pid), (5_000, Some(1)));
         let line = "naru-bench idle --url u --secret S --connections 4000 --pid 1";
         let matches = command().try_get_matches_from(line.split(' ')).expect("parses");
         assert_eq!(idle_options(matches.subcommand().expect("idle").1).pid, Some(1));

@@ -163,7 +163,12 @@ async fn send(request: RequestBuilder) -> Sent {
     match receive(request).await {
         Ok(answer) => Sent::Answered(answer),
         Err(error) if was_not_looked_at(&error) => Sent::NotLookedAt,
-        Err(error) => Sent::Failed(no_answer(&error)),
+        Err(error) => {
+            // Without the URL: at APNs it holds a token.
+            let error = error.without_url();
+            tracing::debug!(?error, "no answer");
+            Sent::Failed(no_answer(&error))
+        }
     }
 }
 

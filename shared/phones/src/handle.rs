@@ -1,5 +1,6 @@
 //! What a test does to the providers, and sees of them.
 
+use std::fmt;
 use std::sync::Arc;
 
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -113,7 +114,14 @@ impl Handle {
     }
 }
 
+impl fmt::Debug for Handle {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Handle").field("taken", &self.taken()).finish_non_exhaustive()
+    }
+}
+
 /// Pushes as they are taken.
+#[derive(Debug)]
 pub struct Pushes(broadcast::Receiver<Arc<Push>>);
 
 impl Pushes {

@@ -250,3 +250,26 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), StartError> {
     };
     attempt().map_err(|source| StartError::File { path: path.to_owned(), source })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn the_account_is_written_again_only_for_another_token_uri() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = Keys::open(dir.path()).unwrap();
+        let file = || fs::metadata(keys.service_account_file()).unwrap().ino();
+        keys.name_token_uri("https://localhost:1/token").unwrap();
+        let first = file();
+        keys.name_token_uri("https://localhost:1/token").unwrap();
+        assert_eq!(file(), first);
+        // A new file takes the old one's place: whoever has that open reads on in it.
+        let open = fs::File::open(keys.service_account_file()).unwrap();
+        keys.name_token_uri("https://localhost:2/token").unwrap();
+        assert_ne!(file(), first);
+        assert!(io::read_to_string(open).unwrap().contains("https://localhost:1/token"));
+    }
+}

@@ -1,5 +1,74 @@
-//! The push providers that Naru is tested against: FCM with Google's OAuth2, and APNs.
-#![warn(missing_docs)]
+//! The push providers that Naru is tested against: FCM with Google's OAuth2, and APNs, on this machine, over HTTP/2 and
+//! TLS. Naru's notifier talks to them as it talks to the real ones, by configuration alone.
+//!
+//! It is an independent reading of the providers' documentation and knows nothing of Naru: what the real ones refuse by
+//! their documentation, this refuses, with their statuses and in their words.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), naru_phones::StartError> {
+//! use naru_phones::{Answer, ApnsReason, Conduct, Options, Phones, Provider};
+//!
+//! let phones = Phones::start(Options::in_dir("phones")).await?;
+//! print!("{phones}"); // export NARU_FCM_BASE_URL='https://localhost:40213' …
+//! let handle = phones.handle();
+//! handle.answer_once("8f3a…", [Answer::apns(ApnsReason::TooManyRequests).retry_after(5)]);
+//! handle.set(Provider::Fcm, Conduct::Refuse).await;
+//! let push = handle.find(|push| push.token == "8f3a…").await;
+//! println!("{} got {:?}", push.token, push.body);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Tokens that answer by their names
+//!
+//! | FCM token contains | answer | APNs token begins with | answer |
+//! |---|---|---|---|
+//! | `~unregistered` | 404 `UNREGISTERED` | `00000410` | 410 `Unregistered`, since now |
+//! | `~quota` | 429 `QUOTA_EXCEEDED`, `Retry-After: 1` | `00000429` | 429 `TooManyRequests`, `Retry-After: 1` |
+//! | `~invalid` | 400 `INVALID_ARGUMENT`, `message.token` | `00000400` | 400 `BadDeviceToken` |
+//! | `~unavailable` | 503 `UNAVAILABLE` | `00000503` | 503 `ServiceUnavailable` |
+//! | `~internal` | 500 `INTERNAL` | `00000500` | 500 `InternalServerError` |
+//! | `~sender-id-mismatch` | 403 `SENDER_ID_MISMATCH` | | |
+//! | `~third-party` | 401 `THIRD_PARTY_AUTH_ERROR` | | |
+//! | `~hang` | none | `00000408` | none |
+//! | `~slow` | 200, after a second | `00000200` | 200, after a second |
+//!
+//! [`Handle::answer`] outweighs a name. A request that is not in order is refused before either is looked at.
+//!
+//! # Steering over HTTP
+//!
+//! With [`Options::admin`]; JSON, and no authentication: keep it on loopback. Bad input is answered with 400 and
+//! `{"message": "a sentence"}`.
+//!
+//! | request | body | does |
+//! |---|---|---|
+//! | `GET /healthz` | | 200 |
+//! | `GET /pushes?after=NUMBER&token=TOKEN` | | `{"newest": 7, "pushes": [`[`Push`]` …]}`; both parameters may be left out |
+//! | `GET /counts` | | `{"taken": 7, "fcm": `[`Counts`]`, "apns": `[`Counts`]`}` |
+//! | `PUT /answers/{fcm\|apns}/{token}` | `{"answer": "UNREGISTERED", "times": 1, "retryAfterSeconds": 5, "timestampMs": 0}` | [`Handle::answer_once`], or, without `times`, [`Handle::answer`] |
+//! | `DELETE /answers/{fcm\|apns}/{token}` | | [`Handle::answer_as_usual`] |
+//! | `PUT /providers/{fcm\|apns}` | `{"conduct": "goaway", "everyMs": 100}` | [`Handle::set`] |
+//! | `DELETE /providers/{fcm\|apns}` | | the same, as usual |
+//! | `DELETE /access-tokens` | | [`Handle::expire_access_tokens`] |
+//!
+//! An answer is one of the provider's own errors (`QUOTA_EXCEEDED`, `quota-exceeded`, `BadDeviceToken`: case and signs do
+//! not count), or `taken`, `takenUnheard`, `close`, `hang`, `{"answer": "slow", "ms": 500}`,
+//! `{"answer": "raw", "status": 502, "headers": {}, "body": ""}`. The token `oauth2` of `fcm` is the OAuth2 endpoint.
+//!
+//! A conduct is `usual`, `refuse`, `closed`, `hang`, `{"conduct": "slow", "ms": 500}`,
+//! `{"conduct": "goaway", "everyMs": 100}`, `{"conduct": "streams", "streams": 1}`, or
+//! `{"conduct": "failing", "answer": "UNAVAILABLE"}` with an answer's name or a whole one.
+//!
+//! # Where it is not like the real ones
+//!
+//! - APNs allows one stream on a connection until a valid provider token came; here the limit is the same from the start.
+//!   Its GOAWAY frames carry a reason; these carry none.
+//! - APNs counts provider tokens in a way that Apple does not describe. Here the first two are taken at any time, so that a
+//!   provider can be started again, and each one after them at least 20 minutes after the one before.
+//! - An assertion's `aud` must be the service account's `token_uri`, which is this emulator's. Clients that write Google's
+//!   there whatever the file says, as google-auth for Python does, are refused.
+//! - Of FCM's `android_v2` nothing is looked at but that `android` is not beside it, and a condition may be any text.
+//! - Nobody here counts quotas or shapes traffic: 429 comes on demand.
 
 mod admin;
 mod answer;
@@ -111,7 +180,8 @@ struct Shared {
 }
 
 impl Phones {
-    /// Starts the providers; returns when they listen.
+    /// Starts the providers; returns when they listen. Where there are no keys yet, this thread is busy for a fraction of a
+    /// second making them.
     ///
     /// # Errors
     /// When an address can't be had, or a key or a certificate can't be made, read or written.
@@ -202,6 +272,14 @@ impl Phones {
             ("NARU_APNS_BASE_URL", self.apns_url()),
             ("NARU_EXTRA_CA_FILE", file(&self.ca_file)),
         ]
+    }
+}
+
+impl fmt::Debug for Phones {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut phones = formatter.debug_struct("Phones");
+        phones.field("fcm", &self.fcm).field("apns", &self.apns).field("admin", &self.admin);
+        phones.finish_non_exhaustive()
     }
 }
 

@@ -199,3 +199,55 @@ impl Identities {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn draft(identity: Option<&str>) -> Draft {
+        Draft {
+            provider: Provider::Apns,
+            token: "00".to_owned(),
+            id: String::new(),
+            identity: identity.map(str::to_owned),
+            headers: Default::default(),
+            json: serde_json::Value::Null,
+        }
+    }
+
+    #[test]
+    fn the_newest_are_kept_and_all_are_counted() {
+        let record = Record::new();
+        for _ in 0..=KEPT {
+            record.take(draft(None));
+        }
+        let kept = record.after(0);
+        assert_eq!((kept.len(), kept[0].number), (KEPT, 2));
+        let all = u64::try_from(KEPT).unwrap() + 1;
+        assert_eq!((record.newest(), record.counts(Provider::Apns).taken), (all, all));
+        assert_eq!(record.counts(Provider::Fcm), Counts::default());
+    }
+
+    #[tokio::test]
+    async fn a_subscriber_that_is_too_far_behind_is_told() {
+        let record = Record::new();
+        let mut pushes = record.subscribe();
+        for _ in 0..BEHIND {
+            record.take(draft(None));
+        }
+        assert_eq!(pushes.recv().await.unwrap().number, 1);
+        record.take(draft(None));
+        record.take(draft(None));
+        assert!(pushes.recv().await.is_err());
+    }
+
+    #[test]
+    fn the_same_identity_is_a_repetition() {
+        let record = Record::new();
+        for identity in [Some("a"), Some("b"), Some("a"), None, None] {
+            record.take(draft(identity));
+        }
+        let repeated: Vec<bool> = record.after(0).iter().map(|push| push.repeated).collect();
+        assert_eq!(repeated, [false, false, true, false, false]);
+    }
+}

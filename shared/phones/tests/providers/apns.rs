@@ -205,7 +205,7 @@ async fn provider_tokens_that_do_not_count_are_refused() {
     ] {
         assert_eq!(refused(Some(&authorization)).await, invalid, "{authorization}");
     }
-    let other = World::new().await;
+    let other = World::with_new_keys().await;
     let forged = format!("bearer {}", other.provider_token(&claims(TEAM_ID, now()), KEY_ID));
     assert_eq!(refused(Some(&forged)).await, invalid);
 

@@ -7,9 +7,7 @@ use std::path::Path;
 use naru_phones::{KEY_ID, Options, Phones, StartError};
 use serde_json::Value;
 
-use crate::world::{FCM_TOKEN, World, client, notification, soon};
-
-const FILES: [&str; 4] = ["ca.key", "ca.pem", "service-account.json", "AuthKey_NARUDEMO01.p8"];
+use crate::world::{FCM_TOKEN, FILES, World, client, notification, soon};
 
 fn read(dir: &Path, name: &str) -> String {
     fs::read_to_string(dir.join(name)).expect("a file")
@@ -21,7 +19,7 @@ fn account(dir: &Path) -> Value {
 
 #[tokio::test]
 async fn private_files_are_the_owners() {
-    let world = World::new().await;
+    let world = World::with_new_keys().await;
     let mut found: Vec<String> = fs::read_dir(world.dir.path())
         .expect("a folder")
         .map(|entry| entry.expect("an entry").file_name().into_string().expect("text"))
@@ -62,35 +60,12 @@ async fn keys_and_authority_outlive_a_restart() {
 }
 
 #[tokio::test]
-async fn the_same_port_leaves_the_account_as_it_is() {
-    let world = World::new().await;
-    let dir = world.dir.path().to_owned();
-    let port: u16 = world.phones.fcm_url().rsplit(':').next().expect("a port").parse().expect("a number");
-    let written = fs::metadata(dir.join("service-account.json")).expect("a file").modified().expect("a time");
-    drop(world.phones);
-    let options = Options { fcm: ([127, 0, 0, 1], port).into(), ..Options::in_dir(&dir) };
-    // The listener ends a moment after the drop.
-    let _phones = soon(async {
-        loop {
-            match Phones::start(options.clone()).await {
-                Ok(phones) => break phones,
-                Err(StartError::Listen { .. }) => tokio::task::yield_now().await,
-                Err(error) => panic!("{error}"),
-            }
-        }
-    })
-    .await;
-    let now = fs::metadata(dir.join("service-account.json")).expect("a file").modified().expect("a time");
-    assert_eq!(written, now);
-}
-
-#[tokio::test]
 async fn files_that_hold_something_else_are_not_replaced() {
     for name in FILES.into_iter().filter(|name| *name != "ca.pem") {
         let world = World::new().await;
         let path = world.dir.path().join(name);
         fs::write(&path, "{}").expect("it is ours");
-        let error = Phones::start(Options::in_dir(world.dir.path())).await.err().expect("a refusal");
+        let error = Phones::start(Options::in_dir(world.dir.path())).await.expect_err("a refusal");
         assert!(matches!(&error, StartError::Unusable { path: named } if *named == path), "{name}: {error}");
         assert!(error.to_string().contains(name), "{error}");
         assert_eq!(read(world.dir.path(), name), "{}");
@@ -100,7 +75,7 @@ async fn files_that_hold_something_else_are_not_replaced() {
 #[tokio::test]
 async fn a_certificate_that_is_missing_or_of_another_key_is_made_again() {
     let world = World::new().await;
-    let other = World::new().await;
+    let other = World::with_new_keys().await;
     let certificate = world.dir.path().join("ca.pem");
     fs::copy(other.dir.path().join("ca.pem"), &certificate).expect("a file");
     let phones = Phones::start(Options::in_dir(world.dir.path())).await.expect("they start");

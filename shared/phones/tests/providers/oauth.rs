@@ -87,7 +87,7 @@ async fn what_is_wrong_with_an_assertion_is_said() {
 #[tokio::test]
 async fn another_key_signs_in_vain() {
     let world = World::new().await;
-    let other = World::new().await;
+    let other = World::with_new_keys().await;
     // The other's key, under this one's name.
     let mut header = Header::new(Algorithm::RS256);
     header.kid = Some(world.account["private_key_id"].as_str().expect("a key").to_owned());

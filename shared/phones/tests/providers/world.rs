@@ -9,9 +9,12 @@ use naru_phones::{Handle, KEY_ID, Options, Phones, TEAM_ID, TOPIC};
 use reqwest::{Certificate, Client, ClientBuilder, Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::sync::OnceCell;
 
 /// What takes longer has failed. Both cores may be compiling.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// What the emulator keeps.
+pub const FILES: [&str; 4] = ["ca.key", "ca.pem", "service-account.json", "AuthKey_NARUDEMO01.p8"];
 /// What an app's FCM token looks like.
 pub const FCM_TOKEN: &str = "cEL2b7-tRkq:APA91bH";
 /// What an app's APNs token looks like.
@@ -77,8 +80,29 @@ impl World {
         Self::with(|_| {}).await
     }
 
+    /// With keys that the tests share: making them takes longer than most tests.
     pub async fn with(change: impl FnOnce(&mut Options)) -> Self {
+        static KEYS: OnceCell<TempDir> = OnceCell::const_new();
+        let keys = KEYS
+            .get_or_init(|| async {
+                let dir = tempfile::tempdir().expect("a folder");
+                Phones::start(Options::in_dir(dir.path())).await.expect("they start");
+                dir
+            })
+            .await;
         let dir = tempfile::tempdir().expect("a folder");
+        for name in FILES {
+            fs::copy(keys.path().join(name), dir.path().join(name)).expect("a file");
+        }
+        Self::start(dir, change).await
+    }
+
+    /// With keys of its own.
+    pub async fn with_new_keys() -> Self {
+        Self::start(tempfile::tempdir().expect("a folder"), |_| {}).await
+    }
+
+    async fn start(dir: TempDir, change: impl FnOnce(&mut Options)) -> Self {
         let mut options = Options::in_dir(dir.path());
         change(&mut options);
         let phones = Phones::start(options).await.expect("they start");

@@ -1,9 +1,10 @@
 //! APNs' provider tokens: a JWT by which a team shows who it is.
 //!
 //! Source: Apple, "Establishing a token-based connection to APNs": ES256, `kid` in the header, `iss` and `iat`; older than
-//! an hour is refused; no more than one new token in 20 minutes.
+//! an hour is refused; no more than one new token in 20 minutes. What makes a token a new one is not said; here it is its
+//! `iat`, so that several processes of one provider may each sign the same statement.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,10 +32,10 @@ pub(crate) struct ProviderTokens {
 
 #[derive(Default)]
 struct Seen {
-    /// Those with a good signature, and whether they were taken.
-    tokens: HashMap<String, bool>,
-    /// How many were taken, and when the newest was first.
-    taken: usize,
+    /// Those with a good signature.
+    tokens: HashSet<String>,
+    /// When those that were taken were issued, in seconds since 1970, and when the newest was first taken.
+    taken: HashSet<i64>,
     newest: Option<Instant>,
 }
 
@@ -49,8 +50,7 @@ impl ProviderTokens {
         let signed = jwt::verify(token, Algorithm::ES256, &self.verifier)
             .map_err(|_| ApnsReason::InvalidProviderToken)?;
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if !seen.tokens.contains_key(token) {
-            seen.tokens.insert(token.to_owned(), false);
+        if seen.tokens.insert(token.to_owned()) {
             count(&counters.jwts_seen);
         }
         let issued = signed.seconds("iat").ok_or(ApnsReason::InvalidProviderToken)?;
@@ -64,15 +64,14 @@ impl ProviderTokens {
         if now - issued > LONGEST {
             return Err(ApnsReason::ExpiredProviderToken);
         }
-        if seen.tokens.get(token) == Some(&true) {
+        if seen.taken.contains(&issued) {
             return Ok(());
         }
         let too_soon = seen.newest.is_some_and(|newest| newest.elapsed() < self.interval);
-        if seen.taken >= FREE && too_soon {
+        if seen.taken.len() >= FREE && too_soon {
             return Err(ApnsReason::TooManyProviderTokenUpdates);
         }
-        seen.tokens.insert(token.to_owned(), true);
-        seen.taken += 1;
+        seen.taken.insert(issued);
         seen.newest = Some(Instant::now());
         Ok(())
     }

@@ -222,7 +222,8 @@ impl Steady {
                 let entry = (Instant::now(), !counts.load(Ordering::SeqCst));
                 to.lock().expect("nobody panics").insert(id, entry);
                 let event = Event::new(Offline { message, recipients: vec![iphone.clone()] }, Trace::start());
-                offline.send(vec![event]).await.expect("handed over");
+                // Again until the broker has it, as a fanout does.
+                while offline.send(vec![event.clone()]).await.is_err() {}
             }
         });
         Self { sent, no_notifier, handle: handle.clone(), stop, task }

@@ -47,11 +47,16 @@ pub fn apns_token(number: usize) -> String {
 /// Ben has a phone of each kind; they lie on the desk, and he is away.
 #[tokio::test]
 async fn each_of_bens_phones_buzzes_once() {
-    let (desk, calls) = (Desk::new().await, Arc::new(Recorder::default()));
-    let (flags, tap) = (desk.flags(), calls.clone());
+    each_of_bens_phones_buzzes_once_in_one_process(&Desk::new().await, &[]).await;
+}
+
+/// The same on whatever these flags say, and the push is handed over before the message is published.
+pub async fn each_of_bens_phones_buzzes_once_in_one_process(desk: &Desk, flags: &[&str]) {
+    let calls = Arc::new(Recorder::default());
+    let (of_desk, tap) = (desk.flags(), calls.clone());
+    let flags: Vec<_> = of_desk.iter().map(String::as_str).chain(flags.iter().copied()).collect();
     let changes =
         Changes { engines: Some(Box::new(move |engines| tapped(engines, tap))), ..Changes::default() };
-    let flags: Vec<_> = flags.iter().map(String::as_str).collect();
     let mut naru = Naru::start_with(&flags, changes).await;
     each_of_bens_phones_buzzes_once_on(&naru.url, &mut naru.backend, &desk.handle()).await;
     let room = RoomId::new("A_B").expect("a room id");

@@ -61,6 +61,10 @@ use crate::telemetry::Telemetry;
 pub use crate::verdict::{Reason, Verdict, Whose};
 use crate::webhook::Webhook;
 
+/// How many batches of offline events are turned into pushes at a time: a message to a large room, which makes a push for each
+/// of its members' devices, does not hold up the others.
+const PUSH_WORKERS: usize = 4;
+
 /// The keys that this worker reads; what they mean stands in the runtime's `defaults.toml`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {
@@ -215,7 +219,7 @@ impl Notifier {
         Self { ladder, ..self }
     }
 
-    /// Starts one task each for the offline and the owed events, for devices unseen for long, and for each lane that has a provider. Told to stop, they take nothing
+    /// Starts the tasks for offline events, and one each for owed events, for devices unseen for long, and for each lane that has a provider. Told to stop, they take nothing
     /// more and finish what they hold; what the supervisor's deadline cuts off is given back and comes again.
     pub fn spawn_on(self, supervisor: &Supervisor) {
         let Self { engines, config, telemetry, providers, ladder } = self;
@@ -231,11 +235,13 @@ impl Notifier {
             ladder,
             telemetry: telemetry.clone(),
         });
-        let missed = push.clone();
-        supervisor.spawn("push", Policy::Restart, move |stop| {
-            let push = missed.clone();
-            async move { push.run::<Offline>(stop).await }
-        });
+        for _ in 0..PUSH_WORKERS {
+            let push = push.clone();
+            supervisor.spawn("push", Policy::Restart, move |stop| {
+                let push = push.clone();
+                async move { push.run::<Offline>(stop).await }
+            });
+        }
         supervisor.spawn("owed", Policy::Restart, move |stop| {
             let push = push.clone();
             async move { push.run::<Owed>(stop).await }

@@ -68,8 +68,8 @@ pub(crate) trait Asking: Payload {
 #[async_trait]
 impl Asking for Offline {
     const WORKER: &'static str = "push";
-    /// With up to 100 recipients each, still one look-up that a store answers at once.
-    const MOST: usize = 64;
+    /// With up to 100 recipients each, one look-up that a store answers at once, and no more pushes than others can wait for.
+    const MOST: usize = 32;
 
     fn queue(bus: &Bus) -> &Arc<dyn Queue<Self>> {
         &bus.offline

@@ -4,7 +4,9 @@ use naru::pipeline::Changes;
 
 use super::cluster::Cluster;
 use crate::journey::ada_writes_and_bens_phone_buzzes_on;
-use crate::phones::{Desk, each_of_bens_phones_buzzes_once_on};
+use crate::phones::{
+    Desk, each_of_bens_phones_buzzes_once_in_one_process, each_of_bens_phones_buzzes_once_on,
+};
 use crate::support::Naru;
 
 /// Two phones, four processes.
@@ -19,7 +21,21 @@ async fn ada_writes_and_bens_phone_buzzes_through_four_processes() {
 #[tokio::test]
 async fn ada_writes_and_bens_phone_buzzes_in_one_process_on_services() {
     let cluster = Cluster::start().await;
-    let flags = [
+    let mut naru = Naru::start_with(&flags_of(&cluster), Changes::default()).await;
+    ada_writes_and_bens_phone_buzzes_on(&naru.url, &mut naru.backend).await;
+    naru.stop().await;
+}
+
+/// A phone of each kind, one process on three services: the push is handed over first there, too.
+#[tokio::test]
+async fn each_of_bens_phones_buzzes_once_in_one_process_on_services() {
+    let (desk, cluster) = (Desk::new().await, Cluster::start().await);
+    each_of_bens_phones_buzzes_once_in_one_process(&desk, &flags_of(&cluster)).await;
+}
+
+/// The flags that lead an all-in-one to its services.
+fn flags_of(cluster: &Cluster) -> [&str; 10] {
+    [
         "--engine",
         "distributed",
         "--mongodb-url",
@@ -30,10 +46,7 @@ async fn ada_writes_and_bens_phone_buzzes_in_one_process_on_services() {
         &cluster.amqp_url,
         "--redis-url",
         &cluster.redis_url,
-    ];
-    let mut naru = Naru::start_with(&flags, Changes::default()).await;
-    ada_writes_and_bens_phone_buzzes_on(&naru.url, &mut naru.backend).await;
-    naru.stop().await;
+    ]
 }
 
 /// A phone of each kind, four processes.

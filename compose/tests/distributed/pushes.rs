@@ -29,12 +29,15 @@ const MESSAGES: usize = 100;
 const PUSHES: u64 = (PEOPLE * MESSAGES) as u64;
 /// How long FCM takes nothing: half of it it refuses connections, half of it it hangs.
 const AWAY: Duration = Duration::from_secs(60);
-/// Meanwhile somebody with an iPhone misses a message this often.
-const EVERY: Duration = Duration::from_millis(50);
+/// Before and meanwhile somebody with an iPhone misses a message this often.
+const EVERY: Duration = Duration::from_millis(30);
+/// How long that goes on before, to know how long a push takes when all is well.
+const CALM: Duration = Duration::from_secs(15);
 /// From the return of FCM until all is pushed: a breaker's pause is 30 s at most, a rung that is met here 2 min.
 const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(240);
-/// A push by APNs takes no longer than this while FCM is away, the time without any notifier left out.
-const FLAT: Duration = Duration::from_secs(1);
+/// While FCM is away a push by APNs takes at most this much longer than twice what it took before, on a machine that compiles
+/// and tests besides; the time without any notifier left out.
+const FLAT: Duration = Duration::from_millis(500);
 /// How many pushes of a lane a killed notifier may have had in hand: `push_concurrency`.
 const IN_HAND: u64 = 64;
 
@@ -51,6 +54,9 @@ async fn a_provider_may_be_away_for_a_minute_and_the_notifier_die_twice() {
     let town = Town::build(&cluster).await;
     let mut notifier = cluster.run("notifier").await;
     let steady = Steady::start(&town, &handle);
+    sleep_until(tokio::time::Instant::now() + CALM).await;
+    let before = steady.latencies(0);
+    let already = handle.taken();
 
     handle.set(Provider::Fcm, Conduct::Refuse).await;
     let away_at = Instant::now();
@@ -62,7 +68,7 @@ async fn a_provider_may_be_away_for_a_minute_and_the_notifier_die_twice() {
     handle.set(Provider::Fcm, Conduct::Hang).await;
     sleep_until(moment(AWAY.as_secs())).await;
     assert_eq!(handle.counts(Provider::Fcm).taken, 0, "it was away");
-    let while_away = steady.latencies();
+    let while_away = steady.latencies(already);
 
     // It is back, and sends every connection away after 100 ms. The notifier dies with pushes in hand.
     handle.set(Provider::Fcm, Conduct::GoAway(Duration::from_millis(100))).await;
@@ -83,11 +89,11 @@ async fn a_provider_may_be_away_for_a_minute_and_the_notifier_die_twice() {
 
     let fcm = handle.counts(Provider::Fcm);
     eprintln!("FCM: {fcm:?}; all {PUSHES} {caught_up:?} after its return, {} of them twice", fcm.repeated);
-    eprintln!("APNs while FCM was away: {}", in_words(&while_away));
+    eprintln!("APNs before: {}; while FCM was away: {}", in_words(&before), in_words(&while_away));
     assert!(fcm.repeated <= IN_HAND, "{fcm:?}: more came twice than a killed notifier had in hand");
     assert_eq!(fcm.taken, PUSHES + fcm.repeated);
-    let p99 = percentile(&while_away, 99);
-    assert!(p99 < FLAT, "the other provider's pushes waited: {}", in_words(&while_away));
+    let [calm, away] = [&before, &while_away].map(|latencies| percentile(latencies, 99));
+    assert!(away < 2 * calm + FLAT, "the other provider's pushes waited: p99 {away:?}, {calm:?} before");
     let parked = town.engines.store.pushes.parked(None, 10).await.expect("a list");
     assert_eq!(parked.len(), 0, "{parked:?}");
     town.distributed.close().await;
@@ -105,6 +111,7 @@ fn distinct(handle: &Handle) -> u64 {
 async fn restart(cluster: &Cluster, notifier: &mut ServerProcess, steady: &Steady) {
     steady.no_notifier.store(true, Ordering::SeqCst);
     notifier.kill9().await;
+    steady.forgive_what_it_had();
     *notifier = cluster.run("notifier").await;
     // It works when it has caught up with what came meanwhile.
     let pushed =
@@ -229,12 +236,21 @@ impl Steady {
         Self { sent, no_notifier, handle: handle.clone(), stop, task }
     }
 
-    /// How long each push took that counts, shortest first, and that no notifier's death delayed.
-    fn latencies(&self) -> Vec<Duration> {
+    /// What the notifier that was killed had not pushed yet does not count.
+    fn forgive_what_it_had(&self) {
+        let taken: HashSet<_> = self.handle.received().iter().map(|push| push.message_id.clone()).collect();
+        let mut sent = self.sent.lock().expect("nobody panics");
+        for (id, (_, counts)) in sent.iter_mut() {
+            *counts &= taken.contains(&Some(id.clone()));
+        }
+    }
+
+    /// How long each push took that counts and was taken after so many others; shortest first.
+    fn latencies(&self, after: u64) -> Vec<Duration> {
         // The emulator's clock is the time of day; so is this.
         let (now, today) = (Instant::now(), Timestamp::now().as_millis());
         let sent = self.sent.lock().expect("nobody panics");
-        let taken = self.handle.received();
+        let taken = self.handle.received_after(after);
         let latency = |push: &Arc<naru_phones::Push>| {
             let (sent_at, counts) = sent.get(push.message_id.as_deref()?)?;
             let sent_at = today - i64::try_from(now.duration_since(*sent_at).as_millis()).ok()?;

@@ -39,8 +39,9 @@ pub struct Persister {
     telemetry: Telemetry,
     /// The head of each room, as far as this persister knows. Another one may have moved it: the store will say so.
     heads: Arc<Cache<RoomId, Seq>>,
-    /// What was saved lately: most messages that come `after` another come after one of these.
-    saved_lately: Arc<Cache<MessageId, ()>>,
+    /// What this persister saved lately, and at which place: most messages that come `after` another come after one of
+    /// these, and what comes again is as a rule one of these.
+    saved_lately: Arc<Cache<MessageId, Seq>>,
 }
 
 /// A batch after all look-ups.
@@ -180,11 +181,23 @@ impl Persister {
 
     /// Gives a run its places and stores it, meeting whatever was done before or is done by another persister; answers
     /// the messages as stored, in the order of the run.
+    ///
+    /// What this persister saved lately costs the store nothing. It comes again when it took long, from the sweep and from
+    /// whoever waits for it: a store that is slow would be given more to do for being slow.
     async fn save(&self, run: &[Accepted]) -> EngineResult<Vec<Message>> {
         let store = &self.engines.store.messages;
         let mut stored: HashMap<MessageId, Message> = HashMap::with_capacity(run.len());
-        let mut left: Vec<&Accepted> = run.iter().collect();
-        let mut heads = self.heads_of(run).await?;
+        let mut left: Vec<&Accepted> = Vec::with_capacity(run.len());
+        for message in run {
+            match self.saved_lately.get(&message.id) {
+                Some(seq) => {
+                    self.telemetry.seen_again.inc();
+                    stored.insert(message.id, message.at(seq));
+                }
+                None => left.push(message),
+            }
+        }
+        let mut heads = self.heads_of(&left).await?;
         for _ in 0..TRIES {
             if left.is_empty() {
                 break;
@@ -194,19 +207,19 @@ impl Persister {
             self.telemetry.saved.inc_by(answer.stored as u64);
             for (accepted, message) in left.drain(..answer.stored).zip(numbered) {
                 self.heads.insert(message.chat_room_id.clone(), message.seq);
-                self.saved_lately.insert(message.id, ());
+                self.saved_lately.insert(message.id, message.seq);
                 heads.insert(&accepted.chat_room_id, message.seq);
                 stored.insert(message.id, message);
             }
             let (Some(conflict), Some(first)) = (answer.stopped_by, left.first()) else { continue };
             let room = &first.chat_room_id;
             match conflict {
-                // One that comes again seldom comes alone: look for all the others at once.
+                // One that comes again seldom comes alone: look for all the others at once. They are not remembered: one
+                // that another persister stored a moment ago may not count yet, and must be offered if it comes again.
                 RunConflict::AlreadySaved(_) => {
                     let ids: Vec<MessageId> = left.iter().map(|message| message.id).collect();
                     for message in store.find(&ids).await?.into_iter().flatten() {
                         self.telemetry.seen_again.inc();
-                        self.saved_lately.insert(message.id, ());
                         stored.insert(message.id, message);
                     }
                     left.retain(|message| !stored.contains_key(&message.id));
@@ -228,7 +241,7 @@ impl Persister {
     }
 
     /// The heads of a run's rooms: remembered, or asked for in one look-up.
-    async fn heads_of<'a>(&self, run: &'a [Accepted]) -> EngineResult<HashMap<&'a RoomId, Seq>> {
+    async fn heads_of<'a>(&self, run: &[&'a Accepted]) -> EngineResult<HashMap<&'a RoomId, Seq>> {
         let mut heads = HashMap::new();
         let mut unknown = HashSet::new();
         for room in run.iter().map(|message| &message.chat_room_id) {
@@ -295,3 +308,6 @@ impl Confirmations {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

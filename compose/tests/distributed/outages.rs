@@ -88,7 +88,7 @@ async fn outage(
     println!(
         "| {} | {leaves:?} | {meanwhile} | {senders:?} | {listeners:?} | {:.1?} | {healed:.1?} | +{} MiB |",
         kind.as_str(),
-        memories.slowest(left, ended).0,
+        memories.slowest(left, ended).lasted,
         grown >> 20,
     );
     assert!(healed < HEALED_WITHIN, "{name}: served again only after {healed:?}");

@@ -68,6 +68,23 @@ pub struct Writer {
     troubles: BTreeMap<String, usize>,
 }
 
+/// A wait for an acknowledgement, from first sending the message, resends included.
+#[derive(Debug)]
+pub struct Wait {
+    pub room: String,
+    /// Of the message, as its writer counts.
+    pub number: usize,
+    pub sent: Instant,
+    pub lasted: Duration,
+}
+
+impl Wait {
+    /// How much of it lies after this moment.
+    pub fn since(&self, moment: Instant) -> Duration {
+        (self.sent + self.lasted).saturating_duration_since(self.sent.max(moment))
+    }
+}
+
 /// One who listens.
 struct Listener {
     user: String,
@@ -204,6 +221,15 @@ impl Writer {
                 return;
             }
         }
+    }
+
+    fn waits(&self) -> impl Iterator<Item = Wait> {
+        self.times.iter().enumerate().map(|(number, (sent, acknowledged))| Wait {
+            room: self.room.clone(),
+            number,
+            sent: *sent,
+            lasted: acknowledged.duration_since(*sent),
+        })
     }
 
     async fn answer(&mut self, client: &mut Client, number: usize) -> Answer {
@@ -391,12 +417,17 @@ impl Memories {
         pushed.len()
     }
 
-    /// The longest wait for an acknowledgement among messages under way in this span, and when it began.
-    pub fn slowest(&self, from: Instant, to: Instant) -> (Duration, Instant) {
-        let times = self.writers.iter().flat_map(|writer| writer.times.iter());
-        let within = times.filter(|(sent, acknowledged)| *sent < to && *acknowledged > from);
-        let waits = within.map(|(sent, acknowledged)| (acknowledged.duration_since(*sent), *sent));
-        waits.max().expect("somebody wrote")
+    /// The longest wait for an acknowledgement among messages under way in this span.
+    pub fn slowest(&self, from: Instant, to: Instant) -> Wait {
+        let waits = self.writers.iter().flat_map(Writer::waits);
+        let within = waits.filter(|wait| wait.sent < to && wait.since(from) > Duration::ZERO);
+        within.max_by_key(|wait| wait.lasted).expect("somebody wrote")
+    }
+
+    /// The wait that went on for longest from this moment on, whatever it had lasted before.
+    pub fn slowest_since(&self, moment: Instant) -> Wait {
+        let waits = self.writers.iter().flat_map(Writer::waits);
+        waits.max_by_key(|wait| wait.since(moment)).expect("somebody wrote")
     }
 
     /// What went wrong for those who write, and for those who listen.

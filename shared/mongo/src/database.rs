@@ -60,18 +60,34 @@ pub(crate) struct Update {
     #[serde(rename = "u")]
     change: Bson,
     upsert: bool,
+    multi: bool,
 }
 
 impl Update {
     /// Changes the document that fits, if there is one. The change is one of operators, or a pipeline.
     pub(crate) fn one(filter: Document, change: impl Into<Bson>) -> Self {
-        Self { filter, change: change.into(), upsert: false }
+        Self { filter, change: change.into(), upsert: false, multi: false }
+    }
+
+    /// Changes all documents that fit, by a pipeline that tells them apart (see [`entry_of`]). Each change stands for itself.
+    ///
+    /// One statement for many documents, wherever none has to be made: the server then writes its log once and not once
+    /// each.
+    pub(crate) fn all(filter: Document, change: Vec<Document>) -> Self {
+        Self { multi: true, ..Self::one(filter, change) }
     }
 
     /// Changes the document that fits, and makes it if there is none.
     pub(crate) fn or_insert(filter: Document, change: impl Into<Bson>) -> Self {
         Self { upsert: true, ..Self::one(filter, change) }
     }
+}
+
+/// In a pipeline: what `values` has at the place that the document's `_id` has in `ids`, where it must be.
+pub(crate) fn entry_of(ids: &[Bson], values: Vec<Bson>) -> Document {
+    // A room's name may begin with a dollar.
+    let place = doc! { "$indexOfArray": [{ "$literal": ids }, "$_id"] };
+    doc! { "$arrayElemAt": [{ "$literal": values }, place] }
 }
 
 /// What a server answers to an `update` command, as far as it matters.

@@ -43,6 +43,33 @@ async fn a_run_that_was_stored_and_not_counted_is_counted_when_it_comes_again() 
 }
 
 #[tokio::test]
+async fn of_many_rooms_in_one_run_each_is_raised_to_its_own_newest_message_and_none_is_lowered() {
+    let fresh = Fresh::new();
+    let store = fresh.store().await;
+    let ada = user("ada");
+    // To a pipeline, text that begins with a dollar is a field.
+    let names = ["$lastSeq", "$$ROOT", "here", "there"];
+    for name in names {
+        store.rooms.create(group(name, &["ada", "ben"])).await.unwrap();
+    }
+    let seqs = |count: u64| (1..=count).map(Seq);
+    let mut run = Vec::new();
+    for (name, count) in names.into_iter().zip(1..) {
+        run.extend(seqs(count).map(|seq| said(&room(name), &ada, seq.0)));
+    }
+    assert_eq!(store.messages.append_run(&run).await.unwrap().stored, 10);
+    let raw = fresh.raw("chat_rooms").await;
+    // Another persister was further with one, and another system wrote into one.
+    raw.update_one(doc! { "_id": "here" }, doc! { "$set": { "lastSeq": 9_i64 } }).await.unwrap();
+    raw.update_one(doc! { "_id": "there" }, doc! { "$set": { "lastSeq": "four" } }).await.unwrap();
+    store.messages.append_run(&names.map(|name| said(&room(name), &ada, 5))).await.unwrap();
+    for (name, last) in names.into_iter().zip([5_i64, 5, 9, 5]) {
+        let found = raw.find_one(doc! { "_id": name }).await.unwrap().unwrap();
+        assert_eq!(found.get_i64("lastSeq").unwrap(), last, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn a_change_of_members_that_died_half_way_disturbs_nobody() {
     let fresh = Fresh::new();
     let store = fresh.store().await;

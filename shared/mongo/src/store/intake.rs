@@ -1,15 +1,15 @@
 //! The intake.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use async_trait::async_trait;
-use bson::{Document, doc};
+use bson::{Bson, Document, doc};
 use naru_engines::store::{Appended, Intake, IntakeRecord, Settlement, resend_key};
 use naru_engines::{Applied, EngineError, EngineResult};
 use naru_model::hops::Accepted;
 use naru_model::{ClientMessageId, MessageId, RoomId, Timestamp, UserId};
 
-use crate::database::{Database, Find, Update};
+use crate::database::{Database, Find, Update, entry_of};
 use crate::document::{End, IntakeDocument, StoredEntry};
 use crate::error::ENGINE;
 use crate::field::{self, Field};
@@ -59,19 +59,33 @@ impl Intake for Database {
         Ok(open.into_iter().map(|StoredEntry(record)| record.accepted).collect())
     }
 
-    /// One round trip. An outcome is written only where there is none, so the first one stands.
+    /// One round trip, one statement for all of one end. An outcome is written only where there is none, so the first one
+    /// stands.
     async fn settle(&self, settlements: &[Settlement]) -> EngineResult<()> {
-        // The statements of one command have no order, so of several outcomes of one message only the first is sent.
-        let mut seen = HashSet::new();
-        let firsts = settlements.iter().filter(|settlement| seen.insert(settlement.id));
-        let settle = |Settlement { id, outcome }: &Settlement| {
-            let (end, seq) = End::of(*outcome);
-            let mut set = doc! { "open": false, "outcome": end.as_str() };
-            set.extend(seq.map(|seq| ("seq".to_owned(), seq.to_bson().into())));
-            Update::one(doc! { "_id": id.to_bson(), "open": true }, doc! { "$set": set })
-        };
-        self.update_all(INTAKE, firsts.map(settle).collect()).await
+        self.update_all(INTAKE, closing(settlements)).await
     }
+}
+
+/// One statement for all entries of one end.
+fn closing(settlements: &[Settlement]) -> Vec<Update> {
+    // The statements of one command have no order, so of several outcomes of one message only the first is sent.
+    let mut seen = HashSet::new();
+    let mut ends: BTreeMap<&str, (Vec<Bson>, Vec<Bson>)> = BTreeMap::new();
+    for Settlement { id, outcome } in settlements.iter().filter(|settlement| seen.insert(settlement.id)) {
+        let (end, seq) = End::of(*outcome);
+        let (ids, seqs) = ends.entry(end.as_str()).or_default();
+        ids.push(id.to_bson().into());
+        // Of one end, all have a place or none.
+        seqs.extend(seq.map(|seq| Bson::from(seq.to_bson())));
+    }
+    let close = |(end, (ids, seqs)): (&str, (Vec<Bson>, Vec<Bson>))| {
+        let mut set = doc! { "open": false, "outcome": end };
+        if !seqs.is_empty() {
+            set.insert("seq", entry_of(&ids, seqs));
+        }
+        Update::all(doc! { "_id": { "$in": ids }, "open": true }, vec![doc! { "$set": set }])
+    };
+    ends.into_iter().map(close).collect()
 }
 
 type Key = (RoomId, UserId, ClientMessageId);
@@ -124,5 +138,26 @@ impl ThereBefore {
                 "intake: not settled among the servers",
             )),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use naru_model::Seq;
+    use naru_model::message::{Outcome, Rejection};
+
+    use super::*;
+
+    #[test]
+    fn a_thousand_entries_are_closed_by_one_statement_for_each_end() {
+        let settlement = |number: u16| Settlement {
+            id: MessageId::from_bytes(std::array::from_fn(|place| number.to_be_bytes()[place % 2])),
+            outcome: match number % 3 {
+                0 => Outcome::Rejected { reason: Rejection::NotAMember },
+                _ => Outcome::Saved { seq: Seq(number.into()) },
+            },
+        };
+        assert_eq!(closing(&(0..1_000).map(settlement).collect::<Vec<_>>()).len(), 2);
+        assert_eq!(closing(&[]).len(), 0);
     }
 }

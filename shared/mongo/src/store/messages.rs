@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 
 use async_trait::async_trait;
-use bson::{Document, doc};
+use bson::{Bson, Document, doc};
 use futures_util::future::try_join;
 use naru_engines::store::{Messages, Run, RunConflict, Window};
 use naru_engines::{Applied, EngineError, EngineResult};
 use naru_model::{Message, MessageId, RoomId, Seq, UserId};
 
-use crate::database::{Database, Find, Update};
+use crate::database::{Database, Find, Update, entry_of};
 use crate::document::MessageDocument;
 use crate::error::{ENGINE, after_effect};
 use crate::field::{self, Field};
@@ -131,20 +131,29 @@ impl Database {
             *read = message.seq.max(*read);
         }
         // The moment of the newest message, not the latest moment: gateways' clocks differ.
-        let rooms = newest.into_iter().map(|(room, message)| {
-            let seq = message.seq.to_bson();
-            Update::one(
-                doc! { "_id": room.as_str(), "lastSeq": { "$not": { "$gte": seq } } },
-                doc! { "$set": { "activity": message.timestamp.to_bson(), "lastSeq": seq } },
-            )
-        });
+        let rooms = (!newest.is_empty()).then(|| raise(&newest));
         // Sending reads up to one's own message.
         let members = own.into_iter().map(|((room, sender), seq)| {
             Update::or_insert(member(room, sender), doc! { "$max": { "read": seq.to_bson() } })
         });
-        let (rooms, members) = (rooms.collect(), members.collect());
+        let (rooms, members) = (rooms.into_iter().collect(), members.collect());
         try_join(self.update_all(CHAT_ROOMS, rooms), self.update_all(MEMBERS, members)).await.map(drop)
     }
+}
+
+/// Raises rooms to their newest messages; one that is there or beyond stays.
+fn raise(newest: &HashMap<&RoomId, &Message>) -> Update {
+    let ids: Vec<Bson> = newest.keys().map(|room| room.as_str().into()).collect();
+    let seqs = newest.values().map(|message| message.seq.to_bson().into());
+    let moments = newest.values().map(|message| message.timestamp.to_bson().into());
+    let (seq, moment) = (entry_of(&ids, seqs.collect()), entry_of(&ids, moments.collect()));
+    // To a pipeline, all text is above all numbers.
+    let is_there = doc! { "$and": [{ "$isNumber": "$lastSeq" }, { "$gte": ["$lastSeq", seq.clone()] }] };
+    let raised = doc! { "$set": {
+        "activity": { "$cond": [is_there.clone(), "$activity", moment] },
+        "lastSeq": { "$cond": [is_there, "$lastSeq", seq] },
+    } };
+    Update::all(doc! { "_id": { "$in": ids } }, vec![raised])
 }
 
 fn is_at(one: &Message, other: &Message) -> bool {

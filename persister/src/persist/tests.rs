@@ -1,0 +1,63 @@
+use std::sync::Arc;
+
+use naru_embedded::{Embedded, Options};
+use naru_engines::faults::{Counted, tapped};
+use naru_engines::store::NewRoom;
+use naru_model::room::{RoomKind, sorted_members};
+use naru_model::{ClientMessageId, Trace, UserId};
+use naru_runtime::telemetry::Metrics;
+
+use super::*;
+
+fn message(room: &RoomId, sender: &UserId, number: u8) -> Accepted {
+    let id = MessageId::from_bytes([number; 12]);
+    Accepted {
+        id,
+        chat_room_id: room.clone(),
+        sender_id: sender.clone(),
+        sender_name: "Ada".into(),
+        content: "x".into(),
+        timestamp: Timestamp::from_millis(0),
+        client_message_id: ClientMessageId::from(id),
+        after: None,
+        origin: None,
+        trace: Trace::start(),
+    }
+}
+
+/// The sweep and whoever waits send again what takes long: it must not make a slow store slower.
+#[tokio::test]
+async fn what_was_saved_lately_is_handed_on_again_and_costs_the_store_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let embedded = Embedded::open(directory.path(), Options::default()).unwrap();
+    let counted = Arc::new(Counted::default());
+    let engines = tapped(embedded.engines(), counted.clone());
+    let [ada, ben] = ["ada", "ben"].map(|name| UserId::new(name).unwrap());
+    let room = RoomId::new("ada_ben").unwrap();
+    let new_room = NewRoom {
+        id: room.clone(),
+        kind: RoomKind::Direct,
+        name: None,
+        member_ids: sorted_members([ada.clone(), ben]),
+        maker_id: Some(ada.clone()),
+    };
+    engines.store.rooms.create(new_room).await.unwrap();
+    let persister = Persister::new(engines.clone(), Telemetry::new(&Metrics::new()));
+    let message = |number| message(&room, &ada, number);
+    persister.persist(vec![message(1), message(2)]).await.unwrap();
+
+    counted.reset();
+    persister.persist(vec![message(2), message(1)]).await.unwrap();
+    assert_eq!(counted.count("messages"), 0, "{:?}", counted.all());
+    assert_eq!(
+        counted.count("saved.send"),
+        1,
+        "whoever sent it again may do so because it was not handed on"
+    );
+
+    // With something new, in one run, and at its place.
+    counted.reset();
+    persister.persist(vec![message(2), message(3)]).await.unwrap();
+    assert_eq!((counted.count("messages"), counted.count("messages.append_run")), (1, 1));
+    assert_eq!(engines.store.messages.heads(&[room]).await.unwrap(), [Seq(3)]);
+}

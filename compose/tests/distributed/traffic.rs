@@ -78,13 +78,6 @@ pub struct Wait {
     pub lasted: Duration,
 }
 
-impl Wait {
-    /// How much of it lies after this moment.
-    pub fn since(&self, moment: Instant) -> Duration {
-        (self.sent + self.lasted).saturating_duration_since(self.sent.max(moment))
-    }
-}
-
 /// One who listens.
 struct Listener {
     user: String,
@@ -420,14 +413,8 @@ impl Memories {
     /// The longest wait for an acknowledgement among messages under way in this span.
     pub fn slowest(&self, from: Instant, to: Instant) -> Wait {
         let waits = self.writers.iter().flat_map(Writer::waits);
-        let within = waits.filter(|wait| wait.sent < to && wait.since(from) > Duration::ZERO);
+        let within = waits.filter(|wait| wait.sent < to && wait.sent + wait.lasted > from);
         within.max_by_key(|wait| wait.lasted).expect("somebody wrote")
-    }
-
-    /// The wait that went on for longest from this moment on, whatever it had lasted before.
-    pub fn slowest_since(&self, moment: Instant) -> Wait {
-        let waits = self.writers.iter().flat_map(Writer::waits);
-        waits.max_by_key(|wait| wait.since(moment)).expect("somebody wrote")
     }
 
     /// What went wrong for those who write, and for those who listen.

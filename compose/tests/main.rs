@@ -9,5 +9,6 @@ mod interruption;
 mod journey;
 mod owed;
 mod page;
+mod parked;
 mod scenarios;
 mod support;

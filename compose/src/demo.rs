@@ -25,6 +25,7 @@ use warp::Filter;
 use warp::reply::Response;
 use warp::sse;
 
+use crate::address;
 use crate::token::{self, Claims};
 
 /// The two people of the page: user id and name.
@@ -135,15 +136,7 @@ impl Demo {
     /// Lets pushes go to the phones on the desk, unless they go to a backend already.
     pub fn receive_pushes(&self, config: &mut notifier::Config) {
         if config.push_webhook_url.is_none() {
-            let own = match self.address {
-                SocketAddr::V4(address) if address.ip().is_unspecified() => {
-                    format!("127.0.0.1:{}", address.port())
-                }
-                SocketAddr::V6(address) if address.ip().is_unspecified() => {
-                    format!("[::1]:{}", address.port())
-                }
-                address => address.to_string(),
-            };
+            let own = address::from_here(self.address);
             config.push_webhook_url = Some(format!("http://{own}/demo/pushes").into());
             config.push_webhook_secret = Some(self.push_secret.clone());
         }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use naru::{DOOR, Pipeline, secret, token};
+use naru::{DOOR, Pipeline, parked, secret, token};
 use naru_distributed::service;
 use naru_runtime::{Settings, config, signal};
 
@@ -12,7 +12,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
-    let matches = Settings::command(&DOOR).subcommand(token::command()).get_matches();
+    let matches = Settings::command(&DOOR).subcommands([token::command(), parked::command()]).get_matches();
     let settings = Settings::load(&DOOR, &matches, config::environment())?;
     if Settings::print_wanted(&matches) {
         print!("{}", settings.print());
@@ -21,6 +21,10 @@ fn run() -> anyhow::Result<()> {
     if let Some(("token", wanted)) = matches.subcommand() {
         println!("{}", token::print(wanted, &secret::of(&settings)?)?);
         return Ok(());
+    }
+    if let Some(("parked", wanted)) = matches.subcommand() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        return runtime.block_on(parked::run(wanted, &settings));
     }
     service::prepare(&settings)?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(&settings))

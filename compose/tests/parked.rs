@@ -1,4 +1,8 @@
-//! Pushes that could not be sent, over HTTP: listed, looked at, sent again, dropped, by a service and by nobody else.
+//! Pushes that could not be sent, over HTTP: listed, looked at, sent again, dropped, by a service and by nobody else. The
+//! same by command is in [`command`].
+
+#[path = "parked/command.rs"]
+mod command;
 
 use std::sync::{Arc, mpsc};
 use std::time::Duration;

@@ -52,7 +52,7 @@ const PEOPLE: [Person; 2] = [
     Person {
         id: "ben",
         name: "Ben",
-        // "naru demo: the phone on bens desk" in hexadecimal digits, 64 of which APNs' tokens have.
+        // "naru demo: the phone on bens desk" in hexadecimal digits: APNs' tokens have 64 or more.
         phone: Phone {
             device_id: "desk",
             platform: "apns",

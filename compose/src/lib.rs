@@ -3,7 +3,9 @@
 //! [`Pipeline`] puts the four workers on one set of engines; the binary `naru` runs it, the tests drive it. The workers
 //! are the same that run as services of their own; only what they stand on differs.
 
+mod address;
 pub mod demo;
+pub mod parked;
 pub mod phones;
 pub mod pipeline;
 pub mod secret;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use naru::{DOOR, Pipeline, phones, secret, token};
+use naru::{DOOR, Pipeline, parked, phones, secret, token};
 use naru_distributed::service;
 use naru_runtime::{Settings, config, signal};
 
@@ -12,8 +12,8 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
-    let matches =
-        Settings::command(&DOOR).subcommand(token::command()).subcommand(phones::command()).get_matches();
+    let subcommands = [token::command(), parked::command(), phones::command()];
+    let matches = Settings::command(&DOOR).subcommands(subcommands).get_matches();
     let settings = Settings::load(&DOOR, &matches, config::environment())?;
     if Settings::print_wanted(&matches) {
         print!("{}", settings.print());
@@ -24,11 +24,15 @@ fn run() -> anyhow::Result<()> {
         return Ok(());
     }
     let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    if let Some(("phones", wanted)) = matches.subcommand() {
-        return runtime()?.block_on(async {
-            let shutdown = signal::shutdown().context("signals can't be listened to")?;
-            phones::run(wanted, shutdown).await
-        });
+    match matches.subcommand() {
+        Some(("parked", wanted)) => return runtime()?.block_on(parked::run(wanted, &settings)),
+        Some(("phones", wanted)) => {
+            return runtime()?.block_on(async {
+                let shutdown = signal::shutdown().context("signals can't be listened to")?;
+                phones::run(wanted, shutdown).await
+            });
+        }
+        _ => {}
     }
     service::prepare(&settings)?;
     runtime()?.block_on(serve(&settings))

@@ -32,10 +32,28 @@ pub fn of(settings: &Settings) -> anyhow::Result<Secret> {
     }
 }
 
+/// The same for whoever has nothing to do in a data directory that holds none: there is no Naru that would know it.
+///
+/// # Errors
+/// When there is none, or it can't be read.
+pub fn in_force(settings: &Settings) -> anyhow::Result<Secret> {
+    let Config { data_dir, jwt_secret } = settings.pick()?;
+    match jwt_secret {
+        Some(secret) => Ok(secret),
+        None => {
+            read(&data_dir.join(FILE)).with_context(|| format!("no token secret in {}", data_dir.display()))
+        }
+    }
+}
+
+fn read(path: &Path) -> std::io::Result<Secret> {
+    Ok(fs::read_to_string(path)?.trim().to_owned().into())
+}
+
 fn kept(dir: &Path) -> anyhow::Result<Secret> {
     let path = dir.join(FILE);
-    match fs::read_to_string(&path) {
-        Ok(text) => Ok(text.trim().to_owned().into()),
+    match read(&path) {
+        Ok(secret) => Ok(secret),
         Err(error) if error.kind() == ErrorKind::NotFound => make(dir, &path),
         Err(error) => Err(error.into()),
     }
@@ -56,9 +74,7 @@ fn make(dir: &Path, path: &Path) -> anyhow::Result<Secret> {
             fs::File::open(dir)?.sync_all()?;
             Ok(secret.into())
         }
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            Ok(fs::read_to_string(path)?.trim().to_owned().into())
-        }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(read(path)?),
         Err(error) => Err(error.into()),
     }
 }

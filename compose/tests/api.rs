@@ -1,4 +1,5 @@
-//! The HTTP API row by row, and the signals and answers of the WebSocket that go with it.
+//! The HTTP API row by row, and the signals and answers of the WebSocket that go with it. (Parked pushes are in
+//! [`crate::parked`].)
 
 use naru_client::{Claims, Client, Http, token};
 use serde_json::{Value, json};
@@ -9,7 +10,7 @@ use crate::support::{Naru, SECRET, token_of};
 
 /// Asserts that an answer is this refusal, in the form that all have.
 #[track_caller]
-fn refused(answer: (u16, Value), status: u16, code: &str) {
+pub fn refused(answer: (u16, Value), status: u16, code: &str) {
     let (got, body) = answer;
     assert_eq!((got, &body["code"]), (status, &json!(code)), "{body}");
     let fields: Vec<_> = body.as_object().expect("an object").keys().collect();
@@ -19,7 +20,7 @@ fn refused(answer: (u16, Value), status: u16, code: &str) {
 
 /// Asserts that an answer is no refusal, and returns its body.
 #[track_caller]
-fn done(answer: (u16, Value)) -> Value {
+pub fn done(answer: (u16, Value)) -> Value {
     let (status, body) = answer;
     assert!((200..300).contains(&status), "{status} {body}");
     body
@@ -44,7 +45,7 @@ async fn raw(naru: &Naru, request: &str, body: &[u8]) -> (u16, String, Value) {
 }
 
 /// The app's own backend.
-fn backend(naru: &Naru) -> Http {
+pub fn backend(naru: &Naru) -> Http {
     Http::new(&naru.url, &token(SECRET.as_bytes(), &Claims::user("backend").service()))
 }
 
@@ -652,22 +653,30 @@ async fn devices_are_registered() {
     };
     assert_eq!(listed(&ada).await, json!([]));
     done(ada.put("/api/devices/phone", json!({"platform": "fcm", "token": "T1"})).await);
-    let body = json!({"platform": "apns", "token": "T2", "environment": "sandbox", "locale": "ko-KR"});
+    let body = json!({
+        "platform": "apns", "token": "T2", "environment": "sandbox", "locale": "ko-KR", "hideContent": true,
+    });
     done(ada.put("/api/devices/my%20tablet%2F2", body).await);
-    let phone = json!({"deviceId": "phone", "platform": "fcm", "environment": "production", "locale": null});
-    let tablet =
-        json!({"deviceId": "my tablet/2", "platform": "apns", "environment": "sandbox", "locale": "ko-KR"});
-    assert_eq!(listed(&ada).await, json!([tablet, phone]), "and never the tokens");
+    let phone = |platform| {
+        json!({
+            "deviceId": "phone", "platform": platform, "environment": "production", "locale": null,
+            "hideContent": false,
+        })
+    };
+    let tablet = json!({
+        "deviceId": "my tablet/2", "platform": "apns", "environment": "sandbox", "locale": "ko-KR",
+        "hideContent": true,
+    });
+    assert_eq!(listed(&ada).await, json!([tablet, phone("fcm")]), "and never the tokens");
 
     // Again, with another token or platform, it is the same device; Ben's phone is another one.
     let body = json!({"platform": "apns", "token": "T3", "environment": "production"});
-    done(ada.put("/api/devices/phone", body).await);
-    let phone = json!({"deviceId": "phone", "platform": "apns", "environment": "production", "locale": null});
-    assert_eq!(listed(&ada).await, json!([tablet, phone]));
+    assert_eq!(done(ada.put("/api/devices/phone", body).await), phone("apns"));
+    assert_eq!(listed(&ada).await, json!([tablet, phone("apns")]));
     done(ben.put("/api/devices/phone", json!({"platform": "fcm", "token": "T4"})).await);
     assert_eq!(
         (listed(&ada).await, listed(&ben).await[0]["platform"].clone()),
-        (json!([tablet, phone]), json!("fcm"))
+        (json!([tablet, phone("apns")]), json!("fcm"))
     );
 
     // Ben signs in on Ada's phone: its token is his now, and she is not disturbed by his messages.
@@ -692,6 +701,7 @@ async fn devices_are_registered() {
         json!({"platform": "fcm", "token": 5}),
         json!({"platform": "apns", "token": "T", "environment": "test"}),
         json!({"platform": "apns", "token": "T", "locale": 5}),
+        json!({"platform": "apns", "token": "T", "hideContent": "yes"}),
         json!("fcm"),
     ] {
         println!("{body}");

@@ -18,7 +18,7 @@ use tokio::process::Command;
 use crate::support::{SECRET, WEBHOOK_SECRET};
 
 /// The program.
-const NARU: &str = env!("CARGO_BIN_EXE_naru");
+pub const NARU: &str = env!("CARGO_BIN_EXE_naru");
 
 /// The environment of a server under load whose pushes go to `backend`.
 fn environment(backend: &Webhook) -> Vec<(&'static str, String)> {
@@ -51,14 +51,14 @@ fn command(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
 }
 
 /// Runs the program to its end.
-async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+pub async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let output = tokio::time::timeout(PATIENCE, command(arguments, environment).output()).await;
     let output = output.unwrap_or_else(|_| panic!("naru {arguments:?} was still running after {PATIENCE:?}"));
     output.expect("the program can be run")
 }
 
 /// Runs the program, which must refuse: what it says about it, in one line.
-async fn refusal(arguments: &[&str], environment: &[(&str, &str)]) -> String {
+pub async fn refusal(arguments: &[&str], environment: &[(&str, &str)]) -> String {
     let Output { status, stdout, stderr } = run(arguments, environment).await;
     let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     assert_eq!((status.code(), &*stdout), (Some(1), ""), "naru {arguments:?} said on stderr: {stderr}");

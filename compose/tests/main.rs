@@ -9,6 +9,7 @@ mod interruption;
 mod journey;
 mod owed;
 mod page;
+mod parked;
 mod phones;
 mod scenarios;
 mod support;

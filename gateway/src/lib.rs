@@ -91,6 +91,7 @@ pub struct Config {
     pub ping_interval: Span,
     pub delivery_grace: Span,
     pub delivery_proof: DeliveryProof,
+    pub push_ttl: Span,
     pub drain_deadline: Span,
 }
 

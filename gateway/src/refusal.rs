@@ -83,12 +83,17 @@ pub const TABLE: [Row; 10] = [
         "someone else's senderId, or a right the token does not give"
     ),
     row!("ROOM_NOT_FOUND", NOT_FOUND, "not accepted", "no such room, or the caller is not a member of it"),
-    row!("NOT_FOUND", NOT_FOUND, "not accepted", "no such address in the HTTP API"),
+    row!(
+        "NOT_FOUND",
+        NOT_FOUND,
+        "not accepted",
+        "no such address in the HTTP API, or nothing is there any more"
+    ),
     row!(
         "CONFLICT",
         CONFLICT,
         "not accepted",
-        "this clientMessageId was used in this room for other content; or the room does not allow it"
+        "this clientMessageId was used in this room for other content; or what is there does not allow it"
     ),
     row!("TOO_LARGE", PAYLOAD_TOO_LARGE, "not accepted", "a content or a body of more bytes than are taken"),
     row!("RATE_LIMITED", TOO_MANY_REQUESTS, "not accepted", "the user sends faster than allowed"),

@@ -23,6 +23,7 @@ struct DeviceBody<'a> {
     platform: Platform,
     environment: PushEnvironment,
     locale: Option<&'a str>,
+    hide_content: bool,
 }
 
 impl<'a> From<&'a Device> for DeviceBody<'a> {
@@ -32,6 +33,7 @@ impl<'a> From<&'a Device> for DeviceBody<'a> {
             platform: device.platform,
             environment: device.environment,
             locale: device.locale.as_deref(),
+            hide_content: device.hides_content,
         }
     }
 }
@@ -48,13 +50,15 @@ pub(super) async fn list(call: &Call<'_>) -> Answer {
 
 pub(super) async fn register(call: &Call<'_>, id: DeviceId) -> Answer {
     #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
     struct Body {
         platform: Platform,
         token: Arc<str>,
         environment: Option<PushEnvironment>,
         locale: Option<Arc<str>>,
+        hide_content: Option<bool>,
     }
-    let Body { platform, token, environment, locale } = call.json()?;
+    let Body { platform, token, environment, locale, hide_content } = call.json()?;
     if token.is_empty() || token.len() > LONGEST_TOKEN {
         return Err(Refusal::Invalid(format!("token must be 1 to {LONGEST_TOKEN} bytes")));
     }
@@ -68,7 +72,7 @@ pub(super) async fn register(call: &Call<'_>, id: DeviceId) -> Answer {
         token,
         environment: environment.unwrap_or_default(),
         locale,
-        hides_content: false,
+        hides_content: hide_content.unwrap_or_default(),
         registered_at: Timestamp::now(),
     };
     let body = json(StatusCode::OK, &DeviceBody::from(&device));

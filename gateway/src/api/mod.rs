@@ -2,6 +2,7 @@
 
 mod devices;
 mod history;
+mod parked;
 mod presence;
 mod rooms;
 
@@ -99,6 +100,10 @@ async fn answer(
         ("GET", ["devices"]) => devices::list(&call).await,
         ("PUT", ["devices", device]) => devices::register(&call, id(device)?).await,
         ("DELETE", ["devices", device]) => devices::remove(&call, &id(device)?).await,
+        ("GET", ["parked"]) => parked::list(&call).await,
+        ("GET", ["parked", event]) => parked::show(&call, id(event)?).await,
+        ("DELETE", ["parked", event]) => parked::drop(&call, id(event)?).await,
+        ("POST", ["parked", event, "replay"]) => parked::replay(&call, id(event)?).await,
         ("GET", ["presence"]) => presence::show(&call).await,
         _ => Err(Refusal::NotFound),
     }

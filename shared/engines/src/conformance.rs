@@ -89,6 +89,7 @@ macro_rules! conformance_cases {
                 u1_what_was_recorded_is_done,
                 u2_parking_again_replaces_the_entry,
                 u2_what_is_parked_survives_death,
+                u2_what_was_parked_again_is_another_entry,
                 u3_a_walk_meets_every_parked_push_in_order,
                 u3_one_is_found_by_its_event,
             }

@@ -450,8 +450,8 @@ pub struct ParkedCursor {
 }
 
 impl ParkedCursor {
-    /// The place right after a push.
-    pub const fn after(push: &ParkedPush) -> Self {
+    /// The place of a push, and what comes after it.
+    pub const fn at(push: &ParkedPush) -> Self {
         Self { parked_at: push.parked_at, event_id: push.event_id }
     }
 }
@@ -459,7 +459,8 @@ impl ParkedCursor {
 /// What was pushed, and what could not be.
 ///
 /// - **U1 recorded** – what was recorded as done is answered by `done` for at least two days.
-/// - **U2 parked once** – parking an event again replaces its entry. It stays until it is dropped.
+/// - **U2 parked once** – parking an event again replaces its entry. It stays until it is dropped; what was parked again is not
+///   dropped in the belief that it is still the one that was parked before.
 /// - **U3 listed in order** – `parked` lists in the order of `(parkedAt, eventId)`, ids by their bytes, from right after the
 ///   cursor, whether or not what it names is still there: a walk by cursors meets once whatever is there all the time and is
 ///   not parked again.
@@ -482,6 +483,9 @@ pub trait Pushes: Send + Sync {
 
     /// Takes a push off the list; `false` when it was not there.
     async fn drop_parked(&self, event: EventId) -> EngineResult<bool>;
+
+    /// The same, if it is still at this place in the list: parked again since, it is at another one, and stays.
+    async fn drop_parked_at(&self, place: &ParkedCursor) -> EngineResult<bool>;
 }
 
 /// The key under which a resend is recognised.

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use uuid::Uuid;
 
+use crate::InvalidId;
 use crate::hops::Payload;
 
 /// An event's identity. It is derived from what the event is about, so the same event sent twice, by whichever
@@ -25,6 +26,14 @@ impl EventId {
             name.extend_from_slice(part);
         }
         Self(Uuid::new_v5(&NAMESPACE, &name))
+    }
+}
+
+impl std::str::FromStr for EventId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        Uuid::try_parse(text).map(Self).map_err(|_| InvalidId::new("an eventId", "a UUID"))
     }
 }
 
@@ -112,6 +121,14 @@ mod tests {
     fn an_event_id_tells_its_parts_apart() {
         assert_eq!(EventId::derive(&[b"a", b"b"]), EventId::derive(&[b"a", b"b"]));
         assert_ne!(EventId::derive(&[b"ab", b"c"]), EventId::derive(&[b"a", b"bc"]));
+    }
+
+    #[test]
+    fn an_event_id_is_a_uuid() {
+        let id = EventId::derive(&[b"push"]);
+        assert_eq!(id.to_string().parse(), Ok(id));
+        let refused = "push".parse::<EventId>().unwrap_err();
+        assert_eq!(refused.to_string(), "an eventId must be a UUID");
     }
 
     #[test]

@@ -14,6 +14,13 @@ pub struct InvalidId {
     rule: &'static str,
 }
 
+impl InvalidId {
+    /// `kind` with its article, and what it must be.
+    pub(crate) const fn new(kind: &'static str, rule: &'static str) -> Self {
+        Self { kind, rule }
+    }
+}
+
 /// A cheaply cloned, checked text.
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident, $kind:literal, $rule:literal, $check:expr) => {

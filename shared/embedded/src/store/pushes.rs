@@ -81,6 +81,16 @@ impl Pushes for Database {
         })
         .await
     }
+
+    async fn drop_parked_at(&self, place: &ParkedCursor) -> EngineResult<bool> {
+        let ParkedCursor { parked_at, event_id } = *place;
+        self.write(move |transaction| {
+            let sql = "DELETE FROM parked WHERE eventId = ?1 AND parkedAt = ?2";
+            let place = params![event_id.0.as_bytes(), parked_at.as_millis()];
+            Ok(transaction.prepare_cached(sql)?.execute(place)? > 0)
+        })
+        .await
+    }
 }
 
 fn parked(row: &Row<'_>) -> Result<ParkedPush> {

@@ -64,6 +64,7 @@ pub(crate) enum Sin {
     ListForgetsItsOrder,
     ListBeginsAgain,
     FindsAnother,
+    ParkedAgainIsDropped,
 
     LosesEvents,
     KnowsOldEventsAndDropsThem,
@@ -456,6 +457,13 @@ impl Pushes for Broken<dyn Pushes> {
 
     async fn drop_parked(&self, event: EventId) -> EngineResult<bool> {
         self.inner.drop_parked(event).await
+    }
+
+    async fn drop_parked_at(&self, place: &ParkedCursor) -> EngineResult<bool> {
+        if self.sin == Sin::ParkedAgainIsDropped {
+            return self.inner.drop_parked(place.event_id).await;
+        }
+        self.inner.drop_parked_at(place).await
     }
 }
 

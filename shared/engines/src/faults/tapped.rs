@@ -156,6 +156,7 @@ tapped! {
         parked(after: Option<&ParkedCursor>, limit: usize) -> Vec<ParkedPush>;
         find_parked(event: EventId) -> Option<ParkedPush>;
         drop_parked(event: EventId) -> bool;
+        drop_parked_at(place: &ParkedCursor) -> bool;
     }
     Presence {
         renew(gateway: &GatewayId, ttl: Duration) -> ();

@@ -76,6 +76,15 @@ impl Pushes for Database {
     async fn drop_parked(&self, event: EventId) -> EngineResult<bool> {
         Ok(self.remove(PARKED, doc! { "_id": event.to_bson() }).await? > 0)
     }
+
+    /// One round trip.
+    async fn drop_parked_at(
+        &self,
+        ParkedCursor { parked_at, event_id }: &ParkedCursor,
+    ) -> EngineResult<bool> {
+        let this = doc! { "_id": event_id.to_bson(), "parkedAt": parked_at.to_bson() };
+        Ok(self.remove(PARKED, this).await? > 0)
+    }
 }
 
 /// What comes after a place in the list. The first condition bounds the walk in the index, the second one settles equal

@@ -55,6 +55,21 @@ pub(super) async fn u2_what_is_parked_survives_death(subject: Of<'_, Store>) {
     }
 }
 
+pub(super) async fn u2_what_was_parked_again_is_another_entry(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let first = parked_now("the key was refused");
+    let second = ParkedPush { parked_at: Timestamp::now(), attempts: 1, ..first.clone() };
+    let drop_at = async |push| store.pushes.drop_parked_at(&ParkedCursor::at(push)).await.unwrap();
+    assert!(!drop_at(&first).await, "not there yet");
+    store.pushes.park(first.clone()).await.unwrap();
+    store.pushes.park(second.clone()).await.unwrap();
+    assert!(!drop_at(&first).await, "it was replaced");
+    assert_eq!(parked(&store, &[&first]).await, from_ref(&second));
+    assert!(drop_at(&second).await);
+    assert_eq!(parked(&store, &[&first]).await, []);
+    assert!(!drop_at(&second).await, "gone already");
+}
+
 pub(super) async fn u3_a_walk_meets_every_parked_push_in_order(subject: Of<'_, Store>) {
     let store = subject.open().await;
     // A stretch of time that is this case's own; several pushes of one moment.
@@ -77,14 +92,14 @@ pub(super) async fn u3_a_walk_meets_every_parked_push_in_order(subject: Of<'_, S
         while met.len() < pushes.len() {
             let page = store.pushes.parked(Some(&cursor), step.min(pushes.len() - met.len())).await.unwrap();
             assert!(!page.is_empty(), "there are more than {}", met.len());
-            cursor = page.last().map_or(cursor, ParkedCursor::after);
+            cursor = page.last().map_or(cursor, ParkedCursor::at);
             met.extend(page);
         }
         assert_eq!(met, pushes, "{step} at a time");
     }
 
     // What the cursor names may be gone.
-    let cursor = ParkedCursor::after(&pushes[1]);
+    let cursor = ParkedCursor::at(&pushes[1]);
     assert!(store.pushes.drop_parked(pushes[1].event_id).await.unwrap());
     assert_eq!(store.pushes.parked(Some(&cursor), 2).await.unwrap(), pushes[2..4]);
     pushes.remove(1);

@@ -1,0 +1,126 @@
+//! The Naru that is asked, over its HTTP API.
+
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use naru_model::EventId;
+use reqwest::{Method, StatusCode, redirect};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// How long one answer may take: what is asked takes milliseconds, and longer only where something is down.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How many pushes are asked for at a time: as many as there may be.
+const PAGE: usize = 200;
+
+/// A Naru that runs, and the right to ask it.
+pub(super) struct Remote {
+    url: String,
+    token: String,
+    client: reqwest::Client,
+}
+
+/// A page of the list.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Page {
+    pub(super) parked: Vec<Value>,
+    pub(super) next_cursor: Option<String>,
+}
+
+/// What it refuses, in its own words.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Refused {
+    code: String,
+    message: String,
+}
+
+impl Refused {
+    /// As what is said of one push.
+    pub(super) fn about(&self, id: EventId) -> anyhow::Error {
+        match self.code.as_str() {
+            "NOT_FOUND" => anyhow!("{id}: no such push is parked"),
+            code => anyhow!("{id}: {} ({code})", self.message),
+        }
+    }
+}
+
+type Answer<T> = anyhow::Result<Result<T, Refused>>;
+
+impl Remote {
+    /// # Errors
+    /// When this is no URL of a Naru.
+    pub(super) fn new(url: &str, token: String) -> anyhow::Result<Self> {
+        if !url.starts_with("http://") && !url.starts_with("https://") {
+            bail!("--url {url:?} is no http:// or https:// URL");
+        }
+        // The token goes to nobody but who was named.
+        let client = reqwest::Client::builder()
+            .user_agent(concat!("naru/", env!("CARGO_PKG_VERSION")))
+            .redirect(redirect::Policy::none())
+            .no_proxy()
+            .timeout(PATIENCE)
+            .build()
+            .context("no HTTP client can be made")?;
+        Ok(Self { url: url.trim_end_matches('/').to_owned(), token, client })
+    }
+
+    /// The page of the list that a cursor leads to.
+    pub(super) async fn page(&self, cursor: Option<&str>) -> anyhow::Result<Page> {
+        let cursor = cursor.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
+        let page = self.ask(Method::GET, &format!("?limit={PAGE}{cursor}")).await?;
+        page.map_err(|Refused { code, message }| anyhow!("{} answers: {message} ({code})", self.url))
+    }
+
+    pub(super) async fn show(&self, id: EventId) -> Answer<Value> {
+        self.ask(Method::GET, &format!("/{id}")).await
+    }
+
+    pub(super) async fn replay(&self, id: EventId) -> Answer<Value> {
+        self.ask(Method::POST, &format!("/{id}/replay")).await
+    }
+
+    pub(super) async fn drop(&self, id: EventId) -> Answer<Value> {
+        self.ask(Method::DELETE, &format!("/{id}")).await
+    }
+
+    /// # Errors
+    /// When there is no answer, none of a Naru's, or one that says that no other will be better.
+    async fn ask<T: DeserializeOwned>(&self, method: Method, below: &str) -> Answer<T> {
+        let url = &self.url;
+        let request =
+            self.client.request(method, format!("{url}/api/parked{below}")).bearer_auth(&self.token);
+        let answer = match request.send().await {
+            Ok(answer) => answer,
+            Err(error) if error.is_connect() => {
+                let error = error.without_url();
+                return Err(anyhow::Error::new(error)
+                    .context(format!("nothing answers at {url}: does Naru run there? (--url says where)")));
+            }
+            Err(error) => {
+                return Err(anyhow::Error::new(error.without_url()).context(format!("no answer from {url}")));
+            }
+        };
+        let status = answer.status();
+        let text = answer.text().await.with_context(|| format!("no whole answer from {url}"))?;
+        let refused = || serde_json::from_str::<Refused>(&text).ok();
+        match (status, refused()) {
+            (StatusCode::UNAUTHORIZED, Some(_)) => {
+                bail!(
+                    "{url} does not know the token: it is signed with another secret, or has expired (--token)"
+                )
+            }
+            (StatusCode::FORBIDDEN, Some(_)) => {
+                bail!("{url} shows what is parked to a token with scope service only (--token)")
+            }
+            (_, Some(refused)) if !status.is_success() => Ok(Err(refused)),
+            _ if status.is_success() => {
+                let text = if text.is_empty() { "null" } else { &text };
+                let unreadable = || format!("{url} answers {status}, but not as Naru does");
+                serde_json::from_str(text).map(Ok).with_context(unreadable)
+            }
+            _ => bail!("{url} answers {status}, but not as Naru does"),
+        }
+    }
+}

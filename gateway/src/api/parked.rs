@@ -1,0 +1,165 @@
+//! Pushes that could not be sent: listed, looked at, sent again, dropped. For the app's backend and `naru parked`; a
+//! service sees the messages of all.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use naru_engines::store::{Device, ParkedCursor, ParkedPush, Pushes};
+use naru_model::hops::{Lane, PushJob, PushTarget};
+use naru_model::{DeviceId, Event, EventId, MessageId, RoomId, Seq, Timestamp, Trace, UserId};
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, Call, json, no_content};
+use crate::refusal::Refusal;
+
+/// How many pushes one page of the list holds at most, and if nothing is said.
+const PAGE: (usize, usize) = (200, 50);
+
+/// A parked push as it is told. The device's token is its own secret, and is not.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ParkedBody<'a> {
+    event_id: EventId,
+    lane: Lane,
+    user_id: &'a UserId,
+    device_id: Option<&'a DeviceId>,
+    chat_room_id: &'a RoomId,
+    message_id: MessageId,
+    seq: Seq,
+    reason: &'a str,
+    attempts: u32,
+    parked_at: Timestamp,
+    expires_at: Timestamp,
+    /// Not in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    title: Option<&'a str>,
+    /// Not in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<&'a str>,
+}
+
+impl<'a> From<&'a ParkedPush> for ParkedBody<'a> {
+    fn from(push: &'a ParkedPush) -> Self {
+        let job = &push.job;
+        Self {
+            event_id: push.event_id,
+            lane: job.lane,
+            user_id: &job.recipient_id,
+            device_id: job.target.as_ref().map(|target| &target.device_id),
+            chat_room_id: &job.chat_room_id,
+            message_id: job.message_id,
+            seq: job.seq,
+            reason: &push.reason,
+            attempts: push.attempts,
+            parked_at: push.parked_at,
+            expires_at: job.expires_at,
+            title: None,
+            body: None,
+        }
+    }
+}
+
+pub(super) async fn list(call: &Call<'_>) -> Answer {
+    #[derive(Deserialize)]
+    struct Query {
+        cursor: Option<String>,
+        limit: Option<usize>,
+    }
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Body<'a> {
+        parked: Vec<ParkedBody<'a>>,
+        next_cursor: Option<String>,
+    }
+    let pushes = pushes(call)?;
+    let Query { cursor, limit } = call.query()?;
+    let after = cursor.filter(|text| !text.is_empty()).map(|text| read_cursor(&text)).transpose()?;
+    let limit = limit.unwrap_or(PAGE.1).clamp(1, PAGE.0);
+    // One more than asked for tells whether there are more.
+    let mut parked = pushes.parked(after.as_ref(), limit + 1).await?;
+    let more = parked.len() > limit;
+    parked.truncate(limit);
+    let next = parked.last().filter(|_| more).map(ParkedCursor::at);
+    let next_cursor = next.map(|next| format!("{}.{}", next.parked_at.as_millis(), next.event_id));
+    Ok(json(StatusCode::OK, &Body { parked: parked.iter().map(ParkedBody::from).collect(), next_cursor }))
+}
+
+fn read_cursor(text: &str) -> Result<ParkedCursor, Refusal> {
+    let read = || {
+        let (parked_at, event_id) = text.split_once('.')?;
+        Some(ParkedCursor {
+            parked_at: Timestamp::from_millis(parked_at.parse().ok()?),
+            event_id: event_id.parse().ok()?,
+        })
+    };
+    read().ok_or_else(|| Refusal::Invalid("cursor must be a nextCursor of before".to_owned()))
+}
+
+pub(super) async fn show(call: &Call<'_>, event: EventId) -> Answer {
+    let push = find(call, event).await?;
+    let (title, body) = (Some(&*push.job.title), Some(&*push.job.body));
+    Ok(json(StatusCode::OK, &ParkedBody { title, body, ..ParkedBody::from(&push) }))
+}
+
+/// Sends a push again, as if its message had just been missed.
+///
+/// It is on its lane before it is off the list. What if the process dies in between? It is pushed, and stays listed: sent
+/// again once more, it is recognised by its id, which is the same, and not pushed twice. And if its lane is so quick that it
+/// has parked it again before it is off the list, that is another entry, which stays.
+pub(super) async fn replay(call: &Call<'_>, event: EventId) -> Answer {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Body {
+        event_id: EventId,
+        lane: Lane,
+        expires_at: Timestamp,
+    }
+    let push = find(call, event).await?;
+    let place = ParkedCursor::at(&push);
+    let job = renewed(call, push.job).await?;
+    let body = Body { event_id: event, lane: job.lane, expires_at: job.expires_at };
+    call.gateway.engines.bus.push(job.lane).send(vec![Event::new(job, Trace::start())]).await?;
+    pushes(call)?.drop_parked_at(&place).await?;
+    tracing::info!(event_id = %event, caller = %call.caller.user, "a parked push goes out again");
+    Ok(json(StatusCode::ACCEPTED, &body))
+}
+
+pub(super) async fn drop(call: &Call<'_>, event: EventId) -> Answer {
+    if !pushes(call)?.drop_parked(event).await? {
+        return Err(Refusal::NotFound);
+    }
+    tracing::info!(event_id = %event, caller = %call.caller.user, "a parked push was dropped");
+    Ok(no_content())
+}
+
+/// What is parked, for callers who may know of it.
+fn pushes<'a>(call: &Call<'a>) -> Result<&'a Arc<dyn Pushes>, Refusal> {
+    if !call.caller.is_service {
+        return Err(Refusal::Forbidden("parked pushes need scope service"));
+    }
+    Ok(&call.gateway.engines.store.pushes)
+}
+
+async fn find(call: &Call<'_>, event: EventId) -> Result<ParkedPush, Refusal> {
+    pushes(call)?.find_parked(event).await?.ok_or(Refusal::NotFound)
+}
+
+/// A job that was parked, as it goes out now: with a new time to live, and to its device as that is registered now. A
+/// phone that has changed hands meanwhile, or whose owner has signed out, is not shown what it was not shown then.
+async fn renewed(call: &Call<'_>, job: PushJob) -> Result<PushJob, Refusal> {
+    let expires_at = Timestamp::now().after(call.gateway.config.push_ttl.into());
+    let mut job = PushJob { expires_at, not_before: None, badge: None, ..job };
+    if let Some(target) = &job.target {
+        let owner = std::slice::from_ref(&job.recipient_id);
+        let devices = call.gateway.engines.store.devices.of_users(owner).await?;
+        let is_it = |device: &Device| device.id == target.device_id && device.platform.lane() == job.lane;
+        let device = devices.into_iter().find(is_it);
+        let device = device.ok_or(Refusal::Conflict("its device is not registered any more"))?;
+        if device.hides_content && !job.hides_content {
+            (job.hides_content, job.title, job.body) = (true, "".into(), "".into());
+        }
+        let Device { id: device_id, token, environment, .. } = device;
+        job.target = Some(PushTarget { device_id, token, environment });
+    }
+    Ok(job)
+}

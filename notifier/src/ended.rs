@@ -23,37 +23,33 @@ pub(crate) struct Ended {
     pub(crate) receipt: Receipt,
     pub(crate) settled: Settled,
     /// What it came to; none when it is to be tried again.
-    pub(crate) outcome: Option<Outcome>,
+    pub(crate) outcome: Option<Event<PushOutcome>>,
 }
 
-/// What a push came to.
-pub(crate) struct Outcome(Event<PushOutcome>);
-
-impl Outcome {
-    pub(crate) fn of(
-        event: &Event<PushJob>,
-        attempts: u32,
-        stage: Stage,
-        provider_id: Option<String>,
-        reason: Option<String>,
-    ) -> Self {
-        let job = &event.payload;
-        let outcome = PushOutcome {
-            event_id: event.event_id,
-            message_id: job.message_id,
-            chat_room_id: job.chat_room_id.clone(),
-            seq: job.seq,
-            recipient_id: job.recipient_id.clone(),
-            device_id: job.target.as_ref().map(|target| target.device_id.clone()),
-            lane: job.lane,
-            stage,
-            provider_id,
-            reason,
-            attempts,
-            at: Timestamp::now(),
-        };
-        Self(Event::new(outcome, event.trace))
-    }
+/// What a push came to, for whoever follows it.
+pub(crate) fn outcome(
+    event: &Event<PushJob>,
+    attempts: u32,
+    stage: Stage,
+    provider_id: Option<String>,
+    reason: Option<String>,
+) -> Event<PushOutcome> {
+    let job = &event.payload;
+    let outcome = PushOutcome {
+        event_id: event.event_id,
+        message_id: job.message_id,
+        chat_room_id: job.chat_room_id.clone(),
+        seq: job.seq,
+        recipient_id: job.recipient_id.clone(),
+        device_id: job.target.as_ref().map(|target| target.device_id.clone()),
+        lane: job.lane,
+        stage,
+        provider_id,
+        reason,
+        attempts,
+        at: Timestamp::now(),
+    };
+    Event::new(outcome, event.trace)
 }
 
 /// Where a lane's pushes end.
@@ -103,7 +99,7 @@ async fn end(lane: &Lane, ended: Vec<Ended>) {
             Settled::Done | Settled::GiveBack => None,
         };
         receipts.entry(delay).or_default().push(receipt);
-        if let Some(Outcome(outcome)) = outcome {
+        if let Some(outcome) = outcome {
             if let Some(id) = &outcome.payload.provider_id {
                 taken.push((outcome.payload.event_id, id.clone()));
             }

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::breaker::Breaker;
 use crate::decide::{Action, Ladder, before_sending, decide};
-use crate::ended::{Ended, Ending, Outcome};
+use crate::ended::{Ended, Ending, outcome};
 use crate::provider::Provider;
 use crate::push::reason_to_spare;
 use crate::telemetry::Telemetry;
@@ -267,11 +267,9 @@ impl Lane {
         event: Event<PushJob>,
         attempt: u32,
         provider_id: Option<String>,
-    ) -> (Settled, Option<Outcome>) {
+    ) -> (Settled, Option<Event<PushOutcome>>) {
         match action {
-            Action::Done => {
-                (Settled::Done, Some(Outcome::of(&event, attempt, Stage::Pushed, provider_id, None)))
-            }
+            Action::Done => (Settled::Done, Some(outcome(&event, attempt, Stage::Pushed, provider_id, None))),
             Action::RetryAfter(delay) => {
                 self.telemetry.retried(self.name());
                 (Settled::RetryAfter(delay), None)
@@ -285,7 +283,7 @@ impl Lane {
                 (settled, None)
             }
             Action::Park(stage, reason) => {
-                let outcome = Outcome::of(&event, attempt, stage, None, Some(reason.to_string()));
+                let told = outcome(&event, attempt, stage, None, Some(reason.to_string()));
                 let parked = ParkedPush {
                     event_id: event.event_id,
                     job: event.payload,
@@ -297,7 +295,7 @@ impl Lane {
                 let is_parked = parked.is_ok();
                 note(parked, "a push could not be parked; it is tried again", &self.telemetry);
                 match is_parked {
-                    true => (Settled::Done, Some(outcome)),
+                    true => (Settled::Done, Some(told)),
                     false => (Settled::RetryAfter(self.ladder.rung(attempt)), None),
                 }
             }

@@ -78,7 +78,7 @@ async fn route(handle: &Handle, head: &Parts, body: &[u8]) -> Result<Reply, Refu
         .collect();
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     match (&head.method, parts.as_slice()) {
-        (&Method::GET, ["healthz"]) => Ok(reply::bytes(200, "ok\n")),
+        (&Method::GET, ["healthz" | "readyz"]) => Ok(reply::bytes(200, "ok\n")),
         (&Method::GET, ["counts"]) => {
             let counts = |provider| handle.counts(provider);
             Ok(reply::json(

@@ -42,7 +42,7 @@
 //!
 //! | request | body | does |
 //! |---|---|---|
-//! | `GET /healthz` | | 200 |
+//! | `GET /healthz`, `GET /readyz` | | 200 |
 //! | `GET /pushes?after=NUMBER&token=TOKEN` | | `{"newest": 7, "pushes": [`[`Push`]` …]}`; both parameters may be left out |
 //! | `GET /counts` | | `{"taken": 7, "fcm": `[`Counts`]`, "apns": `[`Counts`]`}` |
 //! | `PUT /answers/{fcm\|apns}/{token}` | `{"answer": "UNREGISTERED", "times": 1, "retryAfterSeconds": 5, "timestampMs": 0}` | [`Handle::answer_once`], or, without `times`, [`Handle::answer`] |

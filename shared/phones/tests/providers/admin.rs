@@ -31,6 +31,7 @@ async fn there_is_none_unless_it_is_asked_for() {
 async fn pushes_are_listed() {
     let world = world().await;
     assert_eq!(get(&world, "/healthz").await.text, "ok\n");
+    assert_eq!(get(&world, "/readyz").await.text, "ok\n");
     assert_eq!(get(&world, "/pushes").await.json(), json!({"newest": 0, "pushes": []}));
     world.send(&notification(FCM_TOKEN)).await;
     world.push(APNS_TOKEN).await;

@@ -51,7 +51,9 @@ impl Fcm {
         let base = base_url("fcm_base_url", config.fcm_base_url.as_deref(), GOOGLE)?;
         let url = format!("{base}/v1/projects/{}/messages:send", account.project_id);
         let loc_key = config.push_loc_key.clone();
-        Ok(Some(Self { transport: Transport::new(config)?, account, url, loc_key }))
+        let is_plain = url.starts_with("http:");
+        let transport = if is_plain { Transport::plain(config)? } else { Transport::new(config)? };
+        Ok(Some(Self { transport, account, url, loc_key }))
     }
 }
 

@@ -106,6 +106,8 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
+    /// A transport that speaks HTTP/2 from the first byte, and nothing else.
+    ///
     /// # Errors
     /// When `extra_ca_file` can't be used, or TLS not be set up.
     pub(crate) fn new(config: &Config) -> Result<Self, BuildError> {
@@ -114,10 +116,17 @@ impl Transport {
             .http2_keep_alive_interval(ASK_AFTER)
             .http2_keep_alive_timeout(GIVE_UP_AFTER)
             .http2_keep_alive_while_idle(true)
-            .pool_idle_timeout(IDLE)
-            .build()
-            .map_err(BuildError::Client)?;
-        Ok(Self { client })
+            .pool_idle_timeout(IDLE);
+        Ok(Self { client: client.build().map_err(BuildError::Client)? })
+    }
+
+    /// A transport for a base URL without TLS, behind which is a proxy or a test: HTTP/1.1, which all of them speak.
+    ///
+    /// # Errors
+    /// As [`Transport::new`].
+    pub(crate) fn plain(config: &Config) -> Result<Self, BuildError> {
+        let client = client(config)?.pool_max_idle_per_host(config.push_concurrency.get());
+        Ok(Self { client: client.build().map_err(BuildError::Client)? })
     }
 
     /// Makes one call: `request` makes the request, and makes it again when it was not looked at.

@@ -461,6 +461,21 @@ async fn a_provider_that_is_away_gets_its_pushes_when_it_is_back() {
 }
 
 #[tokio::test]
+async fn behind_a_base_url_without_tls_fcm_is_spoken_to_in_http_1() {
+    let (town, mut fake) = (Town::new().await, Webhook::start().await);
+    fake.script([naru_client::Answer::body(200, r#"{"name":"projects/p/messages/1"}"#)]);
+    let notifier = town.start(Config { fcm_base_url: Some(fake.url("/fcm/")), ..town.config() });
+    town.registers("pixel", Platform::Fcm, "pixel").await;
+    town.misses("hello").await;
+    let post = fake.next().await;
+    assert_eq!(post.path, format!("/fcm/v1/projects/{}/messages:send", naru_phones::PROJECT));
+    assert!(post.header("authorization").starts_with("Bearer "), "by Google's token");
+    assert_eq!(post.json["message"]["token"], "pixel");
+    notifier.counts(&of_lane("fcm", "pushed", 1)).await;
+    notifier.finished().await;
+}
+
+#[tokio::test]
 async fn without_an_access_token_nothing_is_lost() {
     let town = Town::new().await;
     let handle = town.handle();

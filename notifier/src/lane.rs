@@ -6,7 +6,7 @@
 //! **Settled after the effect**: a push is done once the provider has taken it, which is recorded first, or once it is
 //! parked. What comes again after that is recognised by its event id.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -105,11 +105,18 @@ impl Lane {
     ) -> EngineResult<()> {
         let mut breaker = Breaker::new(self.ladder);
         let mut trouble = Trouble::new(self.name().hop().name, self.telemetry.clone());
+        // Looked up and not begun: as many as there are places, so that places which become free one by one do not cost a
+        // look-up each. Dropped, they are given back.
+        let mut ready: VecDeque<Delivery<PushJob>> = VecDeque::new();
         loop {
             let now = Instant::now();
             let pause = breaker.pause(now);
-            let places = breaker.places(self.concurrency.get(), now).saturating_sub(in_hand.tasks.len());
+            let most = breaker.places(self.concurrency.get(), now);
+            let places = most.saturating_sub(in_hand.tasks.len());
             self.telemetry.paused(self.name(), pause.is_some());
+            for delivery in ready.drain(..places.min(ready.len())) {
+                in_hand.start(delivery.event.event_id, self.clone().push(delivery, ending.clone()));
+            }
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
@@ -119,56 +126,60 @@ impl Lane {
                     Sign::Failing(until) => {
                         let asked = until.map(|until| until.since(Timestamp::now())).unwrap_or_default();
                         if breaker.fail(Instant::now(), asked) {
+                            ready.clear();
                             tracing::warn!(lane = self.name().as_str(), "the provider keeps failing; its lane pauses");
                         }
                     }
                 },
                 () = sleep_until(pause.unwrap_or(now)), if pause.is_some() => {}
-                batch = receiver.receive(places), if places > 0 => {
-                    self.begin(batch?, in_hand, ending, &mut trouble, stop).await;
+                batch = receiver.receive(most), if places > 0 && ready.is_empty() => {
+                    ready.extend(self.needed(batch?, in_hand, &mut trouble, stop).await);
                 }
             }
         }
     }
 
-    /// Starts the pushes of a batch that were not done before, and that their recipients still need.
-    async fn begin(
-        self: &Arc<Self>,
+    /// Those of a batch that were not done before, are not in hand, and that their recipients still need.
+    async fn needed(
+        &self,
         batch: Vec<Delivery<PushJob>>,
-        in_hand: &mut InHand,
-        ending: &Ending,
+        in_hand: &InHand,
         trouble: &mut Trouble,
         stop: &CancellationToken,
-    ) {
+    ) -> Vec<Delivery<PushJob>> {
         let known = match self.look_up(&batch).await {
             Ok(known) => known,
             Err(error) => {
                 let receipts = batch.into_iter().map(|delivery| delivery.receipt).collect();
-                return trouble.give_back(receipts, error, stop).await;
+                trouble.give_back(receipts, error, stop).await;
+                return Vec::new();
             }
         };
         trouble.is_over();
         let now = Timestamp::now();
-        let (mut repeated, mut spared, mut doubled) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut needed, mut needless, mut doubled) =
+            (Vec::with_capacity(batch.len()), Vec::new(), Vec::new());
+        let (mut seen, mut repeated) = (HashSet::new(), 0);
         for ((mut delivery, done), member) in batch.into_iter().zip(known.done).zip(known.members) {
             let (event_id, job) = (delivery.event.event_id, &mut delivery.event.payload);
             if done {
-                repeated.push(delivery.receipt);
+                repeated += 1;
+                needless.push(delivery.receipt);
             } else if let Some(reason) = reason_to_spare(job.seq, member, now) {
                 self.telemetry.spared(reason);
-                spared.push(delivery.receipt);
-            } else if in_hand.holds(event_id) {
+                needless.push(delivery.receipt);
+            } else if in_hand.holds(event_id) || !seen.insert(event_id) {
                 // By its next turn the one in hand has been recorded, or has failed.
                 doubled.push(delivery.receipt);
             } else {
                 job.badge = known.unread.get(&job.recipient_id).copied();
-                in_hand.start(event_id, self.clone().push(delivery, ending.clone()));
+                needed.push(delivery);
             }
         }
-        self.telemetry.repeated(self.name(), repeated.len());
-        repeated.extend(spared);
-        settle(repeated, Settled::Done, &self.telemetry).await;
+        self.telemetry.repeated(self.name(), repeated);
+        settle(needless, Settled::Done, &self.telemetry).await;
         settle(doubled, Settled::RetryAfter(self.ladder.rung(1)), &self.telemetry).await;
+        needed
     }
 
     /// What has to be known of a batch, each with one look-up, all at the same time.

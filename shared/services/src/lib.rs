@@ -11,9 +11,10 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::iter;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::panic;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{LazyLock, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -106,10 +107,28 @@ pub fn url(kind: Kind) -> &'static str {
         Ok(url) if !url.is_empty() => (url, None),
         _ => {
             let service = Service::start(kind);
+            show_on_failure(&service);
             (service.url(), Some(service))
         }
     });
     url
+}
+
+/// The first test that fails tells what the shared service said last: it may be why.
+fn show_on_failure(service: &Service) {
+    /// As much of a log as helps.
+    const LINES: usize = 200;
+    let (kind, log, is_shown) = (service.kind, service.log(), AtomicBool::new(false));
+    let before = panic::take_hook();
+    panic::set_hook(Box::new(move |failure| {
+        before(failure);
+        if !is_shown.swap(true, Ordering::Relaxed) {
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            let last = &lines[lines.len().saturating_sub(LINES)..];
+            eprintln!("the last of the log of {}:\n{}", kind.as_str(), last.join("\n"));
+        }
+    }));
 }
 
 /// The URL of a RabbitMQ virtual host that nobody else uses, on the broker that the test process shares.

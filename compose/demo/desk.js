@@ -4,7 +4,6 @@ import { registerPhone } from './server.js';
 import { onLanguage, timeText, words } from './words.js';
 
 const REOPEN_MS = 3_000;
-const REPLAY_MS = 700; // what comes this soon after opening lay there already, and doesn't buzz
 const KEPT = 30;
 
 export class Phone {
@@ -17,7 +16,6 @@ export class Phone {
   #registered = false;
   #source = null;
   #timer = null;
-  #openedAt = Infinity;
   #pushes = []; // newest first
   #seen = new Set();
   #fresh = 0;
@@ -62,10 +60,7 @@ export class Phone {
     this.#close();
     const source = new EventSource(`/demo/pushes?userId=${encodeURIComponent(this.#userId)}`);
     this.#source = source;
-    source.onopen = () => {
-      this.#openedAt = performance.now();
-      this.#draw();
-    };
+    source.onopen = () => this.#draw();
     source.onmessage = ({ data, lastEventId }) => this.#push(JSON.parse(data), lastEventId);
     source.onerror = () => {
       this.#draw();
@@ -91,7 +86,7 @@ export class Phone {
     pushes.prepend(this.#card(this.#pushes[0]));
     if (pushes.childElementCount > KEPT) pushes.lastElementChild.remove();
     this.#draw();
-    if (performance.now() - this.#openedAt < REPLAY_MS) return;
+    if (push.replayed) return;
     this.#buzz();
     this.#fresh += 1;
     this.#onCount(this.#fresh);

@@ -120,6 +120,8 @@ struct Push {
     badge: Option<u64>,
     data: Data,
     received_at: Timestamp,
+    /// It lay there already when its stream was opened: no reason to buzz.
+    replayed: bool,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -129,8 +131,8 @@ struct Data {
     message_id: Option<String>,
 }
 
-impl From<&naru_phones::Push> for Push {
-    fn from(push: &naru_phones::Push) -> Self {
+impl Push {
+    fn new(push: &naru_phones::Push, replayed: bool) -> Self {
         Self {
             number: push.number,
             title: push.title.clone(),
@@ -138,6 +140,7 @@ impl From<&naru_phones::Push> for Push {
             badge: push.badge,
             data: Data { chat_room_id: push.chat_room_id.clone(), message_id: push.message_id.clone() },
             received_at: Timestamp::from_millis(i64::try_from(push.received_at).unwrap_or(i64::MAX)),
+            replayed,
         }
     }
 }
@@ -245,11 +248,11 @@ fn on_the_desk(handle: &Handle, person: &'static Person) -> impl Stream<Item = P
     let mut lying = handle.received();
     lying.retain(|push| is_theirs(push));
     let newest = lying.last().map_or(0, |push| push.number);
-    let lying: Vec<_> = lying.iter().rev().take(SHOWN).rev().map(|push| Push::from(&**push)).collect();
+    let lying: Vec<_> = lying.iter().rev().take(SHOWN).rev().map(|push| Push::new(push, true)).collect();
     let coming = stream::unfold(coming, |mut coming| async { Some((coming.next().await?, coming)) });
     let coming = coming.filter_map(move |push| {
         let is_new = is_theirs(&push) && push.number > newest;
-        std::future::ready(is_new.then(|| Push::from(&*push)))
+        std::future::ready(is_new.then(|| Push::new(&push, false)))
     });
     stream::iter(lying).chain(coming)
 }

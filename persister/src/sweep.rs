@@ -124,3 +124,55 @@ impl Memory {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry() -> Accepted {
+        Accepted {
+            id: MessageId::generate(),
+            chat_room_id: "ada_ben".parse().expect("a room"),
+            sender_id: "ada".parse().expect("a user"),
+            sender_name: "Ada".into(),
+            content: "lost again".into(),
+            timestamp: Timestamp::now(),
+            client_message_id: "c1".parse().expect("a name"),
+            after: None,
+            origin: None,
+            trace: naru_model::Trace::start(),
+        }
+    }
+
+    /// When an entry that stays open for five minutes is handed on, in seconds from its first sweep.
+    fn handed_on_at(memory: &mut Memory, entry: &Accepted) -> Vec<u64> {
+        let start = Instant::now();
+        let is_due = |memory: &mut Memory, second: u64| {
+            !memory.due(vec![entry.clone()], start + Duration::from_secs(second)).is_empty()
+        };
+        (0..300).filter(|second| is_due(memory, *second)).collect()
+    }
+
+    #[test]
+    fn what_stays_open_is_handed_on_ever_more_seldom_and_never_given_up() {
+        let mut memory = Memory::default();
+        assert_eq!(handed_on_at(&mut memory, &entry()), [0, 3, 9, 21, 45, 93, 153, 213, 273]);
+    }
+
+    #[test]
+    fn what_is_open_no_more_is_forgotten() {
+        let (mut memory, entry, now) = (Memory::default(), entry(), Instant::now());
+        assert_eq!(memory.due(vec![entry.clone()], now).len(), 1);
+        assert!(memory.due(vec![entry.clone()], now).is_empty());
+        assert!(memory.due(vec![], now).is_empty());
+        assert_eq!(memory.due(vec![entry], now).len(), 1, "as if it had never been seen");
+    }
+
+    #[test]
+    fn what_could_not_be_handed_on_is_due_at_once() {
+        let (mut memory, entry, now) = (Memory::default(), entry(), Instant::now());
+        memory.due(vec![entry.clone()], now);
+        memory.not_handed_on(&[entry.id], now);
+        assert_eq!(memory.due(vec![entry], now).len(), 1);
+    }
+}

@@ -18,7 +18,7 @@ mod tapped;
 mod taps;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use naru_model::RoomId;
@@ -80,6 +80,10 @@ impl<T: Tap + ?Sized> Tap for Arc<T> {
     async fn after(&self, call: &Call) -> EngineResult<()> {
         (**self).after(call).await
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A seeded source of chance (SplitMix64, Steele et al. 2014): the same seed, the same faults.

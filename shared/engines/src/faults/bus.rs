@@ -1,14 +1,14 @@
 //! A bus that reorders as much as B4 lets a hand-over do, and one whose re-derivable hops lose.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use naru_model::Event;
 use naru_model::hops::Payload;
+use naru_model::{Event, EventId};
 
-use super::Dice;
+use super::{Dice, locked};
 use crate::EngineResult;
 use crate::bus::{Bus, Delivery, Queue, Receiver};
 
@@ -29,7 +29,8 @@ pub fn reordering(bus: Bus, seed: u64, share: f64) -> Bus {
     }
 }
 
-/// A bus that loses a share (0 none, 1 all) of what is sent on its re-derivable hops, as when a broker's disk is lost.
+/// A bus that loses a share (0 none, 1 all) of what is sent on its re-derivable hops, as when a broker's disk is lost; the
+/// same event twice at most, so that how long a test waits for a third try has a bound.
 pub fn losing(bus: Bus, seed: u64, share: f64) -> Bus {
     eprintln!("faults: {share} of the re-derivable events are lost, by seed {seed}");
     let fault = Fault { seed, share, drops: true };
@@ -48,26 +49,37 @@ struct Fault {
     drops: bool,
 }
 
+/// How often the same event may be lost.
+const LOSSES: u8 = 2;
+
 struct Unruly<T: Payload> {
     inner: Arc<dyn Queue<T>>,
     fault: Fault,
     dice: Mutex<Dice>,
+    /// How often each event was lost.
+    lost: Mutex<HashMap<EventId, u8>>,
 }
 
 impl<T: Payload> Unruly<T> {
     /// Each hop has chances of its own.
     fn around(inner: Arc<dyn Queue<T>>, fault: Fault, hop: u64) -> Arc<Self> {
-        Arc::new(Self { inner, fault, dice: Mutex::new(Dice(fault.seed.wrapping_add(hop << 56))) })
+        let dice = Mutex::new(Dice(fault.seed.wrapping_add(hop << 56)));
+        Arc::new(Self { inner, fault, dice, lost: Mutex::default() })
     }
 
-    fn dice(&self) -> std::sync::MutexGuard<'_, Dice> {
-        self.dice.lock().unwrap_or_else(PoisonError::into_inner)
+    fn dice(&self) -> MutexGuard<'_, Dice> {
+        locked(&self.dice)
     }
 
     fn keep(&self, mut events: Vec<Event<T>>) -> Vec<Event<T>> {
         if self.fault.drops {
-            let mut dice = self.dice();
-            events.retain(|_| !dice.within(self.fault.share));
+            let (mut dice, mut lost) = (self.dice(), locked(&self.lost));
+            events.retain(|event| {
+                let times = lost.entry(event.event_id).or_default();
+                let is_lost = *times < LOSSES && dice.within(self.fault.share);
+                *times += u8::from(is_lost);
+                !is_lost
+            });
         }
         events
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use std::{fmt, future};
 
@@ -14,7 +14,7 @@ use naru_model::{
     Timestamp, UserId,
 };
 
-use super::{Call, Tap};
+use super::{Call, Tap, locked};
 use crate::bus::{self, Bus, Delivery, Ledger, Queue, Receipt, Receiver, Verdict};
 use crate::live::{Attachment, Leases, Live, Location, Presence, Proofs, Seen, Signal, Subscription};
 use crate::store::{
@@ -230,8 +230,8 @@ struct TappedLedger {
 }
 
 impl TappedLedger {
-    fn held(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Receipt>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn held(&self) -> MutexGuard<'_, HashMap<u64, Receipt>> {
+        locked(&self.held)
     }
 }
 

@@ -1,19 +1,15 @@
 //! The taps.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use naru_model::RoomId;
 use tokio::sync::watch;
 
-use super::{Call, Dice, Tap};
+use super::{Call, Dice, Tap, locked};
 use crate::{Applied, EngineError, EngineResult};
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// A tap for these calls only: parts (`live`) or methods (`live.publish`).
 #[derive(Debug)]

@@ -11,6 +11,7 @@ use naru_engines::{Applied, EngineError};
 use naru_model::hops::Accepted;
 use naru_model::partition_of;
 use naru_rabbit::Rabbit;
+use naru_services::{Kind, Service};
 use tokio::time::Instant;
 
 use super::given::{Place, accepted, next, number, offline, room, soon, until_ok};
@@ -21,7 +22,9 @@ async fn delete(channel: &Channel, queue: String) {
 
 #[tokio::test]
 async fn what_no_queue_takes_is_not_sent_and_the_next_try_finds_a_queue() {
-    let place = Place::shared();
+    // A broker of its own: see `Place` for what the deletion of a wait queue may do to one.
+    let broker = Service::start(Kind::Rabbitmq);
+    let place = Place::at(broker.url());
     let process = place.process().await;
     let bus = process.bus();
     let (room, (_connection, channel)) = (room(), place.channel().await);

@@ -2,6 +2,7 @@
 
 mod devices;
 mod history;
+mod page;
 mod parked;
 mod presence;
 mod rooms;

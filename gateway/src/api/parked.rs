@@ -7,8 +7,9 @@ use http::StatusCode;
 use naru_engines::store::{Device, ParkedCursor, ParkedPush, Pushes};
 use naru_model::hops::{Lane, PushJob, PushTarget};
 use naru_model::{DeviceId, Event, EventId, MessageId, RoomId, Seq, Timestamp, Trace, UserId};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
+use super::page::{Page, cursor};
 use super::{Answer, Call, json, no_content};
 use crate::refusal::Refusal;
 
@@ -60,11 +61,6 @@ impl<'a> From<&'a ParkedPush> for ParkedBody<'a> {
 }
 
 pub(super) async fn list(call: &Call<'_>) -> Answer {
-    #[derive(Deserialize)]
-    struct Query {
-        cursor: Option<String>,
-        limit: Option<usize>,
-    }
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Body<'a> {
@@ -72,27 +68,14 @@ pub(super) async fn list(call: &Call<'_>) -> Answer {
         next_cursor: Option<String>,
     }
     let pushes = pushes(call)?;
-    let Query { cursor, limit } = call.query()?;
-    let after = cursor.filter(|text| !text.is_empty()).map(|text| read_cursor(&text)).transpose()?;
-    let limit = limit.unwrap_or(PAGE.1).clamp(1, PAGE.0);
+    let Page { after, limit } = Page::asked(call, PAGE)?;
+    let after = after.map(|(parked_at, event_id)| ParkedCursor { parked_at, event_id });
     // One more than asked for tells whether there are more.
     let mut parked = pushes.parked(after.as_ref(), limit + 1).await?;
     let more = parked.len() > limit;
     parked.truncate(limit);
-    let next = parked.last().filter(|_| more).map(ParkedCursor::at);
-    let next_cursor = next.map(|next| format!("{}.{}", next.parked_at.as_millis(), next.event_id));
+    let next_cursor = parked.last().filter(|_| more).map(|last| cursor(last.parked_at, last.event_id));
     Ok(json(StatusCode::OK, &Body { parked: parked.iter().map(ParkedBody::from).collect(), next_cursor }))
-}
-
-fn read_cursor(text: &str) -> Result<ParkedCursor, Refusal> {
-    let read = || {
-        let (parked_at, event_id) = text.split_once('.')?;
-        Some(ParkedCursor {
-            parked_at: Timestamp::from_millis(parked_at.parse().ok()?),
-            event_id: event_id.parse().ok()?,
-        })
-    };
-    read().ok_or_else(|| Refusal::Invalid("cursor must be a nextCursor of before".to_owned()))
 }
 
 pub(super) async fn show(call: &Call<'_>, event: EventId) -> Answer {

@@ -10,6 +10,7 @@ use naru_model::room::sorted_members;
 use naru_model::{Message, Room, RoomId, RoomKind, Seq, Timestamp, UserId};
 use serde::{Deserialize, Serialize};
 
+use super::page::{Page, cursor};
 use super::{Answer, Call, json, no_content};
 use crate::refusal::Refusal;
 
@@ -95,35 +96,18 @@ pub(super) async fn create(call: &Call<'_>) -> Answer {
 }
 
 pub(super) async fn list(call: &Call<'_>) -> Answer {
-    #[derive(Deserialize)]
-    struct Query {
-        cursor: Option<String>,
-        limit: Option<usize>,
-    }
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Body<'a> {
         rooms: Vec<RoomBody<'a>>,
         next_cursor: Option<String>,
     }
-    let Query { cursor, limit } = call.query()?;
-    let cursor = cursor.filter(|text| !text.is_empty()).map(|text| read_cursor(&text)).transpose()?;
-    let limit = limit.unwrap_or(PAGE.1).clamp(1, PAGE.0);
+    let Page { after, limit } = Page::asked(call, PAGE)?;
+    let after = after.map(|(activity, room)| RoomCursor { activity, room });
     let rooms = &call.gateway.engines.store.rooms;
-    let (rooms, next) = rooms.of_user(&call.caller.user, cursor.as_ref(), limit).await?;
-    let next_cursor = next.map(|cursor| format!("{}.{}", cursor.activity.as_millis(), cursor.room));
+    let (rooms, next) = rooms.of_user(&call.caller.user, after.as_ref(), limit).await?;
+    let next_cursor = next.map(|next| cursor(next.activity, next.room));
     Ok(json(StatusCode::OK, &Body { rooms: rooms.iter().map(RoomBody::from).collect(), next_cursor }))
-}
-
-fn read_cursor(text: &str) -> Result<RoomCursor, Refusal> {
-    let read = || {
-        let (activity, room) = text.split_once('.')?;
-        Some(RoomCursor {
-            activity: Timestamp::from_millis(activity.parse().ok()?),
-            room: room.parse().ok()?,
-        })
-    };
-    read().ok_or_else(|| Refusal::Invalid("cursor must be a nextCursor of before".to_owned()))
 }
 
 pub(super) async fn show(call: &Call<'_>, room: &RoomId) -> Answer {

@@ -1,0 +1,45 @@
+//! Lists in pages: `?cursor=…&limit=…`. A cursor is the time and the id of the page's last entry, as text.
+
+use std::fmt::Display;
+use std::str::FromStr;
+
+use naru_model::Timestamp;
+use serde::Deserialize;
+
+use super::Call;
+use crate::refusal::Refusal;
+
+/// Which page of a list is asked for.
+pub(super) struct Page<Id> {
+    /// The last entry of the page before; none: from the start.
+    pub(super) after: Option<(Timestamp, Id)>,
+    /// How many entries, at most.
+    pub(super) limit: usize,
+}
+
+impl<Id: FromStr> Page<Id> {
+    /// Reads the query; `most` entries are given at most, and `usual` if nothing is said.
+    pub(super) fn asked(call: &Call<'_>, (most, usual): (usize, usize)) -> Result<Self, Refusal> {
+        #[derive(Deserialize)]
+        struct Query {
+            cursor: Option<String>,
+            limit: Option<usize>,
+        }
+        let Query { cursor, limit } = call.query()?;
+        let after = cursor.filter(|text| !text.is_empty()).map(|text| read(&text)).transpose()?;
+        Ok(Self { after, limit: limit.unwrap_or(usual).clamp(1, most) })
+    }
+}
+
+fn read<Id: FromStr>(text: &str) -> Result<(Timestamp, Id), Refusal> {
+    let read = || {
+        let (at, id) = text.split_once('.')?;
+        Some((Timestamp::from_millis(at.parse().ok()?), id.parse().ok()?))
+    };
+    read().ok_or_else(|| Refusal::Invalid("cursor must be a nextCursor of before".to_owned()))
+}
+
+/// The `nextCursor` of a page that ends with this entry.
+pub(super) fn cursor(at: Timestamp, id: impl Display) -> String {
+    format!("{}.{id}", at.as_millis())
+}

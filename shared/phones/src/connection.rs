@@ -1,6 +1,7 @@
 //! A connection: TLS, HTTP, and what its provider's conduct makes of both.
 
 use std::convert::Infallible;
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +11,7 @@ use hyper::rt::Executor;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -24,6 +26,8 @@ use crate::request;
 
 /// A client that has not finished the TLS handshake, or the head of a request on HTTP/1.1, by then is sent away.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a client that was sent away may take to close the connection, too.
+const LINGER: Duration = Duration::from_secs(2);
 /// What ALPN calls HTTP/2.
 const H2: &[u8] = b"h2";
 
@@ -47,6 +51,9 @@ pub(crate) async fn serve(
     shared: Arc<Shared>,
 ) {
     let _only_slower = stream.set_nodelay(true);
+    let Ok((stream, mut socket)) = twice(stream) else {
+        return;
+    };
     let Ok(Ok(stream)) = timeout(PATIENCE, tls.accept(stream)).await else {
         return;
     };
@@ -85,7 +92,7 @@ pub(crate) async fn serve(
     let mut is_going = false;
     loop {
         tokio::select! {
-            _ended = serving.as_mut() => return,
+            _ended = serving.as_mut() => return linger(&mut socket).await,
             () = connection.closing.cancelled() => return,
             () = at(go_away), if !is_going => {
                 serving.as_mut().graceful_shutdown();
@@ -102,6 +109,21 @@ pub(crate) async fn serve(
             }
         }
     }
+}
+
+/// The same socket, twice.
+fn twice(stream: TcpStream) -> io::Result<(TcpStream, TcpStream)> {
+    let stream = stream.into_std()?;
+    let again = stream.try_clone()?;
+    Ok((TcpStream::from_std(stream)?, TcpStream::from_std(again)?))
+}
+
+/// Reads on, past TLS, until the client has closed the connection, too. One that is closed before it has read all that was
+/// sent is reset by the system, and its client loses answers that it has not read yet.
+async fn linger(socket: &mut TcpStream) {
+    let mut unread = [0; 1024];
+    let until_closed = async { while socket.read(&mut unread).await.is_ok_and(|length| length > 0) {} };
+    let _closed_now = timeout(LINGER, until_closed).await;
 }
 
 /// That moment; never, if there is none.

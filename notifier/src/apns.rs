@@ -16,16 +16,15 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use naru_model::hops::{Lane, PushEnvironment, PushJob, PushTarget};
+use naru_model::hops::{Lane, PushEnvironment, PushJob};
 use naru_model::{Event, Timestamp};
 use reqwest::Url;
 use reqwest::header::HeaderValue;
 use serde::Serialize;
 
-use crate::fcm::base_url;
 use crate::fit::fit;
 use crate::provider::Provider;
-use crate::transport::{Answer, Gate, Transport};
+use crate::transport::{Answer, Gate, Transport, base_url, below};
 use crate::verdict::{self, Verdict, Whose};
 use crate::{BuildError, Config};
 
@@ -69,8 +68,9 @@ impl Apns {
         let topic = needed("apns_topic", &config.apns_topic)?;
         let key = ProviderKey::open(file, key_id, team_id)?;
         let base = config.apns_base_url.as_deref();
-        let production = Endpoint::new(base_url("apns_base_url", base, PRODUCTION)?);
-        let sandbox = base.is_none().then(|| Endpoint::new(SANDBOX.to_owned()));
+        let endpoint = |own| Ok(Endpoint::new(base_url("apns_base_url", base, own)?));
+        let production = endpoint(PRODUCTION)?;
+        let sandbox = if base.is_none() { Some(endpoint(SANDBOX)?) } else { None };
         let loc_key = config.push_loc_key.clone();
         Ok(Some(Self { transport: Transport::new(config)?, key, topic, loc_key, production, sandbox }))
     }
@@ -103,9 +103,7 @@ impl Provider for Apns {
             Err(verdict) => return verdict,
         };
         let endpoint = self.endpoint(target.environment);
-        let Some(url) = endpoint.of_device(target) else {
-            return Verdict::Refused("a push by APNs to a token that makes no URL".into());
-        };
+        let url = below(&endpoint.base, &["3", "device", &target.token]);
         let token = match self.key.token() {
             Ok(token) => token,
             Err(_) => {
@@ -136,21 +134,15 @@ impl Provider for Apns {
 
 /// One of Apple's environments.
 struct Endpoint {
-    base: String,
+    base: Url,
     gate: Gate,
     /// How many tokens in a row were none of this environment's.
     strangers: AtomicU32,
 }
 
 impl Endpoint {
-    fn new(base: String) -> Self {
+    fn new(base: Url) -> Self {
         Self { base, gate: Gate::default(), strangers: AtomicU32::new(0) }
-    }
-
-    fn of_device(&self, target: &PushTarget) -> Option<Url> {
-        let mut url = Url::parse(&self.base).ok()?;
-        url.path_segments_mut().ok()?.pop_if_empty().extend(["3", "device", &target.token]);
-        Some(url)
     }
 
     /// A token of the other environment is a bad one as well. If every token is bad, it is not the tokens but our address, and

@@ -12,13 +12,14 @@ use fcm::{
 use http::header::CONTENT_TYPE;
 use naru_model::hops::{Lane, PushJob, PushTarget};
 use naru_model::{Event, Timestamp};
+use reqwest::Url;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::fit::fit;
 use crate::google::ServiceAccount;
 use crate::provider::Provider;
-use crate::transport::Transport;
+use crate::transport::{Transport, base_url, below};
 use crate::verdict::{self, Verdict, Whose};
 use crate::{BuildError, Config};
 
@@ -36,7 +37,7 @@ const LONGEST_TTL_SECONDS: u64 = 28 * 24 * 3600;
 pub(crate) struct Fcm {
     transport: Transport,
     account: ServiceAccount,
-    url: String,
+    url: Url,
     loc_key: String,
 }
 
@@ -49,27 +50,11 @@ impl Fcm {
         let Some(file) = &config.fcm_service_account_file else { return Ok(None) };
         let account = ServiceAccount::open(file, config)?;
         let base = base_url("fcm_base_url", config.fcm_base_url.as_deref(), GOOGLE)?;
-        let url = format!("{base}/v1/projects/{}/messages:send", account.project_id);
+        let url = below(&base, &["v1", "projects", &account.project_id, "messages:send"]);
         let loc_key = config.push_loc_key.clone();
-        let is_plain = url.starts_with("http:");
-        let transport = if is_plain { Transport::plain(config)? } else { Transport::new(config)? };
+        let transport =
+            if url.scheme() == "http" { Transport::plain(config)? } else { Transport::new(config)? };
         Ok(Some(Self { transport, account, url, loc_key }))
-    }
-}
-
-/// A base URL without a slash at its end: the configured one, or the provider's own.
-///
-/// # Errors
-/// When it can't be called.
-pub(crate) fn base_url(
-    key: &'static str,
-    configured: Option<&str>,
-    own: &'static str,
-) -> Result<String, BuildError> {
-    let text = configured.unwrap_or(own);
-    match reqwest::Url::parse(text) {
-        Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(text.trim_end_matches('/').to_owned()),
-        _ => Err(BuildError::BaseUrl { key }),
     }
 }
 
@@ -98,7 +83,7 @@ impl Provider for Fcm {
         let called_at = Timestamp::now();
         let request = |client: &reqwest::Client| {
             client
-                .post(&self.url)
+                .post(self.url.clone())
                 .bearer_auth(&token.text)
                 .header(CONTENT_TYPE, "application/json")
                 .header("traceparent", event.trace.to_string())

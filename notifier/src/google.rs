@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::transport::{self, Answer, CALL_TIMEOUT};
-use crate::verdict::{self, Verdict, Whose};
+use crate::verdict::{self, SERVER_ERROR, Verdict, Whose};
 use crate::{BuildError, Config};
 
 /// What a token is for.
@@ -188,7 +188,9 @@ fn of_refusal(answer: &Answer) -> Verdict {
     let code: String = code.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').take(40).collect();
     let reason = format!("Google's token endpoint: status {} {code}", answer.status);
     match answer.status {
-        408 | 429 | 500..=599 => verdict::later(answer.retry_after(), reason.trim_end().to_owned(), now),
+        408 | 429 | 500..=599 => {
+            verdict::later(reason.trim_end().to_owned(), SERVER_ERROR, answer.retry_after(), now)
+        }
         _ => ours(reason.trim_end().to_owned()),
     }
 }

@@ -171,11 +171,10 @@ pub fn check(config: &Config) -> Result<(), BuildError> {
 
 /// A provider for each one that is configured.
 fn configured(config: &Config) -> Result<Vec<Arc<dyn Provider>>, BuildError> {
-    let provider = |it: Option<Arc<dyn Provider>>| it;
-    let all = [
-        provider(Fcm::configured(config)?.map(|it| Arc::new(it) as _)),
-        provider(Apns::configured(config)?.map(|it| Arc::new(it) as _)),
-        provider(Webhook::configured(config)?.map(|it| Arc::new(it) as _)),
+    let all: [Option<Arc<dyn Provider>>; 3] = [
+        Fcm::configured(config)?.map(|fcm| Arc::new(fcm) as _),
+        Apns::configured(config)?.map(|apns| Arc::new(apns) as _),
+        Webhook::configured(config)?.map(|webhook| Arc::new(webhook) as _),
     ];
     Ok(all.into_iter().flatten().collect())
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::RETRY_AFTER;
-use reqwest::{Certificate, Client, ClientBuilder, RequestBuilder, redirect};
+use reqwest::{Certificate, Client, ClientBuilder, RequestBuilder, Url, redirect};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -54,6 +54,29 @@ fn certificates(path: &Path) -> Result<Vec<Certificate>, BuildError> {
         return Err(unusable("it holds no certificate".into()));
     }
     Ok(certificates)
+}
+
+/// A provider's base URL: the configured one, or its own. A path in it is kept.
+///
+/// # Errors
+/// When it can't be called.
+pub(crate) fn base_url(
+    key: &'static str,
+    configured: Option<&str>,
+    own: &'static str,
+) -> Result<Url, BuildError> {
+    let url = Url::parse(configured.unwrap_or(own)).ok();
+    url.filter(|url| matches!(url.scheme(), "http" | "https")).ok_or(BuildError::BaseUrl { key })
+}
+
+/// The URL of this path below a base URL.
+pub(crate) fn below(base: &Url, path: &[&str]) -> Url {
+    let mut url = base.clone();
+    // Every http URL has segments.
+    if let Ok(mut segments) = url.path_segments_mut() {
+        segments.pop_if_empty().extend(path);
+    }
+    url
 }
 
 /// A provider's answer.
@@ -309,6 +332,14 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+
+    #[test]
+    fn a_path_stands_below_that_of_the_base() {
+        for base in ["https://push.example/fcm", "https://push.example/fcm/"] {
+            let url = below(&Url::parse(base).unwrap(), &["v1", "messages:send", "a/b"]);
+            assert_eq!(url.as_str(), "https://push.example/fcm/v1/messages:send/a%2Fb");
+        }
+    }
 
     #[test]
     fn one_goes_first_and_the_others_follow_its_answer() {

@@ -21,7 +21,7 @@ pub type Reason = Cow<'static, str>;
 /// Who asks to slow down without saying for how long means this long (Google's documentation of `QUOTA_EXCEEDED`).
 const SLOW_DOWN: Duration = Duration::from_secs(60);
 /// A server's error is not asked about again sooner than this (Google's documentation of `INTERNAL` and `UNAVAILABLE`).
-const SERVER_ERROR: Duration = Duration::from_secs(10);
+pub(crate) const SERVER_ERROR: Duration = Duration::from_secs(10);
 
 /// A provider's answer, by what follows from it.
 ///
@@ -99,11 +99,16 @@ pub(crate) fn try_later(reason: String) -> Verdict {
     Verdict::TryLater { reason: reason.into(), at_least: Duration::ZERO }
 }
 
-/// When `Retry-After` says; else as a server's error.
-pub(crate) fn later(retry_after: Option<&str>, reason: String, now: Timestamp) -> Verdict {
+/// When `Retry-After` says, or at its next rung; in any case not sooner than after `at_least`.
+pub(crate) fn later(
+    reason: String,
+    at_least: Duration,
+    retry_after: Option<&str>,
+    now: Timestamp,
+) -> Verdict {
     match retry_after.and_then(|value| retry_moment(value, now)) {
-        Some(until) => Verdict::SlowDown { until, whose: Whose::Everybody },
-        None => Verdict::TryLater { reason: reason.into(), at_least: SERVER_ERROR },
+        Some(until) => Verdict::SlowDown { until: until.max(now.after(at_least)), whose: Whose::Everybody },
+        None => Verdict::TryLater { reason: reason.into(), at_least },
     }
 }
 
@@ -129,19 +134,14 @@ impl Meaning {
         called_at: Timestamp,
         now: Timestamp,
     ) -> Verdict {
-        let asked = retry_after.and_then(|value| retry_moment(value, now));
         match self {
             Self::TokenDead => Verdict::TokenDead { since: called_at },
             Self::OurConfiguration(whose) => Verdict::OurConfiguration { reason: reason.into(), whose },
             Self::SlowDown(whose) => {
+                let asked = retry_after.and_then(|value| retry_moment(value, now));
                 Verdict::SlowDown { until: asked.unwrap_or(now.after(SLOW_DOWN)), whose }
             }
-            Self::TryLater(at_least) => match asked {
-                Some(until) => {
-                    Verdict::SlowDown { until: until.max(now.after(at_least)), whose: Whose::Everybody }
-                }
-                None => Verdict::TryLater { reason: reason.into(), at_least },
-            },
+            Self::TryLater(at_least) => later(reason, at_least, retry_after, now),
             Self::TooBig => Verdict::TooBig,
             Self::Refused => Verdict::Refused(reason.into()),
         }
@@ -167,10 +167,7 @@ const fn by_status(status: u16) -> Meaning {
 pub fn of_webhook(status: u16, retry_after: Option<&str>, now: Timestamp) -> Verdict {
     match status {
         200..=299 => Verdict::Delivered { provider_id: format!("status {status}") },
-        408 | 425 | 429 | 500..=599 => match retry_after.and_then(|value| retry_moment(value, now)) {
-            Some(until) => Verdict::SlowDown { until, whose: Whose::Everybody },
-            None => try_later(format!("status {status}")),
-        },
+        408 | 425 | 429 | 500..=599 => later(format!("status {status}"), Duration::ZERO, retry_after, now),
         _ => Verdict::Refused(format!("status {status}").into()),
     }
 }

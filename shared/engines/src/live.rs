@@ -15,6 +15,13 @@ use crate::EngineResult;
 pub enum Signal {
     /// Something happened in a room.
     Event(Arc<LiveEvent>),
+    /// A message got this place in a room, and none of those it goes to is here: see [`IsHere`].
+    Elsewhere {
+        /// The room.
+        room: RoomId,
+        /// The message's place.
+        seq: Seq,
+    },
     /// Messages that this gateway accepted have ended.
     Confirmed(Arc<[Confirmation]>),
     /// This session's device has connected elsewhere: close it (4409).
@@ -25,10 +32,15 @@ pub enum Signal {
     Restored,
 }
 
+/// Whether a user has a session with the gateway that subscribes. Asked for each recipient of an event before the rest of
+/// it is read: so what concerns nobody here costs next to nothing.
+pub type IsHere = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+
 /// Publish and subscribe.
 ///
 /// - **L1 to every gateway** – an event published after a subscription was made is heard by it, unless it hears
-///   `Interrupted` (then `Restored`) in its place. Nothing is lost in silence.
+///   `Interrupted` (then `Restored`) in its place. Nothing is lost in silence. An engine may answer `Elsewhere` in place
+///   of a message none of whose recipients [is here](IsHere), and nothing in place of other events of that kind.
 /// - **L2 order** – events of one publisher come in the order they were published.
 /// - **L3 never blocked** – a subscriber that does not listen delays neither publishers nor other subscribers.
 /// - **L4 addressed** – confirmations and evictions go to the gateway they name and to no other; one that nobody
@@ -45,10 +57,10 @@ pub trait Live: Send + Sync {
     async fn evict(&self, gateway: &GatewayId, session: &SessionId) -> EngineResult<()>;
 
     /// Listens as a gateway.
-    async fn subscribe(&self, gateway: &GatewayId) -> EngineResult<Box<dyn Subscription>>;
+    async fn subscribe(&self, gateway: &GatewayId, is_here: IsHere) -> EngineResult<Box<dyn Subscription>>;
 }
 
-/// A gateway's ear.
+/// What one gateway hears.
 #[async_trait]
 pub trait Subscription: Send {
     /// The next signal; waits for it. None when the engine has closed for good. Cancelling loses nothing.
@@ -124,19 +136,14 @@ pub trait Presence: Send + Sync {
 /// What was proven to have arrived on a live session: by a `RECEIVED`, or by a pong that came after it.
 ///
 /// - **O1 short-lived** – a proof is kept for at least `keep`; a lost one costs a push too many, never a message.
+/// - **O2 in bulk** – however many messages are recorded or asked about, it is one round trip.
 #[async_trait]
 pub trait Proofs: Send + Sync {
     /// These users have these messages.
     async fn record(&self, proofs: &[(MessageId, UserId)], keep: Duration) -> EngineResult<()>;
 
-    /// Which of these users have proven to have a message, in their order. `room` and `seq` are the message's.
-    async fn proven(
-        &self,
-        message: MessageId,
-        room: &RoomId,
-        seq: Seq,
-        users: &[UserId],
-    ) -> EngineResult<Vec<bool>>;
+    /// Which of these users have proven to have these messages, in their order.
+    async fn proven(&self, asked: &[(MessageId, UserId)]) -> EngineResult<Vec<bool>>;
 }
 
 /// Who does what only one should do. Advisory: two holders at once cost work, never correctness.

@@ -55,9 +55,9 @@ pub enum Appended {
     Conflict,
 }
 
-/// How one message ended.
+/// An intake entry that needs nothing more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settlement {
+pub struct Closing {
     /// The message.
     pub id: MessageId,
     /// How it ended.
@@ -66,16 +66,17 @@ pub struct Settlement {
 
 /// The intake: the append-only log of what was accepted, and the only source of recovery.
 ///
-/// - **I1 durable** – an entry that was answered `New` survives the death of any process and is *open*.
+/// - **I1 durable** – an entry that was answered `New` survives the death of any process and is *open*. (Embedded it is
+///   synced to disk with the run that saves it, which is what its sender is told of.)
 /// - **I2 idempotent** – appending an entry again answers `Resend` with the first record, whose id stays. An entry
 ///   whose own id is already there (an append whose outcome was unknown) is a `Resend` of itself.
 /// - **I3 conflict** – a `(room, sender, clientMessageId)` that is there with other content answers `Conflict` and
 ///   changes nothing. Another room or another sender is another message.
 /// - **I4 one answer per entry**, in the order of the entries; one entry's fate does not touch another's. Two equal
 ///   entries in one append: the first is `New`, the second its `Resend`.
-/// - **I5 open until settled** – `open` lists what was appended and not settled, in the order of appending, oldest
-///   first, at most `limit`.
-/// - **I6 settle once** – the first outcome stands; settling again or settling what is not there changes nothing.
+/// - **I5 open until closed** – `open` lists what was appended and not closed, in the order of appending, oldest first,
+///   at most `limit`.
+/// - **I6 closed once** – the first outcome stands; closing again or closing what is not there changes nothing.
 #[async_trait]
 pub trait Intake: Send + Sync {
     /// Appends entries: see I1 to I4.
@@ -87,8 +88,8 @@ pub trait Intake: Send + Sync {
     /// What was accepted at or before `until` and is still open: see I5.
     async fn open(&self, until: Timestamp, limit: usize) -> EngineResult<Vec<Accepted>>;
 
-    /// Records outcomes: see I6.
-    async fn settle(&self, settlements: &[Settlement]) -> EngineResult<()>;
+    /// Closes entries and records how they ended: see I6. One round trip, however many.
+    async fn close(&self, closings: &[Closing]) -> EngineResult<()>;
 }
 
 /// How far a run was stored.
@@ -128,8 +129,11 @@ pub enum Window {
 ///   (`SeqTaken`). This, and no lock, is what fences two persisters.
 /// - **M3 heads** – the highest place in each room, 0 where there is no message; it counts every finished run.
 /// - **M4 windows** – `range` answers at most `limit` messages in the window's order and whether there are more.
-/// - **M5 exact summaries** – once a run was stored, room lists, `lastSeq`, unread counts and the sender's read
-///   position (sending reads up to one's own message) count it.
+/// - **M5 exact summaries** – once a run was stored, a room's newest message, `lastSeq`, unread counts and the sender's
+///   read position (sending reads up to one's own message) count it.
+/// - **M6 bumped** – once `bump` has returned for a room's newest message, the room stands in its members' lists where
+///   that message puts it; until then it may stand where an earlier one did. Bumping again, or with an older message,
+///   changes nothing.
 #[async_trait]
 pub trait Messages: Send + Sync {
     /// The messages of these ids, in their order; none where there is none.
@@ -140,6 +144,9 @@ pub trait Messages: Send + Sync {
 
     /// See M1, M2.
     async fn append_run(&self, run: &[Message]) -> EngineResult<Run>;
+
+    /// Moves rooms up in their members' lists: see M6. `newest` are stored messages, one for each room.
+    async fn bump(&self, newest: &[Message]) -> EngineResult<()>;
 
     /// See M4.
     async fn range(&self, room: &RoomId, window: Window, limit: usize) -> EngineResult<(Vec<Message>, bool)>;
@@ -259,8 +266,8 @@ pub trait Rooms: Send + Sync {
     /// See R2; none when the room or the version does not exist.
     async fn members_at(&self, room: &RoomId, version: MemberVersion) -> EngineResult<Option<Arc<[UserId]>>>;
 
-    /// Changes a group's members; `most` members at most. See R2.
-    async fn change(&self, room: &RoomId, change: MemberChange, most: usize) -> EngineResult<Changed>;
+    /// Changes a group's members; `max` members at most. See R2.
+    async fn change(&self, room: &RoomId, change: MemberChange, max: usize) -> EngineResult<Changed>;
 
     /// See R5: at most `limit` rooms, and where to go on if there are more.
     async fn of_user(

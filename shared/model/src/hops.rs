@@ -2,7 +2,6 @@
 //!
 //! ```text
 //! gateway ──accepted──▶ persister ──saved──▶ fanout ──offline──▶ notifier ──push.*──▶ notifier's lanes
-//!                                              └─────owed───────▶ notifier ──outcome──▶ whoever follows a push
 //! ```
 //!
 //! Each payload names its hop, so an engine's `Queue<Saved>` takes nothing but [`Saved`].
@@ -14,29 +13,18 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::message::Accepted;
 use crate::{
-    DeviceId, EventId, MemberVersion, Message, MessageId, Origin, RoomId, Seq, Stage, Timestamp, UserId,
+    DeviceId, EventId, MemberVersion, Message, MessageId, Origin, RoomId, Seq, Timestamp, UserId,
 };
 
-/// What a hop promises beyond handing over.
+/// What a hop promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
-    /// May be lost in a crash: the intake's `open` entries bring it back.
-    Rederivable,
-    /// Once sent it is there until it is settled, whatever dies.
+pub enum Kind {
+    /// Events of one room arrive in the order they were sent while one receiver holds the room, and are never in two
+    /// unacknowledged batches at once; a hand-over to another receiver may reorder. Events may be lost in a crash: the
+    /// intake's `open` entries bring them back.
+    Ordered,
+    /// An event is there from `send` until it is acknowledged, whatever dies. No order; a retry has a delay.
     Durable,
-    /// The same, but only so many: when it is full the oldest make place for the newest, whether anybody has taken them
-    /// or not. For what is of use to whoever follows it, and must not wait for them.
-    Newest,
-}
-
-/// What a hop promises about order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// Events of one room arrive in the order they were sent while one receiver holds the room, and are never in
-    /// two unsettled batches at once. A hand-over may reorder.
-    ByRoom,
-    /// None.
-    Free,
 }
 
 /// One hop.
@@ -48,10 +36,8 @@ pub struct Hop {
     pub from: &'static str,
     /// Who receives.
     pub to: &'static str,
-    /// What may be lost.
-    pub keep: Keep,
-    /// What may be reordered.
-    pub order: Order,
+    /// What it promises.
+    pub kind: Kind,
 }
 
 /// A payload: it says which event it is and which room it belongs to.
@@ -68,19 +54,14 @@ pub trait Payload: Serialize + DeserializeOwned + Clone + std::fmt::Debug + Send
 
 /// A message lies in the intake.
 pub const ACCEPTED: Hop =
-    Hop { name: "accepted", from: "gateway", to: "persister", keep: Keep::Rederivable, order: Order::ByRoom };
+    Hop { name: "accepted", from: "gateway", to: "persister", kind: Kind::Ordered };
 
 /// A message has its place in `chat_messages`.
 pub const SAVED: Hop =
-    Hop { name: "saved", from: "persister", to: "fanout", keep: Keep::Rederivable, order: Order::ByRoom };
+    Hop { name: "saved", from: "persister", to: "fanout", kind: Kind::Ordered };
 
-/// Some recipients of a message have no live session.
-pub const OFFLINE: Hop =
-    Hop { name: "offline", from: "fanout", to: "notifier", keep: Keep::Durable, order: Order::Free };
-
-/// Some recipients had a live session: after the grace time, whoever has no proof of delivery is treated as offline.
-pub const OWED: Hop =
-    Hop { name: "owed", from: "fanout", to: "notifier", keep: Keep::Durable, order: Order::Free };
+/// Some recipients of a message have no live session, or did not prove in time that they have it.
+pub const OFFLINE: Hop = Hop { name: "offline", from: "fanout", to: "notifier", kind: Kind::Durable };
 
 /// One push to one device by FCM.
 pub const PUSH_FCM: Hop = push_lane("push.fcm");
@@ -90,20 +71,11 @@ pub const PUSH_APNS: Hop = push_lane("push.apns");
 pub const PUSH_WEBHOOK: Hop = push_lane("push.webhook");
 
 const fn push_lane(name: &'static str) -> Hop {
-    Hop { name, from: "notifier", to: "notifier", keep: Keep::Durable, order: Order::Free }
+    Hop { name, from: "notifier", to: "notifier", kind: Kind::Durable }
 }
 
-/// What a push came to. Nobody within Naru takes it yet.
-pub const OUTCOME: Hop = Hop {
-    name: "outcome",
-    from: "notifier",
-    to: "whoever follows a push",
-    keep: Keep::Newest,
-    order: Order::Free,
-};
-
 /// Every hop, in the order a message meets them.
-pub const ALL: [Hop; 8] = [ACCEPTED, SAVED, OFFLINE, OWED, PUSH_FCM, PUSH_APNS, PUSH_WEBHOOK, OUTCOME];
+pub const ALL: [Hop; 6] = [ACCEPTED, SAVED, OFFLINE, PUSH_FCM, PUSH_APNS, PUSH_WEBHOOK];
 
 impl Payload for Accepted {
     fn event_id(&self) -> EventId {
@@ -138,7 +110,7 @@ impl Payload for Saved {
     }
 }
 
-/// See [`OFFLINE`]. At most [`Offline::MOST_RECIPIENTS`] recipients; a larger group gets several.
+/// See [`OFFLINE`]. At most [`Offline::MAX_RECIPIENTS`] recipients; a larger group gets several.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Offline {
@@ -151,7 +123,7 @@ pub struct Offline {
 impl Offline {
     /// How many recipients share one event: few enough that a crash repeats little, many enough that a room of
     /// 1,000 costs ten events.
-    pub const MOST_RECIPIENTS: usize = 100;
+    pub const MAX_RECIPIENTS: usize = 100;
 }
 
 impl Payload for Offline {
@@ -160,26 +132,6 @@ impl Payload for Offline {
         let mut about: Vec<&[u8]> = vec![b"offline", &id];
         about.extend(self.recipients.iter().map(|user| user.as_str().as_bytes()));
         EventId::derive(&about)
-    }
-
-    fn room(&self) -> &RoomId {
-        &self.message.chat_room_id
-    }
-}
-
-/// See [`OWED`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Owed {
-    /// What they should have got.
-    pub message: Message,
-    /// Who should have got it.
-    pub recipients: Vec<UserId>,
-}
-
-impl Payload for Owed {
-    fn event_id(&self) -> EventId {
-        EventId::derive(&[b"owed", &self.message.id.bytes()])
     }
 
     fn room(&self) -> &RoomId {
@@ -275,9 +227,6 @@ pub struct PushJob {
     pub target: Option<PushTarget>,
     /// After this it is of no use.
     pub expires_at: Timestamp,
-    /// A provider asked not to be called again before this.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub not_before: Option<Timestamp>,
 }
 
 impl Payload for PushJob {
@@ -291,49 +240,6 @@ impl Payload for PushJob {
             user.as_bytes(),
             device.as_bytes(),
         ])
-    }
-
-    fn room(&self) -> &RoomId {
-        &self.chat_room_id
-    }
-}
-
-/// See [`OUTCOME`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PushOutcome {
-    /// The push's event. One that was parked and replayed has several outcomes.
-    pub event_id: EventId,
-    /// The message it tells of.
-    pub message_id: MessageId,
-    /// That message's room.
-    pub chat_room_id: RoomId,
-    /// That message's place.
-    pub seq: Seq,
-    /// Whom it tells.
-    pub recipient_id: UserId,
-    /// The device; none on the webhook's lane.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub device_id: Option<DeviceId>,
-    /// Its lane.
-    pub lane: Lane,
-    /// How it ended: [`Stage::Pushed`], [`Stage::Expired`] or [`Stage::Parked`].
-    pub stage: Stage,
-    /// The provider's name for the push, where it took it and gave one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub provider_id: Option<String>,
-    /// Why it was not taken, in words for an operator.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// How often it was tried.
-    pub attempts: u32,
-    /// When it ended.
-    pub at: Timestamp,
-}
-
-impl Payload for PushOutcome {
-    fn event_id(&self) -> EventId {
-        EventId::derive(&[b"outcome", self.event_id.0.as_bytes(), self.stage.as_str().as_bytes()])
     }
 
     fn room(&self) -> &RoomId {

@@ -4,7 +4,7 @@
 use insta::assert_json_snapshot;
 use naru_model::frame::{Ack, ServerFrame, SyncedRoom};
 use naru_model::hops::{
-    Accepted, Lane, Offline, Owed, Payload, PushEnvironment, PushJob, PushOutcome, PushTarget, Saved,
+    Accepted, Lane, Offline, Payload, PushEnvironment, PushJob, PushTarget, Saved,
 };
 use naru_model::live::{Confirmation, LiveEvent, News, Position};
 use naru_model::message::{Outcome, Rejection};
@@ -64,7 +64,6 @@ fn push() -> PushJob {
             environment: PushEnvironment::Sandbox,
         }),
         expires_at: Timestamp::from_millis(1_795_426_200_042),
-        not_before: None,
     }
 }
 
@@ -72,42 +71,18 @@ fn push() -> PushJob {
 fn events_in_the_queues() {
     let saved = Saved { message: message(), member_version: MemberVersion::FIRST, origin: Some(origin()) };
     let offline = Offline { message: message(), recipients: vec![user("B")] };
-    let owed = Owed { message: message(), recipients: vec![user("B")] };
     let hidden = PushJob {
         title: "".into(),
         body: "".into(),
         hides_content: true,
         badge: Some(3),
-        not_before: Some(Timestamp::from_millis(1_795_339_805_042)),
         ..push()
-    };
-    let outcome = PushOutcome {
-        event_id: push().event_id(),
-        message_id: message().id,
-        chat_room_id: message().chat_room_id,
-        seq: Seq(7),
-        recipient_id: user("B"),
-        device_id: Some(DeviceId::new("phone").unwrap()),
-        lane: Lane::Apns,
-        stage: Stage::Pushed,
-        provider_id: Some("eabeae54-14a8-11e5-b60b-1697f925ec7b".to_owned()),
-        reason: None,
-        attempts: 2,
-        at: Timestamp::from_millis(1_795_339_801_042),
-    };
-    let parked = PushOutcome {
-        stage: Stage::Parked,
-        provider_id: None,
-        reason: Some("the key was refused".to_owned()),
-        ..outcome.clone()
     };
     assert_json_snapshot!("accepted", Event::new(accepted(), trace()));
     assert_json_snapshot!("saved", Event::new(saved, trace()));
     assert_json_snapshot!("offline", Event::new(offline, trace()));
-    assert_json_snapshot!("owed", Event::new(owed, trace()));
     assert_json_snapshot!("push", Event::new(push(), trace()));
     assert_json_snapshot!("push_hidden", Event::new(hidden, trace()));
-    assert_json_snapshot!("outcome", [outcome, parked].map(|outcome| Event::new(outcome, trace())));
 }
 
 #[test]

@@ -1,0 +1,242 @@
+//! What of a queue waits and what is in a worker's hands: the one bookkeeping that all engines share. It never waits and
+//! does no input or output.
+//!
+//! On an ordered hop a partition is closed while anything of it is in hand, and what comes again takes its old place: so
+//! a room is never in two hands, and its events never overtake each other.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use naru_model::Event;
+use naru_model::hops::{Kind, Payload};
+use tokio::time::Instant;
+
+/// The events of one queue, or of one receiver's part of it.
+#[derive(Debug)]
+pub struct Inbox<T: Payload> {
+    kind: Kind,
+    partitions: Vec<Partition<T>>,
+    /// By tag.
+    in_hand: HashMap<u64, InHand<T>>,
+    next_tag: u64,
+    /// Where the next batch begins, so that no partition is served first for ever.
+    turn: usize,
+}
+
+#[derive(Debug)]
+struct Partition<T: Payload> {
+    /// By place, which is their order.
+    waiting: BTreeMap<u64, Waiting<T>>,
+    in_hand: usize,
+    blocked_until: Option<Instant>,
+    /// Nothing more is taken of it.
+    is_closed: bool,
+    /// Counts how often it was cleared: what was in hand then is nobody's any more.
+    generation: u64,
+}
+
+#[derive(Debug)]
+struct Waiting<T: Payload> {
+    event: Event<T>,
+    attempt: u32,
+    /// On durable hops: not before.
+    due: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct InHand<T: Payload> {
+    holder: u64,
+    generation: u64,
+    place: Place<T>,
+}
+
+/// An event that was taken.
+#[derive(Debug)]
+pub struct Taken<T: Payload> {
+    /// What its receipt says.
+    pub tag: u64,
+    /// The event.
+    pub event: Event<T>,
+    /// Which try this is.
+    pub attempt: u32,
+}
+
+/// An event that is in nobody's hands any more, and where it had been waiting.
+#[derive(Debug)]
+pub struct Place<T: Payload> {
+    /// Its partition.
+    pub partition: usize,
+    /// Its place there, as it was pushed.
+    pub place: u64,
+    /// The event.
+    pub event: Event<T>,
+    /// Which try it was.
+    pub attempt: u32,
+}
+
+/// What was taken out of somebody's hands.
+#[derive(Debug)]
+pub struct Removed<T: Payload> {
+    /// Those that were there.
+    pub places: Vec<Place<T>>,
+    /// Some were not: their partition was cleared, or their holder released, and they come again.
+    pub some_are_gone: bool,
+}
+
+impl<T: Payload> Inbox<T> {
+    /// An empty one. Of a durable hop one partition is enough.
+    pub fn new(kind: Kind, partitions: u32) -> Self {
+        let partition = |_| Partition {
+            waiting: BTreeMap::new(),
+            in_hand: 0,
+            blocked_until: None,
+            is_closed: false,
+            generation: 0,
+        };
+        Self {
+            kind,
+            partitions: (0..partitions.max(1)).map(partition).collect(),
+            in_hand: HashMap::new(),
+            next_tag: 0,
+            turn: 0,
+        }
+    }
+
+    /// How many partitions there are.
+    pub fn partitions(&self) -> usize {
+        self.partitions.len()
+    }
+
+    /// An event waits at a place, from `due` on.
+    pub fn push(&mut self, partition: usize, place: u64, event: Event<T>, attempt: u32, due: Option<Instant>) {
+        self.partitions[partition].waiting.insert(place, Waiting { event, attempt, due });
+    }
+
+    /// What may be taken now, at most `max`, into the hands of `holder`. When that is nothing: when to look again, if
+    /// only time stands in the way.
+    ///
+    /// # Errors
+    /// Nothing may be taken.
+    pub fn take(&mut self, holder: u64, max: usize, now: Instant) -> Result<Vec<Taken<T>>, Option<Instant>> {
+        let (mut batch, mut opens_at) = (Vec::new(), None::<Instant>);
+        let count = self.partitions.len();
+        for partition in (self.turn..self.turn + count).map(|turn| turn % count) {
+            let this = &mut self.partitions[partition];
+            let is_in_hand = self.kind == Kind::Ordered && this.in_hand > 0;
+            if this.is_closed || is_in_hand || this.waiting.is_empty() {
+                continue;
+            }
+            if let Some(until) = this.blocked_until.filter(|until| now < *until) {
+                opens_at = Some(opens_at.map_or(until, |other| other.min(until)));
+                continue;
+            }
+            this.blocked_until = None;
+            self.turn = partition + 1;
+            let is_due = |waiting: &Waiting<T>| waiting.due.is_none_or(|due| due <= now);
+            let due: Vec<u64> = this
+                .waiting
+                .iter()
+                .filter(|(_, waiting)| is_due(waiting))
+                .map(|(place, _)| *place)
+                .take(max - batch.len())
+                .collect();
+            if due.is_empty() {
+                let next = this.waiting.values().filter_map(|waiting| waiting.due).min();
+                opens_at = opens_at.into_iter().chain(next).min();
+            }
+            for place in due {
+                let Some(Waiting { event, attempt, .. }) = this.waiting.remove(&place) else { continue };
+                let (tag, generation) = (self.next_tag, this.generation);
+                self.next_tag += 1;
+                this.in_hand += 1;
+                batch.push(Taken { tag, event: event.clone(), attempt });
+                let place = Place { partition, place, event, attempt };
+                self.in_hand.insert(tag, InHand { holder, generation, place });
+            }
+            if batch.len() >= max {
+                break;
+            }
+        }
+        if batch.is_empty() { Err(opens_at) } else { Ok(batch) }
+    }
+
+    /// Takes these out of their holder's hands: they are acknowledged, or will be put back.
+    pub fn remove(&mut self, holder: u64, tags: impl IntoIterator<Item = u64>) -> Removed<T> {
+        let mut removed = Removed { places: Vec::new(), some_are_gone: false };
+        for tag in tags {
+            match self.in_hand.get(&tag) {
+                Some(held) if held.holder == holder => {}
+                _ => {
+                    removed.some_are_gone = true;
+                    continue;
+                }
+            }
+            let Some(InHand { generation, place, .. }) = self.in_hand.remove(&tag) else { continue };
+            let partition = &mut self.partitions[place.partition];
+            partition.in_hand -= 1;
+            if partition.generation == generation {
+                removed.places.push(place);
+            } else {
+                removed.some_are_gone = true;
+            }
+        }
+        removed
+    }
+
+    /// A removed event waits at its old place again, for one more attempt, after a delay: on an ordered hop the whole
+    /// partition does.
+    pub fn retry(&mut self, Place { partition, place, event, attempt }: Place<T>, after: Duration, now: Instant) {
+        let due = now + after;
+        if self.kind == Kind::Ordered {
+            let this = &mut self.partitions[partition];
+            this.blocked_until = this.blocked_until.max(Some(due));
+        }
+        let due = (self.kind == Kind::Durable && !after.is_zero()).then_some(due);
+        self.push(partition, place, event, attempt + 1, due);
+    }
+
+    /// A delivery was dropped: its event waits at its old place again, as if it had not been taken.
+    pub fn put_back(&mut self, holder: u64, tags: impl IntoIterator<Item = u64>) {
+        for Place { partition, place, event, attempt } in self.remove(holder, tags).places {
+            self.push(partition, place, event, attempt, None);
+        }
+    }
+
+    /// A holder is gone: what it held waits again.
+    pub fn release(&mut self, holder: u64) {
+        let held = self.in_hand.iter().filter(|(_, held)| held.holder == holder);
+        let tags: Vec<u64> = held.map(|(tag, _)| *tag).collect();
+        self.put_back(holder, tags);
+    }
+
+    /// Forgets a partition: what waits, and, once its holders let go of it, what is in hand. It opens again.
+    pub fn clear(&mut self, partition: usize) {
+        let this = &mut self.partitions[partition];
+        this.waiting.clear();
+        this.blocked_until = None;
+        this.is_closed = false;
+        this.generation += 1;
+    }
+
+    /// Takes nothing more of a partition, until it is cleared or opened.
+    pub fn set_closed(&mut self, partition: usize, is_closed: bool) {
+        self.partitions[partition].is_closed = is_closed;
+    }
+
+    /// How many events of a partition are in hand.
+    pub fn in_hand(&self, partition: usize) -> usize {
+        self.partitions[partition].in_hand
+    }
+
+    /// The attempt of the event that comes next in a partition; none when nothing waits there.
+    pub fn next_attempt(&self, partition: usize) -> Option<u32> {
+        self.partitions[partition].waiting.first_key_value().map(|(_, waiting)| waiting.attempt)
+    }
+
+    /// Forgets everything.
+    pub fn clear_all(&mut self) {
+        (0..self.partitions.len()).for_each(|partition| self.clear(partition));
+        self.in_hand.clear();
+        self.partitions.iter_mut().for_each(|partition| partition.in_hand = 0);
+    }
+}

@@ -1,0 +1,130 @@
+//! A worker's loop, written once: take a batch, do it, acknowledge it, or let it come again.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use naru_model::Event;
+use naru_model::hops::Payload;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, sleep_until};
+
+use super::{Delivery, Queue, Receipt, ack, retry};
+use crate::{EngineError, EngineResult};
+
+/// How a worker takes batches.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    /// The worker, in its log lines.
+    pub name: &'static str,
+    /// How many events a batch holds at most.
+    pub max_batch: usize,
+    /// How many batches are in flight at most. While they are, the next one forms: so batches grow with the load, and
+    /// a lone event waits for nobody.
+    pub max_in_flight: usize,
+    /// How long a batch waits before it comes again, by its attempt, counted from 1.
+    pub backoff: fn(u32) -> Duration,
+}
+
+/// Takes batches from a queue and does them until `stop`; then finishes those in flight.
+///
+/// A batch whose `work` succeeded is acknowledged. One that failed comes again after a [backoff](Work::backoff), and a
+/// queue is not read meanwhile where the failure is transient: it would fail, too. A failure that is not transient is
+/// some event's own fault: the events of its batch are done one by one, and the one at fault comes again by itself.
+///
+/// # Errors
+/// When the queue can't be received from; the batches in flight are dropped, and so come again.
+pub async fn work_on<T, Done>(
+    queue: &dyn Queue<T>,
+    options: Work,
+    stop: impl Future<Output = ()>,
+    work: impl Fn(Vec<Event<T>>) -> Done + Clone + Send + 'static,
+) -> EngineResult<()>
+where
+    T: Payload,
+    Done: Future<Output = EngineResult<()>> + Send + 'static,
+{
+    let mut receiver = queue.receiver().await?;
+    let mut stop = pin!(stop);
+    let mut in_flight = JoinSet::new();
+    let mut paused_until = None;
+    loop {
+        let is_free = paused_until.is_none() && in_flight.len() < options.max_in_flight.max(1);
+        tokio::select! {
+            biased;
+            () = &mut stop => break,
+            Some(ended) = in_flight.join_next() => {
+                let pause: Option<Duration> = propagate(ended);
+                paused_until = pause.map(|pause| Instant::now() + pause).max(paused_until);
+            }
+            () = sleep_until(paused_until.unwrap_or_else(Instant::now)), if paused_until.is_some() => paused_until = None,
+            deliveries = receiver.receive(options.max_batch), if is_free => {
+                in_flight.spawn(finish(deliveries?, options, work.clone()));
+            }
+        }
+    }
+    while let Some(ended) = in_flight.join_next().await {
+        propagate(ended);
+    }
+    Ok(())
+}
+
+/// A panic in a batch is the worker's.
+fn propagate<T: Default>(ended: Result<T, JoinError>) -> T {
+    match ended.map_err(JoinError::try_into_panic) {
+        Ok(answer) => answer,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // Cancelled with its runtime: nobody waits for the answer.
+        Err(Err(_)) => T::default(),
+    }
+}
+
+/// One batch, to its acknowledgement or its next try; for how long the queue is not to be read after that.
+async fn finish<T, Done>(
+    deliveries: Vec<Delivery<T>>,
+    options: Work,
+    work: impl Fn(Vec<Event<T>>) -> Done + Send,
+) -> Option<Duration>
+where
+    T: Payload,
+    Done: Future<Output = EngineResult<()>> + Send,
+{
+    let mut pause = None;
+    let mut batches = vec![deliveries];
+    while let Some(batch) = batches.pop() {
+        let attempt = batch.iter().map(|delivery| delivery.attempt).max().unwrap_or(1);
+        let events = batch.iter().map(|delivery| delivery.event.clone()).collect();
+        match work(events).await {
+            Ok(()) => told(options, ack(receipts(batch)).await),
+            Err(error) if batch.len() > 1 && !error.is_transient() => {
+                // Popped from the end: in the order in which they came.
+                batches.extend(batch.into_iter().rev().map(|delivery| vec![delivery]));
+            }
+            Err(error) => {
+                let delay = (options.backoff)(attempt);
+                log_failure(options, &error, attempt, batch.len(), delay);
+                pause = error.is_transient().then_some(delay).max(pause);
+                told(options, retry(receipts(batch), delay).await);
+            }
+        }
+    }
+    pause
+}
+
+fn receipts<T: Payload>(batch: Vec<Delivery<T>>) -> impl Iterator<Item = Receipt> {
+    batch.into_iter().map(|delivery| delivery.receipt)
+}
+
+fn log_failure(options: Work, error: &EngineError, attempt: u32, events: usize, delay: Duration) {
+    let worker = options.name;
+    if error.is_transient() {
+        tracing::warn!(worker, %error, attempt, events, ?delay, "a batch failed; it comes again");
+    } else {
+        tracing::error!(worker, %error, attempt, ?delay, "an event can't be handled; it comes again");
+    }
+}
+
+fn told(options: Work, answer: EngineResult<()>) {
+    if let Err(error) = answer {
+        tracing::warn!(worker = options.name, %error, "a batch was not acknowledged; it comes again");
+    }
+}

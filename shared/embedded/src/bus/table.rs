@@ -1,30 +1,30 @@
-//! A durable hop: rows of one table, `queue`. A row is deleted when its event is settled, and nothing else is said of it on
-//! disk while it is in somebody's hands: after a crash all that is unsettled comes again.
+//! A durable hop: rows of one table, `queue`. A row is deleted when its event is acknowledged, and nothing else is written
+//! of it while it is in hand: after a crash all that was not acknowledged comes again.
 //!
-//! Only one receiver at a time looks for due rows, and walks through them in the order of `(visibleAt, id)`. The
-//! `Cursor` says how far it has come: whatever lies at or before it is in flight or was settled. Whoever puts a row
-//! (back) before it says so by [`Hands::arrived`].
-//!
-//! A newest-only hop is the same in a table of its own, `newest`, from which a send that makes it too long takes the oldest
-//! rows, in the same transaction. Rows may vanish like this while they are in somebody's hands: their numbers are not given
-//! again, so a verdict on one of them meets nothing.
+//! In memory is what is in hand, what was dropped, and a little of what is due. What is sent while nothing waits in the
+//! table goes there at once, after its commit; else one receiver at a time looks for due rows, in the order of
+//! `(visibleAt, id)`. The `Cursor` says how far it has come: every row at or before it is in memory or gone. Whatever
+//! else puts a row before it moves it back.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use naru_engines::bus::{Delivery, Ledger, Queue, Receipt, Receiver, Verdict};
+use naru_engines::bus::{Acknowledge, Delivery, Inbox, Place, Queue, Receipt, Receiver, Taken};
 use naru_engines::{EngineError, EngineResult};
-use naru_model::hops::Payload;
+use naru_model::hops::{Kind, Payload};
 use naru_model::{Event, Timestamp};
 use rusqlite::{Row, Transaction, params};
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::column::{self, Columns};
 use crate::database::{Database, ENGINE, lock};
+
+/// How many rows a look reads at most, and how many wait in memory at most before what is sent is left in the table.
+const PAGE: usize = 1024;
 
 /// The time of day, as a clock that never jumps and that tests can pause.
 #[derive(Clone, Copy)]
@@ -43,35 +43,26 @@ impl Clock {
     }
 }
 
-/// Where a hop's rows lie.
-#[derive(Clone, Copy)]
-pub(crate) struct Table {
-    name: &'static str,
-    /// It keeps so many of the newest; none: all.
-    most: Option<u32>,
-}
+pub(crate) struct TableQueue<T: Payload>(Arc<Shared<T>>);
 
-/// For durable hops.
-pub(crate) const DURABLE: Table = Table { name: "queue", most: None };
-
-/// For newest-only hops, each of which keeps so many.
-pub(crate) const fn newest(most: u32) -> Table {
-    Table { name: "newest", most: Some(most) }
-}
-
-pub(crate) struct TableQueue<T> {
-    shared: Arc<Shared>,
-    payload: std::marker::PhantomData<fn() -> T>,
-}
-
-struct Shared {
+struct Shared<T: Payload> {
     hop: &'static str,
-    table: Table,
     database: Arc<Database>,
     clock: Clock,
-    /// Whose turn it is to look, and how far the last look came.
-    cursor: tokio::sync::Mutex<Cursor>,
-    hands: Arc<Hands>,
+    state: Mutex<State<T>>,
+    changed: Notify,
+}
+
+struct State<T: Payload> {
+    /// A place is a row.
+    inbox: Inbox<T>,
+    /// The rows that are in the inbox, or out of it while their acknowledgement or retry is written.
+    known: HashSet<u64>,
+    cursor: Cursor,
+    is_looking: bool,
+    /// How many looks have begun.
+    looks: u64,
+    next_holder: u64,
 }
 
 /// A place in the order of `(visibleAt, id)`.
@@ -90,256 +81,215 @@ impl Cursor {
     }
 }
 
-/// What is in memory: the rows in somebody's hands.
-struct Hands {
-    state: Mutex<State>,
-    changed: Notify,
-}
-
-struct State {
-    /// By row.
-    in_flight: HashMap<i64, InFlight>,
-    /// The first place at which there may be a row that the cursor has passed.
-    arrived: Cursor,
-    next_receiver: u64,
-}
-
-struct InFlight {
-    /// Who holds it; none when it is being settled.
-    receiver: Option<u64>,
-    visible_at: i64,
-}
-
-impl Hands {
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        lock(&self.state)
-    }
-
-    /// A row may be due from `visible_at` on, and the cursor may have passed it.
-    fn arrived(&self, visible_at: i64) {
-        self.state().arrived(visible_at);
-        self.changed.notify_one();
-    }
-
-    /// Gives back everything that `pick` names.
-    fn give_back(&self, pick: impl Fn(i64, &InFlight) -> bool) {
-        let mut state = self.state();
-        let given: Vec<_> = state.in_flight.extract_if(|row, held| pick(*row, held)).collect();
-        given.into_iter().for_each(|(_, held)| state.arrived(held.visible_at));
-        drop(state);
-        self.changed.notify_one();
+impl<T: Payload> State<T> {
+    fn push(&mut self, row: i64, event: Event<T>, attempt: u32) {
+        let place = row.cast_unsigned();
+        self.known.insert(place);
+        self.inbox.push(0, place, event, attempt, None);
     }
 }
 
-impl State {
-    fn arrived(&mut self, visible_at: i64) {
-        self.arrived = self.arrived.min(Cursor::before(visible_at));
+impl<T: Payload> Shared<T> {
+    fn now(&self) -> i64 {
+        self.clock.now().as_millis()
     }
-}
 
-/// Rows on their way out of somebody's hands. Dropped before it is finished, it gives them back.
-struct Settling {
-    hands: Arc<Hands>,
-    /// Each with the moment at which it comes again; none: never.
-    rows: Vec<(i64, Option<i64>)>,
-}
+    /// Changes the state and wakes the receivers.
+    fn change<R>(&self, change: impl FnOnce(&mut State<T>) -> R) -> R {
+        let answer = change(&mut lock(&self.state));
+        self.changed.notify_waiters();
+        answer
+    }
 
-impl Settling {
-    /// The table says what the verdicts said.
-    fn finish(&mut self) {
-        let mut state = self.hands.state();
-        for (row, again_at) in self.rows.drain(..) {
-            state.in_flight.remove(&row);
-            again_at.into_iter().for_each(|visible_at| state.arrived(visible_at));
+    /// These rows were committed. They go straight to the receivers when all that was due before is there, too, and
+    /// when no look can have met them: none has begun since before the commit.
+    fn sent(&self, rows: Vec<i64>, events: Vec<Event<T>>, visible_at: i64, looks_before: Option<u64>) {
+        self.change(|state| {
+            let is_drained = state.cursor.visible_at > visible_at;
+            let is_unseen = looks_before == Some(state.looks);
+            if is_drained && is_unseen && state.inbox.waiting() + events.len() <= PAGE {
+                rows.into_iter().zip(events).for_each(|(row, event)| state.push(row, event, 1));
+            } else {
+                state.cursor = state.cursor.min(Cursor::before(visible_at));
+            }
+        });
+    }
+
+    /// What a receiver may do next.
+    fn next(&self, holder: u64, max: usize) -> Next<T> {
+        let mut state = lock(&self.state);
+        if let Ok(batch) = state.inbox.take(holder, max, Instant::now()) {
+            return Next::Deliver(batch);
         }
-        drop(state);
-        self.hands.changed.notify_one();
-    }
-}
-
-impl Drop for Settling {
-    fn drop(&mut self) {
-        if !self.rows.is_empty() {
-            let rows: HashSet<_> = self.rows.drain(..).map(|(row, _)| row).collect();
-            self.hands.give_back(|row, _| rows.contains(&row));
+        let now = self.now();
+        match state.cursor.visible_at {
+            _ if state.is_looking => Next::Wait(None),
+            i64::MAX => Next::Wait(None),
+            due if now < due => Next::Wait(Some(Duration::from_millis(due.abs_diff(now)))),
+            _ => {
+                state.is_looking = true;
+                state.looks += 1;
+                // Whatever moves it back meanwhile is not overlooked.
+                let from = std::mem::replace(&mut state.cursor, Cursor::END);
+                Next::Look { from, now, known: state.known.clone() }
+            }
         }
     }
 }
 
-impl<T: Payload> TableQueue<T> {
-    pub(crate) fn new(hop: &'static str, table: Table, database: Arc<Database>, clock: Clock) -> Self {
-        let start = Cursor::before(i64::MIN);
-        let state = State { in_flight: HashMap::new(), arrived: start, next_receiver: 0 };
-        let hands = Arc::new(Hands { state: Mutex::new(state), changed: Notify::new() });
-        let shared = Shared { hop, table, database, clock, cursor: tokio::sync::Mutex::new(start), hands };
-        Self { shared: Arc::new(shared), payload: std::marker::PhantomData }
-    }
+enum Next<T: Payload> {
+    Deliver(Vec<Taken<T>>),
+    Wait(Option<Duration>),
+    /// The rows that were known before the table is read: one that is acknowledged meanwhile is among them, and is not
+    /// delivered again.
+    Look {
+        from: Cursor,
+        now: i64,
+        known: HashSet<u64>,
+    },
 }
 
 impl<T: Payload> TableQueue<T> {
-    async fn insert(&self, delay: Duration, events: Vec<Event<T>>) -> EngineResult<()> {
-        let Shared { hop, table, database, clock, hands, .. } = &*self.shared;
-        let (hop, table, hands) = (*hop, *table, hands.clone());
-        let visible_at = clock.now().after(delay).as_millis();
-        let rows = events.iter().map(|event| Ok((event.event_id, serde_json::to_string(event)?)));
-        let rows = rows.collect::<Result<Vec<_>, serde_json::Error>>();
-        let rows = rows.map_err(|error| EngineError::permanent(ENGINE, error))?;
-        let insert = move |transaction: &Transaction<'_>| {
-            let sql = format!(
-                "INSERT INTO {} (hop, visibleAt, eventId, event) VALUES (?1, ?2, ?3, ?4)",
-                table.name
-            );
-            let mut insert = transaction.prepare_cached(&sql)?;
-            for (id, event) in &rows {
-                insert.execute(params![hop, visible_at, id.0.as_bytes(), event])?;
-            }
-            table.most.map_or(Ok(()), |most| drop_oldest(transaction, hop, most))
+    pub(crate) fn new(hop: &'static str, database: Arc<Database>, clock: Clock) -> Self {
+        let state = State {
+            inbox: Inbox::new(Kind::Durable, 1),
+            known: HashSet::new(),
+            cursor: Cursor::before(i64::MIN),
+            is_looking: false,
+            looks: 0,
+            next_holder: 0,
         };
-        let then = move |outcome: &EngineResult<()>| {
-            if outcome.is_ok() {
-                hands.arrived(visible_at);
-            }
-        };
-        database.write_then(insert, then).await
+        Self(Arc::new(Shared { hop, database, clock, state: Mutex::new(state), changed: Notify::new() }))
     }
-}
-
-/// Leaves the newest. How many there are is counted by the schema's triggers: counting them here would cost the more the
-/// longer nobody takes them.
-fn drop_oldest(transaction: &Transaction<'_>, hop: &str, most: u32) -> rusqlite::Result<()> {
-    let length = "SELECT length FROM newest_lengths WHERE hop = ?1";
-    let length: i64 = transaction.prepare_cached(length)?.query_row([hop], |row| row.get(0))?;
-    let too_many = length.saturating_sub(i64::from(most));
-    if too_many > 0 {
-        let sql =
-            "DELETE FROM newest WHERE id IN (SELECT id FROM newest WHERE hop = ?1 ORDER BY id LIMIT ?2)";
-        transaction.prepare_cached(sql)?.execute(params![hop, too_many])?;
-    }
-    Ok(())
 }
 
 #[async_trait]
 impl<T: Payload> Queue<T> for TableQueue<T> {
     async fn send(&self, events: Vec<Event<T>>) -> EngineResult<()> {
-        if events.is_empty() { Ok(()) } else { self.insert(Duration::ZERO, events).await }
-    }
-
-    async fn send_later(&self, delay: Duration, events: Vec<Event<T>>) -> EngineResult<()> {
-        match self.shared.table.most {
-            None => self.insert(delay, events).await,
-            Some(_) => Err(super::not_for_later()),
+        if events.is_empty() {
+            return Ok(());
         }
+        let shared = self.0.clone();
+        let (hop, visible_at) = (shared.hop, shared.now());
+        let looks_before = {
+            let state = lock(&shared.state);
+            (!state.is_looking).then_some(state.looks)
+        };
+        let rows = events.iter().map(|event| Ok((event.event_id, serde_json::to_string(event)?)));
+        let rows = rows.collect::<Result<Vec<_>, serde_json::Error>>();
+        let rows = rows.map_err(|error| EngineError::permanent(ENGINE, error))?;
+        let insert = move |transaction: &Transaction<'_>| {
+            let sql = "INSERT INTO queue (hop, visibleAt, eventId, event) VALUES (?1, ?2, ?3, ?4)";
+            let mut insert = transaction.prepare_cached(sql)?;
+            let rows = rows.iter();
+            rows.map(|(id, event)| insert.insert(params![hop, visible_at, id.0.as_bytes(), event])).collect()
+        };
+        let then = move |inserted: &EngineResult<Vec<i64>>| {
+            if let Ok(rows) = inserted {
+                shared.sent(rows.clone(), events, visible_at, looks_before);
+            }
+        };
+        self.0.database.write_then(insert, then).await.map(drop)
     }
 
     async fn receiver(&self) -> EngineResult<Box<dyn Receiver<T>>> {
-        let mut state = self.shared.hands.state();
-        state.next_receiver += 1;
-        let ledger = TableLedger { shared: self.shared.clone(), receiver: state.next_receiver };
-        Ok(Box::new(TableReceiver(Arc::new(ledger))))
+        let mut state = lock(&self.0.state);
+        state.next_holder += 1;
+        let holder = Holder { shared: self.0.clone(), number: state.next_holder };
+        Ok(Box::new(TableReceiver(Arc::new(holder))))
     }
 }
 
-struct TableReceiver(Arc<TableLedger>);
+struct TableReceiver<T: Payload>(Arc<Holder<T>>);
 
 #[async_trait]
-impl<T: Payload> Receiver<T> for TableReceiver {
-    async fn receive(&mut self, most: usize) -> EngineResult<Vec<Delivery<T>>> {
-        let TableLedger { shared, receiver } = &*self.0;
-        let mut cursor = shared.cursor.lock().await;
+impl<T: Payload> Receiver<T> for TableReceiver<T> {
+    async fn receive(&mut self, max: usize) -> EngineResult<Vec<Delivery<T>>> {
+        let Holder { shared, number } = &*self.0;
         loop {
-            let now = shared.clock.now().as_millis();
-            // Taken before the table is read: a row that is settled meanwhile is in here, and is not delivered again.
-            let held: HashSet<_> = {
-                let mut state = shared.hands.state();
-                *cursor = std::mem::replace(&mut state.arrived, Cursor::END).min(*cursor);
-                state.in_flight.keys().copied().collect()
-            };
-            if now < cursor.visible_at {
-                let wait = Duration::from_millis(cursor.visible_at.abs_diff(now));
-                // Whether it changed or was waited for long enough: look again.
-                let _ = tokio::time::timeout(wait, shared.hands.changed.notified()).await;
-                continue;
+            let mut changed = std::pin::pin!(shared.changed.notified());
+            // From here on no change is missed.
+            changed.as_mut().enable();
+            match shared.next(*number, max.max(1)) {
+                Next::Deliver(batch) => {
+                    let deliver = |Taken { tag, event, attempt }| Delivery {
+                        event,
+                        attempt,
+                        receipt: Receipt::new(tag, self.0.clone()),
+                    };
+                    return Ok(batch.into_iter().map(deliver).collect());
+                }
+                Next::Wait(Some(wait)) => {
+                    tokio::select! { () = changed => {}, () = sleep(wait) => {} }
+                }
+                Next::Wait(None) => changed.await,
+                Next::Look { from, now, known } => {
+                    let look = Look { shared: shared.clone(), upto: from };
+                    shared.database.read(move |transaction| look.read(transaction, now, &known)).await?;
+                }
             }
-            let (hop, table, from) = (shared.hop, shared.table, *cursor);
-            let found = shared
-                .database
-                .read(move |transaction| look(transaction, table, hop, from, now, most, &held))
-                .await?;
-            // No wait from here on: cancelled before, nothing has happened.
-            *cursor = found.upto;
-            if found.rows.is_empty() {
-                continue;
-            }
-            let mut state = shared.hands.state();
-            let deliver = |Found { row, visible_at, attempt, event }| {
-                state.in_flight.insert(row, InFlight { receiver: Some(*receiver), visible_at });
-                Delivery { event, attempt, receipt: Receipt::new(row.cast_unsigned(), self.0.clone()) }
-            };
-            return Ok(found.rows.into_iter().map(deliver).collect());
         }
     }
 }
 
-impl Drop for TableReceiver {
+impl<T: Payload> Drop for TableReceiver<T> {
     fn drop(&mut self) {
-        self.0.shared.hands.give_back(|_, held| held.receiver == Some(self.0.receiver));
+        let Holder { shared, number } = &*self.0;
+        shared.change(|state| state.inbox.release(*number));
     }
 }
 
+/// A look for due rows. When it is dropped, the next one begins where it came to; before it has read, where it began.
 struct Look<T: Payload> {
-    rows: Vec<Found<T>>,
+    shared: Arc<Shared<T>>,
     upto: Cursor,
 }
 
-struct Found<T: Payload> {
-    row: i64,
-    visible_at: i64,
-    attempt: u32,
-    event: Event<T>,
+impl<T: Payload> Look<T> {
+    /// Takes the due rows that are not known into the inbox, at most a page of them.
+    fn read(mut self, transaction: &Transaction<'_>, now: i64, known: &HashSet<u64>) -> rusqlite::Result<()> {
+        let (hop, from) = (self.shared.hop, self.upto);
+        let mut due = transaction.prepare_cached(
+            "SELECT id, visibleAt, attempt, event FROM queue
+             WHERE hop = ?1 AND (visibleAt, id) > (?2, ?3) AND visibleAt <= ?4 ORDER BY visibleAt, id LIMIT ?5",
+        )?;
+        let mut due = due.query(params![hop, from.visible_at, from.id, now, column::limit(PAGE)])?;
+        let (mut found, mut seen, mut upto) = (Vec::new(), 0, from);
+        while let Some(row) = due.next()? {
+            seen += 1;
+            upto = Cursor { visible_at: row.get(1)?, id: row.get(0)? };
+            if !known.contains(&upto.id.cast_unsigned()) {
+                found.extend(read_row(row, hop)?);
+            }
+        }
+        if seen < PAGE {
+            let next = transaction
+                .prepare_cached("SELECT min(visibleAt) FROM queue WHERE hop = ?1 AND visibleAt > ?2")?
+                .query_row(params![hop, now], |row| row.get::<_, Option<i64>>(0))?;
+            upto = next.map_or(Cursor::END, Cursor::before);
+        }
+        let mut state = lock(&self.shared.state);
+        found.into_iter().for_each(|(row, attempt, event)| state.push(row, event, attempt));
+        drop(state);
+        self.upto = upto;
+        Ok(())
+    }
 }
 
-/// The due rows after `from` that nobody holds: at most `most`, and at most a page of the table.
-fn look<T: Payload>(
-    transaction: &Transaction<'_>,
-    table: Table,
-    hop: &str,
-    from: Cursor,
-    now: i64,
-    most: usize,
-    held: &HashSet<i64>,
-) -> rusqlite::Result<Look<T>> {
-    const PAGE: usize = 1024;
-    let page = most.clamp(1, PAGE);
-    let sql = format!(
-        "SELECT id, visibleAt, attempt, event FROM {}
-         WHERE hop = ?1 AND (visibleAt, id) > (?2, ?3) AND visibleAt <= ?4 ORDER BY visibleAt, id LIMIT ?5",
-        table.name
-    );
-    let mut due = transaction.prepare_cached(&sql)?;
-    let mut due = due.query(params![hop, from.visible_at, from.id, now, column::limit(page)])?;
-    let (mut rows, mut seen, mut upto) = (Vec::new(), 0, from);
-    while let Some(row) = due.next()? {
-        seen += 1;
-        upto = Cursor { visible_at: row.get(1)?, id: row.get(0)? };
-        if !held.contains(&upto.id) {
-            rows.extend(read_row(row, hop)?);
-        }
+impl<T: Payload> Drop for Look<T> {
+    fn drop(&mut self) {
+        self.shared.change(|state| {
+            state.is_looking = false;
+            state.cursor = state.cursor.min(self.upto);
+        });
     }
-    if seen < page {
-        let sql = format!("SELECT min(visibleAt) FROM {} WHERE hop = ?1 AND visibleAt > ?2", table.name);
-        let next = transaction
-            .prepare_cached(&sql)?
-            .query_row(params![hop, now], |row| row.get::<_, Option<i64>>(0))?;
-        upto = next.map_or(Cursor::END, Cursor::before);
-    }
-    Ok(Look { rows, upto })
 }
 
 /// An event that can't be read stays where it is, for an operator to see, and holds up no other.
-fn read_row<T: Payload>(row: &Row<'_>, hop: &str) -> rusqlite::Result<Option<Found<T>>> {
-    let (id, visible_at, attempt) = (row.get(0)?, row.get(1)?, row.get(2)?);
+fn read_row<T: Payload>(row: &Row<'_>, hop: &str) -> rusqlite::Result<Option<(i64, u32, Event<T>)>> {
+    let (id, attempt) = (row.get(0)?, row.get(2)?);
     match row.json(3) {
-        Ok(event) => Ok(Some(Found { row: id, visible_at, attempt, event })),
+        Ok(event) => Ok(Some((id, attempt, event))),
         Err(error) => {
             tracing::error!(hop, row = id, %error, "an event in the queue can't be read; it stays there");
             Ok(None)
@@ -347,79 +297,92 @@ fn read_row<T: Payload>(row: &Row<'_>, hop: &str) -> rusqlite::Result<Option<Fou
     }
 }
 
-/// What one receiver holds. A delivery's tag is its row.
-struct TableLedger {
-    shared: Arc<Shared>,
-    receiver: u64,
+/// One receiver, as its receipts know it.
+struct Holder<T: Payload> {
+    shared: Arc<Shared<T>>,
+    number: u64,
 }
 
-impl fmt::Debug for TableLedger {
+impl<T: Payload> fmt::Debug for Holder<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { shared, receiver } = self;
-        f.debug_struct("TableLedger")
-            .field("hop", &shared.hop)
-            .field("receiver", receiver)
+        f.debug_struct("Holder")
+            .field("hop", &self.shared.hop)
+            .field("number", &self.number)
             .finish_non_exhaustive()
     }
 }
 
-#[async_trait]
-impl Ledger for TableLedger {
-    async fn settle(&self, verdicts: Vec<(u64, Verdict)>) -> EngineResult<()> {
-        let Shared { table, database, clock, hands, .. } = &*self.shared;
-        let (table, now) = (*table, clock.now());
-        let mut settling = Settling { hands: hands.clone(), rows: Vec::with_capacity(verdicts.len()) };
-        let (mut given, mut unknown) = (HashSet::new(), false);
-        {
-            let mut state = hands.state();
-            for (tag, verdict) in verdicts {
-                let row = tag.cast_signed();
-                let held = state.in_flight.get_mut(&row).filter(|held| held.receiver == Some(self.receiver));
-                match (held, verdict) {
-                    (Some(_), Verdict::GiveBack) => drop(given.insert(row)),
-                    (Some(held), Verdict::Done | Verdict::RetryAfter(_)) => {
-                        held.receiver = None;
-                        let again_at = |delay| now.after(delay).as_millis();
-                        let delay = if let Verdict::RetryAfter(delay) = verdict { Some(delay) } else { None };
-                        settling.rows.push((row, delay.map(again_at)));
-                    }
-                    (None, verdict) => unknown |= verdict != Verdict::GiveBack,
+impl<T: Payload> Holder<T> {
+    /// Writes of rows in hand that they are gone, or, as the next attempt, due again at a moment.
+    async fn write(&self, tags: Vec<u64>, again_at: Option<i64>) -> EngineResult<()> {
+        let removed = lock(&self.shared.state).inbox.remove(self.number, tags);
+        let rows: Vec<_> = removed.places.iter().map(|place| place.place.cast_signed()).collect();
+        let leaving = Leaving { shared: self.shared.clone(), places: removed.places };
+        if !rows.is_empty() {
+            let write = move |transaction: &Transaction<'_>| match again_at {
+                None => {
+                    let mut delete = transaction.prepare_cached("DELETE FROM queue WHERE id = ?1")?;
+                    rows.iter().try_for_each(|row| delete.execute([row]).map(drop))
                 }
-            }
-        }
-        if !given.is_empty() {
-            hands.give_back(|row, _| given.contains(&row));
-        }
-        if !settling.rows.is_empty() {
-            let rows = settling.rows.clone();
-            let work = move |transaction: &Transaction<'_>| settle(transaction, table, &rows);
-            let then = move |outcome: &EngineResult<()>| {
-                if outcome.is_ok() {
-                    settling.finish();
+                Some(again_at) => {
+                    let sql = "UPDATE queue SET visibleAt = ?2, attempt = attempt + 1 WHERE id = ?1";
+                    let mut update = transaction.prepare_cached(sql)?;
+                    rows.iter().try_for_each(|row| update.execute([*row, again_at]).map(drop))
                 }
             };
-            database.write_then(work, then).await?;
+            let then = move |written: &EngineResult<()>| {
+                if written.is_ok() {
+                    leaving.finish(again_at);
+                }
+            };
+            self.shared.database.write_then(write, then).await?;
         }
-        if unknown { Err(super::given_back()) } else { Ok(()) }
-    }
-
-    fn dropped(&self, tag: u64) {
-        self.shared
-            .hands
-            .give_back(|row, held| row == tag.cast_signed() && held.receiver == Some(self.receiver));
+        if removed.some_are_gone { Err(super::not_in_hand()) } else { Ok(()) }
     }
 }
 
-fn settle(transaction: &Transaction<'_>, table: Table, rows: &[(i64, Option<i64>)]) -> rusqlite::Result<()> {
-    let table = table.name;
-    let mut done = transaction.prepare_cached(&format!("DELETE FROM {table} WHERE id = ?1"))?;
-    let sql = format!("UPDATE {table} SET visibleAt = ?2, attempt = attempt + 1 WHERE id = ?1");
-    let mut retry = transaction.prepare_cached(&sql)?;
-    for (row, again_at) in rows {
-        match again_at {
-            None => done.execute([row])?,
-            Some(again_at) => retry.execute([row, again_at])?,
-        };
+#[async_trait]
+impl<T: Payload> Acknowledge for Holder<T> {
+    async fn ack(&self, tags: Vec<u64>) -> EngineResult<()> {
+        self.write(tags, None).await
     }
-    Ok(())
+
+    async fn retry(&self, tags: Vec<u64>, after: Duration) -> EngineResult<()> {
+        let again_at = self.shared.clock.now().after(after).as_millis();
+        self.write(tags, Some(again_at)).await
+    }
+
+    fn dropped(&self, tag: u64) {
+        self.shared.change(|state| state.inbox.put_back(self.number, [tag]));
+    }
+}
+
+/// Events whose acknowledgement or retry is being written. Dropped before it is finished, it lets them wait again.
+struct Leaving<T: Payload> {
+    shared: Arc<Shared<T>>,
+    places: Vec<Place<T>>,
+}
+
+impl<T: Payload> Leaving<T> {
+    fn finish(mut self, again_at: Option<i64>) {
+        let places = std::mem::take(&mut self.places);
+        self.shared.change(|state| {
+            places.iter().for_each(|place| drop(state.known.remove(&place.place)));
+            let again = again_at.map_or(Cursor::END, Cursor::before);
+            state.cursor = state.cursor.min(again);
+        });
+    }
+}
+
+impl<T: Payload> Drop for Leaving<T> {
+    fn drop(&mut self) {
+        if !self.places.is_empty() {
+            let places = std::mem::take(&mut self.places);
+            self.shared.change(|state| {
+                for Place { partition, place, event, attempt } in places {
+                    state.inbox.push(partition, place, event, attempt, None);
+                }
+            });
+        }
+    }
 }

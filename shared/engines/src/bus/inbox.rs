@@ -108,7 +108,14 @@ impl<T: Payload> Inbox<T> {
     }
 
     /// An event waits at a place, from `due` on.
-    pub fn push(&mut self, partition: usize, place: u64, event: Event<T>, attempt: u32, due: Option<Instant>) {
+    pub fn push(
+        &mut self,
+        partition: usize,
+        place: u64,
+        event: Event<T>,
+        attempt: u32,
+        due: Option<Instant>,
+    ) {
         self.partitions[partition].waiting.insert(place, Waiting { event, attempt, due });
     }
 
@@ -185,7 +192,12 @@ impl<T: Payload> Inbox<T> {
 
     /// A removed event waits at its old place again, for one more attempt, after a delay: on an ordered hop the whole
     /// partition does.
-    pub fn retry(&mut self, Place { partition, place, event, attempt }: Place<T>, after: Duration, now: Instant) {
+    pub fn retry(
+        &mut self,
+        Place { partition, place, event, attempt }: Place<T>,
+        after: Duration,
+        now: Instant,
+    ) {
         let due = now + after;
         if self.kind == Kind::Ordered {
             let this = &mut self.partitions[partition];
@@ -226,6 +238,11 @@ impl<T: Payload> Inbox<T> {
     /// How many events of a partition are in hand.
     pub fn in_hand(&self, partition: usize) -> usize {
         self.partitions[partition].in_hand
+    }
+
+    /// How many events wait, in all partitions.
+    pub fn waiting(&self) -> usize {
+        self.partitions.iter().map(|partition| partition.waiting.len()).sum()
     }
 
     /// The attempt of the event that comes next in a partition; none when nothing waits there.

@@ -378,11 +378,7 @@ impl<T: Payload> Drop for Leaving<T> {
     fn drop(&mut self) {
         if !self.places.is_empty() {
             let places = std::mem::take(&mut self.places);
-            self.shared.change(|state| {
-                for Place { partition, place, event, attempt } in places {
-                    state.inbox.push(partition, place, event, attempt, None);
-                }
-            });
+            self.shared.change(|state| places.into_iter().for_each(|place| state.inbox.restore(place)));
         }
     }
 }

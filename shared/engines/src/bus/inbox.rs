@@ -31,7 +31,7 @@ struct Partition<T: Payload> {
     blocked_until: Option<Instant>,
     /// Nothing more is taken of it.
     is_closed: bool,
-    /// Counts how often it was cleared: what was in hand then is nobody's any more.
+    /// Counts how often it was cleared: what was in hand then is forgotten.
     generation: u64,
 }
 
@@ -46,7 +46,6 @@ struct Waiting<T: Payload> {
 #[derive(Debug)]
 struct InHand<T: Payload> {
     holder: u64,
-    generation: u64,
     place: Place<T>,
 }
 
@@ -61,7 +60,8 @@ pub struct Taken<T: Payload> {
     pub attempt: u32,
 }
 
-/// An event that is in nobody's hands any more, and where it had been waiting.
+/// An event that is in hand no longer, and where it had been waiting. If that was cleared meanwhile, it waits there no
+/// more, whatever is asked.
 #[derive(Debug)]
 pub struct Place<T: Payload> {
     /// Its partition.
@@ -72,9 +72,10 @@ pub struct Place<T: Payload> {
     pub event: Event<T>,
     /// Which try it was.
     pub attempt: u32,
+    generation: u64,
 }
 
-/// What was taken out of somebody's hands.
+/// What was taken out of a holder's hands.
 #[derive(Debug)]
 pub struct Removed<T: Payload> {
     /// Those that were there.
@@ -153,12 +154,12 @@ impl<T: Payload> Inbox<T> {
             }
             for place in due {
                 let Some(Waiting { event, attempt, .. }) = this.waiting.remove(&place) else { continue };
-                let (tag, generation) = (self.next_tag, this.generation);
+                let tag = self.next_tag;
                 self.next_tag += 1;
                 this.in_hand += 1;
                 batch.push(Taken { tag, event: event.clone(), attempt });
-                let place = Place { partition, place, event, attempt };
-                self.in_hand.insert(tag, InHand { holder, generation, place });
+                let place = Place { partition, place, event, attempt, generation: this.generation };
+                self.in_hand.insert(tag, InHand { holder, place });
             }
             if batch.len() >= max {
                 break;
@@ -167,21 +168,18 @@ impl<T: Payload> Inbox<T> {
         if batch.is_empty() { Err(opens_at) } else { Ok(batch) }
     }
 
-    /// Takes these out of their holder's hands: they are acknowledged, or will be put back.
+    /// Takes these out of their holder's hands: they are acknowledged, or will be retried or restored.
     pub fn remove(&mut self, holder: u64, tags: impl IntoIterator<Item = u64>) -> Removed<T> {
         let mut removed = Removed { places: Vec::new(), some_are_gone: false };
         for tag in tags {
-            match self.in_hand.get(&tag) {
-                Some(held) if held.holder == holder => {}
-                _ => {
-                    removed.some_are_gone = true;
-                    continue;
-                }
-            }
-            let Some(InHand { generation, place, .. }) = self.in_hand.remove(&tag) else { continue };
+            let held = self.in_hand.get(&tag).is_some_and(|held| held.holder == holder);
+            let Some(InHand { place, .. }) = held.then(|| self.in_hand.remove(&tag)).flatten() else {
+                removed.some_are_gone = true;
+                continue;
+            };
             let partition = &mut self.partitions[place.partition];
             partition.in_hand -= 1;
-            if partition.generation == generation {
+            if partition.generation == place.generation {
                 removed.places.push(place);
             } else {
                 removed.some_are_gone = true;
@@ -192,26 +190,31 @@ impl<T: Payload> Inbox<T> {
 
     /// A removed event waits at its old place again, for one more attempt, after a delay: on an ordered hop the whole
     /// partition does.
-    pub fn retry(
-        &mut self,
-        Place { partition, place, event, attempt }: Place<T>,
-        after: Duration,
-        now: Instant,
-    ) {
+    pub fn retry(&mut self, place: Place<T>, after: Duration, now: Instant) {
         let due = now + after;
-        if self.kind == Kind::Ordered {
-            let this = &mut self.partitions[partition];
+        let this = &mut self.partitions[place.partition];
+        if self.kind == Kind::Ordered && this.generation == place.generation {
             this.blocked_until = this.blocked_until.max(Some(due));
         }
         let due = (self.kind == Kind::Durable && !after.is_zero()).then_some(due);
-        self.push(partition, place, event, attempt + 1, due);
+        self.wait_again(Place { attempt: place.attempt + 1, ..place }, due);
     }
 
-    /// A delivery was dropped: its event waits at its old place again, as if it had not been taken.
-    pub fn put_back(&mut self, holder: u64, tags: impl IntoIterator<Item = u64>) {
-        for Place { partition, place, event, attempt } in self.remove(holder, tags).places {
-            self.push(partition, place, event, attempt, None);
+    /// A removed event waits at its old place again, as if it had not been taken.
+    pub fn restore(&mut self, place: Place<T>) {
+        self.wait_again(place, None);
+    }
+
+    fn wait_again(&mut self, place: Place<T>, due: Option<Instant>) {
+        let Place { partition, place, event, attempt, generation } = place;
+        if self.partitions[partition].generation == generation {
+            self.push(partition, place, event, attempt, due);
         }
+    }
+
+    /// Deliveries were dropped: their events wait at their old places again, as if they had not been taken.
+    pub fn put_back(&mut self, holder: u64, tags: impl IntoIterator<Item = u64>) {
+        self.remove(holder, tags).places.into_iter().for_each(|place| self.restore(place));
     }
 
     /// A holder is gone: what it held waits again.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::decide::Ladder;
+use crate::decide::RetryPolicy;
 
 /// So many failures in a row are the provider's state, not a push's bad luck.
 const FAILURES: u32 = 10;
@@ -12,7 +12,7 @@ const FAILURES: u32 = 10;
 /// How many pushes a lane may have in hand. It reads no clock.
 #[derive(Debug)]
 pub(crate) struct Breaker {
-    ladder: Ladder,
+    retry_policy: RetryPolicy,
     /// Since the last push that the provider answered otherwise.
     failures: u32,
     /// Open: no push until then, and one at a time from then on.
@@ -20,14 +20,14 @@ pub(crate) struct Breaker {
 }
 
 impl Breaker {
-    pub(crate) const fn new(ladder: Ladder) -> Self {
-        Self { ladder, failures: 0, open_until: None }
+    pub(crate) const fn new(retry_policy: RetryPolicy) -> Self {
+        Self { retry_policy, failures: 0, open_until: None }
     }
 
-    /// How many pushes may be under way: `most`, or one probe.
-    pub(crate) fn places(&self, most: usize, now: Instant) -> usize {
+    /// How many pushes may be under way: `max`, or one probe.
+    pub(crate) fn places(&self, max: usize, now: Instant) -> usize {
         match self.open_until {
-            None => most,
+            None => max,
             Some(until) if now >= until => 1,
             Some(_) => 0,
         }
@@ -52,10 +52,10 @@ impl Breaker {
         self.failures = self.failures.saturating_add(1);
         let pauses = self.failures.saturating_sub(FAILURES - 1);
         if pauses > 0 {
-            // Never above the second rung (30 s): one call every 30 s burdens nobody, and that is how late the pushes
-            // are at most when the provider comes back.
-            // Unless it asks for longer.
-            self.open_until = Some(now + self.ladder.rung(pauses.min(2)).max(asked.min(self.ladder.top())));
+            // No longer than the second step (30 s), unless the provider asks for longer: one call every 30 s is no
+            // burden, and that is how late the pushes are at most when the provider comes back.
+            let asked = asked.min(self.retry_policy.longest());
+            self.open_until = Some(now + self.retry_policy.delay(pauses.min(2)).max(asked));
         }
         pauses > 0
     }
@@ -65,14 +65,14 @@ impl Breaker {
 mod tests {
     use super::*;
 
-    const MOST: usize = 64;
+    const MAX: usize = 64;
 
     fn seconds(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
     }
 
     fn failing(times: u32, now: Instant) -> Breaker {
-        let mut breaker = Breaker::new(Ladder::STANDARD);
+        let mut breaker = Breaker::new(RetryPolicy::STANDARD);
         for _ in 0..times {
             breaker.fail(now, Duration::ZERO);
         }
@@ -82,9 +82,9 @@ mod tests {
     #[test]
     fn nine_failures_change_nothing_and_the_tenth_pauses() {
         let now = Instant::now();
-        assert_eq!(failing(9, now).places(MOST, now), MOST);
+        assert_eq!(failing(9, now).places(MAX, now), MAX);
         let open = failing(10, now);
-        assert_eq!((open.places(MOST, now), open.pause(now)), (0, Some(now + seconds(5))));
+        assert_eq!((open.places(MAX, now), open.pause(now)), (0, Some(now + seconds(5))));
     }
 
     #[test]
@@ -93,7 +93,7 @@ mod tests {
         let mut breaker = failing(9, now);
         breaker.close();
         breaker.fail(now, Duration::ZERO);
-        assert_eq!(breaker.places(MOST, now), MOST);
+        assert_eq!(breaker.places(MAX, now), MAX);
     }
 
     #[test]
@@ -110,7 +110,7 @@ mod tests {
         assert_eq!(breaker.pause(now), Some(now + seconds(120)));
         let mut breaker = failing(9, now);
         assert!(breaker.fail(now, seconds(86_400)));
-        assert_eq!(breaker.pause(now), Some(now + seconds(1800)), "but no longer than the top rung");
+        assert_eq!(breaker.pause(now), Some(now + seconds(1800)), "but no longer than the longest step");
     }
 
     #[test]
@@ -119,11 +119,11 @@ mod tests {
         let mut breaker = failing(10, start);
         for pause in [5, 30, 30] {
             let now = breaker.pause(breaker.open_until.unwrap() - seconds(1)).unwrap();
-            assert_eq!((breaker.places(MOST, now), breaker.pause(now)), (1, None), "after {pause} s");
+            assert_eq!((breaker.places(MAX, now), breaker.pause(now)), (1, None), "after {pause} s");
             assert!(breaker.fail(now, Duration::ZERO));
             assert_eq!(breaker.pause(now), Some(now + seconds(30)));
         }
         breaker.close();
-        assert_eq!(breaker.places(MOST, start), MOST);
+        assert_eq!(breaker.places(MAX, start), MAX);
     }
 }

@@ -7,17 +7,17 @@ use unicode_segmentation::UnicodeSegmentation;
 /// What stands for what was cut off.
 const ELLIPSIS: &str = "…";
 
-/// As much of a text as takes `most` bytes as JSON (without its quotes), cut between two characters as a reader sees them
+/// As much of a text as takes `max` bytes as JSON (without its quotes), cut between two characters as a reader sees them
 /// (an emoji of a family is one), with an ellipsis where something is missing. Empty when not even that fits.
-pub(crate) fn fit(text: &str, most: usize) -> Cow<'_, str> {
-    if text.len() <= most && escaped(text) <= most {
+pub(crate) fn fit(text: &str, max: usize) -> Cow<'_, str> {
+    if text.len() <= max && escaped(text) <= max {
         return Cow::Borrowed(text);
     }
-    let Some(most) = most.checked_sub(ELLIPSIS.len()) else { return Cow::Borrowed("") };
+    let Some(max) = max.checked_sub(ELLIPSIS.len()) else { return Cow::Borrowed("") };
     let mut length = 0;
     let kept = text.grapheme_indices(true).find(|(_, character)| {
         length += escaped(character);
-        length > most
+        length > max
     });
     let end = kept.map_or(text.len(), |(start, _)| start);
     Cow::Owned(format!("{}{ELLIPSIS}", &text[..end]))
@@ -64,16 +64,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_fits_is_the_beginning_and_no_longer_than_asked(text in any::<String>(), most in 0_usize..200) {
-            let fitted = fit(&text, most);
-            prop_assert!(as_json(&fitted) <= most);
+        fn what_fits_is_the_beginning_and_no_longer_than_asked(text in any::<String>(), max in 0_usize..200) {
+            let fitted = fit(&text, max);
+            prop_assert!(as_json(&fitted) <= max);
             prop_assert_eq!(escaped(&text), as_json(&text));
-            if as_json(&text) <= most {
+            if as_json(&text) <= max {
                 prop_assert_eq!(&*fitted, &text);
             } else if let Some(beginning) = fitted.strip_suffix(ELLIPSIS) {
                 prop_assert!(text.starts_with(beginning));
             } else {
-                prop_assert!(fitted.is_empty() && most < ELLIPSIS.len());
+                prop_assert!(fitted.is_empty() && max < ELLIPSIS.len());
             }
         }
     }

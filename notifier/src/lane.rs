@@ -3,48 +3,48 @@
 //! A push looks once more, at its turn, whether its recipient still needs it: it may have waited for hours. What that
 //! takes, and what is written when pushes end, is one look-up and one write for all that come together (`ended.rs`).
 //!
-//! **Settled after the effect**: a push is done once the provider has taken it, which is recorded first, or once it is
-//! parked. What comes again after that is recognised by its event id.
+//! **Acknowledged after the effect**: once the provider has taken a push, which is recorded first, or once it is parked.
+//! What comes again after that is recognised by its event id.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::try_join3;
 use naru_engines::EngineResult;
-use naru_engines::bus::{Delivery, Queue, Receiver, Verdict as Settled};
+use naru_engines::bus::{self, Delivery, Queue, Receipt, Receiver};
 use naru_engines::store::{MemberPosition, ParkedPush, Platform, Store};
-use naru_model::hops::{self, PushJob, PushOutcome};
+use naru_model::hops::{self, PushJob};
 use naru_model::{Event, EventId, Stage, Timestamp, UserId};
+use naru_runtime::Backoff;
 use tokio::task::{self, JoinSet};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::breaker::Breaker;
-use crate::decide::{Action, Ladder, before_sending, decide};
-use crate::ended::{Ended, Ending, outcome};
+use crate::decide::{Action, RetryPolicy, decide};
+use crate::ended::{Ended, Ending};
 use crate::provider::Provider;
-use crate::push::reason_to_spare;
+use crate::push::{BACKOFF_BASE, BACKOFF_CAP, reason_to_spare};
 use crate::telemetry::Telemetry;
-use crate::trouble::{Trouble, note, settle};
-use crate::verdict::Verdict;
+use crate::verdict::{Reason, Verdict};
 
 /// A lane that has a provider.
 pub(crate) struct Lane {
     pub(crate) provider: Arc<dyn Provider>,
     pub(crate) queue: Arc<dyn Queue<PushJob>>,
-    pub(crate) outcomes: Arc<dyn Queue<PushOutcome>>,
     pub(crate) store: Store,
     pub(crate) concurrency: NonZeroUsize,
-    pub(crate) ladder: Ladder,
+    pub(crate) retry_policy: RetryPolicy,
     pub(crate) telemetry: Telemetry,
 }
 
 /// What one push told of the provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sign {
+enum Health {
     /// It was not asked.
-    None,
+    Unknown,
     /// It works.
     Working,
     /// It does not, and may have said until when.
@@ -54,12 +54,12 @@ enum Sign {
 /// The pushes under way, each in a task of its own.
 #[derive(Default)]
 struct InHand {
-    tasks: JoinSet<Sign>,
+    tasks: JoinSet<Health>,
     events: HashMap<task::Id, EventId>,
 }
 
 impl InHand {
-    fn start(&mut self, event: EventId, push: impl Future<Output = Sign> + Send + 'static) {
+    fn start(&mut self, event: EventId, push: impl Future<Output = Health> + Send + 'static) {
         self.events.insert(self.tasks.spawn(push).id(), event);
     }
 
@@ -68,16 +68,16 @@ impl InHand {
     }
 
     /// How the next one ended; none when there is none. Cancelling loses nothing.
-    async fn next(&mut self) -> Option<Sign> {
-        let (id, sign) = match self.tasks.join_next_with_id().await? {
+    async fn next(&mut self) -> Option<Health> {
+        let (id, health) = match self.tasks.join_next_with_id().await? {
             Ok(ended) => ended,
             Err(error) => {
                 tracing::error!(%error, "a push panicked; it comes again");
-                (error.id(), Sign::Failing(None))
+                (error.id(), Health::Failing(None))
             }
         };
         self.events.remove(&id);
-        Some(sign)
+        Some(health)
     }
 }
 
@@ -91,7 +91,7 @@ impl Lane {
         let mut in_hand = InHand::default();
         let ending = Ending::start(&self);
         let taken = self.take(&mut *receiver, &mut in_hand, &ending, &stop).await;
-        // The receiver has to outlive them: what is not settled before it is dropped comes again.
+        // The receiver has to outlive them: what is not acknowledged before it is dropped comes again.
         while in_hand.next().await.is_some() {}
         taken
     }
@@ -103,16 +103,16 @@ impl Lane {
         ending: &Ending,
         stop: &CancellationToken,
     ) -> EngineResult<()> {
-        let mut breaker = Breaker::new(self.ladder);
-        let mut trouble = Trouble::new(self.name().hop().name, self.telemetry.clone());
+        let mut breaker = Breaker::new(self.retry_policy);
+        let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_CAP);
         // Looked up and not begun: as many as there are places, so that places which become free one by one do not cost a
-        // look-up each. Dropped, they are given back.
+        // look-up each. Dropped, they come again.
         let mut ready: VecDeque<Delivery<PushJob>> = VecDeque::new();
         loop {
             let now = Instant::now();
             let pause = breaker.pause(now);
-            let most = breaker.places(self.concurrency.get(), now);
-            let places = most.saturating_sub(in_hand.tasks.len());
+            let max = breaker.places(self.concurrency.get(), now);
+            let places = max.saturating_sub(in_hand.tasks.len());
             self.telemetry.paused(self.name(), pause.is_some());
             for delivery in ready.drain(..places.min(ready.len())) {
                 in_hand.start(delivery.event.event_id, self.clone().push(delivery, ending.clone()));
@@ -120,10 +120,10 @@ impl Lane {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                Some(sign) = in_hand.next() => match sign {
-                    Sign::None => {}
-                    Sign::Working => breaker.close(),
-                    Sign::Failing(until) => {
+                Some(health) = in_hand.next() => match health {
+                    Health::Unknown => {}
+                    Health::Working => breaker.close(),
+                    Health::Failing(until) => {
                         let asked = until.map(|until| until.since(Timestamp::now())).unwrap_or_default();
                         if breaker.fail(Instant::now(), asked) {
                             ready.clear();
@@ -132,8 +132,8 @@ impl Lane {
                     }
                 },
                 () = sleep_until(pause.unwrap_or(now)), if pause.is_some() => {}
-                batch = receiver.receive(most), if places > 0 && ready.is_empty() => {
-                    ready.extend(self.needed(batch?, in_hand, &mut trouble, stop).await);
+                batch = receiver.receive(max), if places > 0 && ready.is_empty() => {
+                    ready.extend(self.needed(batch?, in_hand, &mut backoff, stop).await);
                 }
             }
         }
@@ -144,18 +144,21 @@ impl Lane {
         &self,
         batch: Vec<Delivery<PushJob>>,
         in_hand: &InHand,
-        trouble: &mut Trouble,
+        backoff: &mut Backoff,
         stop: &CancellationToken,
     ) -> Vec<Delivery<PushJob>> {
         let known = match self.look_up(&batch).await {
             Ok(known) => known,
             Err(error) => {
-                let receipts = batch.into_iter().map(|delivery| delivery.receipt).collect();
-                trouble.give_back(receipts, error, stop).await;
+                let delay = backoff.next_delay();
+                self.telemetry.log_failure(Err(error), "a lane's look-up failed; its pushes come again");
+                self.retry(batch.into_iter().map(|delivery| delivery.receipt).collect(), delay).await;
+                // Nothing more is read meanwhile: its look-up would fail, too.
+                stop.run_until_cancelled(sleep(delay)).await;
                 return Vec::new();
             }
         };
-        trouble.is_over();
+        backoff.reset();
         let now = Timestamp::now();
         let (mut needed, mut needless, mut doubled) =
             (Vec::with_capacity(batch.len()), Vec::new(), Vec::new());
@@ -177,8 +180,8 @@ impl Lane {
             }
         }
         self.telemetry.repeated(self.name(), repeated);
-        settle(needless, Settled::Done, &self.telemetry).await;
-        settle(doubled, Settled::RetryAfter(self.ladder.rung(1)), &self.telemetry).await;
+        self.ack(needless).await;
+        self.retry(doubled, self.retry_policy.delay(1)).await;
         needed
     }
 
@@ -199,38 +202,38 @@ impl Lane {
     }
 
     /// One push, from the queue to its end or its next try.
-    async fn push(self: Arc<Self>, delivery: Delivery<PushJob>, ending: Ending) -> Sign {
+    async fn push(self: Arc<Self>, delivery: Delivery<PushJob>, ending: Ending) -> Health {
         let Delivery { event, attempt, receipt } = delivery;
-        let (verdict, action) = match before_sending(&event.payload, Timestamp::now()) {
-            Some(action) => (None, action),
-            None => {
-                let called = Instant::now();
-                let verdict = self.provider.push(&event).await;
-                self.telemetry.answered(self.name(), called.elapsed());
-                let (now, chance) = (Timestamp::now(), rand::random());
-                let action = decide(&verdict, attempt, now, event.payload.expires_at, &self.ladder, chance);
-                (Some(verdict), action)
-            }
+        let expires_at = event.payload.expires_at;
+        let (verdict, action) = if Timestamp::now() >= expires_at {
+            (None, Action::EXPIRED)
+        } else {
+            let called = Instant::now();
+            let verdict = self.provider.push(&event).await;
+            self.telemetry.answered(self.name(), called.elapsed());
+            let (now, chance) = (Timestamp::now(), rand::random());
+            let action = decide(&verdict, attempt, now, expires_at, &self.retry_policy, chance);
+            (Some(verdict), action)
         };
         self.log(&event, attempt, verdict.as_ref(), &action);
         if let Some(verdict) = &verdict {
             self.note(verdict, &event).await;
         }
-        let sign = match &verdict {
-            Some(verdict) if verdict.is_failing() => Sign::Failing(match verdict {
+        let health = match &verdict {
+            Some(verdict) if verdict.is_failing() => Health::Failing(match verdict {
                 Verdict::SlowDown { until, .. } => Some(*until),
                 _ => None,
             }),
-            Some(_) => Sign::Working,
-            None => Sign::None,
+            Some(_) => Health::Working,
+            None => Health::Unknown,
         };
-        let provider_id = match verdict {
-            Some(Verdict::Delivered { provider_id }) => Some(provider_id),
-            _ => None,
+        let event_id = event.event_id;
+        let action = match action {
+            Action::Park(stage, reason) => self.park(event, attempt, stage, reason).await,
+            action => action,
         };
-        let (settled, outcome) = self.act(action, event, attempt, provider_id).await;
-        ending.of(Ended { receipt, settled, outcome }).await;
-        sign
+        ending.of(Ended { receipt, event_id, action }).await;
+        health
     }
 
     fn log(&self, event: &Event<PushJob>, attempt: u32, verdict: Option<&Verdict>, action: &Action) {
@@ -244,8 +247,6 @@ impl Lane {
             (Some(Verdict::OurConfiguration { reason, whose }), _) => {
                 tracing::error!(lane, %event_id, %message_id, %trace, attempt, %reason, ?whose, "our configuration is refused");
             }
-            // A provider's wait is not over.
-            (None, Action::RetryAfter(_)) => {}
             _ => {
                 tracing::warn!(lane, %event_id, %message_id, %trace, attempt, ?verdict, ?action, "not pushed")
             }
@@ -267,50 +268,38 @@ impl Lane {
             if let Ok(true) = removed {
                 self.telemetry.token_removed(self.name());
             }
-            note(removed.map(drop), "a dead token stays; the next push meets it again", &self.telemetry);
+            let consequence = "a dead token stays; the next push meets it again";
+            self.telemetry.log_failure(removed.map(drop), consequence);
         }
     }
 
-    /// Does what is to be done, but for what is done for many at once when they end.
-    async fn act(
-        &self,
-        action: Action,
-        event: Event<PushJob>,
-        attempt: u32,
-        provider_id: Option<String>,
-    ) -> (Settled, Option<Event<PushOutcome>>) {
-        match action {
-            Action::Done => (Settled::Done, Some(outcome(&event, attempt, Stage::Pushed, provider_id, None))),
-            Action::RetryAfter(delay) => {
-                self.telemetry.retried(self.name());
-                (Settled::RetryAfter(delay), None)
-            }
-            Action::Postpone(delay, not_before) => {
-                self.telemetry.retried(self.name());
-                let job = PushJob { not_before: Some(not_before), ..event.payload };
-                let postponed = self.queue.send_later(delay, vec![Event { payload: job, ..event }]).await;
-                let settled = if postponed.is_ok() { Settled::Done } else { Settled::RetryAfter(delay) };
-                note(postponed, "a push could not be postponed; it comes again too early", &self.telemetry);
-                (settled, None)
-            }
-            Action::Park(stage, reason) => {
-                let told = outcome(&event, attempt, stage, None, Some(reason.to_string()));
-                let parked = ParkedPush {
-                    event_id: event.event_id,
-                    job: event.payload,
-                    reason: reason.into_owned(),
-                    attempts: attempt,
-                    parked_at: Timestamp::now(),
-                };
-                let parked = self.store.pushes.park(parked).await;
-                let is_parked = parked.is_ok();
-                note(parked, "a push could not be parked; it is tried again", &self.telemetry);
-                match is_parked {
-                    true => (Settled::Done, Some(told)),
-                    false => (Settled::RetryAfter(self.ladder.rung(attempt)), None),
-                }
-            }
+    /// Keeps a push in the store, or tries it again where that fails.
+    async fn park(&self, event: Event<PushJob>, attempt: u32, stage: Stage, reason: Reason) -> Action {
+        let parked = ParkedPush {
+            event_id: event.event_id,
+            job: event.payload,
+            reason: reason.clone().into_owned(),
+            attempts: attempt,
+            parked_at: Timestamp::now(),
+        };
+        let parked = self.store.pushes.park(parked).await;
+        let is_parked = parked.is_ok();
+        self.telemetry.log_failure(parked, "a push could not be parked; it is tried again");
+        match is_parked {
+            true => Action::Park(stage, reason),
+            false => Action::RetryAfter(self.retry_policy.delay(attempt)),
         }
+    }
+
+    /// These are finished.
+    pub(crate) async fn ack(&self, receipts: Vec<Receipt>) {
+        self.telemetry.log_failure(bus::ack(receipts).await, "pushes were not acknowledged; they come again");
+    }
+
+    /// These come again, exactly so long from now.
+    pub(crate) async fn retry(&self, receipts: Vec<Receipt>, after: Duration) {
+        let retried = bus::retry(receipts, after).await;
+        self.telemetry.log_failure(retried, "pushes were not put off; they come again at once");
     }
 
     pub(crate) fn name(&self) -> hops::Lane {

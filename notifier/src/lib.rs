@@ -1,22 +1,19 @@
-//! A phone buzzes: the last of the four workers turns offline events, and owed ones that nobody proved to be needless,
-//! into pushes, and keeps at it until a provider has taken them.
+//! A phone buzzes: the last of the four workers turns offline events into pushes, and keeps at it until a provider has
+//! taken them.
 //!
 //! ```text
-//! offline ─┬▶ push ──┬─ push.fcm ─────▶ lane ──▶ FCM                     ─┐
-//! owed ────┘         ├─ push.apns ────▶ lane ──▶ APNs                    ─┼▶ outcome
-//!                    └─ push.webhook ─▶ lane ──▶ the app's main backend  ─┘
+//!                    ┌─ push.fcm ─────▶ lane ──▶ FCM
+//! offline ──▶ push ──┼─ push.apns ────▶ lane ──▶ APNs
+//!                    └─ push.webhook ─▶ lane ──▶ the app's main backend
 //! ```
 //!
-//! - An owed event falls due after the grace time. Its recipients had a session; who of them has proven to have the message
-//!   needs no push, and the others are pushed to like those who had none.
 //! - `push` asks once more whether the recipient needs the push (not if the room is muted, or the message was received or
 //!   read meanwhile), and puts one job per device, and one for the backend, on their lanes.
 //! - A lane asks the same again at the push's turn, and hands it to its [`Provider`]. The [`Verdict`] decides: done, again
-//!   later, or parked (`docs/PUSH_VERDICTS.md` has every answer). A lane whose provider keeps failing pauses; the other lanes
-//!   don't notice.
-//! - What a push came to is told on the hop `outcome`.
+//!   later, or parked (`docs/PUSH_VERDICTS.md` has every answer). A moment that the provider named is kept exactly, by the
+//!   queue. A lane whose provider keeps failing pauses; the other lanes don't notice.
 //!
-//! **No push is lost.** A job is settled only after its effect: taken by the provider, or parked in the store.
+//! **No push is lost.** A job is acknowledged only after its effect: taken by the provider, or parked in the store.
 //! **One push is sent once**, unless the process dies, or the store fails, between the provider's answer and its record.
 //! The second call then carries the same event id, by which the provider or the backend can recognise it.
 //!
@@ -36,7 +33,6 @@ mod render;
 mod stale;
 mod telemetry;
 mod transport;
-mod trouble;
 mod verdict;
 mod webhook;
 
@@ -46,13 +42,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use naru_engines::{BoxError, Engines};
-use naru_model::hops::{self, Offline, Owed};
+use naru_model::hops;
 use naru_runtime::config::optional;
 use naru_runtime::{Metrics, Policy, Secret, Span, Supervisor};
 use serde::Deserialize;
 
 use crate::apns::Apns;
-pub use crate::decide::{Action, Ladder, decide};
+pub use crate::decide::RetryPolicy;
 use crate::fcm::Fcm;
 use crate::lane::Lane;
 pub use crate::provider::Provider;
@@ -60,10 +56,6 @@ use crate::push::Push;
 use crate::telemetry::Telemetry;
 pub use crate::verdict::{Reason, Verdict, Whose};
 use crate::webhook::Webhook;
-
-/// How many batches of offline events are turned into pushes at a time: a message to a large room, which makes a push for each
-/// of its members' devices, does not hold up the others.
-const PUSH_WORKERS: usize = 4;
 
 /// The keys that this worker reads; what they mean stands in the runtime's `defaults.toml`.
 #[derive(Clone, Debug, Deserialize)]
@@ -185,7 +177,7 @@ pub struct Notifier {
     config: Config,
     telemetry: Telemetry,
     providers: BTreeMap<hops::Lane, Arc<dyn Provider>>,
-    ladder: Ladder,
+    retry_policy: RetryPolicy,
 }
 
 impl Notifier {
@@ -200,8 +192,8 @@ impl Notifier {
                 "`push_webhook_secret` is not set: the backend can't tell Naru's pushes from another's"
             );
         }
-        let (telemetry, ladder) = (Telemetry::register(metrics), Ladder::STANDARD);
-        let notifier = Self { engines, config, telemetry, providers: BTreeMap::new(), ladder };
+        let (telemetry, retry_policy) = (Telemetry::register(metrics), RetryPolicy::STANDARD);
+        let notifier = Self { engines, config, telemetry, providers: BTreeMap::new(), retry_policy };
         Ok(providers.into_iter().fold(notifier, Self::with_provider))
     }
 
@@ -214,16 +206,16 @@ impl Notifier {
 
     /// With other waits between the tries of a push: for tests, which have no time.
     #[must_use]
-    pub fn with_ladder(self, ladder: Ladder) -> Self {
-        Self { ladder, ..self }
+    pub fn with_retry_policy(self, retry_policy: RetryPolicy) -> Self {
+        Self { retry_policy, ..self }
     }
 
-    /// Starts the tasks for offline events, and one each for owed events, for devices unseen for long, and for each lane that has a provider. Told to stop, they take nothing
-    /// more and finish what they hold; what the supervisor's deadline cuts off is given back and comes again.
+    /// Starts a task each for offline events, for devices unseen for long, and for each lane that has a provider. Told to
+    /// stop, they take nothing more and finish what they hold; what the supervisor's deadline cuts off comes again.
     pub fn spawn_on(self, supervisor: &Supervisor) {
-        let Self { engines, config, telemetry, providers, ladder } = self;
+        let Self { engines, config, telemetry, providers, retry_policy } = self;
         if providers.is_empty() {
-            tracing::warn!("no push provider is configured: whoever is offline is not told of messages");
+            tracing::warn!("no push provider is configured: users who are offline are not told of messages");
         }
         let supervisor = supervisor.for_owner("notifier");
         let push = Arc::new(Push {
@@ -231,20 +223,9 @@ impl Notifier {
             lanes: providers.keys().copied().collect(),
             ttl: config.push_ttl.into(),
             hides_content: config.push_hide_content,
-            ladder,
             telemetry: telemetry.clone(),
         });
-        for _ in 0..PUSH_WORKERS {
-            let push = push.clone();
-            supervisor.spawn("push", Policy::Restart, move |stop| {
-                let push = push.clone();
-                async move { push.run::<Offline>(stop).await }
-            });
-        }
-        supervisor.spawn("owed", Policy::Restart, move |stop| {
-            let push = push.clone();
-            async move { push.run::<Owed>(stop).await }
-        });
+        supervisor.spawn("push", Policy::Restart, move |stop| push.clone().run(stop));
         let (stale, unseen) = ((engines.clone(), telemetry.clone()), config.push_device_ttl.into());
         supervisor.spawn("stale devices", Policy::Restart, move |stop| {
             let (engines, telemetry) = stale.clone();
@@ -254,10 +235,9 @@ impl Notifier {
             let lane = Arc::new(Lane {
                 provider,
                 queue: engines.bus.push(name).clone(),
-                outcomes: engines.bus.outcome.clone(),
                 store: engines.store.clone(),
                 concurrency: config.push_concurrency,
-                ladder,
+                retry_policy,
                 telemetry: telemetry.clone(),
             });
             supervisor.spawn(name.hop().name, Policy::Restart, move |stop| lane.clone().run(stop));

@@ -1,4 +1,4 @@
-//! Whoever can make a phone buzz.
+//! What can make a phone buzz.
 
 use async_trait::async_trait;
 use naru_model::Event;

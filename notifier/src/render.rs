@@ -28,6 +28,5 @@ pub(crate) fn push(
         badge: None,
         target,
         expires_at: message.timestamp.after(ttl),
-        not_before: None,
     }
 }

@@ -9,7 +9,6 @@ use naru_model::{GatewayId, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::Telemetry;
-use crate::trouble::note;
 
 /// How often it is looked for them. One notifier does, by an advisory lease; two would only do the same twice.
 const EVERY: Duration = Duration::from_secs(3600);
@@ -37,7 +36,7 @@ pub(crate) async fn run(
             tracing::info!(devices, "devices that have not been seen for long are forgotten");
             telemetry.devices_forgotten(devices);
         }
-        note(forgotten.map(drop), "devices unseen for long stay for another hour", &telemetry);
+        telemetry.log_failure(forgotten.map(drop), "devices unseen for long stay for another hour");
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use naru_engines::EngineResult;
 use naru_model::Stage;
 use naru_model::hops::Lane;
 use naru_runtime::Metrics;
@@ -37,7 +38,6 @@ struct Spared {
 #[derive(Clone)]
 pub(crate) struct Telemetry {
     offline_events: Counter,
-    owed_events: Counter,
     spared: Family<Spared, Counter>,
     no_provider: Family<OfLane, Counter>,
     pushes: Family<Pushed, Counter>,
@@ -57,7 +57,6 @@ impl Telemetry {
     pub(crate) fn register(metrics: &Metrics) -> Self {
         let telemetry = Self {
             offline_events: Counter::default(),
-            owed_events: Counter::default(),
             spared: Family::default(),
             no_provider: Family::default(),
             pushes: Family::default(),
@@ -72,12 +71,7 @@ impl Telemetry {
         let of = telemetry.clone();
         metrics.register("notifier", |registry| {
             registry.register("offline_events", "Offline events turned into pushes", of.offline_events);
-            registry.register("owed_events", "Owed events that fell due and were dealt with", of.owed_events);
-            registry.register(
-                "spared",
-                "Recipients not pushed to: muted, proven, received or read",
-                of.spared,
-            );
+            registry.register("spared", "Recipients not pushed to: muted, received or read", of.spared);
             registry.register("no_provider", "Devices whose provider is not configured", of.no_provider);
             registry.register("pushes", "Pushes that ended, by how", of.pushes);
             registry.register("retries", "Pushes put off to a later try", of.retries);
@@ -97,10 +91,6 @@ impl Telemetry {
 
     pub(crate) fn offline(&self, events: usize) {
         self.offline_events.inc_by(events as u64);
-    }
-
-    pub(crate) fn owed(&self, events: usize) {
-        self.owed_events.inc_by(events as u64);
     }
 
     pub(crate) fn spared(&self, reason: &'static str) {
@@ -125,8 +115,8 @@ impl Telemetry {
         self.pushes.get_or_create(&Pushed { lane: lane.as_str(), outcome }).inc_by(pushes);
     }
 
-    pub(crate) fn retried(&self, lane: Lane) {
-        self.retries.get_or_create(&lane.into()).inc();
+    pub(crate) fn retried(&self, lane: Lane, pushes: usize) {
+        self.retries.get_or_create(&lane.into()).inc_by(pushes as u64);
     }
 
     pub(crate) fn answered(&self, lane: Lane, after: Duration) {
@@ -152,5 +142,13 @@ impl Telemetry {
 
     pub(crate) fn engine_failed(&self) {
         self.engine_failures.inc();
+    }
+
+    /// For a failure of an engine after which the worker goes on.
+    pub(crate) fn log_failure(&self, result: EngineResult<()>, consequence: &'static str) {
+        if let Err(error) = result {
+            tracing::warn!(%error, "{consequence}");
+            self.engine_failed();
+        }
     }
 }

@@ -31,8 +31,8 @@ pub(crate) const SERVER_ERROR: Duration = Duration::from_secs(10);
 /// | `TokenDead` | parked | forgotten, unless registered again since | closes |
 /// | `TooBig`, `Refused` | parked | stays | closes |
 /// | `SlowDown` | again, not before that moment | stays | counts, unless it is this device's |
-/// | `TryLater` | again, at its next rung | stays | counts |
-/// | `OurConfiguration` | again, at its next rung; an alarm | stays | counts, unless it is this device's |
+/// | `TryLater` | again, after its next step | stays | counts |
+/// | `OurConfiguration` | again, after its next step; an alarm | stays | counts, unless it is this device's |
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The provider took it.
@@ -94,12 +94,12 @@ impl Verdict {
     }
 }
 
-/// At its next rung.
+/// After its next step.
 pub(crate) fn try_later(reason: String) -> Verdict {
     Verdict::TryLater { reason: reason.into(), at_least: Duration::ZERO }
 }
 
-/// When `Retry-After` says, or at its next rung; in any case not sooner than after `at_least`.
+/// When `Retry-After` says, or after its next step; in any case not sooner than after `at_least`.
 pub(crate) fn later(
     reason: String,
     at_least: Duration,

@@ -1,4 +1,4 @@
-//! Commands on keys, on one server or on a cluster. Every command touches one key, so a cluster can place it.
+//! Commands on keys, on one server or on a cluster. On a cluster every command touches one key, so that it has a place.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -37,7 +37,7 @@ impl Lua {
     }
 }
 
-/// One command on one key.
+/// One command: on one key, or on one server on several.
 pub(crate) struct Request {
     command: Cmd,
     script: Option<&'static Lua>,
@@ -53,8 +53,13 @@ impl Request {
 
     /// A script of Naru.
     pub(crate) fn script(script: &'static Lua, key: String) -> Self {
+        Self::script_on_all(script, &[key])
+    }
+
+    /// A script of Naru on several keys: not for a cluster.
+    pub(crate) fn script_on_all(script: &'static Lua, keys: &[String]) -> Self {
         let mut command = Cmd::new();
-        command.arg("EVALSHA").arg(script.hash()).arg(1).arg(key);
+        command.arg("EVALSHA").arg(script.hash()).arg(keys.len()).arg(keys);
         Self { command, script: Some(script) }
     }
 
@@ -113,6 +118,10 @@ impl Keys {
         })
     }
 
+    pub(crate) fn is_cluster(&self) -> bool {
+        matches!(self, Self::Cluster { .. })
+    }
+
     /// Answers one request.
     pub(crate) async fn one<T: FromRedisValue>(&self, request: Request) -> EngineResult<T> {
         let mut answers = self.all(vec![request]).await?;
@@ -135,7 +144,7 @@ impl Keys {
         let (places, unknown): (Vec<usize>, Vec<Cmd>) = scripts
             .iter()
             .filter(|(place, ..)| {
-                answers.get(*place).is_some_and(|answer| answer.as_ref().is_err_and(knows_it_not))
+                answers.get(*place).is_some_and(|answer| answer.as_ref().is_err_and(is_unknown_script))
             })
             .map(|(place, script, command)| (*place, in_full(script, command)))
             .unzip();
@@ -168,7 +177,7 @@ impl Keys {
     }
 }
 
-fn knows_it_not(error: &RedisError) -> bool {
+fn is_unknown_script(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
 }
 

@@ -12,10 +12,10 @@ use crate::names::lease_key;
 
 static HOLD: Lua = Lua::new(include_str!("scripts/hold.lua"));
 
-pub(crate) struct Held(pub(crate) Arc<Keys>);
+pub(crate) struct RedisLeases(pub(crate) Arc<Keys>);
 
 #[async_trait]
-impl Leases for Held {
+impl Leases for RedisLeases {
     async fn hold(&self, name: &str, holder: &str, ttl: Duration) -> EngineResult<bool> {
         self.0.one(Request::script(&HOLD, lease_key(name)).arg(holder).arg(millis(ttl))).await
     }

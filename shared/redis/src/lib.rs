@@ -2,12 +2,12 @@
 //!
 //! | part | where | when Redis loses it |
 //! |---|---|---|
-//! | live | Pub/Sub: `chat:<room>`, `naru:news`, `naru:gateway:<id>` | gateways hear `Interrupted`, and phones `SYNC` |
+//! | live | Pub/Sub: `chat:<room>`, `naru:news`, `naru:gateway:<id>` | gateways receive `Interrupted`, and phones `SYNC` |
 //! | presence | keys `naru:gateway:<id>`, `naru:user:<id>` | gateways attach their sessions again; last seen begins anew |
-//! | proofs | keys `naru:proof:<message>` | a push too many |
+//! | proofs | keys `naru:proofs:<time>:<shard>` | a push too many |
 //! | leases | keys `naru:lease:<name>` | somebody else may take over |
 //!
-//! **Any plain subscriber of `chat:*` hears every message**, and nothing else, as one JSON object with the fields
+//! **Any plain subscriber of `chat:*` receives every message**, and nothing else, as one JSON object with the fields
 //! of the `CHAT` frame; beside them stand `recipients`, those of the members who are connected, and `origin`, the
 //! session that sent it. Everything else, of whatever room, goes over Naru's own channels.
 //!
@@ -15,33 +15,33 @@
 //! - Redis 6.2 or Valkey, and the permission to use `INFO cluster`, scripts, and everything under `naru:` and
 //!   `chat:`.
 //! - **A Redis of its own**, or a cluster: Pub/Sub knows no database numbers, so two deployments on one server
-//!   would hear each other.
+//!   would receive each other's messages.
 //! - `maxmemory-policy noeviction`. Keys are small and expire by themselves, but for those of connected users.
 //! - No persistence is needed. Without it, a restart forgets when users were last seen.
 //!
 //! # When it is gone
 //! Calls fail (`Unavailable`): after a second or two while it hangs, at once while nobody is there. Nothing is kept
-//! for later but which sessions have gone meanwhile. Connections are made again by themselves. A gateway hears
-//! `Interrupted` at once when its connection is cut and after three to four seconds of silence, and `Restored` when
-//! it has heard itself through a new one.
+//! for later but which sessions were detached meanwhile. Connections are made again by themselves. A gateway receives
+//! `Interrupted` at once when its connection is closed and after three to four seconds of silence, and `Restored` when
+//! it has received its own heartbeat through a new one.
 //!
 //! # On a cluster
-//! Messages are published and heard through any one node, since nodes pass on to each other what is published.
+//! Messages are published and received through any one node, since nodes pass on to each other what is published.
 //! **What a broken link between two nodes loses is not announced**: it is the one loss that L1 does not cover here.
 //! A phone sees by the `seq` that something is missing. Between messages published by different processes through
 //! different nodes there is no order, either.
 
-mod ear;
 mod error;
 mod keys;
 mod leases;
-mod line;
 mod link;
-mod live;
 mod names;
 mod presence;
 mod proofs;
+mod publish;
 mod servers;
+mod signal_buffer;
+mod subscribe;
 mod wire;
 
 use std::sync::Arc;
@@ -53,14 +53,17 @@ use redis::{Cmd, from_redis_value};
 
 use crate::error::{ENGINE, engine_error, unreadable};
 use crate::keys::Keys;
+use crate::leases::RedisLeases;
 use crate::link::Link;
-use crate::live::Air;
+use crate::presence::RedisPresence;
+use crate::proofs::RedisProofs;
+use crate::publish::PubSub;
 use crate::servers::Servers;
 
 /// What can be chosen.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How many signals a gateway may fall behind before it hears `Interrupted`. It does, too, at 32 MiB.
+    /// How many signals a gateway may fall behind before it receives `Interrupted`. It does, too, at 32 MiB.
     pub live_backlog: usize,
     /// How long Redis may take to answer a call, once there is a connection. Making one takes a second at most.
     pub answer_within: Duration,
@@ -74,10 +77,10 @@ impl Default for Options {
 
 /// The live layer on one Redis. Two connections, shared by all that is done, and one for each subscription.
 pub struct Redis {
-    live: Arc<Air>,
-    presence: Arc<presence::Present>,
-    proofs: Arc<proofs::Proven>,
-    leases: Arc<leases::Held>,
+    live: Arc<PubSub>,
+    presence: Arc<RedisPresence>,
+    proofs: Arc<RedisProofs>,
+    leases: Arc<RedisLeases>,
 }
 
 impl Redis {
@@ -103,10 +106,10 @@ impl Redis {
         };
         let keys = Arc::new(keys);
         Ok(Self {
-            live: Arc::new(Air::new(publishing, servers, options.live_backlog)),
-            presence: Arc::new(presence::Present::new(keys.clone())),
-            proofs: Arc::new(proofs::Proven(keys.clone())),
-            leases: Arc::new(leases::Held(keys)),
+            live: Arc::new(PubSub::new(publishing, servers, options.live_backlog)),
+            presence: Arc::new(RedisPresence::new(keys.clone())),
+            proofs: Arc::new(RedisProofs::new(keys.clone())),
+            leases: Arc::new(RedisLeases(keys)),
         })
     }
 

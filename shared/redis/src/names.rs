@@ -3,7 +3,7 @@
 //! Ids go in as they are: a name is only ever built from one and never taken apart, but for the room of `chat:`,
 //! which is all that follows.
 
-use naru_model::{GatewayId, MessageId, RoomId, UserId};
+use naru_model::{GatewayId, RoomId, UserId};
 
 /// Every channel on which messages are published.
 pub(crate) const CHAT_PATTERN: &str = "chat:*";
@@ -27,9 +27,12 @@ pub(crate) fn gateway_channel(gateway: &GatewayId) -> String {
     format!("naru:gateway:{gateway}")
 }
 
+/// What a gateway's key begins with; its id follows.
+pub(crate) const GATEWAY_KEY: &str = "naru:gateway:";
+
 /// A gateway's lease: a hash of `renewed` and `until`, and `resigned` once it has left.
 pub(crate) fn gateway_key(gateway: &GatewayId) -> String {
-    format!("naru:gateway:{gateway}")
+    format!("{GATEWAY_KEY}{gateway}")
 }
 
 /// A user's presence: a hash of `seen` and, for each session, `session:<id>`.
@@ -37,9 +40,9 @@ pub(crate) fn user_key(user: &UserId) -> String {
     format!("naru:user:{user}")
 }
 
-/// Who has proven to have a message: a set.
-pub(crate) fn proof_key(message: MessageId) -> String {
-    format!("naru:proof:{message}")
+/// Who has proven to have which messages of one bucket: a set.
+pub(crate) fn proofs_key(bucket: u32, shard: u8) -> String {
+    format!("naru:proofs:{bucket}:{shard}")
 }
 
 /// Who holds a lease: a string.

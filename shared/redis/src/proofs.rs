@@ -1,4 +1,7 @@
-//! What was proven to have arrived: per message the set of those who have it, for a while.
+//! What was proven to have arrived: sets of (message, user), one for the messages of each time, kept for a while.
+//!
+//! Which set a proof is in follows from the message's id, which begins with the second in which it was made. A batch is of
+//! messages that are about as old as each other, so it takes a few commands, however many it holds.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,45 +10,81 @@ use std::time::Duration;
 use async_trait::async_trait;
 use naru_engines::EngineResult;
 use naru_engines::live::Proofs;
-use naru_model::{MessageId, RoomId, Seq, UserId};
+use naru_model::{MessageId, UserId};
 
 use crate::keys::{Keys, Lua, Request, millis};
-use crate::names::proof_key;
+use crate::names::proofs_key;
 
 static RECORD: Lua = Lua::new(include_str!("scripts/record.lua"));
 
-/// How many users one command names: a script can't take more than some thousand arguments.
-const USERS_EACH: usize = 1_000;
+/// How many seconds' messages share a set. Redis frees an expired set in one piece, during which it serves nobody: 2 ms
+/// for 20,000 proofs, but 63 ms for 160,000 (measured on Redis 7.0).
+const BUCKET_SECONDS: u32 = 2;
+/// A set lies on one node of a cluster, so there a bucket is this many sets: all nodes share the work of the moment.
+const CLUSTER_SHARDS: u8 = 8;
+/// How many proofs one command names: a script can't take more than some thousand arguments.
+const PROOFS_EACH: usize = 4_000;
 
-pub(crate) struct Proven(pub(crate) Arc<Keys>);
+pub(crate) struct RedisProofs {
+    keys: Arc<Keys>,
+    shards: u8,
+}
+
+impl RedisProofs {
+    pub(crate) fn new(keys: Arc<Keys>) -> Self {
+        let shards = if keys.is_cluster() { CLUSTER_SHARDS } else { 1 };
+        Self { keys, shards }
+    }
+
+    /// Where a message's proofs are.
+    fn key(&self, message: MessageId) -> (u32, u8) {
+        let [a, b, c, d, .., last] = message.bytes();
+        (u32::from_be_bytes([a, b, c, d]) / BUCKET_SECONDS, last % self.shards)
+    }
+
+    /// One request for each set and [`PROOFS_EACH`] proofs, and which of the proofs it names.
+    fn requests(
+        &self,
+        proofs: &[(MessageId, UserId)],
+        begin: impl Fn(String) -> Request,
+    ) -> (Vec<Request>, Vec<Vec<usize>>) {
+        let mut places: HashMap<(u32, u8), Vec<usize>> = HashMap::new();
+        for (place, (message, _)) in proofs.iter().enumerate() {
+            places.entry(self.key(*message)).or_default().push(place);
+        }
+        let mut member = Vec::new();
+        let mut requests = Vec::new();
+        for ((bucket, shard), places) in places {
+            for places in places.chunks(PROOFS_EACH) {
+                let request = places.iter().fold(begin(proofs_key(bucket, shard)), |request, place| {
+                    let (message, user) = &proofs[*place];
+                    member.clear();
+                    member.extend_from_slice(&message.bytes());
+                    member.extend_from_slice(user.as_str().as_bytes());
+                    request.arg(&member[..])
+                });
+                requests.push((request, places.to_vec()));
+            }
+        }
+        requests.into_iter().unzip()
+    }
+}
 
 #[async_trait]
-impl Proofs for Proven {
+impl Proofs for RedisProofs {
     async fn record(&self, proofs: &[(MessageId, UserId)], keep: Duration) -> EngineResult<()> {
-        let mut users_of: HashMap<MessageId, Vec<&str>> = HashMap::new();
-        for (message, user) in proofs {
-            users_of.entry(*message).or_default().push(user.as_str());
-        }
-        let requests = users_of.iter().flat_map(|(message, users)| {
-            users
-                .chunks(USERS_EACH)
-                .map(|users| Request::script(&RECORD, proof_key(*message)).arg(millis(keep)).arg(users))
-        });
-        self.0.all::<()>(requests.collect()).await?;
+        let (requests, _) = self.requests(proofs, |key| Request::script(&RECORD, key).arg(millis(keep)));
+        self.keys.all::<()>(requests).await?;
         Ok(())
     }
 
-    async fn proven(
-        &self,
-        message: MessageId,
-        _room: &RoomId,
-        _seq: Seq,
-        users: &[UserId],
-    ) -> EngineResult<Vec<bool>> {
-        let names: Vec<&str> = users.iter().map(UserId::as_str).collect();
-        let requests = names
-            .chunks(USERS_EACH)
-            .map(|users| Request::command("SMISMEMBER", proof_key(message)).arg(users));
-        Ok(self.0.all::<Vec<bool>>(requests.collect()).await?.concat())
+    async fn proven(&self, asked: &[(MessageId, UserId)]) -> EngineResult<Vec<bool>> {
+        let (requests, places) = self.requests(asked, |key| Request::command("SMISMEMBER", key));
+        let answers: Vec<Vec<bool>> = self.keys.all(requests).await?;
+        let mut proven = vec![false; asked.len()];
+        for (place, answer) in places.concat().into_iter().zip(answers.concat()) {
+            proven[place] = answer;
+        }
+        Ok(proven)
     }
 }

@@ -93,7 +93,7 @@ impl Servers {
 
 fn connection_info(url: &str) -> Result<ConnectionInfo, RedisError> {
     let info = url.into_connection_info()?;
-    // RESP3, because what a subscriber hears then comes through the caller's own, bounded queue.
+    // RESP3, because what a subscriber receives then comes through the caller's own, bounded queue.
     let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
     Ok(info.set_redis_settings(redis).set_tcp_settings(TcpSettings::default().set_nodelay(true)))
 }

@@ -1,23 +1,25 @@
-//! What is published, as bytes. A `CHAT` is read by other systems; the rest is Naru's own.
+//! What is published, as JSON. A `CHAT` is read by other systems; the rest is Naru's own.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use naru_engines::live::Signal;
-use naru_model::SessionId;
 use naru_model::live::{Confirmation, LiveEvent, News};
+use naru_model::{RoomId, Seq, SessionId};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::names::room_of;
 
-/// The version of [`Letter`]. A gateway leaves letters of another version unread.
+/// The version of [`GatewayMessage`]. A gateway skips those of another version.
 const VERSION: u8 = 1;
 
-/// What a gateway sends to itself to hear whether it still hears.
-pub(crate) const BEAT: &[u8] = br#"{"version":1,"type":"BEAT"}"#;
+/// What a gateway publishes to itself to check that its subscription works.
+pub(crate) const HEARTBEAT: &[u8] = br#"{"version":1,"type":"BEAT"}"#;
 
-/// What is said to one gateway only.
+/// What is published to one gateway only.
 #[derive(Serialize, Deserialize)]
-struct Letter {
+pub(crate) struct GatewayMessage {
     version: u8,
     #[serde(flatten)]
     content: Content,
@@ -30,101 +32,196 @@ enum Content {
     Evict { session: SessionId },
 }
 
+impl GatewayMessage {
+    pub(crate) fn confirmations(confirmations: Vec<Confirmation>) -> Self {
+        Self { version: VERSION, content: Content::Confirmed { confirmations: confirmations.into() } }
+    }
+
+    pub(crate) fn eviction(session: &SessionId) -> Self {
+        Self { version: VERSION, content: Content::Evict { session: session.clone() } }
+    }
+}
+
 /// Why a payload was not understood. It says nothing of what is in it: that may be somebody's words.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Unread {
+pub(crate) enum Unreadable {
     /// Not JSON, or not the JSON that belongs here.
     Malformed,
-    /// A letter of another version of Naru.
+    /// A message to a gateway from another version of Naru.
     Version(u8),
     /// Something else than a message of the room that the channel is for.
     Misplaced,
 }
 
-pub(crate) fn write_event(event: &LiveEvent) -> serde_json::Result<Vec<u8>> {
-    serde_json::to_vec(event)
-}
-
-pub(crate) fn write_confirmations(confirmations: Vec<Confirmation>) -> serde_json::Result<Vec<u8>> {
-    write_letter(Content::Confirmed { confirmations: confirmations.into() })
-}
-
-pub(crate) fn write_eviction(session: &SessionId) -> serde_json::Result<Vec<u8>> {
-    write_letter(Content::Evict { session: session.clone() })
-}
-
-fn write_letter(content: Content) -> serde_json::Result<Vec<u8>> {
-    serde_json::to_vec(&Letter { version: VERSION, content })
-}
-
 /// Reads what came on the channel of one gateway.
-pub(crate) fn read_letter(payload: &[u8]) -> Result<Signal, Unread> {
+pub(crate) fn read_gateway_message(payload: &[u8]) -> Result<Signal, Unreadable> {
     #[derive(Deserialize)]
     struct Head {
         version: u8,
     }
-    let letter: Result<Letter, _> = serde_json::from_slice(payload);
-    match letter {
-        Ok(Letter { version: VERSION, content }) => Ok(match content {
+    let message: Result<GatewayMessage, _> = serde_json::from_slice(payload);
+    match message {
+        Ok(GatewayMessage { version: VERSION, content }) => Ok(match content {
             Content::Confirmed { confirmations } => Signal::Confirmed(confirmations),
             Content::Evict { session } => Signal::Evict(session),
         }),
-        Ok(Letter { version, .. }) => Err(Unread::Version(version)),
+        Ok(GatewayMessage { version, .. }) => Err(Unreadable::Version(version)),
         Err(_) => match serde_json::from_slice(payload) {
-            Ok(Head { version }) if version != VERSION => Err(Unread::Version(version)),
-            _ => Err(Unread::Malformed),
+            Ok(Head { version }) if version != VERSION => Err(Unreadable::Version(version)),
+            _ => Err(Unreadable::Malformed),
         },
     }
 }
 
-/// Reads what came on a channel for all gateways. On `chat:<room>` nothing but that room's messages counts.
-pub(crate) fn read_event(channel: &str, payload: &[u8]) -> Result<Signal, Unread> {
-    let event: LiveEvent = serde_json::from_slice(payload).map_err(|_| Unread::Malformed)?;
-    let is_chat = matches!(event.news, News::Chat(_));
-    match room_of(channel) {
-        Some(room) if !is_chat || event.news.room().as_str() != room => Err(Unread::Misplaced),
-        _ => Ok(Signal::Event(Arc::new(event))),
+/// What tells whether an event concerns this gateway. All of it is borrowed from the payload, and what is not named here
+/// is skipped without being unescaped.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct EventHead<'a> {
+    #[serde(borrow)]
+    recipients: &'a RawValue,
+    #[serde(borrow)]
+    origin: Option<&'a RawValue>,
+    #[serde(borrow, rename = "type")]
+    kind: Cow<'a, str>,
+    #[serde(borrow)]
+    chat_room_id: Cow<'a, str>,
+    seq: Option<Seq>,
+}
+
+impl EventHead<'_> {
+    fn concerns(&self, is_here: &dyn Fn(&str) -> bool) -> bool {
+        // A user id holds nothing that JSON escapes, so every second piece between quotes is one.
+        self.recipients.get().split('"').skip(1).step_by(2).any(is_here)
     }
+}
+
+/// Reads what came on a channel for all gateways: whole when one of its recipients is here, and else of a message only
+/// its place and of other news nothing. On `chat:<room>` nothing but that room's messages counts.
+pub(crate) fn read_event(
+    channel: &str,
+    payload: &[u8],
+    is_here: &dyn Fn(&str) -> bool,
+) -> Result<Option<Signal>, Unreadable> {
+    let malformed = |_| Unreadable::Malformed;
+    let head: EventHead<'_> = serde_json::from_slice(payload).map_err(malformed)?;
+    let is_chat = head.kind == "CHAT";
+    if room_of(channel).is_some_and(|room| !is_chat || head.chat_room_id != room) {
+        return Err(Unreadable::Misplaced);
+    }
+    if !head.concerns(is_here) {
+        if !is_chat {
+            return Ok(None);
+        }
+        let room = RoomId::new(head.chat_room_id).map_err(|_| Unreadable::Malformed)?;
+        let seq = head.seq.ok_or(Unreadable::Malformed)?;
+        return Ok(Some(Signal::Elsewhere { room, seq }));
+    }
+    let event = if is_chat {
+        // In parts, because `flatten` would first make a copy of everything.
+        let recipients = serde_json::from_str(head.recipients.get()).map_err(malformed)?;
+        let origin =
+            head.origin.map(|origin| serde_json::from_str(origin.get())).transpose().map_err(malformed)?;
+        let news = News::Chat(serde_json::from_slice(payload).map_err(malformed)?);
+        LiveEvent { recipients, origin, news }
+    } else {
+        serde_json::from_slice(payload).map_err(malformed)?
+    };
+    Ok(Some(Signal::Event(Arc::new(event))))
 }
 
 #[cfg(test)]
 mod tests {
     use naru_model::message::Outcome;
-    use naru_model::{MessageId, Seq};
+    use naru_model::{ClientMessageId, Message, MessageId, Timestamp, UserId};
 
     use super::*;
 
+    fn chat() -> LiveEvent {
+        LiveEvent {
+            recipients: ["ben", "eve~@:._-"].map(|user| UserId::new(user).unwrap()).into(),
+            origin: Some(SessionId::new("한 \"s\"").unwrap()),
+            news: News::Chat(Message {
+                id: MessageId::from_bytes([1; 12]),
+                chat_room_id: RoomId::new("\"a\" \\ 방").unwrap(),
+                seq: Seq(7),
+                sender_id: UserId::new("ada").unwrap(),
+                sender_name: "Ada".into(),
+                content: "\"recipients\":[\"nobody\"] 👋\n".into(),
+                timestamp: Timestamp::from_millis(1_795_339_800_042),
+                client_message_id: ClientMessageId::new("c-1").unwrap(),
+            }),
+        }
+    }
+
+    fn read(channel: &str, payload: &str, here: &str) -> Result<Option<Signal>, Unreadable> {
+        read_event(channel, payload.as_bytes(), &|user| user == here)
+    }
+
     #[test]
-    fn letters_are_pinned_and_read_back() {
+    fn messages_to_a_gateway_are_pinned_and_read_back() {
         let id = MessageId::from_bytes([7; 12]);
         let confirmation = Confirmation { id, outcome: Outcome::Saved { seq: Seq(3) } };
-        let confirmed = write_confirmations(vec![confirmation.clone()]).unwrap();
+        let confirmed =
+            serde_json::to_string(&GatewayMessage::confirmations(vec![confirmation.clone()])).unwrap();
         assert_eq!(
-            String::from_utf8(confirmed.clone()).unwrap(),
+            confirmed,
             r#"{"version":1,"type":"CONFIRMED","confirmations":[{"id":"070707070707070707070707","outcome":"saved","seq":3}]}"#
         );
-        assert_eq!(read_letter(&confirmed), Ok(Signal::Confirmed([confirmation].into())));
+        assert_eq!(read_gateway_message(confirmed.as_bytes()), Ok(Signal::Confirmed([confirmation].into())));
 
         let session = SessionId::new("한 \"s\"").unwrap();
-        let evict = write_eviction(&session).unwrap();
-        assert_eq!(
-            String::from_utf8(evict.clone()).unwrap(),
-            r#"{"version":1,"type":"EVICT","session":"한 \"s\""}"#
-        );
-        assert_eq!(read_letter(&evict), Ok(Signal::Evict(session)));
+        let evict = serde_json::to_string(&GatewayMessage::eviction(&session)).unwrap();
+        assert_eq!(evict, r#"{"version":1,"type":"EVICT","session":"한 \"s\""}"#);
+        assert_eq!(read_gateway_message(evict.as_bytes()), Ok(Signal::Evict(session)));
+    }
+
+    #[test]
+    fn an_event_is_read_whole_when_a_recipient_is_here_and_else_only_its_place() {
+        let event = chat();
+        let payload = serde_json::to_string(&event).unwrap();
+        let room = event.news.room().clone();
+        let channel = format!("chat:{room}");
+        let elsewhere = Ok(Some(Signal::Elsewhere { room, seq: Seq(7) }));
+        let whole = Ok(Some(Signal::Event(event.into())));
+        for here in ["ben", "eve~@:._-"] {
+            assert_eq!(read(&channel, &payload, here), whole, "{here}");
+        }
+        for here in ["ada", "nobody", "be", ""] {
+            assert_eq!(read(&channel, &payload, here), elsewhere, "{here}");
+        }
+
+        let typing = r#"{"recipients":["ben"],"type":"TYPING","chatRoomId":"a","userId":"ada"}"#;
+        let whole = Ok(Some(Signal::Event(serde_json::from_str::<LiveEvent>(typing).unwrap().into())));
+        assert_eq!(read("naru:news", typing, "ben"), whole);
+        assert_eq!(read("naru:news", typing, "ada"), Ok(None));
+    }
+
+    #[test]
+    fn of_an_event_for_others_the_content_is_skipped() {
+        let payload = r#"{"type":"CHAT","content":{"nested":["\ud800"]},"seq":3,"chatRoomId":"a","recipients":["ben"]}"#;
+        assert_eq!(read("chat:a", payload, "ben"), Err(Unreadable::Malformed));
+        let room = RoomId::new("a").unwrap();
+        assert_eq!(read("chat:a", payload, "eve"), Ok(Some(Signal::Elsewhere { room, seq: Seq(3) })));
     }
 
     #[test]
     fn what_is_not_understood_is_told_apart() {
-        let letter = |text: &str| read_letter(text.as_bytes());
-        assert_eq!(letter(r#"{"version":2,"type":"EVICT","session":"a"}"#), Err(Unread::Version(2)));
-        assert_eq!(letter(r#"{"version":2,"type":"WAVE","hands":2}"#), Err(Unread::Version(2)));
+        let message = |text: &str| read_gateway_message(text.as_bytes());
+        assert_eq!(message(r#"{"version":2,"type":"EVICT","session":"a"}"#), Err(Unreadable::Version(2)));
+        assert_eq!(message(r#"{"version":2,"type":"WAVE","hands":2}"#), Err(Unreadable::Version(2)));
         for text in ["", "{", "[]", r#"{"version":1,"type":"WAVE"}"#, r#"{"type":"EVICT","session":"a"}"#] {
-            assert_eq!(letter(text), Err(Unread::Malformed), "{text}");
+            assert_eq!(message(text), Err(Unreadable::Malformed), "{text}");
         }
-        let typing = br#"{"recipients":["ben"],"type":"TYPING","chatRoomId":"a","userId":"ada"}"#;
-        assert!(read_event("naru:news", typing).is_ok());
-        assert_eq!(read_event("chat:a", typing), Err(Unread::Misplaced));
-        assert_eq!(read_event("chat:a", b"\xff"), Err(Unread::Malformed));
+        let typing = r#"{"recipients":["ben"],"type":"TYPING","chatRoomId":"a","userId":"ada"}"#;
+        let chat = serde_json::to_string(&chat()).unwrap();
+        for here in ["ben", "nobody"] {
+            assert_eq!(read("chat:a", typing, here), Err(Unreadable::Misplaced));
+            assert_eq!(read("chat:a", &chat, here), Err(Unreadable::Misplaced));
+            assert_eq!(read("chat:a", &chat[1..], here), Err(Unreadable::Malformed));
+            assert_eq!(read_event("chat:a", b"\xff", &|user| user == here), Err(Unreadable::Malformed));
+            let no_place = r#"{"recipients":["ben"],"type":"CHAT","chatRoomId":"a"}"#;
+            assert_eq!(read("chat:a", no_place, here), Err(Unreadable::Malformed));
+        }
     }
 }

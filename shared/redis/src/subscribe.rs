@@ -1,0 +1,281 @@
+//! Subscribing: a connection of its own that is watched, given up when it falls silent, and made anew.
+//!
+//! A subscriber is not told that its subscription is lost. A connection may be closed (a server that dies, `CLIENT KILL`,
+//! an output buffer that ran over), which is noticed at once; or nothing may come because the server hangs, or the
+//! network lost the connection without a word. So every second a gateway publishes a heartbeat to its own channel,
+//! through the connection on which it publishes everything else. Three seconds in which nothing is received are a loss,
+//! too.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use naru_engines::live::{IsHere, Signal, Subscription};
+use naru_engines::{Applied, EngineError, EngineResult};
+use naru_model::GatewayId;
+use naru_runtime::backoff::Backoff;
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, PushInfo, PushKind, Value};
+use tokio::sync::Notify;
+use tokio::task::consume_budget;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::error::{ENGINE, engine_error};
+use crate::names::{CHAT_PATTERN, NEWS_CHANNEL, gateway_channel};
+use crate::publish::PubSub;
+use crate::signal_buffer::{Received, SignalBuffer};
+use crate::wire::{self, Unreadable};
+
+/// How often a gateway sends itself a heartbeat, and checks whether it has received anything since the last check …
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// … and how many checks in a row may find nothing. Checks, not seconds: a process that was itself held up has not
+/// read.
+const MAX_SILENT_CHECKS: u32 = 3;
+/// How long subscribing may take on a connection that is there, until the first heartbeat is received.
+const SUBSCRIBE_WITHIN: Duration = Duration::from_secs(2);
+/// The wait before subscribing again: this, doubling with each failure in a row, up to the second. All gateways
+/// lose a server at the same moment.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// What can't be read is logged at most this often.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Subscribes as a gateway; returns when the subscription is in force.
+pub(crate) async fn subscribe(
+    pub_sub: PubSub,
+    gateway: GatewayId,
+    is_here: IsHere,
+    capacity: usize,
+) -> EngineResult<RedisSubscription> {
+    let buffer = Arc::new(SignalBuffer::new(capacity));
+    let connection = SubscribedConnection::open(&pub_sub, &gateway, &buffer).await?;
+    let channel = gateway_channel(&gateway);
+    let keeper = SubscriptionKeeper { pub_sub, gateway, buffer: buffer.clone() };
+    let keeper = AbortOnDropHandle::new(tokio::spawn(async move { keeper.keep(connection).await }));
+    let (taken, unreadable) = (VecDeque::new(), UnreadableLog::default());
+    Ok(RedisSubscription { buffer, taken, channel, is_here, unreadable, _keeper: keeper })
+}
+
+/// One connection that is subscribed.
+struct SubscribedConnection {
+    /// Dropping it ends the subscription.
+    _connection: MultiplexedConnection,
+    receiver: Arc<PushReceiver>,
+}
+
+/// Where everything that one connection receives arrives. It is called by the task that reads the connection, so it
+/// never waits.
+struct PushReceiver {
+    buffer: Arc<SignalBuffer>,
+    generation: u64,
+    /// The gateway's own.
+    channel: String,
+    heartbeat: Notify,
+    /// Whether anything came since the last check.
+    has_received: AtomicBool,
+    closed: CancellationToken,
+}
+
+impl SubscribedConnection {
+    /// Subscribes, and receives a heartbeat through the new subscription: from then on nothing is missed.
+    async fn open(pub_sub: &PubSub, gateway: &GatewayId, buffer: &Arc<SignalBuffer>) -> EngineResult<Self> {
+        let channel = gateway_channel(gateway);
+        let receiver = Arc::new(PushReceiver {
+            buffer: buffer.clone(),
+            generation: buffer.begin(),
+            channel: channel.clone(),
+            heartbeat: Notify::new(),
+            has_received: AtomicBool::new(false),
+            closed: CancellationToken::new(),
+        });
+        let receiving = receiver.clone();
+        let config = AsyncConnectionConfig::new()
+            .set_response_timeout(None)
+            .set_connection_timeout(None)
+            .set_push_sender(move |push| {
+                receiving.receive(push);
+                Ok::<_, Infallible>(())
+            });
+        let mut connection = pub_sub.servers().connect(&config).await?;
+        let subscribing = async {
+            let subscribed = async {
+                connection.psubscribe(CHAT_PATTERN).await?;
+                connection.subscribe(&[NEWS_CHANNEL, &channel]).await
+            };
+            subscribed.await.map_err(|error| engine_error(error, Applied::No))?;
+            pub_sub.heartbeat(gateway).await?;
+            receiver.heartbeat.notified().await;
+            Ok(())
+        };
+        timeout(SUBSCRIBE_WITHIN, subscribing).await.unwrap_or_else(|_| {
+            let why = format!("nothing was received within {SUBSCRIBE_WITHIN:?} of subscribing");
+            Err(EngineError::unavailable(ENGINE, Applied::No, why))
+        })?;
+        Ok(Self { _connection: connection, receiver })
+    }
+
+    /// Waits until the subscription is lost; answers how that showed.
+    async fn lost(&self, pub_sub: &PubSub, gateway: &GatewayId) -> &'static str {
+        let publishing = async {
+            let mut ticks = interval(HEARTBEAT_INTERVAL);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                // One that can't be published will be missed.
+                let _missed = pub_sub.heartbeat(gateway).await;
+            }
+        };
+        let watching = async {
+            let mut ticks = interval(HEARTBEAT_INTERVAL);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut silent = 0;
+            loop {
+                tokio::select! {
+                    () = self.receiver.closed.cancelled() => return "the connection was closed",
+                    _ = ticks.tick() => {}
+                }
+                // Whatever was received counts: a heartbeat may be behind a flood of messages.
+                let has_received = self.receiver.has_received.swap(false, Ordering::Relaxed);
+                silent = if has_received { 0 } else { silent + 1 };
+                if silent == MAX_SILENT_CHECKS {
+                    return "the connection fell silent";
+                }
+            }
+        };
+        tokio::select! {
+            why = watching => why,
+            () = publishing => "never",
+        }
+    }
+}
+
+impl PushReceiver {
+    fn receive(&self, push: PushInfo) {
+        match push.kind {
+            PushKind::Disconnection => self.closed.cancel(),
+            PushKind::Message | PushKind::PMessage => {
+                // channel, payload; before them the pattern, if it was one.
+                let mut data = push.data.into_iter().rev();
+                let (Some(Value::BulkString(payload)), Some(Value::BulkString(channel))) =
+                    (data.next(), data.next())
+                else {
+                    return;
+                };
+                self.has_received.store(true, Ordering::Relaxed);
+                if channel == self.channel.as_bytes() && payload == wire::HEARTBEAT {
+                    self.heartbeat.notify_one();
+                    return;
+                }
+                let channel = String::from_utf8(channel);
+                let channel =
+                    channel.unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+                self.buffer.push(self.generation, channel, payload);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Keeps one gateway subscribed.
+struct SubscriptionKeeper {
+    pub_sub: PubSub,
+    gateway: GatewayId,
+    buffer: Arc<SignalBuffer>,
+}
+
+impl SubscriptionKeeper {
+    async fn keep(&self, mut connection: SubscribedConnection) -> Infallible {
+        loop {
+            let why = connection.lost(&self.pub_sub, &self.gateway).await;
+            self.buffer.interrupt();
+            tracing::warn!(gateway = %self.gateway, why, "the subscription to Redis is lost");
+            drop(connection);
+            connection = self.open_again().await;
+            self.buffer.restore();
+            tracing::info!(gateway = %self.gateway, "subscribed to Redis again");
+        }
+    }
+
+    async fn open_again(&self) -> SubscribedConnection {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        loop {
+            sleep(backoff.next_delay()).await;
+            match SubscribedConnection::open(&self.pub_sub, &self.gateway, &self.buffer).await {
+                Ok(connection) => return connection,
+                Err(error) => tracing::debug!(gateway = %self.gateway, %error, "not subscribed yet"),
+            }
+        }
+    }
+}
+
+impl Drop for SubscriptionKeeper {
+    /// Whoever waits for the next signal when its keeper has died would wait for ever.
+    fn drop(&mut self) {
+        self.buffer.close();
+    }
+}
+
+/// What a gateway holds of its subscription.
+pub(crate) struct RedisSubscription {
+    buffer: Arc<SignalBuffer>,
+    /// Taken from the buffer, all that was there at once, and not yet answered.
+    taken: VecDeque<Received>,
+    /// The gateway's own.
+    channel: String,
+    is_here: IsHere,
+    unreadable: UnreadableLog,
+    _keeper: AbortOnDropHandle<Infallible>,
+}
+
+#[async_trait]
+impl Subscription for RedisSubscription {
+    async fn next(&mut self) -> Option<Signal> {
+        loop {
+            let Some(received) = self.taken.pop_front() else {
+                if !self.buffer.take(&mut self.taken).await {
+                    return None;
+                }
+                continue;
+            };
+            let (channel, payload) = match received {
+                Received::Interrupted => return Some(Signal::Interrupted),
+                Received::Restored => return Some(Signal::Restored),
+                Received::Published { channel, payload } => (channel, payload),
+            };
+            let read = if channel == self.channel {
+                wire::read_gateway_message(&payload).map(Some)
+            } else {
+                wire::read_event(&channel, &payload, &*self.is_here)
+            };
+            match read {
+                Ok(Some(signal)) => return Some(signal),
+                Ok(None) => {}
+                Err(unreadable) => self.unreadable.log(&channel, &unreadable),
+            }
+            // A flood of what concerns nobody here must not keep other tasks waiting.
+            consume_budget().await;
+        }
+    }
+}
+
+/// What could not be read: counted, and logged now and then. Anybody may publish anything.
+#[derive(Default)]
+struct UnreadableLog {
+    count: u64,
+    logged: Option<Instant>,
+}
+
+impl UnreadableLog {
+    fn log(&mut self, channel: &str, unreadable: &Unreadable) {
+        self.count += 1;
+        if self.logged.is_none_or(|last| last.elapsed() >= LOG_INTERVAL) {
+            let count = self.count;
+            tracing::warn!(channel, ?unreadable, count, "skipped what can't be read; count is of all so far");
+            self.logged = Some(Instant::now());
+        }
+    }
+}

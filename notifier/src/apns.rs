@@ -218,7 +218,7 @@ fn body(job: &PushJob, loc_key: &str, title: &str, text: &str) -> Result<Bytes, 
     let builder = DefaultNotificationBuilder::new().sound("default").thread_id(job.chat_room_id.as_str());
     let builder = if job.hides_content { builder.loc_key(loc_key) } else { builder.title(title).body(text) };
     let builder = match job.badge {
-        // Nobody counts further, and the phone's number is 32 bits wide.
+        // No user needs a larger one, and the phone's number is 32 bits wide.
         Some(badge) => builder.badge(u32::try_from(badge).unwrap_or(u32::MAX)),
         None => builder,
     };

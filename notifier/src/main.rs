@@ -1,4 +1,4 @@
-//! The notifier's door.
+//! The notifier as a program.
 
 use std::process::ExitCode;
 

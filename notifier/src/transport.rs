@@ -101,7 +101,7 @@ impl Answer {
 /// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoAnswer {
-    /// Nobody took the connection.
+    /// The connection was not taken.
     #[error("no connection")]
     Connect,
     /// The push may have been taken all the same.
@@ -111,7 +111,7 @@ pub(crate) enum NoAnswer {
     #[error("the connection broke")]
     Broken,
     /// The first push on a new connection got no answer, so this one was not sent.
-    #[error("nobody has answered on a new connection yet")]
+    #[error("nothing has been answered on a new connection yet")]
     NotSent,
 }
 
@@ -257,7 +257,7 @@ pub(crate) struct Gate {
 
 #[derive(Default)]
 enum State {
-    /// There is no connection, or nobody knows.
+    /// There is no connection, or it is not known.
     #[default]
     Closed,
     /// The first is under way. Dropping its end tells the others to look again.
@@ -309,7 +309,7 @@ impl Gate {
         let _ended = first_ends.changed().await;
         match *self.state() {
             State::Open => Ok(None),
-            // Or tried anew meanwhile, by whoever came later.
+            // Or tried anew meanwhile, by a push that came later.
             State::Closed | State::Trying(_) => Err(NoAnswer::NotSent),
         }
     }

@@ -30,7 +30,7 @@ pub(crate) const SERVER_ERROR: Duration = Duration::from_secs(10);
 /// | `Delivered` | recorded, done | stays | closes |
 /// | `TokenDead` | parked | forgotten, unless registered again since | closes |
 /// | `TooBig`, `Refused` | parked | stays | closes |
-/// | `SlowDown` | again, not before that moment | stays | counts, unless it is this device's |
+/// | `SlowDown` | again, at that moment | stays | counts, unless it is this device's |
 /// | `TryLater` | again, after its next step | stays | counts |
 /// | `OurConfiguration` | again, after its next step; an alarm | stays | counts, unless it is this device's |
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,7 +163,7 @@ const fn by_status(status: u16) -> Meaning {
 }
 
 /// The webhook's table. 2xx takes the push; 408, 425, 429 and 5xx are for later (when, if `Retry-After` says so);
-/// every other status is a refusal, 3xx included: following a redirect would sign a push for whoever is there.
+/// every other status is a refusal, 3xx included: following a redirect would sign a push for an unknown server.
 pub fn of_webhook(status: u16, retry_after: Option<&str>, now: Timestamp) -> Verdict {
     match status {
         200..=299 => Verdict::Delivered { provider_id: format!("status {status}") },

@@ -142,7 +142,6 @@ mod tests {
             badge: None,
             target: None,
             expires_at: Timestamp::from_millis(0),
-            not_before: None,
         };
         assert_eq!(
             String::from_utf8(body(&job).unwrap()).unwrap(),

@@ -1,11 +1,11 @@
 //! The notifier from an offline event to a provider's answer: real lanes on the embedded engine, and a real HTTP server
 //! as the app's main backend.
 
-mod door;
 mod lanes;
 mod mockpost;
 mod offline;
 mod phones;
+mod program;
 mod shutdown;
 mod tls;
 mod webhook;
@@ -21,13 +21,12 @@ use naru_client::{PATIENCE, Webhook};
 use naru_embedded::Embedded;
 use naru_engines::Engines;
 use naru_engines::store::{Device, NewRoom, ParkedPush, Platform};
-use naru_model::hops::{Lane, Offline, PushEnvironment, PushJob, PushOutcome};
+use naru_model::hops::{Lane, Offline, PushEnvironment, PushJob};
 use naru_model::room::sorted_members;
 use naru_model::{
-    ClientMessageId, DeviceId, Event, Message, MessageId, RoomId, RoomKind, Seq, Stage, Timestamp, Trace,
-    UserId,
+    ClientMessageId, DeviceId, Event, Message, MessageId, RoomId, RoomKind, Seq, Timestamp, Trace, UserId,
 };
-use notifier::{Config, Ladder, Notifier, Provider, Verdict, Whose};
+use notifier::{Config, Notifier, Provider, RetryPolicy, Verdict, Whose};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -40,8 +39,13 @@ use naru_runtime::{Metrics, Secret, Span, Supervisor};
 const SECRET: &str = "a secret of the backend's";
 const MS: Duration = Duration::from_millis(1);
 /// The waits between tries, in the time of a test.
-const LADDER: Ladder =
-    Ladder([MS, MS.saturating_mul(2), MS.saturating_mul(4), MS.saturating_mul(8), MS.saturating_mul(16)]);
+const RETRY_POLICY: RetryPolicy = RetryPolicy([
+    MS,
+    MS.saturating_mul(2),
+    MS.saturating_mul(4),
+    MS.saturating_mul(8),
+    MS.saturating_mul(16),
+]);
 
 fn user(id: &str) -> UserId {
     UserId::new(id).unwrap()
@@ -92,16 +96,27 @@ impl World {
 
     /// Waits until no event and no job is left, those that are put off included: what was to come has come.
     async fn nothing_is_queued(&self) {
-        let queue = rusqlite::Connection::open(self.dir.path().join(Embedded::DATABASE)).unwrap();
-        // Outcomes are for others, who are not there.
-        let sql = "SELECT count(*) FROM queue WHERE hop <> 'outcome'";
-        let left = || queue.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+        let database = self.database();
+        let left =
+            || database.query_row("SELECT count(*) FROM queue", [], |row| row.get::<_, i64>(0)).unwrap();
         let empty = async {
             while left() > 0 {
                 tokio::task::yield_now().await;
             }
         };
         tokio::time::timeout(naru_client::PATIENCE, empty).await.expect("the queue runs empty");
+    }
+
+    /// The event id, without hyphens, of each push that a provider took, and the id that the provider gave it.
+    fn recorded(&self) -> Vec<(String, String)> {
+        let database = self.database();
+        let mut pushes = database.prepare("SELECT lower(hex(eventId)), providerId FROM pushes").unwrap();
+        let recorded = pushes.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
+        recorded.unwrap().collect::<Result<_, _>>().unwrap()
+    }
+
+    fn database(&self) -> rusqlite::Connection {
+        rusqlite::Connection::open(self.dir.path().join(Embedded::DATABASE)).unwrap()
     }
 
     /// Ada's next message, saved.
@@ -148,20 +163,6 @@ impl World {
         device
     }
 
-    /// What so many pushes came to.
-    async fn outcomes(&self, count: usize) -> Vec<PushOutcome> {
-        let mut receiver = self.engines.bus.outcome.receiver().await.unwrap();
-        let mut outcomes = Vec::new();
-        while outcomes.len() < count {
-            let batch = timeout(PATIENCE, receiver.receive(count)).await.expect("an outcome").unwrap();
-            let (events, receipts): (Vec<_>, Vec<_>) =
-                batch.into_iter().map(|delivery| (delivery.event.payload, delivery.receipt)).unzip();
-            outcomes.extend(events);
-            naru_engines::bus::settle(receipts, naru_engines::bus::Verdict::Done).await.unwrap();
-        }
-        outcomes
-    }
-
     /// What is parked, once it is `count` pushes.
     async fn parked(&self, count: usize) -> Vec<ParkedPush> {
         until(|| async {
@@ -171,7 +172,7 @@ impl World {
         .await
     }
 
-    /// The data is gone from under the notifier, which then can neither settle nor give back; then it comes up again.
+    /// The data is gone from under the notifier, which then can acknowledge nothing; then it comes up again.
     async fn crashed(self, notifier: Running) -> Self {
         let Self { embedded, room, dir, .. } = self;
         embedded.close().await;
@@ -218,7 +219,7 @@ impl Running {
     fn on(engines: Engines, config: Config, providers: impl IntoIterator<Item = Arc<dyn Provider>>) -> Self {
         let (metrics, shutdown) = (Metrics::new(), CancellationToken::new());
         let supervisor = Supervisor::new("test", shutdown.clone(), &metrics);
-        let notifier = Notifier::new(config, engines, &metrics).unwrap().with_ladder(LADDER);
+        let notifier = Notifier::new(config, engines, &metrics).unwrap().with_retry_policy(RETRY_POLICY);
         providers.into_iter().fold(notifier, Notifier::with_provider).spawn_on(&supervisor);
         Self { metrics, shutdown, supervisor }
     }

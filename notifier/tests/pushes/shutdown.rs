@@ -48,6 +48,25 @@ async fn what_the_deadline_cuts_off_comes_again() {
 }
 
 #[tokio::test]
+async fn a_provider_that_asks_to_wait_is_not_called_before_though_the_notifier_dies_meanwhile() {
+    let (world, mut webhook) = (World::new().await, Webhook::start().await);
+    webhook.script([Answer::retry_after(429, "1")]);
+    let notifier = Running::with_webhook(&world, &webhook);
+    world.missed(&world.says("hello").await, &["B"]).await;
+    let first = webhook.next().await;
+    notifier.counts("retries_total{lane=\"webhook\"} 1").await;
+
+    let world = world.crashed(notifier).await;
+    let notifier = Running::with_webhook(&world, &webhook);
+    let second = webhook.next().await;
+    let waited = second.arrived - first.arrived;
+    assert!(waited >= Duration::from_millis(999) && waited < Duration::from_secs(2), "{waited:?}");
+    assert_eq!(second.header("x-naru-event-id"), first.header("x-naru-event-id"));
+    notifier.finished().await;
+    webhook.none_waiting();
+}
+
+#[tokio::test]
 async fn a_push_cut_off_by_a_crash_comes_again_under_the_same_event_id() {
     let (world, mut webhook) = (World::new().await, Webhook::start().await);
     webhook.script([Answer::Hang]);

@@ -17,7 +17,7 @@ use naru_model::UserId;
 use naru_mongo::Mongo;
 use naru_rabbit::Rabbit;
 use naru_redis::Redis;
-use naru_runtime::{Backoff, Health, Settings, Span};
+use naru_runtime::{Backoff, Health, Settings};
 use serde::Deserialize;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -33,7 +33,6 @@ struct Config {
     mongodb_database: String,
     amqp_url: String,
     redis_url: String,
-    delivery_grace: Span,
 }
 
 /// Connections to MongoDB, RabbitMQ and Redis.
@@ -65,13 +64,12 @@ impl Distributed {
         shutdown: &CancellationToken,
     ) -> anyhow::Result<Option<Self>> {
         let config: Config = settings.pick()?;
-        let rabbit = naru_rabbit::Options { grace: config.delivery_grace.into(), ..Default::default() };
         let all = try_join3(
             answering("mongodb", health, || {
                 Mongo::open(&config.mongodb_url, &config.mongodb_database, Default::default()).boxed()
             }),
             answering("rabbitmq", health, || {
-                let opening = Rabbit::open(&config.amqp_url, rabbit.clone());
+                let opening = Rabbit::open(&config.amqp_url, Default::default());
                 // Opening does not wait for the broker; a service that can't do its part yet does not say that it serves.
                 async move {
                     let rabbit = opening.await?;

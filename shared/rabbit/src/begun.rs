@@ -1,8 +1,8 @@
 //! A request to the broker that is in line before it is awaited.
 //!
-//! lapin puts a request's frames in the connection's line when its future is first polled, not when it is made. Whoever
-//! needs an order (of messages in a queue, of acks on a channel) begins its requests in that order, under its own lock if
-//! need be, and awaits them afterwards.
+//! lapin puts a request's frames in the connection's line when its future is first polled, not when it is made. What
+//! needs an order (messages in a queue, acks on a channel) is begun in that order, under a lock if need be, and awaited
+//! afterwards.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};

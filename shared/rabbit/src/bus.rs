@@ -1,27 +1,25 @@
 //! The bus: which hop is carried how, and what all hops share.
 
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join;
-use lapin::types::ShortString;
 use lapin::uri::AMQPUri;
 use naru_engines::bus::{Bus, Queue, Receiver};
 use naru_engines::{Applied, EngineError, EngineResult};
-use naru_model::hops::{self, Hop, Keep, Order, Payload};
+use naru_model::hops::{self, Hop, Kind, Payload};
 use naru_model::{Event, Timestamp};
 use tokio::time::timeout;
 
-use crate::declare::Turn;
-use crate::envelope::{self, Outgoing, Unreadable};
-use crate::free::FreeReceiver;
+use crate::declare::{Failure, Turn, declare_one};
+use crate::envelope::{self, Outgoing};
 use crate::layout::Layout;
 use crate::link::Link;
-use crate::ordered::OrderedReceiver;
 use crate::outage::Outage;
 use crate::publish::{Publisher, Unpublished};
+use crate::receive::RabbitReceiver;
 use crate::{ENGINE, Options};
 
 /// The broker's idea of a heartbeat, in seconds: who is silent for about twice as long is dead.
@@ -30,8 +28,8 @@ const HEARTBEAT: u16 = 2;
 /// What all hops share.
 pub(crate) struct Broker {
     pub(crate) layout: Layout,
-    pub(crate) prefetch_ordered: u16,
-    pub(crate) prefetch_free: u16,
+    prefetch_ordered: u16,
+    prefetch_durable: u16,
     /// The connection that receives.
     pub(crate) receiving: Link,
     sending: Link,
@@ -47,29 +45,63 @@ impl Broker {
         Ok(Self {
             layout: Layout::new(options),
             prefetch_ordered: options.prefetch_ordered.max(1),
-            prefetch_free: options.prefetch_free.max(1),
+            prefetch_durable: options.prefetch_durable.max(1),
             receiving: receiving?,
             sending: sending?,
             publisher: Publisher::new(options.publish_timeout),
         })
     }
 
+    /// Whether it answers, on both connections, and has no other layout.
     pub(crate) async fn ping(&self) -> EngineResult<()> {
         for link in [&self.sending, &self.receiving] {
             let session = link.now()?;
-            let answer = async { session.connection.create_channel().await?.close(200, "pong".into()).await };
-            answer.await.map_err(|error| EngineError::unavailable(ENGINE, Applied::No, error))?;
+            let answer = async {
+                let channel = session.connection.create_channel().await?;
+                // All layouts have this queue, with arguments of their own.
+                declare_one(&channel, self.layout.common()).await?;
+                Ok::<_, Failure>(channel.close(200, "pong".into()).await?)
+            };
+            answer.await?;
         }
         Ok(())
     }
 
     pub(crate) async fn close(&self) {
-        self.publisher.settle().await;
+        self.publisher.finish().await;
         join(self.sending.close(), self.receiving.close()).await;
     }
 
+    pub(crate) fn prefetch(&self, hop: &Hop) -> u16 {
+        match hop.kind {
+            Kind::Ordered => self.prefetch_ordered,
+            Kind::Durable => self.prefetch_durable,
+        }
+    }
+
+    /// Events for a hop's queue; with `due`, for the wait queue on the way to it, unless that is soon.
+    ///
+    /// # Errors
+    /// `Permanent` when an event has no JSON.
+    pub(crate) fn messages<'a, T: Payload>(
+        &self,
+        hop: &Hop,
+        partition: u32,
+        events: impl IntoIterator<Item = &'a Event<T>>,
+        attempt: u32,
+        due: Option<Timestamp>,
+    ) -> EngineResult<Vec<Outgoing>> {
+        let step = due.and_then(|due| self.layout.steps.next(due.since(Timestamp::now())));
+        let queue = match step {
+            Some(step) => self.layout.wait_queue(hop, step),
+            None => self.layout.queue(hop, partition),
+        };
+        envelope::write(hop, &queue, events, attempt, due)
+    }
+
     /// Publishes to queues of this hop, in order; returns when the broker has them all.
-    pub(crate) async fn publish(&self, hop: &Hop, messages: Vec<Outgoing>) -> EngineResult<()> {
+    pub(crate) async fn publish(&self, hop: &Hop, messages: impl Into<Arc<[Outgoing]>>) -> EngineResult<()> {
+        let messages = messages.into();
         if messages.is_empty() {
             return Ok(());
         }
@@ -85,33 +117,11 @@ impl Broker {
         Err(EngineError::unavailable(ENGINE, failure.applied(), failure))
     }
 
-    /// An event that comes to a hop's queue after a delay, rounded up to a rung, and not before.
-    ///
-    /// # Errors
-    /// `Permanent` when the event has no JSON, or there are no rungs.
-    pub(crate) fn later<T: Payload>(
-        &self,
-        hop: &Hop,
-        event: &Event<T>,
-        attempt: u32,
-        delay: Duration,
-    ) -> EngineResult<Outgoing> {
-        if delay.is_zero() {
-            return envelope::write(hop, self.layout.queue(hop), event, attempt, None);
-        }
-        let rung = self.layout.ladder(hop).rung(delay);
-        let rung = rung.ok_or_else(|| EngineError::permanent(ENGINE, "no rungs are configured"))?;
-        let not_before = Timestamp::now().after(delay);
-        envelope::write(hop, self.layout.wait_queue(hop, rung), event, attempt, Some(not_before))
-    }
-
     /// Sets aside what can't be read; returns when it is safe there.
-    pub(crate) async fn park(&self, hop: &Hop, queue: &ShortString, unreadable: Box<Unreadable>) {
-        let reason = &unreadable.reason;
-        tracing::error!(queue = queue.as_str(), reason, "an event can't be read; it is parked");
-        let message = envelope::park(unreadable, queue, self.layout.parked());
-        let mut outage = Outage::new(format!("parking an event of {queue}"));
-        while let Err(error) = self.publish(hop, vec![message.clone()]).await {
+    pub(crate) async fn dead_letter(&self, hop: &Hop, messages: Vec<Outgoing>) {
+        let messages: Arc<[Outgoing]> = messages.into();
+        let mut outage = Outage::new(format!("setting aside events of {}", hop.name));
+        while let Err(error) = self.publish(hop, messages.clone()).await {
             outage.began(&error);
             outage.wait().await;
         }
@@ -124,11 +134,9 @@ pub(crate) fn bus(broker: &Arc<Broker>) -> Bus {
         accepted: queue(broker, hops::ACCEPTED),
         saved: queue(broker, hops::SAVED),
         offline: queue(broker, hops::OFFLINE),
-        owed: queue(broker, hops::OWED),
         push_fcm: queue(broker, hops::PUSH_FCM),
         push_apns: queue(broker, hops::PUSH_APNS),
         push_webhook: queue(broker, hops::PUSH_WEBHOOK),
-        outcome: queue(broker, hops::OUTCOME),
     }
 }
 
@@ -146,29 +154,19 @@ struct RabbitQueue<T> {
 impl<T: Payload> Queue<T> for RabbitQueue<T> {
     async fn send(&self, events: Vec<Event<T>>) -> EngineResult<()> {
         let Self { hop, broker, .. } = self;
-        let message = |event: &Event<T>| {
-            let queue = broker.layout.queue_of(hop, event.payload.room());
-            envelope::write(hop, queue, event, 1, None)
-        };
-        let messages = events.iter().map(message).collect::<EngineResult<_>>()?;
-        broker.publish(hop, messages).await
-    }
-
-    async fn send_later(&self, delay: Duration, events: Vec<Event<T>>) -> EngineResult<()> {
-        let Self { hop, broker, .. } = self;
-        if hop.keep != Keep::Durable {
-            return Err(EngineError::permanent(ENGINE, "only a durable hop can keep an event for later"));
+        let mut partitions: BTreeMap<u32, Vec<&Event<T>>> = BTreeMap::new();
+        for event in &events {
+            let partition = broker.layout.partition_of(hop, event.payload.room());
+            partitions.entry(partition).or_default().push(event);
         }
-        let messages = events.iter().map(|event| broker.later(hop, event, 1, delay));
-        let messages = messages.collect::<EngineResult<_>>()?;
+        let mut messages = Vec::with_capacity(partitions.len());
+        for (partition, events) in partitions {
+            messages.extend(broker.messages(hop, partition, events, 1, None)?);
+        }
         broker.publish(hop, messages).await
     }
 
     async fn receiver(&self) -> EngineResult<Box<dyn Receiver<T>>> {
-        let (hop, broker) = (self.hop, self.broker.clone());
-        Ok(match hop.order {
-            Order::ByRoom => Box::new(OrderedReceiver::open(hop, broker)),
-            Order::Free => Box::new(FreeReceiver::open(hop, broker)),
-        })
+        Ok(Box::new(RabbitReceiver::open(self.hop, self.broker.clone())))
     }
 }

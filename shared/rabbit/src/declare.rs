@@ -15,10 +15,10 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::ENGINE;
-use crate::layout::{Declaration, Layout};
+use crate::layout::{Declaration, LAYOUT, Layout};
 
 /// A channel declares one queue after the other; with so many side by side a cluster's disks are kept busy.
-const LANES: usize = 8;
+const CHANNELS: usize = 8;
 /// How long all queues of a hop may take: a broker that is not frozen is done in a fraction of it.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -34,8 +34,8 @@ const REFUSALS: [u16; 3] = [403, 405, 406];
 pub(crate) enum Failure {
     /// It never will.
     #[error(
-        "the queue {queue:?} can't be declared: {source}. If another version of Naru declared it, that one's \
-             arguments must stay; empty and delete the queue to change them"
+        "the queue {queue:?} is there with other arguments than those of layout {LAYOUT} ({source}): let the version of \
+             Naru that declared it work it off, then stop all and delete it"
     )]
     Refused { queue: ShortString, source: lapin::Error },
     /// The connection, or its channel, is broken.
@@ -58,8 +58,8 @@ impl From<Failure> for EngineError {
     }
 }
 
-/// Held by whoever declares. A queue that another connection is just declaring is there before it works, and whoever
-/// subscribes to it then has its connection closed (3.10.8: "541 INTERNAL_ERROR", `noproc` in the broker's log). So the two
+/// Held while declaring. A queue that another connection is just declaring is there before it works, and one who
+/// subscribes to it then has the connection closed (3.10.8: "541 INTERNAL_ERROR", `noproc` in the broker's log). So the two
 /// connections of a process don't declare side by side; two processes that meet on a new broker find back by themselves.
 pub(crate) type Turn = Arc<Mutex<()>>;
 
@@ -108,24 +108,24 @@ impl Declared {
 }
 
 async fn declare(connection: &Connection, declarations: Vec<Declaration>) -> Result<(), Failure> {
-    let mut lanes: Vec<Vec<Declaration>> = Vec::new();
-    lanes.resize_with(LANES.min(declarations.len()), Vec::new);
-    let count = lanes.len();
+    let mut shares: Vec<Vec<Declaration>> = Vec::new();
+    shares.resize_with(CHANNELS.min(declarations.len()), Vec::new);
+    let count = shares.len();
     for (place, declaration) in declarations.into_iter().enumerate() {
-        lanes[place % count].push(declaration);
+        shares[place % count].push(declaration);
     }
-    let lanes = lanes.into_iter().map(|lane| async {
+    let declaring = shares.into_iter().map(|share| async {
         let channel = connection.create_channel().await?;
-        for declaration in lane {
+        for declaration in share {
             declare_one(&channel, declaration).await?;
         }
         channel.close(200, "declared".into()).await?;
         Ok(())
     });
-    try_join_all(lanes).await.map(drop)
+    try_join_all(declaring).await.map(drop)
 }
 
-async fn declare_one(channel: &Channel, declaration: Declaration) -> Result<(), Failure> {
+pub(crate) async fn declare_one(channel: &Channel, declaration: Declaration) -> Result<(), Failure> {
     let Declaration { queue, arguments } = declaration;
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     match channel.queue_declare(queue.clone(), options, arguments).await {

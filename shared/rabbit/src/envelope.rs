@@ -1,7 +1,7 @@
-//! An event as an AMQP message: its JSON as the body, which event it is in the properties, and what only the queue knows of
-//! it (which try, not before when) in the headers.
+//! Events as an AMQP message: the body is a JSON array of events of one queue, and what only the queue knows of them (which
+//! try, not before when) stands in the headers.
 
-use std::sync::Arc;
+use std::fmt::Display;
 
 use lapin::BasicProperties;
 use lapin::message::Delivery;
@@ -9,102 +9,163 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use naru_engines::{EngineError, EngineResult};
 use naru_model::hops::{Hop, Payload};
 use naru_model::{Event, Timestamp};
+use serde_json::value::RawValue;
 
 use crate::ENGINE;
+use crate::layout::LAYOUT;
 
 /// Which try it is, from 1. Absent: the first.
 const ATTEMPT: &str = "attempt";
 /// In milliseconds since 1970: it is not delivered before. Absent: at once.
 const NOT_BEFORE: &str = "notBefore";
+/// By which [`LAYOUT`] it was written.
+const WRITTEN_BY: &str = "layout";
 /// On parked messages: where it came from, and what is wrong with it.
 const QUEUE: &str = "queue";
 const REASON: &str = "reason";
+
+/// How many events a message holds at most: what a receiver holds is bounded by its messages.
+const MAX_EVENTS: usize = 256;
+/// How long its body becomes at most, but for an event that is longer by itself.
+const MAX_BYTES: usize = 1 << 20;
 
 /// AMQP's word for "survives the broker".
 const PERSISTENT: u8 = 2;
 
 /// A message to publish.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Outgoing {
     pub(crate) queue: ShortString,
     pub(crate) properties: BasicProperties,
-    pub(crate) body: Arc<[u8]>,
+    pub(crate) body: Vec<u8>,
 }
 
 /// A message that was delivered.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Incoming<T: Payload> {
-    pub(crate) event: Event<T>,
+    /// In order.
+    pub(crate) events: Vec<Event<T>>,
     pub(crate) attempt: u32,
     pub(crate) not_before: Option<Timestamp>,
+    /// What of it can't be read.
+    pub(crate) unreadable: Vec<Unreadable>,
+    properties: BasicProperties,
 }
 
-/// A message that was delivered and can't be read.
+/// An array of one event, or a whole body.
+#[derive(Debug)]
 pub(crate) struct Unreadable {
     body: Vec<u8>,
-    properties: BasicProperties,
-    pub(crate) reason: String,
+    reason: String,
 }
 
-/// An event for a queue.
+/// Events for a queue, in as few messages as may be.
 ///
 /// # Errors
-/// `Permanent` when it has no JSON.
-pub(crate) fn write<T: Payload>(
+/// `Permanent` when one has no JSON.
+pub(crate) fn write<'a, T: Payload>(
     hop: &Hop,
-    queue: ShortString,
-    event: &Event<T>,
+    queue: &ShortString,
+    events: impl IntoIterator<Item = &'a Event<T>>,
     attempt: u32,
     not_before: Option<Timestamp>,
-) -> EngineResult<Outgoing> {
-    let body = serde_json::to_vec(event).map_err(|error| EngineError::permanent(ENGINE, error))?;
-    let mut properties = BasicProperties::default()
-        .with_delivery_mode(PERSISTENT)
-        .with_content_type("application/json".into())
-        .with_type(hop.name.into())
-        .with_message_id(event.event_id.to_string().into())
-        .with_timestamp(u64::try_from(Timestamp::now().as_millis() / 1_000).unwrap_or(0));
+) -> EngineResult<Vec<Outgoing>> {
+    let mut bodies: Vec<(usize, Vec<u8>)> = Vec::new();
+    for event in events {
+        let json = serde_json::to_vec(event).map_err(|error| EngineError::permanent(ENGINE, error))?;
+        match bodies.last_mut() {
+            Some((count, body)) if *count < MAX_EVENTS && body.len() + json.len() + 2 <= MAX_BYTES => {
+                body.push(b',');
+                body.extend(json);
+                *count += 1;
+            }
+            _ => bodies.push((1, [b"[", &json[..]].concat())),
+        }
+    }
     let mut headers = FieldTable::default();
+    headers.insert(WRITTEN_BY.into(), AMQPValue::LongInt(LAYOUT));
     if attempt > 1 {
         headers.insert(ATTEMPT.into(), AMQPValue::LongLongInt(attempt.into()));
     }
     if let Some(not_before) = not_before {
         headers.insert(NOT_BEFORE.into(), AMQPValue::LongLongInt(not_before.as_millis()));
     }
-    if !headers.inner().is_empty() {
-        properties = properties.with_headers(headers);
-    }
-    Ok(Outgoing { queue, properties, body: body.into() })
+    let properties = BasicProperties::default()
+        .with_delivery_mode(PERSISTENT)
+        .with_content_type("application/json".into())
+        .with_type(hop.name.into())
+        .with_timestamp(u64::try_from(Timestamp::now().as_millis() / 1_000).unwrap_or(0))
+        .with_headers(headers);
+    let message = |(_, mut body): (usize, Vec<u8>)| {
+        body.push(b']');
+        Outgoing { queue: queue.clone(), properties: properties.clone(), body }
+    };
+    Ok(bodies.into_iter().map(message).collect())
 }
 
-pub(crate) fn read<T: Payload>(delivery: Delivery) -> Result<Incoming<T>, Box<Unreadable>> {
+pub(crate) fn read<T: Payload>(delivery: Delivery) -> Incoming<T> {
     let Delivery { data, properties, .. } = delivery;
     let number = |name| integer(properties.headers().as_ref()?.inner().get(name)?);
     let attempt = number(ATTEMPT).and_then(|attempt| u32::try_from(attempt).ok()).unwrap_or(1);
     let not_before = number(NOT_BEFORE).map(Timestamp::from_millis);
-    match serde_json::from_slice(&data) {
-        Ok(event) => Ok(Incoming { event, attempt, not_before }),
-        Err(error) => Err(Box::new(Unreadable { body: data, properties, reason: error.to_string() })),
-    }
+    let (events, unreadable) = match number(WRITTEN_BY) {
+        Some(layout) if layout == i64::from(LAYOUT) => read_events(data),
+        _ => {
+            let reason =
+                format!("it does not say that it is of layout {LAYOUT} in the header {WRITTEN_BY:?}");
+            (Vec::new(), vec![Unreadable { body: data, reason }])
+        }
+    };
+    Incoming { events, attempt, not_before, unreadable, properties }
 }
 
-/// A message that can't be read, for the queue of those. Other systems' properties stay, but for a time to live.
-pub(crate) fn park(unreadable: Box<Unreadable>, from: &ShortString, parked: ShortString) -> Outgoing {
-    let Unreadable { body, properties, reason } = *unreadable;
-    let mut headers = properties.headers().clone().unwrap_or_default();
-    headers.insert(QUEUE.into(), AMQPValue::LongString(from.as_str().into()));
-    headers.insert(REASON.into(), AMQPValue::LongString(reason.into()));
-    let mut kept = BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers);
-    if let Some(content_type) = properties.content_type() {
-        kept = kept.with_content_type(content_type.clone());
+/// All at once; one by one where one can't be read.
+fn read_events<T: Payload>(body: Vec<u8>) -> (Vec<Event<T>>, Vec<Unreadable>) {
+    let unreadable = |body: Vec<u8>, reason: &dyn Display| Unreadable { body, reason: reason.to_string() };
+    match serde_json::from_slice::<Vec<Event<T>>>(&body) {
+        Ok(events) if !events.is_empty() => return (events, Vec::new()),
+        Ok(_) => return (Vec::new(), vec![unreadable(body, &"it holds no event")]),
+        Err(_) => {}
     }
-    if let Some(kind) = properties.kind() {
-        kept = kept.with_type(kind.clone());
+    let (mut events, mut others) = (Vec::new(), Vec::new());
+    match serde_json::from_slice::<Vec<&RawValue>>(&body) {
+        Ok(elements) => {
+            for element in elements {
+                match serde_json::from_str(element.get()) {
+                    Ok(event) => events.push(event),
+                    Err(error) => others.push(unreadable(format!("[{element}]").into(), &error)),
+                }
+            }
+        }
+        Err(error) => others.push(unreadable(body, &error)),
     }
-    if let Some(message_id) = properties.message_id() {
-        kept = kept.with_message_id(message_id.clone());
+    (events, others)
+}
+
+impl<T: Payload> Incoming<T> {
+    /// What of it can't be read, for the queue of those, with its headers. Of other systems' properties, only what tells
+    /// what it is: a time to live would let it vanish.
+    pub(crate) fn dead_letters(&mut self, from: &ShortString, parked: &ShortString) -> Vec<Outgoing> {
+        let message = |Unreadable { body, reason }| {
+            tracing::error!(queue = from.as_str(), reason, "an event can't be read; it is set aside");
+            let mut headers = self.properties.headers().clone().unwrap_or_default();
+            headers.insert(QUEUE.into(), AMQPValue::LongString(from.as_str().into()));
+            headers.insert(REASON.into(), AMQPValue::LongString(reason.into()));
+            let mut properties =
+                BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers);
+            if let Some(content_type) = self.properties.content_type() {
+                properties = properties.with_content_type(content_type.clone());
+            }
+            if let Some(kind) = self.properties.kind() {
+                properties = properties.with_type(kind.clone());
+            }
+            if let Some(message_id) = self.properties.message_id() {
+                properties = properties.with_message_id(message_id.clone());
+            }
+            Outgoing { queue: parked.clone(), properties, body }
+        };
+        std::mem::take(&mut self.unreadable).into_iter().map(message).collect()
     }
-    Outgoing { queue: parked, properties: kept, body: body.into() }
 }
 
 /// Whatever width a header's number has.

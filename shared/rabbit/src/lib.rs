@@ -1,22 +1,23 @@
 //! The bus on RabbitMQ 3.10 or later: quorum queues, publisher confirms, partitions by room.
 //!
-//! - **Sending** is publishing with confirms on a connection of its own; [`EngineResult`] says whether it may have
-//!   happened when there is no confirm. While there is no connection `send` fails at once: what matters is in the store,
-//!   whose sweep sends it again.
-//! - **Hops ordered by room** are `partitions` queues with one active consumer each. Every receiver subscribes to all of
-//!   them, the broker has one wait behind the other, and receivers that hold more than their share step back.
-//! - **Free hops** are one queue each, and a wait queue for each delay. A retry is a confirmed publish to a wait queue, then
-//!   an ack: so it outlives the process that asked for it. A newest-only hop is the same in a queue that drops its oldest
-//!   when it is full.
+//! - **Sending** is publishing with confirms on a connection of its own. What is sent together is one message for each queue:
+//!   a JSON array of its events, acked together. [`EngineResult`] says whether it may have happened when there is no
+//!   confirm. While there is no connection `send` fails at once: what matters is in the store, whose sweep sends it again.
+//! - **Ordered hops** are `partitions` queues with one active consumer each. Every receiver subscribes to all of them, the
+//!   broker has one wait behind the other, and receivers that hold more than their share leave some.
+//! - **Durable hops** are one queue each, and a wait queue for each step of a delay. A retry is a confirmed publish to a wait
+//!   queue, then an acknowledgement: so it outlives the process that asked for it.
+//! - **What can't be read** is set aside in `naru.parked`, event by event, and holds up nothing.
 //! - **Nothing is silently dead.** A lost connection, a closed channel and a cancelled subscription all end in a loop that
-//!   declares and subscribes again; it says so once when it begins and once when it is over.
-//! - **The broker may be down at the start.** [`Rabbit::open`] then waits for it behind the scenes, [`Rabbit::ping`] says
-//!   that it is not there, and receivers just have nothing to receive. Only a broker that refuses is an error.
+//!   declares and subscribes again; it is logged once when it begins and once when it is over.
+//! - **The broker may be down at the start.** [`Rabbit::open`] then connects after it has returned, [`Rabbit::ping`] says
+//!   that it is not there, and receivers just have nothing to receive. Only a broker that refuses is an error, and one that
+//!   has queues of an older layout of Naru.
 //!
-//! # How late is late
-//! Delays are kept exactly as "not before". "Soon after" means: rounded up to the next of [`Options::rungs`] (a delay
-//! beyond the last one goes round again). On hops ordered by room, where only [`naru_engines::bus::Verdict::RetryAfter`]
-//! delays, it is exact, and the count of attempts starts over when a partition moves to another receiver.
+//! # Delays
+//! A retry comes not before its delay is over and at most half a second after it: it goes through the longest wait queue that
+//! the rest of its delay fills, then through the next, and a receiver holds it for the last fraction of the shortest step.
+//! On ordered hops it is exact, and the count of attempts starts over when a partition moves to another receiver.
 //!
 //! What falls due while the broker is starting is late: it offers a message that the hop's queue could not take yet again
 //! after three minutes. Its setting `dead_letter_worker_publisher_confirm_timeout` (milliseconds, in `advanced.config`)
@@ -26,13 +27,14 @@ mod begun;
 mod bus;
 mod declare;
 mod envelope;
-mod free;
-mod ladder;
+mod held;
 mod layout;
 mod link;
-mod ordered;
 mod outage;
 mod publish;
+mod receive;
+mod share;
+mod steps;
 mod subscription;
 mod unacked;
 
@@ -57,23 +59,19 @@ pub struct Options {
     pub partitions: u32,
     /// What all queues' names begin with: 1–64 characters of `A-Z a-z 0-9 . _ -`.
     pub namespace: String,
-    /// The delays that retries and [`naru_engines::bus::Queue::send_later`] are rounded up to, in whole milliseconds.
-    pub rungs: Vec<Duration>,
-    /// A rung of `owed` alone: the grace time that a delivery has.
-    pub grace: Duration,
-    /// How long up to 256 messages may go without their confirms before `send` gives up. A broker that is out of memory or
+    /// What the delays of retries are made of, in whole milliseconds: one wait queue of each durable hop for each.
+    pub wait_steps: Vec<Duration>,
+    /// How long up to 64 messages may go without their confirms before `send` gives up. A broker that is out of memory or
     /// disk takes nothing and does not say so.
     pub publish_timeout: Duration,
-    /// How many events of each partition may be in a receiver's hands and buffers.
+    /// How many messages of each partition, each of at most 256 events, may be in a receiver's hands and buffers.
     pub prefetch_ordered: u16,
-    /// How many events of a free hop may be in a receiver's hands and buffers: also how many pushes of one lane one
+    /// How many messages of a durable hop may be: also how many pushes of one lane, if they were sent one by one, one
     /// process can work on side by side.
-    pub prefetch_free: u16,
-    /// How many waiting events a queue takes before `send` waits. It is an argument of the queues, so it can't be changed
+    pub prefetch_durable: u16,
+    /// How many waiting messages a queue takes before `send` waits. It is an argument of the queues, so it can't be changed
     /// later. `None`, the default: as many as the broker's memory and disk alarms allow.
     pub max_length: Option<u32>,
-    /// How many waiting events a newest-only hop keeps. An argument of its queue, too.
-    pub newest: u32,
 }
 
 impl Default for Options {
@@ -81,13 +79,11 @@ impl Default for Options {
         Self {
             partitions: 32,
             namespace: "naru".to_owned(),
-            rungs: [5, 30, 120, 600, 1_800].map(Duration::from_secs).into(),
-            grace: Duration::from_secs(10),
+            wait_steps: [1, 5, 30, 120, 600, 1_800].map(Duration::from_secs).into(),
             publish_timeout: Duration::from_secs(5),
-            prefetch_ordered: 256,
-            prefetch_free: 256,
+            prefetch_ordered: 32,
+            prefetch_durable: 128,
             max_length: None,
-            newest: 100_000,
         }
     }
 }
@@ -103,7 +99,8 @@ impl Rabbit {
     /// roots are the system's). One that can't be reached yet is waited for after this returns.
     ///
     /// # Errors
-    /// `Permanent`, when the URL or an option makes no sense, or the broker refuses the user or the virtual host.
+    /// `Permanent`, when the URL or an option makes no sense, or the broker refuses the user or the virtual host, or has
+    /// queues of another layout.
     pub async fn open(url: &str, options: Options) -> EngineResult<Self> {
         // Without the parser's reason, which may quote the URL, which may hold a password.
         let uri = url.parse::<AMQPUri>();
@@ -114,7 +111,11 @@ impl Rabbit {
         if !(1..=64).contains(&namespace.len()) || !namespace.bytes().all(may_be_named) {
             return Err(refused(format!("{namespace:?} can't be a name space")));
         }
-        Ok(Self { broker: Arc::new(Broker::open(uri, &options).await?) })
+        let rabbit = Self { broker: Arc::new(Broker::open(uri, &options).await?) };
+        match rabbit.ping().await {
+            Err(refused @ EngineError::Permanent { .. }) => Err(refused),
+            _ => Ok(rabbit),
+        }
     }
 
     /// The hops' queues.
@@ -125,7 +126,7 @@ impl Rabbit {
     /// Whether the broker answers, on both connections.
     ///
     /// # Errors
-    /// `Unavailable`, when it does not, or not within two seconds.
+    /// `Unavailable`, when it does not, or not within two seconds; `Permanent`, when it has queues of another layout.
     pub async fn ping(&self) -> EngineResult<()> {
         const PATIENCE: Duration = Duration::from_secs(2);
         let late = |_late| EngineError::unavailable(ENGINE, Applied::No, "it does not answer");

@@ -1,8 +1,8 @@
 //! A connection that is made again whenever it is lost.
 //!
-//! lapin can restore a connection by itself, with all that was on it; it is not asked to. Delivery tags, unsettled batches
-//! and unconfirmed messages of the old connection mean nothing on the new one, and only their owners know what to do about
-//! that. So each connection is a [`Session`] with a number of its own, and whoever uses one sees it end.
+//! lapin can restore a connection by itself, with all that was on it; it is not asked to. Delivery tags,
+//! unacknowledged batches and unconfirmed messages of the old connection mean nothing on the new one, and only their owners
+//! know what to do about that. So each connection is a [`Session`] with a number of its own, and its users see it end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::declare::{Declared, Turn, code};
 use crate::outage::Outage;
 
 /// How long a broker may take to greet. A frozen one accepts connections and says nothing; when it goes on, so does the
-/// greeting. Each one given up costs a thread until the broker closes it (lapin's, which nobody can stop): not too soon.
+/// greeting. Each one given up costs a thread until the broker closes it (lapin's, which can't be stopped): not too soon.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How long a broker may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -51,7 +51,7 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Connects. A broker that can't be reached is waited for behind the scenes; one that refuses is an error.
+    /// Connects. A broker that can't be reached is waited for after this returns; one that refuses is an error.
     pub(crate) async fn open(uri: AMQPUri, purpose: &'static str, turn: Turn) -> EngineResult<Self> {
         let stop = CancellationToken::new();
         let (sender, sessions) = watch::channel(None);

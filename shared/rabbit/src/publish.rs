@@ -4,7 +4,7 @@
 //! return out with whichever confirm of the channel comes next. Alone on its channel, a batch knows that the return is its
 //! own.
 //!
-//! **Bounded.** At most [`CHANNELS`] batches of at most [`BATCH`] messages are on their way. A batch that nobody waits for
+//! **Bounded.** At most [`CHANNELS`] batches of at most [`BATCH`] messages are on their way. A batch that is not awaited
 //! any more keeps its place until the broker has answered or the connection is lost, so a broker that is out of memory, and
 //! silently takes nothing, does not fill ours.
 
@@ -23,10 +23,11 @@ use crate::begun::Begun;
 use crate::envelope::Outgoing;
 use crate::link::Session;
 
-/// How many messages wait for their confirms together: more is not faster.
-const BATCH: usize = 256;
-/// How many batches do.
-const CHANNELS: usize = 32;
+/// How many messages wait for their confirms together. What is sent together is one message for each partition, so this is
+/// rarely met.
+const BATCH: usize = 64;
+/// How many batches do: each worker of a process has one in flight for each hop that it sends to, or two.
+const CHANNELS: usize = 16;
 /// The wait before a message that the broker could not take is offered again.
 const NOT_NOW: Duration = Duration::from_millis(20);
 
@@ -87,9 +88,8 @@ impl Publisher {
     pub(crate) async fn publish(
         &self,
         session: &Session,
-        messages: Vec<Outgoing>,
+        messages: Arc<[Outgoing]>,
     ) -> Result<(), Unpublished> {
-        let messages: Arc<[Outgoing]> = messages.into();
         let mut next = 0;
         let mut deadline = Instant::now() + self.timeout;
         while next < messages.len() {
@@ -137,7 +137,7 @@ impl Publisher {
     }
 
     /// Waits until nothing is on its way any more, or until the time-out.
-    pub(crate) async fn settle(&self) {
+    pub(crate) async fn finish(&self) {
         let all = self.places.acquire_many(u32::try_from(CHANNELS).unwrap_or(u32::MAX));
         let _late = timeout_at(Instant::now() + self.timeout, all).await;
     }

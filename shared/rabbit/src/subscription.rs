@@ -1,16 +1,13 @@
 //! What every subscription has: a channel, a way to begin, a way to fail.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lapin::options::{BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer};
-use naru_engines::{Applied, EngineError};
 use naru_model::hops::Hop;
 use tokio::time::{sleep, timeout};
 
-use crate::ENGINE;
 use crate::bus::Broker;
 use crate::declare::Failure;
 use crate::link::Session;
@@ -20,13 +17,13 @@ use crate::outage::Outage;
 pub(crate) const CHUNK: usize = 64;
 /// How long the broker may take to close a channel.
 const GOODBYE: Duration = Duration::from_secs(2);
-/// The wait before a broker that refused is asked again: somebody has to do something first.
+/// The wait before a broker that refused is asked again: an operator has to do something first.
 const REFUSED: Duration = Duration::from_secs(5);
 
 /// Subscribes to one of a hop's queues, which is declared first if need be.
 ///
-/// **Not to be cancelled**: lapin keeps a consumer whose beginning nobody waited for, and with it the channel. It would be
-/// pushed events for ever, and nobody would take them.
+/// **Not to be cancelled**: lapin keeps a consumer whose beginning was not awaited, and with it the channel. It would be
+/// pushed messages for ever, and nothing would take them.
 pub(crate) async fn subscribe(
     broker: &Broker,
     session: &Session,
@@ -54,40 +51,24 @@ pub(crate) async fn close(channel: &Channel) {
     let _late = timeout(GOODBYE, channel.close(200, "done".into())).await;
 }
 
-/// How many consume a queue; of one with a single active consumer, whether anybody does.
+/// How many consume a queue; of one with a single active consumer, whether one does.
 pub(crate) async fn consumers(channel: &Channel, queue: &ShortString) -> lapin::Result<u32> {
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let declared = channel.queue_declare(queue.clone(), passive, FieldTable::default()).await?;
     Ok(declared.consumer_count())
 }
 
-/// A subscription failed: tells whoever has to know, and waits before the next attempt.
+/// A subscription failed: logs it, and waits before the next attempt.
 pub(crate) async fn failed(hop: &Hop, session: &Session, failure: &Failure, outage: &mut Outage) {
     if let Failure::Refused { .. } = failure {
-        // Told by whoever receives.
+        // The receiver answers with it.
         return sleep(REFUSED).await;
     }
-    // The connection's end is told by the link, once for all that was on it.
+    // The link logs the connection's end, once for all that was on it.
     if session.is_up() {
         outage.began(failure);
         // The queue may have been deleted.
         session.declared.missed(hop).await;
     }
     outage.wait().await;
-}
-
-/// The answer to a verdict that could not be passed on.
-pub(crate) fn untold(error: lapin::Error) -> EngineError {
-    EngineError::unavailable(ENGINE, Applied::Unknown, error)
-}
-
-/// The answer to a verdict on what its receiver no longer holds.
-pub(crate) fn given_back() -> EngineError {
-    let reason = "its subscription has ended, so it was given back and comes again";
-    EngineError::unavailable(ENGINE, Applied::No, reason)
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is guarded is never left half done.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

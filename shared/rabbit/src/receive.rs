@@ -1,0 +1,403 @@
+//! Receiving a hop.
+//!
+//! Every partition has a subscription of its own, on a channel of its own, kept up by a task of its own; a durable hop is
+//! one partition. A message is acked when all its events are acknowledged.
+//!
+//! **Ordered hops.** The broker has one active subscriber per partition and pushes to it alone, up to the prefetch; of what
+//! was pushed, one batch at a time is in a worker's hands. What is retried waits here, in its old place, and the broker
+//! does not hear of it. What if the process dies here? The broker sees the connection end and delivers all that is not
+//! acked to the next in line, in order. If it hangs instead, the broker sees it after two missed heartbeats.
+//!
+//! **Durable hops.** Receivers compete. What is retried is published to a wait queue, confirmed, and only then acknowledged.
+//! What if the process dies here? Before the confirm: the broker delivers it again, with the same attempt. Between confirm
+//! and ack: it comes at once and once more after the delay. A receiver that is not asked for long publishes what it has
+//! buffered once more, and takes no more until it is asked again: nothing lies here while another receiver could work on
+//! it, and the broker, which closes a channel that holds a message for half an hour, has no reason to.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use futures_util::stream::ReadyChunks;
+use lapin::options::BasicCancelOptions;
+use lapin::types::ShortString;
+use lapin::{Channel, Consumer};
+use naru_engines::bus::{Acknowledge, Delivery, Receipt, Receiver, Taken};
+use naru_engines::{Applied, BoxError, EngineError, EngineResult};
+use naru_model::hops::{Hop, Kind, Payload};
+use naru_model::{Event, Timestamp};
+use rand::seq::SliceRandom;
+use tokio::sync::Notify;
+use tokio::time::{Instant, interval, sleep_until};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::ENGINE;
+use crate::bus::Broker;
+use crate::declare::Failure;
+use crate::envelope;
+use crate::held::{Ack, Held, Placed, lock};
+use crate::link::Session;
+use crate::outage::Outage;
+use crate::subscription::{CHUNK, close, consume, failed, subscribe};
+
+/// A receiver of a durable hop that was not asked for so long keeps nothing.
+const UNASKED: Duration = Duration::from_secs(10);
+
+pub(crate) struct RabbitReceiver<T: Payload> {
+    acknowledger: Arc<Acknowledger<T>>,
+    /// Its subscriptions end with it.
+    _subscriptions: DropGuard,
+}
+
+pub(crate) struct Shared<T: Payload> {
+    pub(crate) hop: Hop,
+    pub(crate) broker: Arc<Broker>,
+    pub(crate) held: Mutex<Held<T>>,
+    /// There is more to receive, or `receive` waits.
+    changed: Notify,
+}
+
+/// Why a subscription ended without a failure.
+enum Ended {
+    /// The partition was left.
+    Left,
+    /// The receiver is gone.
+    Stopped,
+}
+
+/// One subscription. What is spawned for it ends with it.
+#[derive(Clone)]
+struct Subscription {
+    partition: usize,
+    number: u64,
+    queue: ShortString,
+    ends: CancellationToken,
+}
+
+impl<T: Payload> RabbitReceiver<T> {
+    /// Subscribes, now or when there is a connection.
+    pub(crate) fn open(hop: Hop, broker: Arc<Broker>) -> Self {
+        let count = broker.layout.partitions(&hop);
+        let held = Mutex::new(Held::new(&hop, count));
+        let shared = Arc::new(Shared { hop, broker, held, changed: Notify::new() });
+        let stop = CancellationToken::new();
+        // In an order of its own: receivers that start together share the partitions from the first.
+        let mut partitions: Vec<u32> = (0..count).collect();
+        partitions.shuffle(&mut rand::rng());
+        for partition in partitions {
+            tokio::spawn(shared.clone().keep_subscribed(partition, stop.clone()));
+        }
+        if hop.kind == Kind::Ordered {
+            tokio::spawn(shared.clone().keep_sharing(stop.clone()));
+        }
+        Self { acknowledger: Arc::new(Acknowledger(shared)), _subscriptions: stop.drop_guard() }
+    }
+}
+
+/// `receive` waits.
+struct Asking<'a, T: Payload>(&'a Shared<T>);
+
+impl<'a, T: Payload> Asking<'a, T> {
+    fn begin(shared: &'a Shared<T>) -> Self {
+        lock(&shared.held).is_asked = true;
+        shared.changed.notify_waiters();
+        Self(shared)
+    }
+}
+
+impl<T: Payload> Drop for Asking<'_, T> {
+    fn drop(&mut self) {
+        let mut held = lock(&self.0.held);
+        (held.is_asked, held.asked_at) = (false, Instant::now());
+    }
+}
+
+#[async_trait]
+impl<T: Payload> Receiver<T> for RabbitReceiver<T> {
+    async fn receive(&mut self, max: usize) -> EngineResult<Vec<Delivery<T>>> {
+        let Acknowledger(shared) = &*self.acknowledger;
+        let _asking = Asking::begin(shared);
+        loop {
+            let mut changed = std::pin::pin!(shared.changed.notified());
+            // From here on no change is missed.
+            changed.as_mut().enable();
+            let taken = {
+                let mut held = lock(&shared.held);
+                if let Some(reason) = &held.refused {
+                    return Err(EngineError::permanent(ENGINE, reason.clone()));
+                }
+                held.take(max.max(1), Instant::now())
+            };
+            match taken {
+                Ok(batch) => {
+                    let deliver = |Taken { tag, event, attempt }| {
+                        let receipt = Receipt::new(tag, self.acknowledger.clone());
+                        Delivery { event, attempt, receipt }
+                    };
+                    return Ok(batch.into_iter().map(deliver).collect());
+                }
+                Err(Some(due)) => tokio::select! { () = changed => {}, () = sleep_until(due) => {} },
+                Err(None) => changed.await,
+            }
+        }
+    }
+}
+
+impl<T: Payload> Drop for RabbitReceiver<T> {
+    fn drop(&mut self) {
+        lock(&self.acknowledger.0.held).close();
+    }
+}
+
+/// Where one receiver is told what became of its deliveries.
+struct Acknowledger<T: Payload>(Arc<Shared<T>>);
+
+impl<T: Payload> fmt::Debug for Acknowledger<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Acknowledger").field("hop", &self.0.hop.name).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl<T: Payload> Acknowledge for Acknowledger<T> {
+    async fn ack(&self, tags: Vec<u64>) -> EngineResult<()> {
+        let (acks, some_are_gone) = lock(&self.0.held).ack(tags);
+        self.0.changed.notify_waiters();
+        acked(acks).await.and(answer(some_are_gone))
+    }
+
+    async fn retry(&self, tags: Vec<u64>, after: Duration) -> EngineResult<()> {
+        let Self(shared) = self;
+        if shared.hop.kind == Kind::Ordered {
+            let some_are_gone = lock(&shared.held).retry(tags, after, Instant::now());
+            shared.changed.notify_waiters();
+            return answer(some_are_gone);
+        }
+        let (mut events, number, some_are_gone) = lock(&shared.held).remove(tags);
+        events.iter_mut().for_each(|event| event.attempt += 1);
+        let due = (!after.is_zero()).then(|| Timestamp::now().after(after));
+        // To its end, even if the caller does not wait for it: half done, the events would be in no hands and not waiting.
+        let publishing = tokio::spawn(shared.clone().publish_again(number, events, due));
+        let published = publishing.await.unwrap_or_else(|ended| Err(unavailable(Applied::Unknown, ended)));
+        published.and(answer(some_are_gone))
+    }
+
+    fn dropped(&self, tag: u64) {
+        lock(&self.0.held).put_back(tag);
+        self.0.changed.notify_waiters();
+    }
+}
+
+async fn acked(acks: Vec<Ack>) -> EngineResult<()> {
+    let mut answer = Ok(());
+    for ack in acks {
+        answer = answer.and(ack.end().await.map_err(|error| unavailable(Applied::Unknown, error)));
+    }
+    answer
+}
+
+fn answer(some_are_gone: bool) -> EngineResult<()> {
+    if some_are_gone {
+        return Err(unavailable(Applied::No, "the subscription of some has ended, so they come again"));
+    }
+    Ok(())
+}
+
+fn unavailable(applied: Applied, reason: impl Into<BoxError>) -> EngineError {
+    EngineError::unavailable(ENGINE, applied, reason)
+}
+
+impl<T: Payload> Shared<T> {
+    /// One partition's subscription, again and again, until the receiver is gone.
+    async fn keep_subscribed(self: Arc<Self>, partition: u32, stop: CancellationToken) {
+        let queue = self.broker.layout.queue(&self.hop, partition);
+        let mut outage = Outage::new(format!("the subscription to {queue}"));
+        while let Some(session) = stop.run_until_cancelled(self.broker.receiving.up()).await {
+            match self.subscription(&session, &queue, partition as usize, &stop, &mut outage).await {
+                Ok(Ended::Stopped) => return,
+                Ok(Ended::Left) => {}
+                Err(failure) => {
+                    if let Failure::Refused { .. } = failure {
+                        lock(&self.held).refused = Some(failure.to_string());
+                        self.changed.notify_waiters();
+                    }
+                    stop.run_until_cancelled(failed(&self.hop, &session, &failure, &mut outage)).await;
+                }
+            }
+        }
+    }
+
+    async fn subscription(
+        self: &Arc<Self>,
+        session: &Session,
+        queue: &ShortString,
+        partition: usize,
+        stop: &CancellationToken,
+        outage: &mut Outage,
+    ) -> Result<Ended, Failure> {
+        let prefetch = self.broker.prefetch(&self.hop);
+        let (channel, consumer) = subscribe(&self.broker, session, &self.hop, queue, prefetch).await?;
+        outage.ended();
+        let (number, may_leave) = lock(&self.held).begin(partition, channel.clone());
+        let ends = CancellationToken::new();
+        let _ends = ends.clone().drop_guard();
+        let this = Subscription { partition, number, queue: queue.clone(), ends };
+        // Outlives the channel, see `close`.
+        let mut deliveries = consumer.ready_chunks(CHUNK);
+        let left = async {
+            may_leave.notified().await;
+            // A retry may have come in between.
+            while !lock(&self.held).leaves(partition) {
+                may_leave.notified().await;
+            }
+        };
+        let ended = tokio::select! {
+            () = stop.cancelled() => Ok(Ended::Stopped),
+            () = left => Ok(Ended::Left),
+            Err(failure) = self.serve(&channel, &mut deliveries, &this) => Err(failure),
+        };
+        lock(&self.held).end(partition);
+        close(&channel).await;
+        ended
+    }
+
+    async fn serve(
+        self: &Arc<Self>,
+        channel: &Channel,
+        deliveries: &mut ReadyChunks<Consumer>,
+        this: &Subscription,
+    ) -> Result<Infallible, Failure> {
+        let is_durable = self.hop.kind == Kind::Durable;
+        let mut look = interval(UNASKED / 4);
+        loop {
+            tokio::select! {
+                chunk = deliveries.next() => self.take_over(chunk.ok_or(Failure::Cancelled)?, this)?,
+                _ = look.tick(), if is_durable => {
+                    if lock(&self.held).is_unasked(UNASKED) {
+                        self.pause(channel, deliveries, this).await?;
+                        *deliveries = consume(channel, &this.queue).await?.ready_chunks(CHUNK);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Publishes what is buffered once more, and returns when `receive` waits again. What is in hand stays in hand.
+    async fn pause(
+        self: &Arc<Self>,
+        channel: &Channel,
+        deliveries: &mut ReadyChunks<Consumer>,
+        this: &Subscription,
+    ) -> Result<(), Failure> {
+        let consumer = deliveries.get_ref().tag();
+        channel.basic_cancel(consumer, BasicCancelOptions::default()).await?;
+        // The rest of what was pushed before the broker heard of it.
+        while let Some(chunk) = deliveries.next().await {
+            self.take_over(chunk, this)?;
+        }
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            let taken = {
+                let mut held = lock(&self.held);
+                if held.is_asked {
+                    return Ok(());
+                }
+                let taken = held.take(usize::MAX, Instant::now());
+                taken.map(|batch| held.remove(batch.into_iter().map(|taken| taken.tag)))
+            };
+            match taken {
+                Ok((events, number, _)) => {
+                    if let Err(error) = self.clone().publish_again(number, events, None).await {
+                        tracing::warn!(hop = self.hop.name, %error, "what is not asked for stays here");
+                        return Ok(());
+                    }
+                }
+                Err(Some(due)) => tokio::select! { () = changed => {}, () = sleep_until(due) => {} },
+                Err(None) => changed.await,
+            }
+        }
+    }
+
+    /// Takes over what the broker pushed.
+    fn take_over(
+        self: &Arc<Self>,
+        chunk: Vec<lapin::Result<lapin::message::Delivery>>,
+        this: &Subscription,
+    ) -> Result<(), Failure> {
+        let Subscription { partition, number, .. } = *this;
+        let read = |delivery: lapin::Result<lapin::message::Delivery>| {
+            delivery.map(|delivery| (delivery.delivery_tag, envelope::read::<T>(delivery)))
+        };
+        let read = chunk.into_iter().map(read).collect::<lapin::Result<Vec<_>>>()?;
+        let (now, today) = (Instant::now(), Timestamp::now());
+        let (layout, mut held) = (&self.broker.layout, lock(&self.held));
+        for (tag, mut incoming) in read {
+            let dead_letters = incoming.dead_letters(&this.queue, &layout.parked());
+            let count = incoming.events.len() + dead_letters.len();
+            let events = held.delivered(partition, tag, count, incoming.events, incoming.attempt, now);
+            if !dead_letters.is_empty() {
+                let shared = self.clone();
+                tokio::spawn(this.ends.clone().run_until_cancelled_owned(async move {
+                    let count = dead_letters.len();
+                    shared.broker.dead_letter(&shared.hop, dead_letters).await;
+                    lock(&shared.held).finish_unreadable(partition, number, tag, count);
+                }));
+            }
+            let remaining = incoming.not_before.map_or(Duration::ZERO, |due| due.since(today));
+            if !remaining.is_zero() && layout.steps.next(remaining).is_some() {
+                let (hop, again) =
+                    (self.hop, self.clone().publish_again(number, events, incoming.not_before));
+                tokio::spawn(this.ends.clone().run_until_cancelled_owned(async move {
+                    if let Err(error) = again.await {
+                        tracing::warn!(hop = hop.name, %error, "what is not due waits here");
+                    }
+                }));
+            } else {
+                held.push(partition, number, events, (!remaining.is_zero()).then(|| now + remaining));
+            }
+        }
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    /// Publishes events of a durable hop once more, not to be delivered before `due`; then they are acknowledged where they
+    /// came from. If the broker can't take them, they wait here.
+    async fn publish_again(
+        self: Arc<Self>,
+        number: u64,
+        events: Vec<Placed<T>>,
+        due: Option<Timestamp>,
+    ) -> EngineResult<()> {
+        let mut by_attempt: BTreeMap<u32, Vec<&Event<T>>> = BTreeMap::new();
+        for placed in &events {
+            by_attempt.entry(placed.attempt).or_default().push(&placed.event);
+        }
+        let mut messages = Vec::new();
+        for (attempt, events) in by_attempt {
+            messages.extend(self.broker.messages(&self.hop, 0, events, attempt, due)?);
+        }
+        let published = self.broker.publish(&self.hop, messages).await;
+        let acks = {
+            let mut held = lock(&self.held);
+            match &published {
+                Ok(()) => held.finish(0, number, events.iter().map(|placed| placed.place).collect()),
+                Err(_) => {
+                    let remaining = due.map(|due| Instant::now() + due.since(Timestamp::now()));
+                    held.push(0, number, events, remaining);
+                    None
+                }
+            }
+        };
+        self.changed.notify_waiters();
+        published?;
+        match acks {
+            Some(acks) => acked(acks).await,
+            None => answer(true),
+        }
+    }
+}

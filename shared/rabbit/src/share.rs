@@ -1,0 +1,152 @@
+//! How receivers of an ordered hop come to even shares of its partitions.
+//!
+//! RabbitMQ gives a partition to the first that subscribed, so the first receiver has them all. One that holds more than its
+//! share leaves some and subscribes again, behind all others. One that holds no more than its share never leaves, so a
+//! partition moves on until it comes to a receiver that has less than its share, and then stays.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use naru_model::hops::Payload;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::declare::Failure;
+use crate::held::lock;
+use crate::link::Session;
+use crate::outage::Outage;
+use crate::receive::Shared;
+use crate::subscription::{close, consumers, failed, subscribe};
+
+/// How often a receiver looks whether it holds more than its share.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// At most so many are left at a time: each hand-over delivers again what was buffered, and may reorder it.
+const MAX_AT_ONCE: usize = 8;
+
+impl<T: Payload> Shared<T> {
+    /// Leaves what is more than this receiver's share, until the receiver is gone.
+    pub(crate) async fn keep_sharing(self: Arc<Self>, stop: CancellationToken) {
+        let mut outage = Outage::new(format!("counting the receivers of {}", self.hop.name));
+        while let Some(session) = stop.run_until_cancelled(self.broker.receiving.up()).await {
+            let Err(failure) = self.share(&session, &stop, &mut outage).await else { return };
+            stop.run_until_cancelled(failed(&self.hop, &session, &failure, &mut outage)).await;
+        }
+    }
+
+    /// A partition's own consumers can't be counted: of a queue with a single active consumer the broker counts only that
+    /// one (checked on 3.10.8). So all receivers also consume a queue that stays empty.
+    ///
+    /// Ends without a failure when the receiver is gone.
+    async fn share(
+        &self,
+        session: &Session,
+        stop: &CancellationToken,
+        outage: &mut Outage,
+    ) -> Result<(), Failure> {
+        let queue = self.broker.layout.receivers(&self.hop);
+        let partitions = self.broker.layout.partitions(&self.hop) as usize;
+        let (channel, _counted) = subscribe(&self.broker, session, &self.hop, &queue, 1).await?;
+        outage.ended();
+        let mut before = 0;
+        while stop.run_until_cancelled(sleep(LOOK_EVERY)).await.is_some() {
+            let receivers = consumers(&channel, &queue).await? as usize;
+            // Not on a number that only one look has seen.
+            if receivers == before {
+                let mut held = lock(&self.held);
+                let leaving = to_leave(held.partitions(), partitions, receivers);
+                if leaving > 0 {
+                    let held_now = held.partitions();
+                    tracing::info!(hop = self.hop.name, receivers, held_now, leaving, "sharing partitions");
+                    held.leave(leaving);
+                }
+            }
+            before = receivers;
+        }
+        close(&channel).await;
+        Ok(())
+    }
+}
+
+/// How many to leave now, of those held, with so many receivers.
+fn to_leave(held: usize, partitions: usize, receivers: usize) -> usize {
+    let share = partitions.div_ceil(receivers.max(1));
+    held.saturating_sub(share).min(MAX_AT_ONCE)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    #[test]
+    fn a_receiver_keeps_its_share() {
+        assert_eq!(to_leave(32, 32, 1), 0);
+        assert_eq!(to_leave(32, 32, 0), 0);
+        assert_eq!(to_leave(16, 32, 2), 0);
+        assert_eq!(to_leave(11, 32, 3), 0);
+        assert_eq!(to_leave(12, 32, 3), 1);
+        assert_eq!(to_leave(32, 32, 3), 8);
+        assert_eq!(to_leave(1, 32, 64), 0, "more receivers than partitions");
+    }
+
+    /// A partition's line of receivers, the active one in front, and when it was last handed over.
+    #[derive(Clone, Default)]
+    struct Line {
+        receivers: VecDeque<usize>,
+        handed_over: usize,
+    }
+
+    #[derive(Default)]
+    struct Broker {
+        lines: Vec<Line>,
+        hand_overs: usize,
+    }
+
+    impl Broker {
+        fn held(&self, receiver: usize) -> Vec<usize> {
+            let held = (0..self.lines.len()).filter(|line| self.lines[*line].receivers[0] == receiver);
+            held.collect()
+        }
+
+        /// All receivers look once; whether one of them left a partition. What came last goes first.
+        fn look(&mut self, receivers: &[usize]) -> bool {
+            let before = self.hand_overs;
+            for receiver in receivers {
+                let mut held = self.held(*receiver);
+                held.sort_by_key(|line| std::cmp::Reverse(self.lines[*line].handed_over));
+                for line in &held[..to_leave(held.len(), self.lines.len(), receivers.len())] {
+                    self.hand_overs += 1;
+                    self.lines[*line].receivers.rotate_left(1);
+                    self.lines[*line].handed_over = self.hand_overs;
+                }
+            }
+            self.hand_overs > before
+        }
+
+        /// After so many looks with these receivers it comes to rest; others have gone, new ones subscribed.
+        fn comes_to_rest(&mut self, receivers: &[usize]) -> usize {
+            for line in &mut self.lines {
+                line.receivers.retain(|receiver| receivers.contains(receiver));
+                let new = receivers.iter().filter(|receiver| !line.receivers.contains(receiver)).copied();
+                line.receivers.extend(new.collect::<Vec<_>>());
+            }
+            let looks = (1..50).find(|_| !self.look(receivers)).expect("it comes to rest");
+            let share = self.lines.len().div_ceil(receivers.len());
+            assert!(receivers.iter().all(|receiver| self.held(*receiver).len() <= share));
+            looks
+        }
+    }
+
+    #[test]
+    fn shares_even_out_as_receivers_come_and_go() {
+        let mut broker = Broker { lines: vec![Line::default(); 32], hand_overs: 0 };
+        assert_eq!(broker.comes_to_rest(&[0]), 1);
+        assert!(broker.comes_to_rest(&[0, 1]) <= 3);
+        assert!(broker.comes_to_rest(&[0, 1, 2]) <= 4);
+        assert!(broker.comes_to_rest(&[0, 2]) <= 3);
+        assert!(broker.comes_to_rest(&[0, 2, 3, 4]) <= 6);
+        assert_eq!(broker.comes_to_rest(&[4]), 1);
+        assert!(broker.hand_overs <= 90, "{} hand-overs", broker.hand_overs);
+    }
+}

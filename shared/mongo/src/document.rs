@@ -131,7 +131,7 @@ impl TryFrom<IntakeDocument> for StoredEntry {
 pub(crate) struct MessageDocument {
     #[serde(rename = "_id", with = "field")]
     id: MessageId,
-    chat_room_id: RoomId,
+    pub(crate) chat_room_id: RoomId,
     #[serde(with = "field")]
     seq: Seq,
     sender_id: UserId,
@@ -191,10 +191,12 @@ pub(crate) struct RoomDocument {
     pub(crate) member_version: Option<MemberVersion>,
     #[serde(default, deserialize_with = "if_readable", skip_serializing_if = "Option::is_none")]
     pub(crate) maker_id: Option<UserId>,
-    #[serde(default, serialize_with = "field::serialize", deserialize_with = "if_date")]
+    #[serde(default, serialize_with = "field::serialize", deserialize_with = "if_field")]
     pub(crate) created_at: Option<Timestamp>,
-    #[serde(default, serialize_with = "field::serialize", deserialize_with = "if_date")]
+    #[serde(default, serialize_with = "field::serialize", deserialize_with = "if_field")]
     pub(crate) activity: Option<Timestamp>,
+    #[serde(default, deserialize_with = "if_field", skip_serializing)]
+    pub(crate) last_seq: Option<Seq>,
 }
 
 /// Another system may have a field of the same name and mean something else by it.
@@ -205,9 +207,9 @@ fn if_readable<'de, T: DeserializeOwned, D: Deserializer<'de>>(
     Ok(bson::deserialize_from_bson(value).ok())
 }
 
-/// The same for dates.
-fn if_date<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
-    Ok(if_readable(deserializer)?.and_then(Timestamp::from_bson))
+/// The same for what has a BSON type of its own.
+pub(crate) fn if_field<'de, F: Field, D: Deserializer<'de>>(deserializer: D) -> Result<Option<F>, D::Error> {
+    Ok(if_readable(deserializer)?.and_then(F::from_bson))
 }
 
 /// A room as it is read.
@@ -217,6 +219,8 @@ pub(crate) struct StoredRoom {
     pub(crate) room: Arc<Room>,
     /// Where it stands in lists.
     pub(crate) activity: Timestamp,
+    /// The place of the message that put it there: its newest one, or an earlier one.
+    pub(crate) bumped: Seq,
 }
 
 /// When a room was made whose document does not say it, as far as anyone can tell.
@@ -241,7 +245,11 @@ impl TryFrom<RoomDocument> for StoredRoom {
         };
         let maker_id = document.maker_id;
         let room = Room { id: document.id, kind, name, member_ids, member_version, maker_id, created_at };
-        Ok(Self { room: Arc::new(room), activity: document.activity.unwrap_or(created_at) })
+        Ok(Self {
+            room: Arc::new(room),
+            activity: document.activity.unwrap_or(created_at),
+            bumped: document.last_seq.unwrap_or_default(),
+        })
     }
 }
 

@@ -73,6 +73,7 @@ use std::time::Duration;
 
 use naru_engines::EngineResult;
 use naru_engines::store::Store;
+use tokio::sync::mpsc::UnboundedSender;
 
 use crate::database::Database;
 
@@ -84,11 +85,13 @@ pub struct Options {
     /// How long one round trip may take, from looking for a primary to the answer. After that the request has failed as
     /// unavailable: a server that hangs, or that waits for a majority that is gone, must not hang its clients.
     pub answer_within: Duration,
+    /// Told the name of every command that is sent: for tests of what a call costs.
+    pub commands: Option<UnboundedSender<String>>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { partitions: 32, answer_within: Duration::from_secs(10) }
+        Self { partitions: 32, answer_within: Duration::from_secs(10), commands: None }
     }
 }
 

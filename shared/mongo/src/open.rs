@@ -6,20 +6,23 @@ use std::time::Duration;
 use bson::{Document, doc};
 use futures_util::future::try_join_all;
 use mongodb::error::{Error, ErrorKind};
+use mongodb::event::EventHandler;
+use mongodb::event::command::CommandEvent;
 use mongodb::options::{
     Acknowledgment, ClientOptions, DatabaseOptions, IndexOptions, ReadConcern, ReadPreference,
     SelectionCriteria, WriteConcern,
 };
 use mongodb::{Client, IndexModel};
 use naru_engines::{Applied, EngineError, EngineResult};
+use tokio::sync::mpsc::UnboundedSender;
 
 use crate::Options;
 use crate::database::Database;
 use crate::document::MetaDocument;
 use crate::error::{ENGINE, Request, contended};
 
-/// What this program writes, and the highest that it reads.
-const SCHEMA_VERSION: u32 = 1;
+/// The layout that this program writes and reads.
+const SCHEMA_VERSION: u32 = 2;
 /// How long a request looks for a primary when there is none, and how long connecting to a server may take: unless the
 /// URL says otherwise. The driver's own 30 s are longer than a client waits for its answer.
 const FIND_WITHIN: Duration = Duration::from_secs(3);
@@ -27,6 +30,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// How many connections there may be to one server, unless the URL says otherwise: as many as the driver specification
 /// has. The driver's own 10 are fewer than a persister has batches in flight.
 const CONNECTIONS: u32 = 100;
+/// How many of them are made beforehand and kept, unless the URL says otherwise: no batch waits for a handshake.
+const KEPT_CONNECTIONS: u32 = 8;
 /// U1 asks for two days.
 const PUSHES_ARE_KEPT: Duration = Duration::from_secs(3 * 24 * 60 * 60);
 
@@ -43,7 +48,7 @@ pub(crate) const META: &str = "meta";
 const STORE: &str = "store";
 
 pub(crate) async fn open(url: &str, database: &str, options: &Options) -> EngineResult<Database> {
-    let handle = client(url).await?.database_with_options(database, promises());
+    let handle = client(url, options.commands.as_ref()).await?.database_with_options(database, promises());
     let database = Database::new(handle, options.answer_within);
     check_meta(&database, options.partitions).await?;
     try_join_all(indexes().into_iter().map(|(name, indexes)| {
@@ -58,7 +63,7 @@ pub(crate) async fn open(url: &str, database: &str, options: &Options) -> Engine
 }
 
 /// A client of what the URL says. Whatever it does not say is left to the driver, but for what is said above.
-async fn client(url: &str) -> EngineResult<Client> {
+async fn client(url: &str, commands: Option<&UnboundedSender<String>>) -> EngineResult<Client> {
     // The driver's words may repeat the URL, and with it a password.
     let unusable = |error: Error| match &*error.kind {
         ErrorKind::DnsResolve { .. } => Request::Read.failed("the URL's servers", &error),
@@ -70,7 +75,16 @@ async fn client(url: &str) -> EngineResult<Client> {
     options.app_name.get_or_insert_with(|| "naru".to_owned());
     options.server_selection_timeout.get_or_insert(FIND_WITHIN);
     options.connect_timeout.get_or_insert(CONNECT_WITHIN);
-    options.max_pool_size.get_or_insert(CONNECTIONS);
+    let most = *options.max_pool_size.get_or_insert(CONNECTIONS);
+    options.min_pool_size.get_or_insert(KEPT_CONNECTIONS.min(most));
+    options.command_event_handler = commands.cloned().map(|commands| {
+        EventHandler::callback(move |event| {
+            if let CommandEvent::Started(started) = event {
+                // Nobody has to listen.
+                let _ = commands.send(started.command_name);
+            }
+        })
+    });
     Client::with_options(options).map_err(|error| Request::Read.failed("the URL's options", &error))
 }
 
@@ -93,12 +107,19 @@ async fn check_meta(database: &Database, partitions: u32) -> EngineResult<()> {
         return Err(contended(META, Applied::Unknown));
     };
     let refuse = |why: String| Err(EngineError::permanent(ENGINE, why));
-    if meta.schema_version > SCHEMA_VERSION {
-        let found = meta.schema_version;
+    let found = meta.schema_version;
+    if found > SCHEMA_VERSION {
         let why = format!(
             "the data is of schema version {found}, this program knows versions up to {SCHEMA_VERSION}"
         );
         return refuse(why);
+    }
+    if found < SCHEMA_VERSION {
+        let name = database.handle().name();
+        return refuse(format!(
+            "the database {name} is of an older layout (schema {found}, this is {SCHEMA_VERSION}). No release was made \
+             yet: use another database name (mongodb_database) or drop it"
+        ));
     }
     if meta.partitions != partitions {
         let stored = meta.partitions;
@@ -118,7 +139,13 @@ fn indexes() -> [(&'static str, Vec<IndexModel>); 8] {
                 index(doc! { "appended": 1, "timestamp": 1, "place": 1 }, open.build()),
             ],
         ),
-        (CHAT_MESSAGES, vec![unique(doc! { "chatRoomId": 1, "seq": 1 })]),
+        (
+            CHAT_MESSAGES,
+            vec![
+                unique(doc! { "chatRoomId": 1, "seq": 1 }),
+                plain(doc! { "chatRoomId": 1, "senderId": 1, "seq": 1 }),
+            ],
+        ),
         (
             CHAT_ROOMS,
             vec![

@@ -8,6 +8,7 @@ mod pushes;
 mod rooms;
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use bson::{Document, doc};
@@ -19,8 +20,11 @@ use serde::de::DeserializeOwned;
 
 use crate::database::{Database, Find};
 use crate::document::{MemberDocument, MessageDocument, StoredRoom};
-use crate::field::{self, texts};
+use crate::field::{self, Field, texts};
 use crate::open::{CHAT_MESSAGES, CHAT_ROOMS, MEMBERS};
+
+/// How many messages may have come to rooms, beyond one each, before a question for the newest is asked in two.
+const SPARE: usize = 64;
 
 pub(crate) fn store(database: &Arc<Database>, partitions: u32) -> Store {
     Store {
@@ -35,7 +39,7 @@ pub(crate) fn store(database: &Arc<Database>, partitions: u32) -> Store {
 }
 
 impl Database {
-    /// These rooms, as they are now.
+    /// These rooms, as they are now. A room of another system may be large, so only what is read of it is asked for.
     async fn rooms<'a>(
         &self,
         ids: impl IntoIterator<Item = &'a RoomId>,
@@ -46,11 +50,8 @@ impl Database {
         Ok(rooms.into_iter().map(|stored| (stored.room.id.clone(), stored)).collect())
     }
 
-    /// The places of these rooms' newest messages; nothing where there is no message.
-    async fn heads_of<'a>(
-        &self,
-        rooms: impl IntoIterator<Item = &'a RoomId>,
-    ) -> EngineResult<HashMap<RoomId, Seq>> {
+    /// The places of these rooms' newest messages; nothing where there is no message. See [`newest`](Self::newest).
+    async fn heads_of(&self, bumped: HashMap<RoomId, Seq>) -> EngineResult<HashMap<RoomId, Seq>> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Head {
@@ -59,47 +60,100 @@ impl Database {
             seq: Seq,
         }
         let only = Some(doc! { "_id": 0, "chatRoomId": 1, "seq": 1 });
-        let heads = self.newest::<Head>(rooms, only).await?;
-        Ok(heads.into_iter().map(|head| (head.chat_room_id, head.seq)).collect())
+        let heads = self.newest(bumped, only, |head: &Head| head.chat_room_id.clone()).await?;
+        Ok(heads.into_iter().map(|(room, head)| (room, head.seq)).collect())
     }
 
-    /// These rooms' newest messages.
+    /// These rooms' newest messages. See [`newest`](Self::newest).
     async fn newest_messages<'a>(
         &self,
-        rooms: impl IntoIterator<Item = &'a RoomId>,
+        rooms: impl IntoIterator<Item = &'a StoredRoom>,
     ) -> EngineResult<HashMap<RoomId, Message>> {
-        let messages = self.newest::<MessageDocument>(rooms, None).await?;
-        let messages = messages.into_iter().map(Message::from);
-        Ok(messages.map(|message| (message.chat_room_id.clone(), message)).collect())
+        let bumped = rooms.into_iter().map(|stored| (stored.room.id.clone(), stored.bumped)).collect();
+        let room = |message: &MessageDocument| message.chat_room_id.clone();
+        let newest = self.newest(bumped, None, room).await?;
+        Ok(newest.into_iter().map(|(room, message)| (room, message.into())).collect())
     }
 
-    /// One step in the index of `(chatRoomId, seq)` for each room, all in one round trip. A `$group` over these rooms
-    /// would read all their messages, and nothing but the messages themselves is sure to be right.
-    async fn newest<'a, T: DeserializeOwned>(
+    /// The newest message of each of these rooms, looked for from where its document says that it is: there, or after it
+    /// when the room was not bumped yet.
+    ///
+    /// One round trip. Nothing but the messages themselves is sure to be right: where there is none, although the document
+    /// says so, the room is looked at once more from the beginning.
+    async fn newest<T: DeserializeOwned>(
         &self,
-        rooms: impl IntoIterator<Item = &'a RoomId>,
+        bumped: HashMap<RoomId, Seq>,
         only: Option<Document>,
-    ) -> EngineResult<Vec<T>> {
-        let rooms: Vec<_> =
-            texts(rooms).into_iter().map(|room| doc! { "room": { "$literal": room } }).collect();
-        if rooms.is_empty() {
-            return Ok(Vec::new());
+        room_of: impl Fn(&T) -> RoomId + Copy,
+    ) -> EngineResult<HashMap<RoomId, T>> {
+        let range = |room: &RoomId, from: Seq| {
+            doc! { "chatRoomId": room.as_str(), "seq": { "$gte": from.to_bson() } }
+        };
+        let ranges = bumped.iter().map(|(room, from)| (room.clone(), range(room, *from)));
+        let mut newest = self.last_in(ranges.collect(), only.clone(), room_of).await?;
+        let is_wrong = |(room, from): &(&RoomId, &Seq)| **from > Seq::ZERO && !newest.contains_key(*room);
+        let wrong = bumped.iter().filter(is_wrong).map(|(room, _)| (room.clone(), range(room, Seq::ZERO)));
+        let wrong = self.last_in(wrong.collect(), only, room_of).await?;
+        newest.extend(wrong);
+        Ok(newest)
+    }
+
+    /// How far these members have read who said that they read so far: sending reads up to one's own message.
+    ///
+    /// One round trip. The index of `(chatRoomId, senderId, seq)` has all that is asked for.
+    async fn read_by(&self, said: HashMap<Member, Seq>) -> EngineResult<HashMap<Member, Seq>> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Own {
+            chat_room_id: RoomId,
+            sender_id: UserId,
+            #[serde(with = "field")]
+            seq: Seq,
         }
-        let mut newest = vec![doc! { "$sort": { "seq": -1 } }, doc! { "$limit": 1 }];
-        newest.extend(only.map(|only| doc! { "$project": only }));
-        let pipeline = vec![
-            doc! { "$documents": rooms },
-            doc! { "$lookup": {
-                "from": CHAT_MESSAGES,
-                "localField": "room",
-                "foreignField": "chatRoomId",
-                "pipeline": newest,
-                "as": "newest",
-            } },
-            doc! { "$unwind": "$newest" },
-            doc! { "$replaceRoot": { "newRoot": "$newest" } },
-        ];
-        self.aggregate(None, pipeline).await
+        let own = said.iter().map(|((room, user), read)| {
+            let after = doc! { "$gt": read.to_bson() };
+            let range = doc! { "chatRoomId": room.as_str(), "senderId": user.as_str(), "seq": after };
+            ((room.clone(), user.clone()), range)
+        });
+        let only = doc! { "_id": 0, "chatRoomId": 1, "senderId": 1, "seq": 1 };
+        let member = |own: &Own| (own.chat_room_id.clone(), own.sender_id.clone());
+        let own = self.last_in(own.collect(), Some(only), member).await?;
+        let mut read = said;
+        read.extend(own.into_iter().map(|(member, own)| (member, own.seq)));
+        Ok(read)
+    }
+
+    /// The last message of each range of places that has one.
+    ///
+    /// One round trip as a rule. The answer is as long as the ranges are many, not as they are long: highest places first,
+    /// each range a walk backwards in an index, and whichever ranges are not in the answer are asked for again.
+    /// (A `$lookup` for each range would do the same in one round trip, but of servers other than MongoDB some read the
+    /// whole collection for it.)
+    async fn last_in<K: Eq + Hash, T: DeserializeOwned>(
+        &self,
+        mut ranges: HashMap<K, Document>,
+        only: Option<Document>,
+        key: impl Fn(&T) -> K,
+    ) -> EngineResult<HashMap<K, T>> {
+        let mut last = HashMap::new();
+        while !ranges.is_empty() {
+            let limit = 2 * ranges.len() + SPARE;
+            let either: Vec<_> = ranges.values().cloned().collect();
+            let find = Find::all(doc! { "$or": either }).sorted(doc! { "seq": -1 }).at_most(limit);
+            let find = only.iter().cloned().fold(find, Find::only);
+            let found = self.find::<T>(CHAT_MESSAGES, find).await?;
+            let is_all = found.len() < limit;
+            for message in found {
+                let key = key(&message);
+                if ranges.remove(&key).is_some() {
+                    last.insert(key, message);
+                }
+            }
+            if is_all {
+                break;
+            }
+        }
+        Ok(last)
     }
 
     /// What these members of a room, or this member of these rooms, have seen and set. Their devices are left out.
@@ -107,6 +161,9 @@ impl Database {
         self.find(MEMBERS, Find::all(filter).only(doc! { "devices": 0 }).at_most(at_most)).await
     }
 }
+
+/// Who, in which room.
+type Member = (RoomId, UserId);
 
 /// Picks one member's document.
 fn member(room: &RoomId, user: &UserId) -> Document {

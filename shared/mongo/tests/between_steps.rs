@@ -2,48 +2,85 @@
 
 use bson::doc;
 use futures_util::future::join_all;
-use naru_engines::store::{Advance, Changed, MemberChange, Moved, RunConflict};
+use naru_engines::store::{Advance, Changed, MemberChange, Moved};
 use naru_model::room::sorted_members;
-use naru_model::{DeviceId, MemberVersion, Message, Seq};
+use naru_model::{DeviceId, MemberVersion, Seq};
 
 use crate::given::{Fresh, group, room, said, user};
 
 #[tokio::test]
-async fn a_run_that_was_stored_and_not_counted_is_counted_when_it_comes_again() {
+async fn a_run_counts_before_its_rooms_are_bumped() {
     let fresh = Fresh::new();
     let store = fresh.store().await;
     let (ada, ben, here, there) = (user("ada"), user("ben"), room("here"), room("there"));
     for id in ["here", "there", "later"] {
         store.rooms.create(group(id, &["ada", "ben"])).await.unwrap();
     }
-    let run = [said(&here, &ada, 1), said(&there, &ben, 1), said(&here, &ben, 2), said(&there, &ada, 2)];
+    let run = [said(&here, &ada, 1), said(&there, &ben, 1), said(&there, &ada, 2), said(&here, &ben, 2)];
     assert_eq!(store.messages.append_run(&run).await.unwrap().stored, 4);
-    // The process died before it counted them.
-    let uncounted =
-        doc! { "$unset": { "lastSeq": "" }, "$set": { "activity": bson::DateTime::from_millis(0) } };
-    let rooms = fresh.raw("chat_rooms").await;
-    rooms.update_many(doc! { "_id": { "$ne": "later" } }, uncounted).await.unwrap();
-    fresh.raw("members").await.delete_many(doc! {}).await.unwrap();
+    // The process died before it bumped them, and there is nothing else that it could have written.
+    assert_eq!(fresh.raw("members").await.count_documents(doc! {}).await.unwrap(), 0);
+    let raised = doc! { "lastSeq": { "$exists": true } };
+    assert_eq!(fresh.raw("chat_rooms").await.count_documents(raised).await.unwrap(), 0);
 
-    // The persister, which does not know that, offers them behind a new one, at other places.
-    let again = |message: &Message, seq| Message { seq: Seq(seq), ..message.clone() };
-    let offered =
-        [said(&here, &ada, 3), again(&run[0], 4), again(&run[1], 3), again(&run[2], 5), again(&run[3], 4)];
-    let answer = store.messages.append_run(&offered).await.unwrap();
-    assert_eq!((answer.stored, answer.stopped_by), (1, Some(RunConflict::AlreadySaved(run[0].clone()))));
+    let seen = async || {
+        let (listed, _) = store.rooms.of_user(&ada, None, 10).await.unwrap();
+        let listed: Vec<_> = listed
+            .iter()
+            .map(|summary| (summary.room.id.to_string(), summary.last_seq.0, summary.unread_count))
+            .collect();
+        for (id, last_seq, unread) in &listed {
+            let summary = store.rooms.summary(&room(id), &ada).await.unwrap().unwrap();
+            assert_eq!((summary.last_seq.0, summary.unread_count), (*last_seq, *unread), "{id}");
+        }
+        (listed, store.positions.unread(&[ada.clone(), ben.clone()]).await.unwrap())
+    };
+    let here_first = [("here", 2, 1), ("there", 2, 0), ("later", 0, 0)];
+    let here_first = here_first.map(|(id, last_seq, unread)| (id.to_owned(), last_seq, unread));
+    assert_eq!(seen().await, (here_first.to_vec(), vec![1, 1]));
+    store.messages.bump(&run[2..]).await.unwrap();
+    assert_eq!(seen().await, (here_first.to_vec(), vec![1, 1]));
 
-    let (listed, _) = store.rooms.of_user(&ada, None, 10).await.unwrap();
-    let listed: Vec<_> = listed
-        .iter()
-        .map(|summary| (summary.room.id.as_str(), summary.last_seq.0, summary.unread_count))
-        .collect();
-    assert_eq!(listed, [("here", 3, 0), ("there", 2, 0), ("later", 0, 0)]);
-    let summary = store.rooms.summary(&here, &ben).await.unwrap().unwrap();
-    assert_eq!((summary.last_seq, summary.unread_count), (Seq(3), 1), "Ben has read up to his own");
+    // Where one has been oneself, READ moves nothing; from there on it does.
+    let step = |seq| Advance {
+        room: here.clone(),
+        user: ada.clone(),
+        device: None,
+        received: Seq::ZERO,
+        read: Seq(seq),
+    };
+    let moved = store.positions.advance(&[step(1), step(2), step(1)]).await.unwrap();
+    let moved: Vec<_> = moved.into_iter().map(|moved| moved.read).collect();
+    assert_eq!(moved, [None, Some(Seq(2)), None]);
+    assert_eq!(store.positions.unread(&[ada.clone(), ben.clone()]).await.unwrap(), [0, 1]);
 }
 
 #[tokio::test]
-async fn of_many_rooms_in_one_run_each_is_raised_to_its_own_newest_message_and_none_is_lowered() {
+async fn a_room_with_more_than_is_asked_for_at_once_is_told_apart_from_those_with_little() {
+    let fresh = Fresh::new();
+    let store = fresh.store().await;
+    let (ada, ben) = (user("ada"), user("ben"));
+    let names = ["long", "longer", "short", "silent"];
+    for name in names {
+        store.rooms.create(group(name, &["ada", "ben"])).await.unwrap();
+    }
+    let counts = [150, 200, 1, 0];
+    for (name, count) in names.into_iter().zip(counts) {
+        let run: Vec<_> = (1..=count).map(|seq| said(&room(name), &ada, seq)).collect();
+        assert_eq!(store.messages.append_run(&run).await.unwrap().stored, run.len());
+    }
+    assert_eq!(store.messages.heads(&names.map(room)).await.unwrap(), counts.map(Seq));
+    let (listed, _) = store.rooms.of_user(&ada, None, 10).await.unwrap();
+    let unread: Vec<_> = listed.iter().map(|summary| (summary.last_seq.0, summary.unread_count)).collect();
+    assert_eq!(unread, [(1, 0), (200, 0), (150, 0), (0, 0)]);
+    let asked = names.map(|name| (room(name), ada.clone()));
+    let read: Vec<_> = store.positions.get(&asked).await.unwrap().iter().map(|at| at.read.0).collect();
+    assert_eq!(read, counts);
+    assert_eq!(store.positions.unread(&[ben, ada]).await.unwrap(), [351, 0]);
+}
+
+#[tokio::test]
+async fn each_room_is_bumped_to_its_own_newest_message_and_none_is_lowered() {
     let fresh = Fresh::new();
     let store = fresh.store().await;
     let ada = user("ada");
@@ -52,21 +89,33 @@ async fn of_many_rooms_in_one_run_each_is_raised_to_its_own_newest_message_and_n
     for name in names {
         store.rooms.create(group(name, &["ada", "ben"])).await.unwrap();
     }
-    let seqs = |count: u64| (1..=count).map(Seq);
-    let mut run = Vec::new();
+    let mut newest = Vec::new();
     for (name, count) in names.into_iter().zip(1..) {
-        run.extend(seqs(count).map(|seq| said(&room(name), &ada, seq.0)));
+        let run: Vec<_> = (1..=count).map(|seq| said(&room(name), &ada, seq)).collect();
+        store.messages.append_run(&run).await.unwrap();
+        newest.extend(run.last().cloned());
     }
-    assert_eq!(store.messages.append_run(&run).await.unwrap().stored, 10);
+    store.messages.bump(&newest).await.unwrap();
+    store.messages.bump(&[]).await.unwrap();
     let raw = fresh.raw("chat_rooms").await;
-    // Another persister was further with one, and another system wrote into one.
+    let at = async |name| {
+        let found = raw.find_one(doc! { "_id": name }).await.unwrap().unwrap();
+        (found.get_i64("lastSeq").unwrap(), found.get_datetime("activity").unwrap().timestamp_millis())
+    };
+    for (name, newest) in names.into_iter().zip(&newest) {
+        assert_eq!(at(name).await, (newest.seq.0 as i64, newest.timestamp.as_millis()), "{name}");
+    }
+    // Another process was further with one, and another system wrote into one.
     raw.update_one(doc! { "_id": "here" }, doc! { "$set": { "lastSeq": 9_i64 } }).await.unwrap();
     raw.update_one(doc! { "_id": "there" }, doc! { "$set": { "lastSeq": "four" } }).await.unwrap();
-    store.messages.append_run(&names.map(|name| said(&room(name), &ada, 5))).await.unwrap();
-    for (name, last) in names.into_iter().zip([5_i64, 5, 9, 5]) {
-        let found = raw.find_one(doc! { "_id": name }).await.unwrap().unwrap();
-        assert_eq!(found.get_i64("lastSeq").unwrap(), last, "{name}");
+    store.messages.bump(&names.map(|name| said(&room(name), &ada, 5))).await.unwrap();
+    for (name, last) in names.into_iter().zip([5, 5, 9, 5]) {
+        assert_eq!(at(name).await.0, last, "{name}");
     }
+    // What is stored holds, whatever a room's document says.
+    assert_eq!(store.messages.heads(&names.map(room)).await.unwrap(), [1, 2, 3, 4].map(Seq));
+    let summary = store.rooms.summary(&room("here"), &ada).await.unwrap().unwrap();
+    assert_eq!((summary.last_seq, summary.unread_count), (Seq(3), 0));
 }
 
 #[tokio::test]

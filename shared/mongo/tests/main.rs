@@ -4,6 +4,7 @@
 
 mod between_steps;
 mod conformance;
+mod costs;
 mod given;
 mod opening;
 mod outages;

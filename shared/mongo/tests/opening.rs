@@ -35,13 +35,29 @@ async fn of_many_that_open_a_new_database_all_succeed() {
 }
 
 #[tokio::test]
-async fn data_of_a_later_version_is_refused() {
+async fn data_of_another_version_is_refused_and_left_as_it_is() {
     let fresh = Fresh::new();
-    drop(fresh.store().await);
-    let later = doc! { "$set": { "schemaVersion": 7 } };
-    fresh.raw("meta").await.update_one(doc! { "_id": "store" }, later).await.unwrap();
-    let why = refusal(Mongo::open(url(), &fresh.name, Options::default()).await);
-    assert_eq!(why, "mongodb refused: the data is of schema version 7, this program knows versions up to 1");
+    let meta = fresh.raw("meta").await;
+    for (version, expected) in [
+        (7, "the data is of schema version 7, this program knows versions up to 2".to_owned()),
+        (
+            1,
+            format!(
+                "the database {} is of an older layout (schema 1, this is 2). No release was made yet: use another \
+                 database name (mongodb_database) or drop it",
+                fresh.name
+            ),
+        ),
+    ] {
+        let made = doc! { "_id": "store", "schemaVersion": version, "partitions": 32 };
+        meta.insert_one(made.clone()).await.unwrap();
+        let why = refusal(Mongo::open(url(), &fresh.name, Options::default()).await);
+        assert_eq!(why, format!("mongodb refused: {expected}"));
+        assert_eq!(meta.find_one(doc! {}).await.unwrap(), Some(made));
+        let indexes = fresh.raw("chat_messages").await.list_index_names().await.unwrap_or_default();
+        assert_eq!(indexes, Vec::<String>::new());
+        meta.delete_one(doc! {}).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bson::{Bson, Document, doc};
 use futures_util::TryStreamExt;
 use mongodb::IndexModel;
-use naru_engines::store::{Advance, Device, MemberChange, MemberSettings, ParkedPush, Platform, Settlement};
+use naru_engines::store::{Advance, Closing, Device, MemberChange, MemberSettings, ParkedPush, Platform};
 use naru_model::hops::{Accepted, Lane, Payload, PushEnvironment, PushJob, PushTarget};
 use naru_model::message::{Outcome, Rejection};
 use naru_model::{
@@ -118,10 +118,10 @@ async fn documents_have_these_shapes() {
     let open = Accepted { after: Some(accepted(1).id), origin: Some(origin), ..accepted(3) };
     store.intake.append(&[accepted(1), accepted(2), open]).await.unwrap();
     let ends = [
-        Settlement { id: accepted(1).id, outcome: Outcome::Saved { seq: Seq(1) } },
-        Settlement { id: accepted(2).id, outcome: Outcome::Rejected { reason: Rejection::NotAMember } },
+        Closing { id: accepted(1).id, outcome: Outcome::Saved { seq: Seq(1) } },
+        Closing { id: accepted(2).id, outcome: Outcome::Rejected { reason: Rejection::NotAMember } },
     ];
-    store.intake.settle(&ends).await.unwrap();
+    store.intake.close(&ends).await.unwrap();
 
     let group = naru_engines::store::NewRoom {
         name: Some("모임".into()),
@@ -139,6 +139,7 @@ async fn documents_have_these_shapes() {
     store.rooms.create(direct).await.unwrap();
     store.rooms.change(&group.id, MemberChange::Remove(user("eve")), 10).await.unwrap();
     store.messages.append_run(&[accepted(1).at(Seq(1))]).await.unwrap();
+    store.messages.bump(&[accepted(1).at(Seq(1))]).await.unwrap();
     let phone = DeviceId::new("Ben's $phone.1").unwrap();
     let step = Advance {
         room: group.id.clone(),

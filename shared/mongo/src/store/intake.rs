@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use async_trait::async_trait;
 use bson::{Bson, Document, doc};
-use naru_engines::store::{Appended, Intake, IntakeRecord, Settlement, resend_key};
+use naru_engines::store::{Appended, Closing, Intake, IntakeRecord, resend_key};
 use naru_engines::{Applied, EngineError, EngineResult};
 use naru_model::hops::Accepted;
 use naru_model::{ClientMessageId, MessageId, RoomId, Timestamp, UserId};
@@ -61,31 +61,31 @@ impl Intake for Database {
 
     /// One round trip, one statement for all of one end. An outcome is written only where there is none, so the first one
     /// stands.
-    async fn settle(&self, settlements: &[Settlement]) -> EngineResult<()> {
-        self.update_all(INTAKE, closing(settlements)).await
+    async fn close(&self, closings: &[Closing]) -> EngineResult<()> {
+        self.update_all(INTAKE, close(closings)).await
     }
 }
 
 /// One statement for all entries of one end.
-fn closing(settlements: &[Settlement]) -> Vec<Update> {
+fn close(closings: &[Closing]) -> Vec<Update> {
     // The statements of one command have no order, so of several outcomes of one message only the first is sent.
     let mut seen = HashSet::new();
     let mut ends: BTreeMap<&str, (Vec<Bson>, Vec<Bson>)> = BTreeMap::new();
-    for Settlement { id, outcome } in settlements.iter().filter(|settlement| seen.insert(settlement.id)) {
+    for Closing { id, outcome } in closings.iter().filter(|closing| seen.insert(closing.id)) {
         let (end, seq) = End::of(*outcome);
         let (ids, seqs) = ends.entry(end.as_str()).or_default();
         ids.push(id.to_bson().into());
         // Of one end, all have a place or none.
         seqs.extend(seq.map(|seq| Bson::from(seq.to_bson())));
     }
-    let close = |(end, (ids, seqs)): (&str, (Vec<Bson>, Vec<Bson>))| {
+    let statement = |(end, (ids, seqs)): (&str, (Vec<Bson>, Vec<Bson>))| {
         let mut set = doc! { "open": false, "outcome": end };
         if !seqs.is_empty() {
             set.insert("seq", entry_of(&ids, seqs));
         }
         Update::all(doc! { "_id": { "$in": ids }, "open": true }, vec![doc! { "$set": set }])
     };
-    ends.into_iter().map(close).collect()
+    ends.into_iter().map(statement).collect()
 }
 
 type Key = (RoomId, UserId, ClientMessageId);
@@ -135,7 +135,7 @@ impl ThereBefore {
             None => Err(EngineError::unavailable(
                 ENGINE,
                 Applied::Unknown,
-                "intake: not settled among the servers",
+                "intake: the servers do not agree yet",
             )),
         }
     }
@@ -150,14 +150,14 @@ mod tests {
 
     #[test]
     fn a_thousand_entries_are_closed_by_one_statement_for_each_end() {
-        let settlement = |number: u16| Settlement {
+        let closing = |number: u16| Closing {
             id: MessageId::from_bytes(std::array::from_fn(|place| number.to_be_bytes()[place % 2])),
             outcome: match number % 3 {
                 0 => Outcome::Rejected { reason: Rejection::NotAMember },
                 _ => Outcome::Saved { seq: Seq(number.into()) },
             },
         };
-        assert_eq!(closing(&(0..1_000).map(settlement).collect::<Vec<_>>()).len(), 2);
-        assert_eq!(closing(&[]).len(), 0);
+        assert_eq!(close(&(0..1_000).map(closing).collect::<Vec<_>>()).len(), 2);
+        assert_eq!(close(&[]).len(), 0);
     }
 }

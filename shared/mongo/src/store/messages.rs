@@ -4,17 +4,16 @@ use std::collections::HashMap;
 
 use async_trait::async_trait;
 use bson::{Bson, Document, doc};
-use futures_util::future::try_join;
 use naru_engines::store::{Messages, Run, RunConflict, Window};
 use naru_engines::{Applied, EngineError, EngineResult};
-use naru_model::{Message, MessageId, RoomId, Seq, UserId};
+use naru_model::{Message, MessageId, RoomId, Seq};
 
 use crate::database::{Database, Find, Update, entry_of};
-use crate::document::MessageDocument;
+use crate::document::{MessageDocument, if_field};
 use crate::error::{ENGINE, after_effect};
-use crate::field::{self, Field};
-use crate::open::{CHAT_MESSAGES, CHAT_ROOMS, MEMBERS};
-use crate::store::member;
+use crate::field::{self, Field, texts};
+use crate::open::{CHAT_MESSAGES, CHAT_ROOMS};
+use serde::Deserialize;
 
 #[async_trait]
 impl Messages for Database {
@@ -25,24 +24,31 @@ impl Messages for Database {
         Ok(ids.iter().map(|id| found.get(id).cloned()).collect())
     }
 
-    /// One round trip.
+    /// Two round trips: where the rooms' documents say that the heads are, and what is there and after it.
     async fn heads(&self, rooms: &[RoomId]) -> EngineResult<Vec<Seq>> {
-        let heads = self.heads_of(rooms).await?;
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Bumped {
+            #[serde(rename = "_id")]
+            room: RoomId,
+            #[serde(default, deserialize_with = "if_field")]
+            last_seq: Option<Seq>,
+        }
+        let find = Find::all(doc! { "_id": { "$in": texts(rooms) } });
+        let bumped =
+            self.find::<Bumped>(CHAT_ROOMS, find.only(doc! { "lastSeq": 1 }).at_most(rooms.len())).await?;
+        // A room that has no document is looked at from the beginning.
+        let mut from: HashMap<RoomId, Seq> = rooms.iter().map(|room| (room.clone(), Seq::ZERO)).collect();
+        from.extend(bumped.into_iter().map(|Bumped { room, last_seq }| (room, last_seq.unwrap_or_default())));
+        let heads = self.heads_of(from).await?;
         Ok(rooms.iter().map(|room| heads.get(room).copied().unwrap_or_default()).collect())
     }
 
-    /// Two round trips, three when something stops the run: the insert, (what stopped it,) then at the same time one
-    /// command that moves its rooms in lists and one that moves its senders' read positions.
+    /// One round trip, two when something stops the run.
     ///
     /// An ordered insert stops at its first failure and a server that dies in the middle has stored a prefix: hence no
-    /// gap. Everything that is *counted* — last message, last place, unread messages — is read from `chat_messages`, so
-    /// it can't disagree with what is stored.
-    ///
-    /// What if the process dies here? Before or within the insert: the run comes again. Between the insert and the two
-    /// commands: rooms stand too low in lists and senders have unread words of their own, until the run comes again
-    /// and stops at what is already saved: then both commands are made good for all of the run that is stored, not
-    /// only for what stopped it, since no other of its messages will be offered again. Both only ever raise, so they
-    /// may be repeated and overtaken.
+    /// gap. Everything that is *counted* is read from `chat_messages`, so there is nothing else to write and nothing to
+    /// repair: when the process dies, the run comes again and stops at what is stored already.
     async fn append_run(&self, run: &[Message]) -> EngineResult<Run> {
         if run.is_empty() {
             return Ok(Run { stored: 0, stopped_by: None });
@@ -50,16 +56,16 @@ impl Messages for Database {
         let documents: Vec<_> = run.iter().map(MessageDocument::from).collect();
         let refused = self.insert(CHAT_MESSAGES, documents, true).await?;
         let stored = refused.first().copied().unwrap_or(run.len());
-        let (run, left) = run.split_at(stored.min(run.len()));
-        let (saved_before, stopped_by) = match left.first() {
-            None => (Vec::new(), None),
-            Some(first) => {
-                let met = self.met_by(first, left).await.map_err(after_effect)?;
-                (met.saved_before, Some(met.conflict))
-            }
+        let stopped_by = match run.get(stored) {
+            Some(first) => Some(self.met_by(first).await.map_err(after_effect)?),
+            None => None,
         };
-        self.count(run.iter().chain(&saved_before)).await.map_err(after_effect)?;
         Ok(Run { stored, stopped_by })
+    }
+
+    /// One round trip with one statement. It only ever raises, so it may be repeated and overtaken.
+    async fn bump(&self, newest: &[Message]) -> EngineResult<()> {
+        self.update_all(CHAT_ROOMS, raise(newest).into_iter().collect()).await
     }
 
     /// One round trip.
@@ -79,14 +85,6 @@ impl Messages for Database {
     }
 }
 
-/// What stopped a run.
-struct Met {
-    /// Why the first message that is left could not be stored.
-    conflict: RunConflict,
-    /// Those of the messages that are left which were stored before.
-    saved_before: Vec<Message>,
-}
-
 impl Database {
     async fn messages(&self, filter: Document, at_most: usize) -> EngineResult<Vec<Message>> {
         let found =
@@ -95,57 +93,33 @@ impl Database {
         Ok(found.into_iter().map(Message::from).collect())
     }
 
-    /// Looks up, in one query, why `first` was refused, and which of those that are `left` are stored already.
+    /// Looks up, in one query, why this message was refused.
     ///
     /// A message may meet itself and another one in its place: then it is saved, and the other one does not matter.
-    async fn met_by(&self, first: &Message, left: &[Message]) -> EngineResult<Met> {
-        let ids: Vec<_> = left.iter().map(|message| message.id.to_bson()).collect();
-        let place = doc! { "chatRoomId": first.chat_room_id.as_str(), "seq": first.seq.to_bson() };
-        let found = self.messages(doc! { "$or": [{ "_id": { "$in": ids } }, place] }, left.len() + 1).await?;
-        let (saved_before, others): (Vec<_>, Vec<_>) =
-            found.into_iter().partition(|found| left.iter().any(|message| message.id == found.id));
-        let conflict = match saved_before.iter().find(|saved| saved.id == first.id) {
-            Some(saved) => RunConflict::AlreadySaved(saved.clone()),
-            None if saved_before.iter().chain(&others).any(|other| is_at(other, first)) => {
-                RunConflict::SeqTaken
-            }
+    async fn met_by(&self, refused: &Message) -> EngineResult<RunConflict> {
+        let place = doc! { "chatRoomId": refused.chat_room_id.as_str(), "seq": refused.seq.to_bson() };
+        let found = self.messages(doc! { "$or": [{ "_id": refused.id.to_bson() }, place] }, 2).await?;
+        match found.iter().find(|found| found.id == refused.id) {
+            Some(saved) => Ok(RunConflict::AlreadySaved(saved.clone())),
+            None if !found.is_empty() => Ok(RunConflict::SeqTaken),
             // Refused for the sake of a document that the majority does not have yet, and may never have.
             None => {
-                let why = "chat_messages: not settled among the servers";
-                return Err(EngineError::unavailable(ENGINE, Applied::Unknown, why));
+                let why = "chat_messages: the servers do not agree yet";
+                Err(EngineError::unavailable(ENGINE, Applied::Unknown, why))
             }
-        };
-        Ok(Met { conflict, saved_before })
-    }
-
-    /// Makes stored messages count in lists of rooms, and as read by their senders.
-    async fn count<'a>(&self, messages: impl Iterator<Item = &'a Message>) -> EngineResult<()> {
-        let mut newest: HashMap<&RoomId, &Message> = HashMap::new();
-        let mut own: HashMap<(&RoomId, &UserId), Seq> = HashMap::new();
-        for message in messages {
-            let last = newest.entry(&message.chat_room_id).or_insert(message);
-            if message.seq > last.seq {
-                *last = message;
-            }
-            let read = own.entry((&message.chat_room_id, &message.sender_id)).or_default();
-            *read = message.seq.max(*read);
         }
-        // The moment of the newest message, not the latest moment: gateways' clocks differ.
-        let rooms = (!newest.is_empty()).then(|| raise(&newest));
-        // Sending reads up to one's own message.
-        let members = own.into_iter().map(|((room, sender), seq)| {
-            Update::or_insert(member(room, sender), doc! { "$max": { "read": seq.to_bson() } })
-        });
-        let (rooms, members) = (rooms.into_iter().collect(), members.collect());
-        try_join(self.update_all(CHAT_ROOMS, rooms), self.update_all(MEMBERS, members)).await.map(drop)
     }
 }
 
 /// Raises rooms to their newest messages; one that is there or beyond stays.
-fn raise(newest: &HashMap<&RoomId, &Message>) -> Update {
-    let ids: Vec<Bson> = newest.keys().map(|room| room.as_str().into()).collect();
-    let seqs = newest.values().map(|message| message.seq.to_bson().into());
-    let moments = newest.values().map(|message| message.timestamp.to_bson().into());
+fn raise(newest: &[Message]) -> Option<Update> {
+    if newest.is_empty() {
+        return None;
+    }
+    let ids: Vec<Bson> = newest.iter().map(|message| message.chat_room_id.as_str().into()).collect();
+    let seqs = newest.iter().map(|message| message.seq.to_bson().into());
+    // The moment of the newest message, not the latest moment: gateways' clocks differ.
+    let moments = newest.iter().map(|message| message.timestamp.to_bson().into());
     let (seq, moment) = (entry_of(&ids, seqs.collect()), entry_of(&ids, moments.collect()));
     // To a pipeline, all text is above all numbers.
     let is_there = doc! { "$and": [{ "$isNumber": "$lastSeq" }, { "$gte": ["$lastSeq", seq.clone()] }] };
@@ -153,9 +127,5 @@ fn raise(newest: &HashMap<&RoomId, &Message>) -> Update {
         "activity": { "$cond": [is_there.clone(), "$activity", moment] },
         "lastSeq": { "$cond": [is_there, "$lastSeq", seq] },
     } };
-    Update::all(doc! { "_id": { "$in": ids } }, vec![raised])
-}
-
-fn is_at(one: &Message, other: &Message) -> bool {
-    (&one.chat_room_id, one.seq) == (&other.chat_room_id, other.seq)
+    Some(Update::all(doc! { "_id": { "$in": ids } }, vec![raised]))
 }

@@ -11,42 +11,58 @@ use naru_model::{DeviceId, RoomId, Seq, UserId};
 use serde::Deserialize;
 
 use crate::database::{Database, Find, Update};
-use crate::document::MemberDocument;
+use crate::document::{MemberDocument, if_field};
 use crate::error::{after_effect, contended};
 use crate::field::{Field, texts};
-use crate::open::{CHAT_ROOMS, MEMBERS};
-use crate::store::{member, members_now, rooms_of};
+use crate::open::{CHAT_MESSAGES, CHAT_ROOMS, MEMBERS};
+use crate::store::{Member, member, members_now, rooms_of};
 
 /// How often a move is tried that others keep coming before: one of those who try at the same time always succeeds.
 const TRIES: usize = 64;
 
 #[async_trait]
 impl Positions for Database {
-    /// Two round trips: what is known of rooms and members, then one command that moves all of them; two more for those
-    /// whom somebody else moved in between.
+    /// Two round trips: what is known of rooms and members, then one command that moves all of them. One more where somebody
+    /// is said to have read further than they said before, for what they sent themselves; one where somebody is said to be
+    /// further than there are messages; two for those whom somebody else moved in between.
     ///
     /// All steps of one member in one room are merged into one change, which is made only if the member is still where
     /// they were seen. So what was seen is what was there before, and from that, step by step, follows what each of the
     /// steps moved: of two gateways that move a member to the same place, one sees that they are there already.
     async fn advance(&self, steps: &[Advance]) -> EngineResult<Vec<Moved>> {
-        let mut rooms: Vec<&RoomId> = steps.iter().map(|step| &step.room).collect();
-        rooms.sort();
-        rooms.dedup();
+        let mut furthest: HashMap<&RoomId, Seq> = HashMap::new();
+        for step in steps {
+            let furthest = furthest.entry(&step.room).or_default();
+            *furthest = step.received.max(step.read).max(*furthest);
+        }
         let whom: HashSet<Who<'_>> = steps.iter().map(|step| (&step.room, &step.user)).collect();
-        let (heads, rooms, mut seen) = try_join3(
-            self.heads_of(rooms.iter().copied()),
-            self.rooms(rooms.iter().copied()),
+        let (reached, rooms, mut seen) = try_join3(
+            self.reached(&furthest),
+            self.rooms(furthest.keys().copied()),
             self.places(whom.into_iter().collect()),
         )
         .await?;
+        let beyond = rooms.values().filter(|stored| !reached.contains(&stored.room.id));
+        let heads =
+            self.heads_of(beyond.map(|stored| (stored.room.id.clone(), stored.bumped)).collect()).await?;
         let cut = |step: &Advance| {
             let is_member = rooms.get(&step.room).is_some_and(|stored| stored.room.has(&step.user));
-            let head = heads.get(&step.room).copied().filter(|_| is_member).unwrap_or_default();
+            let head = match reached.contains(&step.room) {
+                true => furthest.get(&step.room),
+                false => heads.get(&step.room),
+            };
+            let head = head.copied().filter(|_| is_member).unwrap_or_default();
             let read = step.read.min(head);
             // READ says all that RECEIVED says.
             Place { received: step.received.min(head).max(read), read }
         };
         let places: Vec<Place> = steps.iter().map(cut).collect();
+
+        let said = |who: Who<'_>| seen.get(&who).map(|place| place.read).unwrap_or_default();
+        let whom = steps.iter().map(|step| (&step.room, &step.user)).zip(&places);
+        let reading = whom.filter(|(who, place)| place.read > said(*who));
+        let reading = reading.map(|(who, _)| ((who.0.clone(), who.1.clone()), said(who)));
+        let read = self.read_by(reading.collect()).await?;
 
         let mut merged: HashMap<Who<'_>, Forward<'_>> = HashMap::new();
         for (step, place) in steps.iter().zip(&places).filter(|(_, place)| place.received > Seq::ZERO) {
@@ -73,6 +89,10 @@ impl Positions for Database {
             return Err(contended("members", Applied::Unknown));
         }
 
+        for ((room, user), read) in &read {
+            let at = seen.entry((room, user)).or_default();
+            at.read = at.read.max(*read);
+        }
         let told = steps.iter().zip(places).map(|(step, place)| match place.received {
             Seq::ZERO => Moved::default(),
             _ => seen.entry((&step.room, &step.user)).or_default().advance(place),
@@ -80,7 +100,8 @@ impl Positions for Database {
         Ok(told.collect())
     }
 
-    /// One round trip: for each room one clause, for each member one step in the index.
+    /// Two round trips: what is known of the members, for each room one clause and for each member one step in the index; then
+    /// what they sent after that.
     async fn get(&self, asked: &[(RoomId, UserId)]) -> EngineResult<Vec<MemberPosition>> {
         if asked.is_empty() {
             return Ok(Vec::new());
@@ -96,19 +117,22 @@ impl Positions for Database {
         let members = self.members(doc! { "$or": either }, asked.len()).await?;
         let members: HashMap<Who<'_>, _> =
             members.iter().map(|member| ((&member.chat_room_id, &member.user_id), member)).collect();
-        let position = |(room, user): &(RoomId, UserId)| {
-            let found = members.get(&(room, user));
-            found.map_or_else(MemberPosition::default, |member| MemberPosition {
-                read: member.read,
-                received: member.received,
-                settings: member.settings(),
-            })
+        let said =
+            |(room, user): &Member| members.get(&(room, user)).map(|member| member.read).unwrap_or_default();
+        let read = self.read_by(asked.iter().map(|who| (who.clone(), said(who))).collect()).await?;
+        let position = |who: &Member| {
+            let member = members.get(&(&who.0, &who.1));
+            MemberPosition {
+                read: read.get(who).copied().unwrap_or_default(),
+                received: member.map(|member| member.received).unwrap_or_default(),
+                settings: member.map(|member| member.settings()).unwrap_or_default(),
+            }
         };
         Ok(asked.iter().map(position).collect())
     }
 
-    /// Two round trips: the users' rooms and what they have read, then the rooms' newest places, which only the messages
-    /// themselves say for sure.
+    /// Two round trips: the users' rooms and what they said they read, then the rooms' newest places and the users' own, which
+    /// only the messages themselves say for sure.
     async fn unread(&self, users: &[UserId]) -> EngineResult<Vec<u64>> {
         if users.is_empty() {
             return Ok(Vec::new());
@@ -117,16 +141,20 @@ impl Positions for Database {
         let read = own.only(doc! { "userId": 1, "chatRoomId": 1, "read": 1 });
         let (rooms, read) =
             try_join(self.shared_rooms(users), self.find::<MemberDocument>(MEMBERS, read)).await?;
-        let heads = self.heads_of(rooms.iter().map(|room| &room.id)).await?;
-        let read: HashMap<Who<'_>, Seq> =
-            read.iter().map(|member| ((&member.chat_room_id, &member.user_id), member.read)).collect();
-        let mut unread: HashMap<&UserId, u64> = HashMap::new();
-        for RoomOf { id, members } in &rooms {
-            let head = heads.get(id).copied().unwrap_or_default();
-            for user in members {
-                let read = read.get(&(id, user)).copied().unwrap_or_default();
-                *unread.entry(user).or_default() += head.0.saturating_sub(read.0);
-            }
+        let mut said: HashMap<Member, Seq> = HashMap::new();
+        for RoomOf { id, members, .. } in &rooms {
+            said.extend(members.iter().map(|user| ((id.clone(), user.clone()), Seq::ZERO)));
+        }
+        for member in read {
+            // Of a room that the user left, nothing counts.
+            said.entry((member.chat_room_id, member.user_id)).and_modify(|said| *said = member.read);
+        }
+        let bumped = rooms.into_iter().map(|room| (room.id, room.last_seq.unwrap_or_default())).collect();
+        let (heads, read) = try_join(self.heads_of(bumped), self.read_by(said)).await?;
+        let mut unread: HashMap<UserId, u64> = HashMap::new();
+        for ((room, user), read) in read {
+            let head = heads.get(&room).copied().unwrap_or_default();
+            *unread.entry(user).or_default() += head.0.saturating_sub(read.0);
         }
         Ok(users.iter().map(|user| unread.get(user).copied().unwrap_or(0)).collect())
     }
@@ -166,10 +194,13 @@ type Who<'a> = (&'a RoomId, &'a UserId);
 
 /// A room, and who of those that were asked for is in it.
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct RoomOf {
     #[serde(rename = "_id")]
     id: RoomId,
     members: Vec<UserId>,
+    #[serde(default, deserialize_with = "if_field")]
+    last_seq: Option<Seq>,
 }
 
 impl Database {
@@ -182,9 +213,31 @@ impl Database {
                 { "user1Id": { "$in": &asked } },
                 { "user2Id": { "$in": &asked } },
             ] } },
-            doc! { "$project": { "members": { "$setIntersection": [members_now(), { "$literal": &asked }] } } },
+            doc! { "$project": {
+                "members": { "$setIntersection": [members_now(), { "$literal": &asked }] },
+                "lastSeq": 1,
+            } },
         ];
         self.aggregate(Some(CHAT_ROOMS), pipeline).await
+    }
+
+    /// Which of these rooms have a message at this place: they reach that far, since no place is ever left out.
+    async fn reached(&self, furthest: &HashMap<&RoomId, Seq>) -> EngineResult<HashSet<RoomId>> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Reached {
+            chat_room_id: RoomId,
+        }
+        let places = furthest.iter().filter(|(_, seq)| **seq > Seq::ZERO);
+        let places = places.map(|(room, seq)| doc! { "chatRoomId": room.as_str(), "seq": seq.to_bson() });
+        let places: Vec<Document> = places.collect();
+        if places.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let limit = places.len();
+        let find = Find::all(doc! { "$or": places }).only(doc! { "_id": 0, "chatRoomId": 1 }).at_most(limit);
+        let reached = self.find::<Reached>(CHAT_MESSAGES, find).await?;
+        Ok(reached.into_iter().map(|reached| reached.chat_room_id).collect())
     }
 
     /// Where these members are; nothing for those of whom nothing is known.

@@ -87,7 +87,7 @@ impl Pushes for Database {
     }
 }
 
-/// What comes after a place in the list. The first condition bounds the walk in the index, the second one settles equal
+/// What comes after a place in the list. The first condition bounds the walk in the index, the second one tells equal
 /// moments; the server compares ids by their bytes.
 fn later(ParkedCursor { parked_at, event_id }: &ParkedCursor) -> Document {
     let (moment, id) = (parked_at.to_bson(), event_id.to_bson());

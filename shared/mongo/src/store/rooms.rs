@@ -1,11 +1,12 @@
 //! Rooms and their members.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bson::doc;
-use futures_util::future::{try_join, try_join3};
+use futures_util::future::try_join;
 use naru_engines::store::{
     Changed, Created, MemberChange, MemberSettings, NewRoom, RoomCursor, RoomSummary, Rooms,
 };
@@ -75,10 +76,10 @@ impl Rooms for Database {
     /// What if the process dies here? The list of version *n* is written down before the room leaves version *n*: in
     /// between, the room is as it was and the list lies in `room_versions` early, the same that anyone else would write.
     /// Then the room goes from *n* to *n* + 1 in one step, if it is still at *n*.
-    async fn change(&self, id: &RoomId, change: MemberChange, most: usize) -> EngineResult<Changed> {
+    async fn change(&self, id: &RoomId, change: MemberChange, max: usize) -> EngineResult<Changed> {
         for _ in 0..TRIES {
             let Some(room) = self.current_one(id).await? else { return Ok(Changed::NoRoom) };
-            let next = match changed(&room, &change, most) {
+            let next = match changed(&room, &change, max) {
                 Ok(next) => next,
                 Err(answer) => return Ok(answer),
             };
@@ -101,8 +102,12 @@ impl Rooms for Database {
         Err(contended("the room's members", Applied::No))
     }
 
-    /// Two round trips, whatever the page holds; two more when there are rooms of another system that nobody has listed
-    /// before.
+    /// Two round trips, whatever the page holds, and one more when something on it is unread; two more when there are rooms
+    /// of another system that were never listed.
+    ///
+    /// The index knows of a room what [`bump`](naru_engines::store::Messages::bump) told it. It decides what is on a page and
+    /// where the next one begins, so a walk meets every room that was not bumped meanwhile; the order within the page is that
+    /// of the newest messages, bumped or not.
     async fn of_user(
         &self,
         user: &UserId,
@@ -118,26 +123,22 @@ impl Rooms for Database {
         page.truncate(limit);
         let last = page.last().map(|last| RoomCursor { activity: last.activity, room: last.room.id.clone() });
 
-        let ids: Vec<RoomId> = page.iter().map(|stored| stored.room.id.clone()).collect();
-        let own = doc! { "userId": user.as_str(), "chatRoomId": { "$in": texts(&ids) } };
-        let (mut newest, members) =
-            try_join(self.newest_messages(&ids), self.members(own, ids.len())).await?;
-        let mut members: HashMap<_, _> =
-            members.into_iter().map(|member| (member.chat_room_id.clone(), member)).collect();
-        let summaries = page.into_iter().filter(|stored| stored.room.has(user)).map(|stored| {
-            let (newest, member) = (newest.remove(&stored.room.id), members.remove(&stored.room.id));
-            summary(stored.room, newest, member)
+        page.retain(|stored| stored.room.has(user));
+        let own = doc! { "userId": user.as_str(), "chatRoomId": { "$in": texts(page.iter().map(|stored| &stored.room.id)) } };
+        let (newest, members) = try_join(self.newest_messages(&page), self.members(own, page.len())).await?;
+        page.sort_by_cached_key(|StoredRoom { room, activity, .. }| {
+            let activity = newest.get(&room.id).map_or(*activity, |message| message.timestamp);
+            Reverse((activity, room.id.clone()))
         });
-        Ok((summaries.collect(), last.filter(|_| more)))
+        Ok((self.summaries(user, page, newest, members).await?, last.filter(|_| more)))
     }
 
-    /// One round trip: three questions at the same time.
+    /// Two round trips, and one more when something is unread.
     async fn summary(&self, id: &RoomId, user: &UserId) -> EngineResult<Option<RoomSummary>> {
-        let (room, mut newest, mut members) =
-            try_join3(self.current_one(id), self.newest_messages([id]), self.members(member(id, user), 1))
-                .await?;
-        let room = room.filter(|room| room.has(user));
-        Ok(room.map(|room| summary(room, newest.remove(id), members.pop())))
+        let (room, members) = try_join(self.stored(id), self.members(member(id, user), 1)).await?;
+        let Some(stored) = room.filter(|stored| stored.room.has(user)) else { return Ok(None) };
+        let newest = self.newest_messages([&stored]).await?;
+        Ok(self.summaries(user, vec![stored], newest, members).await?.pop())
     }
 
     /// Two round trips.
@@ -179,8 +180,44 @@ impl Rooms for Database {
 
 impl Database {
     async fn current_one(&self, id: &RoomId) -> EngineResult<Option<Arc<Room>>> {
-        let stored = self.find_one::<StoredRoom>(CHAT_ROOMS, doc! { "_id": id.as_str() }).await?;
-        Ok(stored.map(|stored| stored.room))
+        Ok(self.stored(id).await?.map(|stored| stored.room))
+    }
+
+    async fn stored(&self, id: &RoomId) -> EngineResult<Option<StoredRoom>> {
+        Ok(self.rooms([id]).await?.remove(id))
+    }
+
+    /// Rooms as one member sees them.
+    async fn summaries(
+        &self,
+        user: &UserId,
+        rooms: Vec<StoredRoom>,
+        mut newest: HashMap<RoomId, Message>,
+        members: Vec<MemberDocument>,
+    ) -> EngineResult<Vec<RoomSummary>> {
+        let members: HashMap<_, _> =
+            members.into_iter().map(|member| (member.chat_room_id.clone(), member)).collect();
+        let said = |room: &RoomId| members.get(room).map(|member| member.read).unwrap_or_default();
+        // What the member sent after that matters only where anything came after that.
+        let unread = newest.values().map(|last| (&last.chat_room_id, last.seq, said(&last.chat_room_id)));
+        let unread = unread.filter(|(_, last, said)| last > said);
+        let read = self
+            .read_by(unread.map(|(room, _, said)| ((room.clone(), user.clone()), said)).collect())
+            .await?;
+        let summary = |StoredRoom { room, .. }| {
+            let last_message = newest.remove(&room.id);
+            let last_seq = last_message.as_ref().map(|last| last.seq).unwrap_or_default();
+            let read = read.get(&(room.id.clone(), user.clone())).copied().unwrap_or(last_seq);
+            let settings = members.get(&room.id).map(MemberDocument::settings).unwrap_or_default();
+            RoomSummary {
+                room,
+                last_message,
+                last_seq,
+                unread_count: last_seq.0.saturating_sub(read.0),
+                settings,
+            }
+        };
+        Ok(rooms.into_iter().map(summary).collect())
     }
 
     /// Whether a room has or had exactly these members at some version.
@@ -207,7 +244,7 @@ impl Database {
         let mut filter = doc! { "memberIds": user.as_str() };
         if let Some(RoomCursor { activity, room }) = cursor {
             let activity = activity.to_bson();
-            // The first condition bounds the walk, the second one settles equal moments.
+            // The first condition bounds the walk, the second one tells equal moments apart.
             filter.insert("activity", doc! { "$lte": activity });
             filter.insert(
                 "$or",
@@ -232,7 +269,7 @@ impl Database {
     /// or, without one, now. Two who adopt at the same time write the same, but for the latter, where the first one's
     /// stays. A room that its system replaces loses all this and is adopted again.
     async fn adopt(&self, strays: &[StoredRoom]) -> EngineResult<()> {
-        let newest = self.newest_messages(strays.iter().map(|stray| &stray.room.id)).await?;
+        let newest = self.newest_messages(strays).await?;
         let now = Timestamp::now();
         let adopt = |StoredRoom { room, .. }: &StoredRoom| {
             let activity = newest.get(&room.id).map_or(now, |message| message.timestamp);
@@ -270,34 +307,22 @@ fn first_document(new: &NewRoom, now: Timestamp) -> Option<RoomDocument> {
         maker_id: new.maker_id.clone(),
         created_at: Some(now),
         activity: Some(now),
+        last_seq: None,
     })
 }
 
 /// What a change makes of a room, or the answer where it makes nothing.
-fn changed(room: &Arc<Room>, change: &MemberChange, most: usize) -> Result<Room, Changed> {
+fn changed(room: &Arc<Room>, change: &MemberChange, max: usize) -> Result<Room, Changed> {
     if room.kind == RoomKind::Direct {
         return Err(Changed::Direct);
     }
     let members = room.member_ids.iter().cloned();
     let member_ids = match change {
         MemberChange::Add(user) if room.has(user) => return Err(Changed::Now(room.clone())),
-        MemberChange::Add(_) if room.member_ids.len() >= most => return Err(Changed::Full),
+        MemberChange::Add(_) if room.member_ids.len() >= max => return Err(Changed::Full),
         MemberChange::Add(user) => sorted_members(members.chain([user.clone()])),
         MemberChange::Remove(user) if !room.has(user) => return Err(Changed::Now(room.clone())),
         MemberChange::Remove(user) => members.filter(|member| member != user).collect(),
     };
     Ok(Room { member_ids, member_version: room.member_version.next(), ..Room::clone(room) })
-}
-
-/// A room as one member sees it.
-fn summary(room: Arc<Room>, newest: Option<Message>, member: Option<MemberDocument>) -> RoomSummary {
-    let last_seq = newest.as_ref().map(|message| message.seq).unwrap_or_default();
-    let read = member.as_ref().map(|member| member.read).unwrap_or_default();
-    RoomSummary {
-        room,
-        last_message: newest,
-        last_seq,
-        unread_count: last_seq.0.saturating_sub(read.0),
-        settings: member.map(|member| member.settings()).unwrap_or_default(),
-    }
 }

@@ -78,7 +78,8 @@ pub(crate) fn decide(
         Verdict::Refused(reason) => return park(reason),
         Verdict::OurConfiguration { .. } => spread(next_step),
         Verdict::TryLater { at_least, .. } => {
-            spread(next_step.max(policy.at_or_above(*at_least))).max(*at_least)
+            let at_least = policy.longest().min(*at_least);
+            spread(next_step.max(policy.at_or_above(at_least))).max(at_least)
         }
         Verdict::SlowDown { until, .. } => match until.since(now) {
             // It asks for no wait, which would be a try without end.
@@ -129,7 +130,7 @@ mod tests {
             (try_later(seconds(0)), Action::RetryAfter(seconds(5))),
             (try_later(seconds(10)), Action::RetryAfter(seconds(30))),
             (try_later(seconds(900)), Action::RetryAfter(seconds(1800))),
-            (try_later(seconds(3600)), Action::RetryAfter(seconds(3600))),
+            (try_later(seconds(3600)), Action::RetryAfter(seconds(1800))),
             (Verdict::TooBig, parked("too big for the provider")),
             (Verdict::Refused("status 400".into()), parked("status 400")),
         ];
@@ -176,7 +177,8 @@ mod tests {
                 panic!("it is tried again")
             };
             let is_a_step = POLICY.0.iter().any(|step| delay <= *step && delay * 5 >= *step * 4);
-            prop_assert!(delay == wait || (!asked && is_a_step && delay > wait), "{:?}", delay);
+            prop_assert!(if asked { delay == wait } else { is_a_step }, "{:?}", delay);
+            prop_assert!(asked || delay >= wait.min(POLICY.longest()), "{:?}", delay);
         }
 
         #[test]

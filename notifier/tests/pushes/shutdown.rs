@@ -50,14 +50,17 @@ async fn what_the_deadline_cuts_off_comes_again() {
 #[tokio::test]
 async fn a_provider_that_asks_to_wait_is_not_called_before_though_the_notifier_dies_meanwhile() {
     let (world, mut webhook) = (World::new().await, Webhook::start().await);
-    webhook.script([Answer::retry_after(429, "1")]);
+    webhook.script([Answer::retry_after(429, "1"), Answer::Hang]);
     let notifier = Running::with_webhook(&world, &webhook);
-    world.missed(&world.says("hello").await, &["B"]).await;
+    world.missed(&world.says("for later").await, &["B"]).await;
     let first = webhook.next().await;
     notifier.counts("retries_total{lane=\"webhook\"} 1").await;
+    world.missed(&world.says("in hand").await, &["B"]).await;
+    webhook.next().await;
 
     let world = world.crashed(notifier).await;
     let notifier = Running::with_webhook(&world, &webhook);
+    assert_eq!(webhook.next().await.json["body"], "in hand");
     let second = webhook.next().await;
     let waited = second.arrived - first.arrived;
     assert!(waited >= Duration::from_millis(999) && waited < Duration::from_secs(2), "{waited:?}");

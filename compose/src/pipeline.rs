@@ -156,8 +156,15 @@ impl Pipeline {
         // The others work until the gateway has drained: what it has in hand is answered by them.
         let later = CancellationToken::new();
         let workers = supervisor.stopped_by(later.clone());
-        persister::run(engines.clone(), &metrics, &workers.for_owner("persister"));
-        fanout::run(&settings.pick()?, engines.clone(), &metrics, &workers.for_owner("fanout"));
+        persister::run(&settings.pick()?, engines.clone(), &metrics, &workers.for_owner("persister"));
+        let no_more_proofs = CancellationToken::new();
+        fanout::run(
+            &settings.pick()?,
+            engines.clone(),
+            &metrics,
+            &workers.for_owner("fanout"),
+            no_more_proofs.clone(),
+        );
         let mut notifier_config: notifier::Config = settings.pick()?;
         if let Some(demo) = &mut demo {
             demo.put_phones_on_the_desk(&mut notifier_config, &data_dir).await?;
@@ -180,8 +187,11 @@ impl Pipeline {
         door.run(&supervisor.for_owner("gateway"), routes).await?;
         supervisor.spawn("stop in order", Policy::StopAll, move |_| {
             let (drained, later, engines) = (drained.clone(), later.clone(), running.clone());
+            let no_more_proofs = no_more_proofs.clone();
             async move {
                 drained.cancelled().await;
+                // Every client has been sent away: what is not proven now never will be.
+                no_more_proofs.cancel();
                 // What is left is handed on at the next start, but its recipients would wait until then.
                 let _out_of_time = tokio::time::timeout(drain_deadline.0 / 4, run_empty(&engines)).await;
                 later.cancel();
@@ -207,7 +217,7 @@ impl Pipeline {
     }
 }
 
-/// Waits until every accepted message has been dealt with, or the store can't say.
+/// Waits until every intake entry is closed, or the store can't say.
 async fn run_empty(engines: &Engines) {
     let mut looks = tokio::time::interval(LOOK_EVERY);
     while let Ok([_, ..]) = engines.store.intake.open(Timestamp::now(), 1).await.as_deref() {

@@ -3,10 +3,12 @@
 //! Read [`journey`] first: it is [`crate::journey`] once more. Each test has a [`Cluster`]: a database, a virtual host and a
 //! Redis that nobody else uses.
 
+mod account;
 mod cluster;
 mod forward;
 mod journey;
 mod kills;
+mod meter;
 mod outages;
 mod pushes;
 mod scale;

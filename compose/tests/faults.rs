@@ -117,18 +117,21 @@ async fn a_bus_that_reorders_changes_no_order() {
 async fn engines_that_fail_are_asked_again() {
     const PARTS: &[&str] = &[
         "intake.append",
-        "intake.settle",
+        "intake.close",
         "messages.append_run",
+        "messages.bump",
         "messages.find",
         "messages.heads",
         "accepted.send",
-        "accepted.settle",
+        "accepted.ack",
         "saved.send",
-        "saved.settle",
+        "saved.ack",
         "offline.send",
         "live.confirm",
         "live.publish",
         "presence.locate",
+        "proofs.proven",
+        "proofs.record",
     ];
     let naru = on(|engines| tapped(engines, Arc::new(Only(PARTS, Flaky::new(13, 0.1))))).await;
     everybody_writes(&naru).await;
@@ -239,7 +242,6 @@ async fn round_trips_are_shared_by_a_batch() {
         ("rooms.members_at", 0),
         ("presence.locate", 1),
         ("offline.send", 0),
-        ("owed.send_later", 1),
         ("live.publish", 1),
     ] {
         assert_eq!(counted.count(call), wanted, "{call}: {:?}", counted.all());
@@ -254,7 +256,7 @@ async fn round_trips_are_shared_by_a_batch() {
         ada.expect("ACK").await;
         ben.expect("CHAT").await;
     }
-    for call in ["intake.append", "rooms.current", "messages.append_run", "live.publish", "owed.send_later"] {
+    for call in ["intake.append", "rooms.current", "messages.append_run", "live.publish", "saved.send"] {
         assert!(counted.count(call) <= LOAD / 2, "{call} is not shared: {:?}", counted.all());
     }
     naru.stop().await;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use naru::pipeline::Changes;
 use naru_client::{Answer, Http};
 use naru_engines::Engines;
-use naru_engines::bus::Verdict;
+use naru_engines::bus::ack;
 use naru_engines::faults::{Only, Outage, Tap, tapped};
 use naru_engines::store::ParkedPush;
 use naru_model::hops::{Lane, Payload, PushEnvironment, PushJob, PushTarget};
@@ -46,7 +46,6 @@ fn push(number: u8, lane: Lane) -> ParkedPush {
         badge: Some(3),
         target: (lane != Lane::Webhook).then(target),
         expires_at: moment(number),
-        not_before: Some(moment(number)),
     };
     let reason = "the key was refused".to_owned();
     ParkedPush { event_id: job.event_id(), job, reason, attempts: 2, parked_at: moment(number) }
@@ -243,7 +242,7 @@ async fn a_replay_goes_to_its_device_as_it_is_now() {
         let mut batch = lane.receive(9).await.expect("a batch");
         assert_eq!(batch.len(), 1);
         let delivery = batch.remove(0);
-        delivery.receipt.settle(Verdict::Done).await.expect("it is done");
+        ack([delivery.receipt]).await.expect("it is done");
         delivery.event
     };
     done(ben.put("/api/devices/phone", json!({"platform": "fcm", "token": "the new one"})).await);
@@ -256,7 +255,7 @@ async fn a_replay_goes_to_its_device_as_it_is_now() {
         environment: PushEnvironment::Production,
     };
     let expires_at = event.payload.expires_at;
-    let anew = PushJob { target: Some(target), badge: None, not_before: None, expires_at, ..one.job.clone() };
+    let anew = PushJob { target: Some(target), badge: None, expires_at, ..one.job.clone() };
     assert_eq!((event.event_id, &event.payload), (one.event_id, &anew));
     let day = Duration::from_secs(24 * 3600);
     assert!(before.after(day) <= expires_at && expires_at <= Timestamp::now().after(day), "{expires_at}");

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use fanout::Config;
 use naru_distributed::service;
 use naru_runtime::{Door, Settings};
+use tokio_util::sync::CancellationToken;
 
 const DOOR: Door = Door {
     name: "fanout",
@@ -16,7 +17,8 @@ fn main() -> ExitCode {
     let check = |settings: &Settings| Ok(settings.pick::<Config>().map(drop)?);
     service::main(&DOOR, check, async |service| {
         let config = service.settings.pick()?;
-        fanout::run(&config, service.engines.clone(), &service.metrics, &service.supervisor);
+        let never = CancellationToken::new();
+        fanout::run(&config, service.engines.clone(), &service.metrics, &service.supervisor, never);
         Ok(None)
     })
 }

@@ -1,52 +1,44 @@
-//! A batch of saved messages: offline events first, then the live layer; beside both, one *owed* event for each message
-//! with recipients who are here; then the intake entry is closed.
+//! A batch of saved messages finds its people: offline events first, then the live layer; who was published to has to
+//! prove that the message has arrived (`account`).
 //!
-//! What if the process dies here? Before the batch is settled as done: it comes again, and at worst a recipient gets
-//! both a push and the message, or the same message twice, and is owed the same push twice. After it, before the intake
-//! entry is closed: the sweep hands the message on once more, with the same end. What happens to an owed event, the
-//! notifier's `push` says.
+//! What if the process dies here? Before the batch is acknowledged: it comes again, and at worst a recipient gets both a push
+//! and the message, or the same message twice. After it, before the intake entry is closed: the sweep hands the message on
+//! once more. It is then older than the grace time, so its proofs are asked for first; who has none gets both.
 
-use std::collections::HashSet;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use naru_engines::bus::{Delivery, Receipt, Verdict, settle, work_on};
-use naru_engines::store::Settlement;
+use naru_engines::bus::{Work, work_on};
 use naru_engines::{EngineResult, Engines};
-use naru_model::hops::{Offline, Owed, Saved};
+use naru_model::hops::{Offline, Saved};
 use naru_model::live::{LiveEvent, News};
-use naru_model::message::Outcome;
-use naru_model::{Event, Message, RoomId, Trace, UserId};
+use naru_model::{Event, Message, MessageId, RoomId, Timestamp, Trace, UserId};
 use naru_runtime::backoff::full_jitter;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::account::Published;
 use crate::members::{MemberCache, Members, Version};
 use crate::route::{Route, Whereabouts, route};
 use crate::telemetry::Telemetry;
 
-/// How many messages a batch holds at most.
-const BATCH: usize = 256;
-/// How many intake entries are closed in one write.
-const SETTLE_BATCH: usize = 1024;
-/// How long the first of them waits for others: an entry that stays open a little longer costs nothing, a write for each
-/// message costs a sync of the disk.
-const SETTLE_LINGER: Duration = Duration::from_millis(200);
-/// The wait before entries that could not be closed are tried again.
-const SETTLE_RETRY: Duration = Duration::from_millis(500);
-/// How many may wait to be closed; beyond, batches wait.
-const SETTLE_QUEUE: usize = 65_536;
-/// The wait before a failed batch comes again: this, doubling with each failure in a row, up to the second.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Two batches in flight: while offline events of one are being confirmed, the other is published. What comes meanwhile
+/// forms the next.
+const WORK: Work = Work { name: "publish", max_batch: 256, max_in_flight: 2, backoff };
+
+/// The wait before a failed batch comes again: up to 100 ms, doubling with each failure in a row, up to 5 s.
+fn backoff(attempt: u32) -> Duration {
+    full_jitter(Duration::from_millis(100), Duration::from_secs(5), attempt, &mut rand::rng())
+}
 
 /// The worker. Clones share what they remember.
 #[derive(Clone)]
 pub(crate) struct Fanout {
-    /// How long a recipient who is here has to prove that they got a message; none: nobody has to.
+    /// How long a recipient who is here has to prove that they got a message; none: presence alone decides.
     grace: Option<Duration>,
     engines: Engines,
     members: MemberCache,
-    settlements: mpsc::Sender<Settlement>,
+    published: mpsc::Sender<Vec<Published>>,
     telemetry: Telemetry,
 }
 
@@ -58,71 +50,51 @@ struct Routed {
 }
 
 impl Fanout {
-    /// A fanout whose recipients have `grace` to prove that they got a message; zero: presence alone decides.
-    pub(crate) fn new(grace: Duration, engines: Engines, telemetry: Telemetry) -> (Self, Settler) {
-        let grace = Some(grace).filter(|grace| !grace.is_zero());
-        let (settlements, queue) = mpsc::channel(SETTLE_QUEUE);
+    pub(crate) fn new(
+        grace: Option<Duration>,
+        engines: Engines,
+        published: mpsc::Sender<Vec<Published>>,
+        telemetry: Telemetry,
+    ) -> Self {
         let members = MemberCache::new(engines.store.rooms.clone());
-        let settler = Settler {
-            engines: engines.clone(),
-            queue: Arc::new(Mutex::new(queue)),
-            telemetry: telemetry.clone(),
-        };
-        (Self { grace, engines, members, settlements, telemetry }, settler)
+        Self { grace, engines, members, published, telemetry }
     }
 
-    /// Works until told to stop; then finishes the batches it holds.
+    /// Works until told to stop; then finishes the batches in flight.
     pub(crate) async fn run(self, stop: CancellationToken) -> EngineResult<()> {
         let queue = self.engines.bus.saved.clone();
-        work_on(&*queue, BATCH, stop.cancelled(), |deliveries| {
+        let work = move |events| {
             let fanout = self.clone();
-            async move { fanout.work(deliveries).await }
-        })
-        .await
+            async move { fanout.work(events).await }
+        };
+        work_on(&*queue, WORK, stop.cancelled(), work).await
     }
 
-    async fn work(&self, deliveries: Vec<Delivery<Saved>>) {
-        self.telemetry.batch.observe(deliveries.len() as f64);
-        let attempt = deliveries.iter().map(|delivery| delivery.attempt).max().unwrap_or(1);
-        let (events, receipts): (Vec<Event<Saved>>, Vec<Receipt>) =
-            deliveries.into_iter().map(|delivery| (delivery.event, delivery.receipt)).unzip();
-        let settlements: Vec<Settlement> = events.iter().map(|event| outcome(&event.payload)).collect();
-        if let Err(error) = self.fan_out(events).await {
-            let delay = full_jitter(RETRY.0, RETRY.1, attempt, &mut rand::rng());
-            tracing::warn!(%error, messages = receipts.len(), ?delay, "a batch was not published; trying again");
+    async fn work(&self, events: Vec<Event<Saved>>) -> EngineResult<()> {
+        self.telemetry.batch.observe(events.len() as f64);
+        let published = self.fan_out(events).await.inspect_err(|_| {
             self.telemetry.retried.inc();
-            if let Err(error) = settle(receipts, Verdict::RetryAfter(delay)).await {
-                tracing::warn!(%error, "a batch was not put off; it comes again");
-            }
-            return;
-        }
-        match settle(receipts, Verdict::Done).await {
-            Ok(()) => {
-                for settlement in settlements {
-                    // The settler lives as long as the fanout does; without it the sweep finds the entry.
-                    let _gone = self.settlements.send(settlement).await;
-                }
-            }
-            Err(error) => tracing::warn!(%error, "a batch was not settled; it comes again"),
-        }
+        })?;
+        // The accountant lives as long as the fanout does; without it the sweep finds the entries.
+        let _gone = self.published.send(published).await;
+        Ok(())
     }
 
-    async fn fan_out(&self, events: Vec<Event<Saved>>) -> EngineResult<()> {
+    async fn fan_out(&self, events: Vec<Event<Saved>>) -> EngineResult<Vec<Published>> {
         let versions: HashSet<Version> = events.iter().map(|event| version(&event.payload)).collect();
         let members = self.members.of(versions).await?;
+        let members_of = |saved: &Saved| members.get(&version(saved)).map_or(&[][..], |members| members);
         let whereabouts = self.locate(&members).await;
-        let routed = events.into_iter().map(|event| {
-            let saved = event.payload;
-            let members = members.get(&version(&saved)).map_or(&[][..], |members| members);
-            Routed {
-                route: route(&saved.message.sender_id, members, &whereabouts),
-                saved,
-                trace: event.trace,
-            }
-        });
-        let routed: Vec<Routed> = routed.collect();
+        let mut routed: Vec<Routed> = events
+            .into_iter()
+            .map(|Event { payload: saved, trace, .. }| {
+                let route = route(&saved.message.sender_id, members_of(&saved), &whereabouts);
+                Routed { saved, trace, route }
+            })
+            .collect();
+        self.ask_for_late_proofs(&mut routed).await;
 
-        // Rooms in which everybody is here need not wait for the others' offline events.
+        // Rooms in which every recipient is here need not wait for the others' offline events.
         let waiting: HashSet<RoomId> = routed
             .iter()
             .filter(|message| !message.route.offline.is_empty())
@@ -130,60 +102,71 @@ impl Fanout {
             .collect();
         let (later, now): (Vec<Routed>, Vec<Routed>) =
             routed.into_iter().partition(|message| waiting.contains(&message.saved.message.chat_room_id));
-        let telling = async {
-            self.publish(&now).await?;
-            if !later.is_empty() {
-                let missed = later
-                    .iter()
-                    .map(|Routed { saved, route, trace }| (&saved.message, route.offline.clone(), *trace));
-                self.warn(missed).await?;
-                self.publish(&later).await?;
-            }
-            Ok(())
-        };
-        let both = || now.iter().chain(&later);
-        match self.grace {
-            Some(grace) => {
-                // Both to their end: neither is given up because the other fails.
-                let (told, owed) = tokio::join!(telling, self.owe(grace, both()));
-                told.and(owed)
-            }
-            None => {
-                telling.await?;
-                self.warn_who_left(both()).await
-            }
+        self.publish(&now).await?;
+        if !later.is_empty() {
+            let missed = later
+                .iter()
+                .map(|Routed { saved, route, trace }| (&saved.message, route.offline.clone(), *trace));
+            enqueue_offline(&self.engines, &self.telemetry, missed).await?;
+            self.publish(&later).await?;
         }
-    }
-
-    /// Puts down what recipients who are here are owed if they don't prove to have their messages, in one hand-over.
-    async fn owe(&self, grace: Duration, messages: impl Iterator<Item = &Routed>) -> EngineResult<()> {
-        let owing = messages.filter(|routed| !routed.route.owed.is_empty());
-        let events = owing.map(|Routed { saved, route, trace }| {
-            self.telemetry.owed.inc_by(route.owed.len() as u64);
-            Event::new(Owed { message: saved.message.clone(), recipients: route.owed.clone() }, *trace)
+        let mut both = now;
+        both.extend(later);
+        if self.grace.is_none() {
+            self.enqueue_who_left(&both).await?;
+        }
+        let published = both.into_iter().map(|Routed { saved, trace, route }| {
+            let unproven = if self.grace.is_some() { route.to_prove } else { Vec::new() };
+            Published { message: saved.message, trace, unproven }
         });
-        let events: Vec<_> = events.collect();
-        match events.is_empty() {
-            true => Ok(()),
-            false => self.engines.bus.owed.send_later(grace, events).await,
+        Ok(published.collect())
+    }
+
+    /// A message that comes here when its grace time is over was published before, as a rule, by a fanout that died. Who has
+    /// proven to have it needs nothing; the others get both, and nothing more is waited for.
+    async fn ask_for_late_proofs(&self, routed: &mut [Routed]) {
+        let Some(grace) = self.grace else { return };
+        let now = Timestamp::now();
+        let mut late: Vec<&mut Routed> =
+            routed.iter_mut().filter(|message| now.since(message.saved.message.timestamp) >= grace).collect();
+        let asked: Vec<(MessageId, UserId)> = late
+            .iter()
+            .flat_map(|Routed { saved, route, .. }| {
+                route.recipients().map(|user| (saved.message.id, user.clone()))
+            })
+            .collect();
+        if asked.is_empty() {
+            return;
+        }
+        let proven = match self.engines.proofs.proven(&asked).await {
+            Ok(proven) => proven,
+            Err(error) => {
+                tracing::warn!(%error, "proofs can't be asked, which proves nothing");
+                vec![false; asked.len()]
+            }
+        };
+        let proven: HashSet<(MessageId, UserId)> =
+            asked.into_iter().zip(proven).filter_map(|(asked, proven)| proven.then_some(asked)).collect();
+        for Routed { saved, route, .. } in &mut late {
+            route.late(|user| proven.contains(&(saved.message.id, user.clone())));
         }
     }
 
-    /// Where nobody has to prove anything: whoever was here before the publish and is gone after it may not have heard (a
-    /// session leaves presence before it stops taking messages), and gets a push like everybody who is not here.
-    async fn warn_who_left(&self, messages: impl Iterator<Item = &Routed> + Clone) -> EngineResult<()> {
-        let here: HashSet<&UserId> = messages.clone().flat_map(|routed| &routed.route.owed).collect();
+    /// Where nothing has to be proven: who was here before the publish and is gone after it may not have got it (a session
+    /// leaves presence before it stops taking messages), and gets a push like all who are not here.
+    async fn enqueue_who_left(&self, messages: &[Routed]) -> EngineResult<()> {
+        let here: HashSet<&UserId> = messages.iter().flat_map(|routed| &routed.route.to_prove).collect();
         if here.is_empty() {
             return Ok(());
         }
         let whereabouts = self.whereabouts(here.into_iter().cloned().collect()).await;
-        let left = messages.map(|Routed { saved: Saved { message, .. }, route: before, trace }| {
-            (message, route(&message.sender_id, &before.owed, &whereabouts).offline, *trace)
+        let left = messages.iter().map(|Routed { saved: Saved { message, .. }, route: before, trace }| {
+            (message, route(&message.sender_id, &before.to_prove, &whereabouts).offline, *trace)
         });
-        self.warn(left.filter(|(_, left, _)| !left.is_empty())).await
+        enqueue_offline(&self.engines, &self.telemetry, left).await
     }
 
-    /// Where everybody of a batch is, in one look-up.
+    /// Where all members of a batch's rooms are, in one look-up.
     async fn locate(&self, members: &Members) -> Whereabouts {
         let users: HashSet<&UserId> = members.values().flat_map(|members| members.iter()).collect();
         self.whereabouts(users.into_iter().cloned().collect()).await
@@ -191,35 +174,20 @@ impl Fanout {
 
     async fn whereabouts(&self, users: Vec<UserId>) -> Whereabouts {
         match self.engines.presence.locate(&users).await {
-            Ok(locations) => Whereabouts::Known(users.into_iter().zip(locations).collect()),
+            Ok(locations) => {
+                let known: HashMap<_, _> = users.into_iter().zip(locations).collect();
+                Whereabouts::Known(known)
+            }
             Err(error) => {
-                tracing::warn!(%error, "presence can't be asked: everybody gets both push and message");
+                tracing::warn!(%error, "presence can't be asked: all recipients get both push and message");
                 self.telemetry.presence_unknown.inc();
                 Whereabouts::Unknown
             }
         }
     }
 
-    /// Emits the offline events of many messages, in one hand-over.
-    async fn warn<'a>(
-        &self,
-        missed: impl Iterator<Item = (&'a Message, Vec<UserId>, Trace)>,
-    ) -> EngineResult<()> {
-        let mut events = Vec::new();
-        for (message, recipients, trace) in missed {
-            self.telemetry.offline.inc_by(recipients.len() as u64);
-            events.extend(recipients.chunks(Offline::MOST_RECIPIENTS).map(|recipients| {
-                Event::new(Offline { message: message.clone(), recipients: recipients.to_vec() }, trace)
-            }));
-        }
-        match events.is_empty() {
-            true => Ok(()),
-            false => self.engines.bus.offline.send(events).await,
-        }
-    }
-
-    /// Gives messages to the live layer. What it does not take becomes pushes: whoever was thought to be here may not
-    /// hear of it otherwise.
+    /// Gives messages to the live layer. What it does not take becomes pushes: who was thought to be here may not get it
+    /// otherwise.
     async fn publish(&self, messages: &[Routed]) -> EngineResult<()> {
         if messages.is_empty() {
             return Ok(());
@@ -237,57 +205,37 @@ impl Fanout {
             Err(error) => {
                 tracing::warn!(%error, messages = messages.len(), "not published: their recipients get pushes");
                 self.telemetry.unpublished.inc_by(messages.len() as u64);
-                let unheard = messages
+                let missed = messages
                     .iter()
-                    .map(|Routed { saved, route, trace }| (&saved.message, route.owed.clone(), *trace));
-                self.warn(unheard.filter(|(_, owed, _)| !owed.is_empty())).await
+                    .map(|Routed { saved, route, trace }| (&saved.message, route.to_prove.clone(), *trace));
+                enqueue_offline(&self.engines, &self.telemetry, missed).await
             }
         }
     }
+}
+
+/// Hands offline events of many messages over, in one call; of those that nobody missed there is none.
+pub(crate) async fn enqueue_offline<'a>(
+    engines: &Engines,
+    telemetry: &Telemetry,
+    missed: impl Iterator<Item = (&'a Message, Vec<UserId>, Trace)>,
+) -> EngineResult<()> {
+    let mut events = Vec::new();
+    let mut recipients_count = 0;
+    for (message, recipients, trace) in missed {
+        recipients_count += recipients.len() as u64;
+        events.extend(recipients.chunks(Offline::MAX_RECIPIENTS).map(|recipients| {
+            Event::new(Offline { message: message.clone(), recipients: recipients.to_vec() }, trace)
+        }));
+    }
+    if events.is_empty() {
+        return Ok(());
+    }
+    engines.bus.offline.send(events).await?;
+    telemetry.offline.inc_by(recipients_count);
+    Ok(())
 }
 
 fn version(saved: &Saved) -> Version {
     (saved.message.chat_room_id.clone(), saved.member_version)
-}
-
-fn outcome(saved: &Saved) -> Settlement {
-    Settlement { id: saved.message.id, outcome: Outcome::Saved { seq: saved.message.seq } }
-}
-
-/// Closes intake entries in groups, behind everybody's back: what it has not closed when it dies, the sweep hands on.
-#[derive(Clone)]
-pub(crate) struct Settler {
-    engines: Engines,
-    queue: Arc<Mutex<mpsc::Receiver<Settlement>>>,
-    telemetry: Telemetry,
-}
-
-impl Settler {
-    /// Works until the fanout has ended and everything is closed. What can't be closed now is closed when it can; told to
-    /// stop, it leaves that to the sweep.
-    pub(crate) async fn run(self, stop: CancellationToken) -> EngineResult<()> {
-        let mut queue = self.queue.lock().await;
-        let mut batch = Vec::with_capacity(SETTLE_BATCH);
-        while let Some(first) = queue.recv().await {
-            batch.push(first);
-            let others = async {
-                while batch.len() < SETTLE_BATCH
-                    && let Some(next) = queue.recv().await
-                {
-                    batch.push(next);
-                }
-            };
-            let _enough_waited = tokio::time::timeout(SETTLE_LINGER, others).await;
-            while let Err(error) = self.engines.store.intake.settle(&batch).await {
-                if !error.is_transient() || stop.is_cancelled() {
-                    return Err(error);
-                }
-                tracing::warn!(%error, entries = batch.len(), "intake entries were not closed; trying again");
-                let _told_to_stop = stop.run_until_cancelled(tokio::time::sleep(SETTLE_RETRY)).await;
-            }
-            self.telemetry.settled.inc_by(batch.len() as u64);
-            batch.clear();
-        }
-        Ok(())
-    }
 }

@@ -17,16 +17,29 @@ pub enum Whereabouts {
 /// To whom one message goes, and how.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Route {
-    /// Members who have a live session, the sender's other sessions included: they hear of it on the live layer.
+    /// Members who have a live session, the sender's other sessions included: the live layer brings it to them.
     pub live: Vec<UserId>,
     /// Recipients without one: they get a push now. Never the sender.
     pub offline: Vec<UserId>,
-    /// Recipients with one: they get a push later, unless they prove to have the message. Never the sender.
-    pub owed: Vec<UserId>,
+    /// Recipients with one: they get a push at the grace time, unless they prove to have the message. Never the sender.
+    pub to_prove: Vec<UserId>,
 }
 
-/// Routes one message. Every recipient is either offline or owed; who is owed is live. When it is not known where they
-/// are, they are offline and live.
+impl Route {
+    /// All but the sender, each once.
+    pub fn recipients(&self) -> impl Iterator<Item = &UserId> {
+        self.offline.iter().chain(&self.to_prove)
+    }
+
+    /// For a message whose grace time is over: who has proven to have it needs no push, and all others get it now.
+    pub fn late(&mut self, has_proven: impl Fn(&UserId) -> bool) {
+        self.offline.append(&mut self.to_prove);
+        self.offline.retain(|user| !has_proven(user));
+    }
+}
+
+/// Routes one message. Every recipient is either offline or has to prove; who has to prove is live. When it is not known
+/// where they are, they are offline and live.
 pub fn route(sender: &UserId, members: &[UserId], whereabouts: &Whereabouts) -> Route {
     let mut route = Route::default();
     for member in members {
@@ -38,7 +51,7 @@ pub fn route(sender: &UserId, members: &[UserId], whereabouts: &Whereabouts) -> 
             route.live.push(member.clone());
         }
         if member != sender {
-            let list = if is_online && is_known { &mut route.owed } else { &mut route.offline };
+            let list = if is_online && is_known { &mut route.to_prove } else { &mut route.offline };
             list.push(member.clone());
         }
     }
@@ -62,16 +75,16 @@ mod tests {
     }
 
     #[test]
-    fn who_is_here_hears_and_who_is_not_is_owed_a_push() {
+    fn who_is_here_has_to_prove_and_who_is_not_gets_a_push() {
         let members = [user("ada"), user("ben"), user("cleo")];
         let routed = route(&user("ada"), &members, &known(&["ada", "ben"]));
         assert_eq!(routed.live, [user("ada"), user("ben")]);
         assert_eq!(routed.offline, [user("cleo")]);
-        assert_eq!(routed.owed, [user("ben")]);
+        assert_eq!(routed.to_prove, [user("ben")]);
     }
 
     #[test]
-    fn the_sender_is_owed_nothing() {
+    fn the_sender_has_nothing_to_prove() {
         let routed = route(&user("ada"), &[user("ada"), user("ben")], &known(&[]));
         assert_eq!(routed, Route { offline: vec![user("ben")], ..Route::default() });
     }
@@ -80,7 +93,19 @@ mod tests {
     fn unknown_is_both() {
         let routed = route(&user("ada"), &[user("ada"), user("ben")], &Whereabouts::Unknown);
         let live = vec![user("ada"), user("ben")];
-        assert_eq!(routed, Route { live, offline: vec![user("ben")], owed: vec![] });
+        assert_eq!(routed, Route { live, offline: vec![user("ben")], to_prove: vec![] });
+    }
+
+    #[test]
+    fn late_is_a_push_for_all_without_proof() {
+        let mut routed = route(
+            &user("ada"),
+            &[user("ada"), user("ben"), user("cleo"), user("dan")],
+            &known(&["ben", "cleo"]),
+        );
+        routed.late(|proven| *proven == user("ben"));
+        assert_eq!(routed.offline, [user("dan"), user("cleo")]);
+        assert_eq!((routed.to_prove, routed.live), (vec![], vec![user("ben"), user("cleo")]));
     }
 
     proptest! {
@@ -91,8 +116,8 @@ mod tests {
             for whereabouts in [known(&online), Whereabouts::Unknown] {
                 let routed = route(&members[0], &members, &whereabouts);
                 for member in &members[1..] {
-                    prop_assert!(routed.offline.contains(member) != routed.owed.contains(member));
-                    prop_assert!(routed.live.contains(member) || !routed.owed.contains(member));
+                    prop_assert!(routed.offline.contains(member) != routed.to_prove.contains(member));
+                    prop_assert!(routed.live.contains(member) || !routed.to_prove.contains(member));
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Gives every accepted message its place in the room, saves it and confirms the saved id.
 //!
-//! [`persist`](Persister) takes what the intake accepted; [`sweep`](recover) finds what was accepted and forgotten by
-//! whoever died. Any number of persisters may run: rooms are shared out by the bus, and where two meet over one room
+//! [`persist`](Persister) takes what the intake accepted; [`sweep`](recover) finds what was accepted and then forgotten by
+//! a worker that died. Any number of persisters may run: rooms are shared out by the bus, and where two meet over one room
 //! the store's unique `(room, seq)` decides, not a lock.
 
 mod order;
@@ -11,16 +11,26 @@ mod telemetry;
 
 use naru_engines::Engines;
 use naru_runtime::telemetry::Metrics;
-use naru_runtime::{Policy, Supervisor};
+use naru_runtime::{Policy, Span, Supervisor};
+use serde::Deserialize;
 
 pub use crate::persist::Persister;
 pub use crate::sweep::recover;
 
+/// The keys of the configuration that a persister reads; `defaults.toml` says what they mean.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[expect(missing_docs, reason = "each field is the key of the same name, documented in defaults.toml")]
+pub struct Config {
+    pub delivery_grace: Span,
+}
+
 /// Starts a persister's tasks.
-pub fn run(engines: Engines, metrics: &Metrics, supervisor: &Supervisor) {
+pub fn run(config: &Config, engines: Engines, metrics: &Metrics, supervisor: &Supervisor) {
+    let grace = config.delivery_grace.0;
     let telemetry = telemetry::Telemetry::new(metrics);
     let persister = Persister::new(engines.clone(), telemetry.clone());
     supervisor.spawn("persist", Policy::Restart, move |stop| persister.clone().run(stop));
-    supervisor
-        .spawn("sweep", Policy::Restart, move |stop| sweep::run(engines.clone(), telemetry.clone(), stop));
+    supervisor.spawn("sweep", Policy::Restart, move |stop| {
+        sweep::run(engines.clone(), grace, telemetry.clone(), stop)
+    });
 }

@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use naru_distributed::service;
-use naru_runtime::Door;
+use naru_runtime::{Door, Settings};
+use persister::Config;
 
 const DOOR: Door = Door {
     name: "persister",
@@ -12,12 +13,10 @@ const DOOR: Door = Door {
 };
 
 fn main() -> ExitCode {
-    service::main(
-        &DOOR,
-        |_| Ok(()),
-        async |service| {
-            persister::run(service.engines.clone(), &service.metrics, &service.supervisor);
-            Ok(None)
-        },
-    )
+    let check = |settings: &Settings| Ok(settings.pick::<Config>().map(drop)?);
+    service::main(&DOOR, check, async |service| {
+        let config = service.settings.pick()?;
+        persister::run(&config, service.engines.clone(), &service.metrics, &service.supervisor);
+        Ok(None)
+    })
 }

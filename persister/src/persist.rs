@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join;
-use naru_engines::bus::{Delivery, Receipt, Verdict, settle, work_on};
-use naru_engines::store::{RunConflict, Settlement};
+use naru_engines::bus::{Work, work_on};
+use naru_engines::store::{Closing, RunConflict};
 use naru_engines::{Applied, EngineError, EngineResult, Engines};
 use naru_model::hops::{Accepted, Saved};
 use naru_model::live::Confirmation;
@@ -27,10 +27,16 @@ use crate::telemetry::Telemetry;
 const BATCH: usize = 256;
 /// How many rooms' heads, and how many recently saved ids, are remembered.
 const REMEMBERED: usize = 65_536;
-/// How often a run is tried that keeps meeting another persister's before it is given back.
+/// How often a run is tried that keeps meeting another persister's before its batch is retried.
 const TRIES: usize = 32;
-/// The wait before a failed batch comes again: this, doubling with each failure in a row, up to the second.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// One batch is in flight: what comes meanwhile forms the next one. (Two were tried: the batches shrink, and each costs the
+/// store the same.)
+const WORK: Work = Work { name: "persist", max_batch: BATCH, max_in_flight: 1, backoff };
+
+/// The wait before a failed batch comes again: up to 100 ms, doubling with each failure in a row, up to 5 s.
+fn backoff(attempt: u32) -> Duration {
+    full_jitter(Duration::from_millis(100), Duration::from_secs(5), attempt, &mut rand::rng())
+}
 
 /// The worker. Clones share what they remember.
 #[derive(Clone)]
@@ -60,36 +66,25 @@ impl Persister {
         Self { engines, telemetry, heads, saved_lately }
     }
 
-    /// Works until told to stop; then finishes the batches it holds.
+    /// Works until told to stop; then finishes the batch in flight.
     pub(crate) async fn run(self, stop: CancellationToken) -> EngineResult<()> {
         let queue = self.engines.bus.accepted.clone();
-        work_on(&*queue, BATCH, stop.cancelled(), |deliveries| {
+        let work = move |events| {
             let persister = self.clone();
-            async move { persister.work(deliveries).await }
-        })
-        .await
+            async move { persister.work(events).await }
+        };
+        work_on(&*queue, WORK, stop.cancelled(), work).await
     }
 
-    async fn work(&self, deliveries: Vec<Delivery<Accepted>>) {
-        self.telemetry.batch.observe(deliveries.len() as f64);
-        let attempt = deliveries.iter().map(|delivery| delivery.attempt).max().unwrap_or(1);
-        let (messages, receipts): (Vec<Accepted>, Vec<Receipt>) =
-            deliveries.into_iter().map(|delivery| (delivery.event.payload, delivery.receipt)).unzip();
+    async fn work(&self, events: Vec<Event<Accepted>>) -> EngineResult<()> {
+        self.telemetry.batch.observe(events.len() as f64);
+        let messages: Vec<Accepted> = events.into_iter().map(|event| event.payload).collect();
         let rooms: HashSet<RoomId> = messages.iter().map(|message| message.chat_room_id.clone()).collect();
-        let verdict = match self.persist(messages).await {
-            Ok(()) => Verdict::Done,
-            Err(error) => {
-                let delay = full_jitter(RETRY.0, RETRY.1, attempt, &mut rand::rng());
-                tracing::warn!(%error, messages = receipts.len(), ?delay, "a batch was not saved; trying again");
-                self.telemetry.retried.inc();
-                // Whether the run was stored is not known: neither are the heads.
-                rooms.iter().for_each(|room| drop(self.heads.remove(room)));
-                Verdict::RetryAfter(delay)
-            }
-        };
-        if let Err(error) = settle(receipts, verdict).await {
-            tracing::warn!(%error, "a batch was not settled; it comes again");
-        }
+        self.persist(messages).await.inspect_err(|_| {
+            self.telemetry.retried.inc();
+            // Whether the run was stored is not known: neither are the heads.
+            rooms.iter().for_each(|room| drop(self.heads.remove(room)));
+        })
     }
 
     async fn persist(&self, messages: Vec<Accepted>) -> EngineResult<()> {
@@ -183,7 +178,7 @@ impl Persister {
     /// the messages as stored, in the order of the run.
     ///
     /// What this persister saved lately costs the store nothing. It comes again when it took long, from the sweep and from
-    /// whoever waits for it: a store that is slow would be given more to do for being slow.
+    /// the gateway that waits for it: a store that is slow would be given more to do for being slow.
     async fn save(&self, run: &[Accepted]) -> EngineResult<Vec<Message>> {
         let store = &self.engines.store.messages;
         let mut stored: HashMap<MessageId, Message> = HashMap::with_capacity(run.len());
@@ -258,7 +253,7 @@ impl Persister {
         Ok(heads)
     }
 
-    /// Hands saved messages to the fanout, and closes rejected ones: nobody has to know of them but their senders.
+    /// Hands saved messages to the fanout, and closes rejected ones: only their senders have to know of them.
     async fn hand_on(
         &self,
         events: Vec<Event<Saved>>,
@@ -267,9 +262,9 @@ impl Persister {
     ) -> EngineResult<()> {
         if !rejected.is_empty() {
             self.telemetry.rejected.inc_by(rejected.len() as u64);
-            let settlement = |message: &Accepted| Settlement { id: message.id, outcome: rejection };
-            let settlements: Vec<_> = rejected.iter().map(settlement).collect();
-            self.engines.store.intake.settle(&settlements).await?;
+            let closing = |message: &Accepted| Closing { id: message.id, outcome: rejection };
+            let closings: Vec<_> = rejected.iter().map(closing).collect();
+            self.engines.store.intake.close(&closings).await?;
         }
         match events.is_empty() {
             true => Ok(()),

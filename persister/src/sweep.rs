@@ -1,9 +1,11 @@
-//! What was accepted and then forgotten, because somebody died or a broker lost it, is handed on again.
+//! What was accepted and then forgotten, because a worker died or a broker lost it, is handed on again.
 //!
-//! The intake's open entries are the whole truth: an entry is open from the moment it was accepted until the fanout has
-//! dealt with it. One persister sweeps, by an advisory lease; two at once would only cost work.
+//! The intake's open entries are the whole truth: an entry is open from the moment it was accepted until every recipient
+//! is accounted for. Handed on again is what is open for three seconds and not saved, and what is saved and still open
+//! when the fanout must have closed it, had it not died: after the grace time and five seconds. One persister sweeps, by an
+//! advisory lease; two at once would only cost work.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use naru_engines::{EngineResult, Engines};
@@ -16,10 +18,13 @@ use crate::telemetry::Telemetry;
 
 /// How often open entries are looked for.
 const EVERY: Duration = Duration::from_secs(1);
-/// What is open for longer is handed on again …
+/// What is open for longer is looked at, and handed on again unless it is saved …
 const OPEN_FOR: Duration = Duration::from_secs(3);
-/// … and again after twice as long each time, up to this: what waits in a long queue is not forgotten.
-const AGAIN_AT_MOST_EVERY: Duration = Duration::from_secs(60);
+/// … which is left to the fanout for the grace time and this.
+const FANOUT_MARGIN: Duration = Duration::from_secs(5);
+/// What was handed on and stays open is handed on again after twice as long each time, up to this: what waits in a long
+/// queue is not forgotten.
+const MAX_WAIT: Duration = Duration::from_secs(60);
 /// How many are looked at in one sweep, oldest first.
 const AT_ONCE: usize = 10_000;
 /// The lease, and how long it runs.
@@ -37,7 +42,13 @@ pub async fn recover(engines: &Engines) -> EngineResult<usize> {
     Ok(count)
 }
 
-pub(crate) async fn run(engines: Engines, telemetry: Telemetry, stop: CancellationToken) -> EngineResult<()> {
+pub(crate) async fn run(
+    engines: Engines,
+    grace: Duration,
+    telemetry: Telemetry,
+    stop: CancellationToken,
+) -> EngineResult<()> {
+    let closed_after = grace + FANOUT_MARGIN;
     let holder = naru_model::GatewayId::generate();
     let mut memory = Memory::default();
     let mut is_failing = false;
@@ -45,7 +56,7 @@ pub(crate) async fn run(engines: Engines, telemetry: Telemetry, stop: Cancellati
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         // What can't be swept now is swept as soon as it can: an outage is over for those who wait when this works.
-        match sweep(&engines, &telemetry, holder.as_str(), &mut memory).await {
+        match sweep(&engines, closed_after, &telemetry, holder.as_str(), &mut memory).await {
             Ok(()) => is_failing = false,
             Err(error) if !error.is_transient() => return Err(error),
             Err(error) => {
@@ -61,28 +72,58 @@ pub(crate) async fn run(engines: Engines, telemetry: Telemetry, stop: Cancellati
 
 async fn sweep(
     engines: &Engines,
+    closed_after: Duration,
     telemetry: &Telemetry,
     holder: &str,
     memory: &mut Memory,
 ) -> EngineResult<()> {
-    // The lease spares work. Where it can't be asked for, everybody sweeps.
+    // The lease spares work. Where it can't be asked for, every persister sweeps.
     if let Ok(false) = engines.leases.hold(LEASE.0, holder, LEASE.1).await {
         return Ok(());
     }
     let open = engines.store.intake.open(Timestamp::now().before(OPEN_FOR), AT_ONCE).await?;
     let now = Instant::now();
     let due = memory.due(open, now);
+    let due = left_to_the_fanout(engines, closed_after, memory, due, now).await?;
     if due.is_empty() {
         return Ok(());
     }
     let (count, ids) = (due.len(), due.iter().map(|entry| entry.id).collect::<Vec<_>>());
     if let Err(error) = hand_on(engines, due).await {
-        memory.not_handed_on(&ids, now);
+        ids.iter().for_each(|id| memory.look_again(*id, now));
         return Err(error);
     }
     tracing::info!(count, "open intake entries are handed on again");
     telemetry.swept.inc_by(count as u64);
     Ok(())
+}
+
+/// Those of the entries that are due which the fanout can't be about to close: they are not saved, or it had its time.
+async fn left_to_the_fanout(
+    engines: &Engines,
+    closed_after: Duration,
+    memory: &mut Memory,
+    due: Vec<Accepted>,
+    now: Instant,
+) -> EngineResult<Vec<Accepted>> {
+    let today = Timestamp::now();
+    let time_left = |entry: &Accepted| closed_after.saturating_sub(today.since(entry.timestamp));
+    let young: Vec<MessageId> =
+        due.iter().filter(|entry| !time_left(entry).is_zero()).map(|entry| entry.id).collect();
+    if young.is_empty() {
+        return Ok(due);
+    }
+    let saved = match engines.store.messages.find(&young).await {
+        Ok(saved) => saved,
+        Err(error) => {
+            due.iter().for_each(|entry| memory.look_again(entry.id, now));
+            return Err(error);
+        }
+    };
+    let saved: HashSet<MessageId> = saved.into_iter().flatten().map(|message| message.id).collect();
+    let (left, due): (Vec<_>, Vec<_>) = due.into_iter().partition(|entry| saved.contains(&entry.id));
+    left.iter().for_each(|entry| memory.look_again(entry.id, now + time_left(entry)));
+    Ok(due)
 }
 
 async fn hand_on(engines: &Engines, open: Vec<Accepted>) -> EngineResult<()> {
@@ -108,7 +149,7 @@ impl Memory {
         for entry in open {
             let (at, wait) = before.remove(&entry.id).unwrap_or((now, OPEN_FOR));
             if at <= now {
-                self.0.insert(entry.id, (now + wait, (wait * 2).min(AGAIN_AT_MOST_EVERY)));
+                self.0.insert(entry.id, (now + wait, (wait * 2).min(MAX_WAIT)));
                 due.push(entry);
             } else {
                 self.0.insert(entry.id, (at, wait));
@@ -117,11 +158,9 @@ impl Memory {
         due
     }
 
-    /// These were due and could not be handed on: they still are.
-    fn not_handed_on(&mut self, ids: &[MessageId], now: Instant) {
-        for id in ids {
-            self.0.insert(*id, (now, OPEN_FOR));
-        }
+    /// An entry that was due was not handed on: it is due then.
+    fn look_again(&mut self, id: MessageId, at: Instant) {
+        self.0.insert(id, (at, OPEN_FOR));
     }
 }
 
@@ -168,11 +207,52 @@ mod tests {
         assert_eq!(memory.due(vec![entry], now).len(), 1, "as if it had never been seen");
     }
 
+    /// An entry of that age, as the intake has it and, if `seq` is given, as it is saved.
+    async fn stored(engines: &Engines, name: &str, age: Duration, seq: Option<u64>) -> MessageId {
+        let accepted = Accepted {
+            client_message_id: name.parse().expect("a name"),
+            timestamp: Timestamp::now().before(age),
+            ..entry()
+        };
+        engines.store.intake.append(std::slice::from_ref(&accepted)).await.expect("it is appended");
+        if let Some(seq) = seq {
+            let message = accepted.at(naru_model::Seq(seq));
+            engines.store.messages.append_run(&[message]).await.expect("it is saved");
+        }
+        accepted.id
+    }
+
+    #[tokio::test]
+    async fn what_is_saved_is_left_to_the_fanout_for_its_time() {
+        let directory = tempfile::tempdir().expect("a folder");
+        let embedded = naru_embedded::Embedded::open(directory.path(), naru_embedded::Options::default());
+        let engines = embedded.expect("it opens").engines();
+        let telemetry = Telemetry::new(&naru_runtime::telemetry::Metrics::new());
+        let second = Duration::from_secs(1);
+        let _young = stored(&engines, "young", second, None).await;
+        let _about_to_be_closed = stored(&engines, "saved", 14 * second, Some(1)).await;
+        let lost = stored(&engines, "lost", 4 * second, None).await;
+        let of_a_dead_fanout = stored(&engines, "unproven", 16 * second, Some(2)).await;
+
+        let mut memory = Memory::default();
+        for _ in 0..2 {
+            sweep(&engines, 15 * second, &telemetry, "me", &mut memory).await.expect("it sweeps");
+        }
+        assert_eq!(telemetry.swept.get(), 2);
+        let mut queue = engines.bus.accepted.receiver().await.expect("a receiver");
+        let batch = queue.receive(9).await.expect("a batch");
+        let mut handed_on: Vec<MessageId> = batch.iter().map(|delivery| delivery.event.payload.id).collect();
+        let mut expected = [lost, of_a_dead_fanout];
+        handed_on.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(handed_on, expected);
+    }
+
     #[test]
     fn what_could_not_be_handed_on_is_due_at_once() {
         let (mut memory, entry, now) = (Memory::default(), entry(), Instant::now());
         memory.due(vec![entry.clone()], now);
-        memory.not_handed_on(&[entry.id], now);
+        memory.look_again(entry.id, now);
         assert_eq!(memory.due(vec![entry], now).len(), 1);
     }
 }

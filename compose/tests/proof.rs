@@ -1,7 +1,7 @@
 //! Push on proof of delivery: an open socket silences no phone, and a proof does.
 //!
-//! "No push" is known without waiting for time to pass: the notifier has dealt with the owed event, and nobody was left
-//! to push to.
+//! "No push" is known without waiting for time to pass: the fanout has closed the intake entry, and the notifier was handed
+//! nothing.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -57,8 +57,9 @@ async fn a_phone_that_only_pongs_gets_no_push() {
     for _ in 1..=20 {
         ben.expect("CHAT").await;
     }
-    naru.counts("naru_notifier_owed_events_total 20").await;
-    naru.counts("naru_notifier_spared_total{reason=\"proven\"} 20").await;
+    naru.counts("naru_fanout_proven_total 20").await;
+    naru.counts("naru_fanout_closed_total 20").await;
+    naru.counts("naru_fanout_offline_total 0").await;
     naru.backend.none_waiting();
     naru.stop().await;
 }
@@ -73,12 +74,13 @@ async fn a_proof_by_any_session_of_a_user_counts() {
     phone.reading(Reading::Paused);
     ada.chat("A_B", "to both", "a-1").await;
     tablet.expect("CHAT").await;
-    naru.counts("naru_notifier_spared_total{reason=\"proven\"} 1").await;
+    naru.counts("naru_fanout_closed_total 1").await;
+    naru.counts("naru_fanout_offline_total 0").await;
     naru.backend.none_waiting();
     naru.stop().await;
 }
 
-/// Whoever comes back within the grace time and asks has it.
+/// A client that comes back within the grace time and asks has it.
 #[tokio::test]
 async fn what_a_sync_brings_is_proven_too() {
     let mut naru = Naru::start(&["--delivery-grace", "1s"]).await;
@@ -91,7 +93,8 @@ async fn what_a_sync_brings_is_proven_too() {
     let mut ben = naru.phone("B").await;
     ben.send_json(&json!({"type": "SYNC", "rooms": [{"chatRoomId": "A_B", "afterSeq": 0}]})).await;
     ben.expect("CHAT").await;
-    naru.counts("naru_notifier_spared_total{reason=\"proven\"} 1").await;
+    naru.counts("naru_fanout_closed_total 1").await;
+    naru.counts("naru_fanout_offline_total 0").await;
     naru.backend.none_waiting();
     naru.stop().await;
 }
@@ -109,12 +112,13 @@ async fn where_only_the_app_can_prove_it_pongs_do_not_count() {
     ada.chat("A_B", "silence", "a-2").await;
     ben.expect("CHAT").await;
     assert_eq!(naru.backend.next().await.json["body"], "silence");
-    naru.counts("naru_notifier_owed_events_total 2").await;
+    naru.counts("naru_fanout_closed_total 2").await;
+    naru.counts("naru_fanout_proven_total 1").await;
     naru.backend.none_waiting();
     naru.stop().await;
 }
 
-/// The fanout has found Ben here, and before it has published he is gone: nobody hears of the message.
+/// The fanout has found Ben here, and before it has published he is gone: the message reaches no session.
 #[tokio::test]
 async fn a_session_that_dies_between_the_look_up_and_the_publish_is_made_up_for() {
     let (reached, open) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
@@ -138,7 +142,7 @@ async fn a_session_that_dies_between_the_look_up_and_the_publish_is_made_up_for(
     naru.counts("naru_gateway_connections 1").await;
     open.add_permits(1);
     assert_eq!(naru.backend.next().await.json["body"], "are you there?");
-    naru.counts("naru_notifier_owed_events_total 1").await;
+    naru.counts("naru_fanout_closed_total 1").await;
     naru.backend.none_waiting();
     naru.stop().await;
 }
@@ -157,9 +161,9 @@ async fn a_session_that_dies_with_the_message_is_made_up_for() {
     naru.stop().await;
 }
 
-/// What could not be published is pushed at once, and is owed besides: that is one push.
+/// What could not be published is pushed at once, and again when its proof is missing: that is one push.
 #[tokio::test]
-async fn offline_and_owed_are_one_push() {
+async fn not_published_and_not_proven_is_one_push() {
     let outage = Arc::new(Outage::default());
     let live = outage.clone();
     let mut naru = on(&SHORT, move |engines| tapped(engines, Arc::new(Only(&["live.publish"], live)))).await;
@@ -195,19 +199,19 @@ async fn proofs_that_cannot_be_asked_prove_nothing() {
     naru.stop().await;
 }
 
-/// The sender's other devices are sent the message, and owed no push for it.
+/// The sender's other devices are sent the message, and have nothing to prove.
 #[tokio::test]
-async fn a_sender_is_owed_nothing() {
-    let counted = Arc::new(Counted::default());
-    let tap = counted.clone();
-    let mut naru = on(&SHORT, move |engines| tapped(engines, tap)).await;
+async fn a_sender_gets_no_push() {
+    let mut naru = Naru::start(&SHORT).await;
     naru.http("A").create_room(&["A", "B"]).await;
     let (mut phone, mut tablet) = (naru.phone("A").await, naru.phone("A").await);
     tablet.reading(Reading::WithoutPongs);
     phone.chat("A_B", "from my phone", "a-1").await;
     tablet.expect("CHAT").await;
     assert_eq!(naru.backend.next().await.json["userId"], "B");
-    assert_eq!(counted.count("owed.send_later"), 0);
+    naru.counts("naru_fanout_closed_total 1").await;
+    naru.counts("naru_fanout_offline_total 1").await;
+    naru.backend.none_waiting();
     naru.stop().await;
 }
 
@@ -222,10 +226,55 @@ async fn without_a_grace_time_presence_decides() {
     ben.reading(Reading::Paused);
     ada.chat("A_B", "into the tunnel", "a-1").await;
     ada.expect("ACK").await;
-    naru.counts("naru_fanout_settled_total 1").await;
-    assert_eq!((counted.count("owed.send_later"), counted.count("offline.send")), (0, 0));
+    naru.counts("naru_fanout_closed_total 1").await;
+    assert_eq!(counted.count("offline.send"), 0);
     assert_eq!(counted.count("presence.locate"), 2, "before the publish, and after it: who left in between?");
     assert_eq!(counted.count("proofs"), 0);
     naru.backend.none_waiting();
     naru.stop().await;
+}
+
+/// Nothing is asked of a store or a live layer for each message: what is due is asked about, and closed, at once.
+#[tokio::test]
+async fn a_burst_is_accounted_for_in_few_calls() {
+    let counted = Arc::new(Counted::default());
+    let tap = counted.clone();
+    let mut naru = on(&["--delivery-grace", "10s"], move |engines| tapped(engines, tap)).await;
+    naru.http("A").create_room(&["A", "B"]).await;
+    let (mut ada, mut ben) = (naru.phone("A").await, naru.phone("B").await);
+    for number in 1..=200 {
+        ada.chat("A_B", &format!("message {number}"), &format!("a-{number}")).await;
+    }
+    for _ in 1..=200 {
+        ben.expect("CHAT").await;
+    }
+    naru.counts("naru_fanout_closed_total 200").await;
+    for (call, max) in [("proofs.proven", 8), ("proofs.record", 8), ("intake.close", 8)] {
+        assert!((1..=max).contains(&counted.count(call)), "{call}: {} times", counted.count(call));
+    }
+    naru.backend.none_waiting();
+    naru.stop().await;
+}
+
+/// An orderly stop leaves no message open, and needs no grace time: what the last pongs prove is closed, the rest is handed
+/// to the notifier, whose queue is on disk.
+#[tokio::test]
+async fn an_orderly_stop_accounts_for_every_message() {
+    let counted = Arc::new(Counted::default());
+    let tap = counted.clone();
+    let naru = on(&["--delivery-grace", "1h"], move |engines| tapped(engines, tap)).await;
+    naru.http("A").create_room(&["A", "B"]).await;
+    naru.http("A").create_room(&["A", "C"]).await;
+    let (mut ada, mut ben, mut cleo) = (naru.phone("A").await, naru.phone("B").await, naru.phone("C").await);
+    cleo.reading(Reading::WithoutPongs);
+    ada.chat("A_B", "to one who answers", "a-1").await;
+    ada.chat("A_C", "to one who does not", "a-2").await;
+    ben.expect("CHAT").await;
+    cleo.expect("CHAT").await;
+    ada.expect("ACK").await;
+    ada.expect("ACK").await;
+    let began = Instant::now();
+    naru.stop().await;
+    assert!(began.elapsed() < Duration::from_secs(5), "it did not wait for the grace time");
+    assert_eq!(counted.count("offline.send"), 1, "for the one who did not answer");
 }

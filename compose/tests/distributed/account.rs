@@ -1,0 +1,143 @@
+//! One ledger: an intake entry stays open until every recipient is accounted for, whichever process dies with a message
+//! published and not proven.
+//!
+//! Ben answers pings and Cleo does not. However it ends, Cleo gets a push; Ben gets none where his proof can still be known.
+
+use mongodb::bson::{Document, doc};
+use naru_client::{Client, Reading, ServerProcess};
+use serde_json::{Value, json};
+
+use super::cluster::{Cluster, counted, http, phone, until};
+
+/// Long enough for the faults, short enough to be waited for.
+const GRACE: &str = "3s";
+
+/// Two gateways and the other workers; Ada is on the first gateway, Ben and Cleo are on the second.
+struct World {
+    cluster: Cluster,
+    gateways: [ServerProcess; 2],
+    fanout: ServerProcess,
+    _others: [ServerProcess; 2],
+    ada: Client,
+    ben: Client,
+    cleo: Client,
+}
+
+impl World {
+    async fn start() -> Self {
+        let cluster = Cluster::start().await.with("NARU_DELIVERY_GRACE", GRACE);
+        let gateways = [cluster.run("gateway").await, cluster.run("gateway").await];
+        let (persister, fanout) = (cluster.run("persister").await, cluster.run("fanout").await);
+        let notifier = cluster.run("notifier").await;
+        for other in ["B", "C"] {
+            http(&gateways[0], "A").create_room(&["A", other]).await;
+        }
+        let ada = phone(&gateways[0], "A").await;
+        let (ben, cleo) = (phone(&gateways[1], "B").await, phone(&gateways[1], "C").await);
+        cleo.reading(Reading::WithoutPongs);
+        Self { cluster, gateways, fanout, _others: [persister, notifier], ada, ben, cleo }
+    }
+
+    /// Ada has written to both, and both have it; nothing is closed yet.
+    async fn deliver(&mut self) {
+        self.ada.chat("A_B", "to Ben", "1").await;
+        self.ada.chat("A_C", "to Cleo", "2").await;
+        for _ in 0..2 {
+            self.ada.expect("ACK").await;
+        }
+        self.ben.expect("CHAT").await;
+        self.cleo.expect("CHAT").await;
+    }
+
+    /// Ben's pong has been recorded.
+    async fn ben_has_proven(&self) {
+        let gateway = &self.gateways[1];
+        until("Ben's pong counts", async || counted(gateway, "naru_gateway_proven_total").await >= 1).await;
+    }
+
+    /// Waits until every entry is closed.
+    async fn closed(&self) {
+        let intake = self.cluster.database().await.collection::<Document>("intake");
+        until("every entry is closed", async || {
+            intake.count_documents(doc! { "open": true }).await.expect("a count") == 0
+        })
+        .await;
+    }
+
+    /// Who got pushes, each once, by the time everything is closed.
+    async fn pushed(&mut self, expected: &[&str]) {
+        self.closed().await;
+        let mut pushed: Vec<Value> = Vec::new();
+        for _ in expected {
+            pushed.push(self.cluster.backend.next().await.json["userId"].clone());
+        }
+        pushed.sort_by_key(ToString::to_string);
+        let expected: Vec<Value> = expected.iter().map(|user| json!(user)).collect();
+        assert_eq!(pushed, expected);
+        self.cluster.backend.none_waiting();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_dies_and_proofs_close_what_is_delivered() {
+    let mut world = World::start().await;
+    world.deliver().await;
+    world.pushed(&["C"]).await;
+    assert_eq!(counted(&world.fanout, "naru_fanout_proven_total").await, 1);
+    assert_eq!(counted(&world.fanout, "naru_fanout_without_proof_total").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fanout_killed_with_messages_unproven_leaves_them_to_the_sweep() {
+    let mut world = World::start().await;
+    world.deliver().await;
+    world.fanout.kill9().await;
+    world.ben_has_proven().await;
+    world.fanout = world.cluster.run("fanout").await;
+    world.pushed(&["C"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_killed_with_messages_unproven_needs_no_repair() {
+    let mut world = World::start().await;
+    world.ben.reading(Reading::WithoutPongs);
+    world.deliver().await;
+    world.gateways[1].kill9().await;
+    world.pushed(&["B", "C"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fanout_and_gateway_killed_at_once_lose_no_recipient() {
+    let mut world = World::start().await;
+    world.ben.reading(Reading::WithoutPongs);
+    world.deliver().await;
+    world.gateways[1].kill9().await;
+    world.fanout.kill9().await;
+    world.fanout = world.cluster.run("fanout").await;
+    world.pushed(&["B", "C"]).await;
+}
+
+/// What Redis forgets is no proof: in doubt both.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn proofs_that_redis_lost_prove_nothing() {
+    let mut world = World::start().await;
+    let client = redis::Client::open(world.cluster.redis_url.as_str()).expect("a URL");
+    let mut redis = client.get_multiplexed_async_connection().await.expect("a connection");
+    world.deliver().await;
+    world.fanout.kill9().await;
+    world.ben_has_proven().await;
+    redis::cmd("FLUSHALL").exec_async(&mut redis).await.expect("it forgets");
+    world.fanout = world.cluster.run("fanout").await;
+    world.pushed(&["B", "C"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fanout_that_stops_in_order_closes_what_is_proven_and_leaves_the_rest() {
+    let mut world = World::start().await;
+    world.deliver().await;
+    world.ben_has_proven().await;
+    world.fanout.terminate();
+    world.fanout.wait_exit(naru_client::PATIENCE).await;
+    world.fanout = world.cluster.run("fanout").await;
+    world.pushed(&["C"]).await;
+}

@@ -1,0 +1,289 @@
+//! The ledger: whom a published message still has to reach, until every recipient is accounted for. Then, and not before,
+//! its intake entry is closed.
+//!
+//! A recipient is accounted for who has proven to have the message, or whose offline event lies in the notifier's queue.
+//! The ledger is in memory only, and needs no repair of its own:
+//!
+//! | dies or is lost between | then | seen |
+//! |---|---|---|
+//! | publish · socket (gateway or session dies, the live layer forgets) | no proof: an offline event at the grace time | a push, and `SYNC` on return |
+//! | socket · phone (tunnel, frozen app) | no pong: the same | a push, and the message when it wakes |
+//! | pong · proof recorded, or the proofs are lost | no proof: the same | a push too many, unless it was `RECEIVED` |
+//! | publish · closed (the fanout dies) | the entry is open: the sweep hands it on after the grace time and 5 s; then proofs are asked first | where there is no proof: a push, and the same `CHAT` once more |
+//! | offline event confirmed · closed | the same | the same push again, which its lane recognises by its id |
+//!
+//! Proofs are asked for all messages that are due at once, at two moments of a message's life: shortly after the publish,
+//! when nearly all are proven, and at the grace time. Entries are closed, and rooms moved up in lists, for many messages in
+//! one write each. A room is moved up before its entries are closed: so what dies in between is repeated.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use naru_engines::store::Closing;
+use naru_engines::{EngineResult, Engines};
+use naru_model::message::Outcome;
+use naru_model::{Message, MessageId, RoomId, Trace, UserId};
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::publish::enqueue_offline;
+use crate::telemetry::Telemetry;
+
+/// When proofs are asked for the first time: gateways ping once a second, and record what that proves within 100 ms.
+const FIRST_LOOK: Duration = Duration::from_millis(1_500);
+/// How often what is due is looked at, entries are closed and rooms are moved up.
+const TICK: Duration = Duration::from_millis(250);
+/// How many proofs are asked for in one call at most.
+const MAX_ASKED: usize = 8_192;
+/// How many bytes of messages wait for their proofs at most, beside about 300 for each. Beyond, the oldest are treated as
+/// if their grace time was over: a push too many, and no memory without a bound.
+const MAX_BYTES: usize = 64 << 20;
+/// What a waiting message costs beside its content.
+const BYTES_EACH: usize = 300;
+/// How many batches may wait to be taken over; beyond, the fanout waits.
+const MAX_BATCHES: usize = 256;
+
+/// A published message, and the recipients of whom it is not known that they have it.
+#[derive(Debug)]
+pub(crate) struct Published {
+    pub(crate) message: Message,
+    pub(crate) trace: Trace,
+    /// Empty: every recipient is accounted for.
+    pub(crate) unproven: Vec<UserId>,
+}
+
+impl Published {
+    fn bytes(&self) -> usize {
+        BYTES_EACH + self.message.content.len()
+    }
+}
+
+/// What waits for a moment: in the order of the moments, since all wait equally long.
+type Waiting = VecDeque<(Instant, Published)>;
+
+/// The task. Clones take turns.
+#[derive(Clone)]
+pub(crate) struct Accountant {
+    engines: Engines,
+    /// None: recipients have nothing to prove.
+    grace: Option<Duration>,
+    /// Cancelled when no proof will come any more: what is unproven then gets its offline event at once.
+    no_more_proofs: CancellationToken,
+    batches: Arc<Mutex<mpsc::Receiver<Vec<Published>>>>,
+    telemetry: Telemetry,
+}
+
+impl Accountant {
+    pub(crate) fn new(
+        engines: Engines,
+        grace: Option<Duration>,
+        no_more_proofs: CancellationToken,
+        telemetry: Telemetry,
+    ) -> (Self, mpsc::Sender<Vec<Published>>) {
+        let (sender, batches) = mpsc::channel(MAX_BATCHES);
+        let batches = Arc::new(Mutex::new(batches));
+        (Self { engines, grace, no_more_proofs, batches, telemetry }, sender)
+    }
+
+    /// Works until the fanout has ended. What is unproven then stays open: the sweep hands it on to another fanout.
+    pub(crate) async fn run(self, stop: CancellationToken) -> EngineResult<()> {
+        let mut batches = self.batches.lock().await;
+        let mut ledger = Ledger::default();
+        let mut next_tick = Instant::now();
+        loop {
+            let has_capacity = ledger.bytes < MAX_BYTES;
+            tokio::select! {
+                batch = batches.recv(), if has_capacity => match batch {
+                    Some(batch) => self.take_over(&mut ledger, batch),
+                    None => break,
+                },
+                // After a pause this is over already: a lone message is dealt with at once.
+                () = sleep_until(next_tick), if !ledger.is_empty() => {
+                    self.tick(&mut ledger, Instant::now()).await;
+                    next_tick = Instant::now() + TICK;
+                }
+                () = self.no_more_proofs.cancelled(), if ledger.is_waiting() && !self.no_more_proofs.is_cancelled() => {
+                    next_tick = Instant::now();
+                }
+            }
+        }
+        self.last_tick(ledger, &stop).await
+    }
+
+    fn take_over(&self, ledger: &mut Ledger, batch: Vec<Published>) {
+        let now = Instant::now();
+        for published in batch {
+            let Message { chat_room_id: room, seq, .. } = &published.message;
+            match ledger.newest.get_mut(room) {
+                Some(newest) if newest.seq >= *seq => {}
+                Some(newest) => *newest = published.message.clone(),
+                None => drop(ledger.newest.insert(room.clone(), published.message.clone())),
+            }
+            if published.unproven.is_empty() {
+                ledger.close(&published);
+            } else {
+                ledger.bytes += published.bytes();
+                ledger.unproven.push_back((now, published));
+            }
+        }
+        self.telemetry.unproven.set(ledger.count());
+    }
+
+    /// Asks for the proofs of what is due, hands over who has none at the end, and writes down what is finished.
+    async fn tick(&self, ledger: &mut Ledger, now: Instant) {
+        let is_over = self.no_more_proofs.is_cancelled();
+        let grace = if is_over { Duration::ZERO } else { self.grace.unwrap_or_default() };
+        let over_budget = ledger.bytes >= MAX_BYTES;
+
+        let first =
+            due(&mut ledger.unproven, now, if is_over { Duration::ZERO } else { FIRST_LOOK.min(grace) });
+        for (at, published) in self.unproven_of(ledger, first).await {
+            ledger.at_grace.push_back((at, published));
+        }
+        let mut last = due(&mut ledger.at_grace, now, grace);
+        if over_budget {
+            let half = ledger.at_grace.len().div_ceil(2);
+            last.extend(ledger.at_grace.drain(..half));
+        }
+        let last = self.unproven_of(ledger, last).await;
+        self.hand_over(ledger, last).await;
+        self.write_down(ledger).await;
+        self.telemetry.unproven.set(ledger.count());
+    }
+
+    /// Those of these messages that some recipients have not proven to have, with these recipients. The others are closed.
+    async fn unproven_of(&self, ledger: &mut Ledger, waiting: Waiting) -> Waiting {
+        if waiting.is_empty() {
+            return waiting;
+        }
+        let asked: Vec<(MessageId, UserId)> = waiting
+            .iter()
+            .flat_map(|(_, published)| {
+                published.unproven.iter().map(|user| (published.message.id, user.clone()))
+            })
+            .collect();
+        let mut proven = Vec::with_capacity(asked.len());
+        for asked in asked.chunks(MAX_ASKED) {
+            match self.engines.proofs.proven(asked).await {
+                Ok(answer) => proven.extend(answer),
+                Err(error) => {
+                    tracing::warn!(%error, "proofs can't be asked, which proves nothing");
+                    proven.resize(proven.len() + asked.len(), false);
+                }
+            }
+        }
+        self.telemetry.proven.inc_by(proven.iter().filter(|proven| **proven).count() as u64);
+        let mut proven = proven.into_iter();
+        let mut left = Waiting::new();
+        for (at, mut published) in waiting {
+            published.unproven.retain(|_| !proven.next().unwrap_or(false));
+            if published.unproven.is_empty() {
+                ledger.bytes -= published.bytes();
+                ledger.close(&published);
+            } else {
+                left.push_back((at, published));
+            }
+        }
+        left
+    }
+
+    /// Offline events for those without a proof at the grace time, confirmed; then the entries may be closed.
+    async fn hand_over(&self, ledger: &mut Ledger, unproven: Waiting) {
+        if unproven.is_empty() {
+            return;
+        }
+        let missed = unproven
+            .iter()
+            .map(|(_, Published { message, trace, unproven })| (message, unproven.clone(), *trace));
+        match enqueue_offline(&self.engines, &self.telemetry, missed).await {
+            Ok(()) => {
+                for (_, published) in unproven {
+                    self.telemetry.without_proof.inc_by(published.unproven.len() as u64);
+                    ledger.bytes -= published.bytes();
+                    ledger.close(&published);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, messages = unproven.len(), "offline events were not handed over; trying again");
+                // They are the oldest.
+                unproven.into_iter().rev().for_each(|waiting| ledger.at_grace.push_front(waiting));
+            }
+        }
+    }
+
+    /// Moves rooms up in lists, then closes entries. What fails stays to be done.
+    async fn write_down(&self, ledger: &mut Ledger) {
+        let store = &self.engines.store;
+        if !ledger.newest.is_empty() {
+            let newest: Vec<Message> = ledger.newest.values().cloned().collect();
+            if let Err(error) = store.messages.bump(&newest).await {
+                tracing::warn!(%error, rooms = newest.len(), "rooms were not moved up in lists; trying again");
+                return;
+            }
+            ledger.newest.clear();
+        }
+        if !ledger.closings.is_empty() {
+            if let Err(error) = store.intake.close(&ledger.closings).await {
+                tracing::warn!(%error, entries = ledger.closings.len(), "intake entries were not closed; trying again");
+                return;
+            }
+            self.telemetry.closed.inc_by(ledger.closings.len() as u64);
+            ledger.closings.clear();
+        }
+    }
+
+    /// The fanout has ended: what is proven by now is closed, the rest is left to the sweep.
+    async fn last_tick(&self, mut ledger: Ledger, stop: &CancellationToken) -> EngineResult<()> {
+        if self.no_more_proofs.is_cancelled() {
+            self.tick(&mut ledger, Instant::now()).await;
+        }
+        let waiting =
+            std::mem::take(&mut ledger.unproven).into_iter().chain(std::mem::take(&mut ledger.at_grace));
+        let left = self.unproven_of(&mut ledger, waiting.collect()).await;
+        self.write_down(&mut ledger).await;
+        if !left.is_empty() && stop.is_cancelled() {
+            tracing::info!(messages = left.len(), "not proven yet: they stay open, for another fanout");
+        }
+        Ok(())
+    }
+}
+
+/// What is older than this.
+fn due(waiting: &mut Waiting, now: Instant, age: Duration) -> Waiting {
+    let count = waiting.partition_point(|(at, _)| now.duration_since(*at) >= age);
+    waiting.drain(..count).collect()
+}
+
+#[derive(Default)]
+struct Ledger {
+    /// Published; their proofs were not asked for yet.
+    unproven: Waiting,
+    /// Their proofs were asked for once.
+    at_grace: Waiting,
+    /// Finished, to be written down.
+    closings: Vec<Closing>,
+    /// The newest message of each room that is to be moved up in lists.
+    newest: HashMap<RoomId, Message>,
+    /// Of what waits for proofs.
+    bytes: usize,
+}
+
+impl Ledger {
+    fn close(&mut self, Published { message: Message { id, seq, .. }, .. }: &Published) {
+        self.closings.push(Closing { id: *id, outcome: Outcome::Saved { seq: *seq } });
+    }
+
+    fn is_waiting(&self) -> bool {
+        !(self.unproven.is_empty() && self.at_grace.is_empty())
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.is_waiting() && self.closings.is_empty() && self.newest.is_empty()
+    }
+
+    fn count(&self) -> i64 {
+        i64::try_from(self.unproven.len() + self.at_grace.len()).unwrap_or(i64::MAX)
+    }
+}

@@ -1,6 +1,8 @@
 //! What carries work from worker to worker. An engine may carry it in memory, in a table or in a broker; exchanges,
 //! wait queues and SQL never show here.
 
+#[cfg(test)]
+mod given;
 mod inbox;
 mod work;
 

@@ -4,6 +4,9 @@
 //! On an ordered hop a partition is closed while anything of it is in hand, and what comes again takes its old place: so
 //! a room is never in two hands, and its events never overtake each other.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 

@@ -1,5 +1,8 @@
 //! A worker's loop, written once: take a batch, do it, acknowledge it, or let it come again.
 
+#[cfg(test)]
+mod tests;
+
 use std::pin::pin;
 use std::time::Duration;
 

@@ -1,0 +1,25 @@
+//! What the tests of the bus carry.
+
+use naru_model::hops::Payload;
+use naru_model::{Event, EventId, RoomId, Trace};
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Numbered {
+    room: RoomId,
+    pub(super) number: u64,
+}
+
+impl Payload for Numbered {
+    fn event_id(&self) -> EventId {
+        EventId::derive(&[&self.number.to_be_bytes()])
+    }
+
+    fn room(&self) -> &RoomId {
+        &self.room
+    }
+}
+
+pub(super) fn numbered(room: &str, number: u64) -> Event<Numbered> {
+    Event::new(Numbered { room: RoomId::new(room).expect("a room id"), number }, Trace::start())
+}

@@ -1,0 +1,254 @@
+use std::collections::{BTreeMap, HashSet};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+use crate::bus::given::{Numbered, numbered};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn numbers(taken: &[Taken<Numbered>]) -> Vec<u64> {
+    taken.iter().map(|taken| taken.event.payload.number).collect()
+}
+
+/// With these events in a partition, each at its own number.
+fn filled(kind: Kind, partitions: &[&[u64]]) -> Inbox<Numbered> {
+    let mut inbox = Inbox::new(kind, u32::try_from(partitions.len()).unwrap());
+    for (partition, events) in partitions.iter().enumerate() {
+        events.iter().for_each(|number| inbox.push(partition, *number, numbered("r", *number), 1, None));
+    }
+    inbox
+}
+
+fn retry_all(inbox: &mut Inbox<Numbered>, batch: &[Taken<Numbered>], after: Duration, now: Instant) {
+    let removed = inbox.remove(1, batch.iter().map(|taken| taken.tag));
+    removed.places.into_iter().for_each(|place| inbox.retry(place, after, now));
+}
+
+#[test]
+fn a_durable_event_waits_for_its_own_delay_only() {
+    let now = Instant::now();
+    let mut inbox = filled(Kind::Durable, &[&[1, 2, 3]]);
+    for seconds in [60, 2] {
+        let batch = inbox.take(1, 1, now).unwrap();
+        retry_all(&mut inbox, &batch, SECOND * seconds, now);
+    }
+    assert_eq!(numbers(&inbox.take(1, 9, now).unwrap()), [3], "in hand, which holds nothing up");
+    assert_eq!(inbox.take(1, 9, now).unwrap_err(), Some(now + SECOND * 2));
+    let again = inbox.take(1, 9, now + SECOND * 2).unwrap();
+    assert_eq!((numbers(&again), again[0].attempt), (vec![2], 2));
+    assert_eq!(inbox.take(1, 9, now + SECOND * 2).unwrap_err(), Some(now + SECOND * 60));
+    assert_eq!(numbers(&inbox.take(1, 9, now + SECOND * 60).unwrap()), [1]);
+}
+
+#[test]
+fn what_was_in_hand_of_a_cleared_partition_does_not_come_again() {
+    let now = Instant::now();
+    let mut inbox = filled(Kind::Ordered, &[&[1, 2, 3, 4, 5]]);
+    let batch = inbox.take(1, 3, now).unwrap();
+    let removed_before = inbox.remove(1, [batch[0].tag]).places;
+    inbox.clear(0);
+    inbox.push(0, 6, numbered("r", 6), 1, None);
+    assert_eq!(inbox.take(1, 9, now).unwrap_err(), None, "two of the room are in hand");
+
+    removed_before.into_iter().for_each(|place| inbox.retry(place, SECOND, now));
+    inbox.put_back(1, [batch[1].tag]);
+    assert_eq!(inbox.in_hand(0), 1);
+    let removed = inbox.remove(1, [batch[2].tag]);
+    assert!(removed.places.is_empty() && removed.some_are_gone);
+    assert_eq!(numbers(&inbox.take(1, 9, now).unwrap()), [6], "and nothing blocks it");
+
+    inbox.clear_all();
+    assert_eq!((inbox.waiting(), inbox.in_hand(0)), (0, 0));
+}
+
+#[test]
+fn a_closed_partition_is_not_taken() {
+    let now = Instant::now();
+    let mut inbox = filled(Kind::Ordered, &[&[1], &[2]]);
+    inbox.set_closed(0, true);
+    assert_eq!(numbers(&inbox.take(1, 9, now).unwrap()), [2]);
+    assert_eq!(inbox.take(1, 9, now).unwrap_err(), None);
+    assert_eq!(inbox.next_attempt(0), Some(1));
+    inbox.set_closed(0, false);
+    assert_eq!(numbers(&inbox.take(1, 9, now).unwrap()), [1]);
+}
+
+#[test]
+fn partitions_take_turns() {
+    let now = Instant::now();
+    let mut inbox = filled(Kind::Ordered, &[&[1, 2], &[3, 4], &[5, 6]]);
+    let mut served = Vec::new();
+    while let Ok(batch) = inbox.take(1, 1, now) {
+        served.extend(numbers(&batch));
+        inbox.remove(1, [batch[0].tag]);
+    }
+    assert_eq!(served, [1, 3, 5, 2, 4, 6]);
+}
+
+#[test]
+fn only_its_holder_removes_what_is_in_hand_and_only_once() {
+    let now = Instant::now();
+    let mut inbox = filled(Kind::Ordered, &[&[1, 2]]);
+    let batch = inbox.take(1, 9, now).unwrap();
+    let tags = || batch.iter().map(|taken| taken.tag);
+    assert!(inbox.remove(2, tags()).some_are_gone);
+    inbox.put_back(2, tags());
+    inbox.release(2);
+    assert_eq!(inbox.in_hand(0), 2);
+    inbox.release(1);
+    assert!(inbox.remove(1, tags()).some_are_gone);
+    assert_eq!(numbers(&inbox.take(2, 9, now).unwrap()), [1, 2]);
+    assert!(inbox.remove(1, tags()).some_are_gone, "the same events, by tags of another delivery");
+}
+
+/// What may be done with an ordered inbox. A batch is picked by its place among those in hand.
+#[derive(Clone, Debug)]
+enum Step {
+    Push { room: usize },
+    Take { holder: u64, max: usize },
+    Ack { batch: usize, count: usize },
+    Retry { batch: usize, count: usize, millis: u64 },
+    Drop { batch: usize, count: usize },
+    Release { holder: u64 },
+    Pass { millis: u64 },
+}
+
+const ROOMS: usize = 5;
+const PARTITIONS: usize = 3;
+
+fn step() -> impl Strategy<Value = Step> {
+    let (batch, count) = (0_usize..8, 1_usize..6);
+    prop_oneof![
+        4 => (0..ROOMS).prop_map(|room| Step::Push { room }),
+        4 => (1_u64..4, 1_usize..6).prop_map(|(holder, max)| Step::Take { holder, max }),
+        2 => (batch.clone(), count.clone()).prop_map(|(batch, count)| Step::Ack { batch, count }),
+        1 => (batch.clone(), count.clone(), 0_u64..50)
+            .prop_map(|(batch, count, millis)| Step::Retry { batch, count, millis }),
+        1 => (batch, count).prop_map(|(batch, count)| Step::Drop { batch, count }),
+        1 => (1_u64..4).prop_map(|holder| Step::Release { holder }),
+        1 => (0_u64..40).prop_map(|millis| Step::Pass { millis }),
+    ]
+}
+
+/// What the contract makes of the same steps.
+#[derive(Default)]
+struct Expected {
+    /// What was not acknowledged, in the order of sending, each with its attempt and the moment before which it does not
+    /// come.
+    rooms: [BTreeMap<u64, (u32, Option<Instant>)>; ROOMS],
+    /// Each with its holder; of each delivery its tag, room and number.
+    in_hand: Vec<(u64, Vec<(u64, usize, u64)>)>,
+}
+
+impl Expected {
+    /// The first so many of a batch leave its holder's hands.
+    fn leave(&mut self, batch: usize, count: usize) -> Option<(u64, Vec<(u64, usize, u64)>)> {
+        let batch = batch.checked_rem(self.in_hand.len())?;
+        let (holder, deliveries) = &mut self.in_hand[batch];
+        let left = (*holder, deliveries.drain(..count.min(deliveries.len())).collect());
+        self.in_hand.retain(|(_, deliveries)| !deliveries.is_empty());
+        Some(left)
+    }
+
+    /// They were acknowledged.
+    fn forget(&mut self, deliveries: &[(u64, usize, u64)]) {
+        for (_, room, number) in deliveries {
+            self.rooms[*room].remove(number);
+        }
+    }
+
+    fn take(&mut self, holder: u64, max: usize, now: Instant, batch: &[Taken<Numbered>]) {
+        assert!((1..=max).contains(&batch.len()), "{} of at most {max}", batch.len());
+        let room_of =
+            |taken: &Taken<Numbered>| taken.event.payload.room().as_str()[1..].parse::<usize>().unwrap();
+        let held: HashSet<usize> =
+            self.in_hand.iter().flat_map(|(_, deliveries)| deliveries).map(|(_, room, _)| *room).collect();
+        for (room, events) in self.rooms.iter().enumerate() {
+            let of_room: Vec<_> = batch.iter().filter(|taken| room_of(taken) == room).collect();
+            assert!(of_room.is_empty() || !held.contains(&room), "room {room} is in two hands");
+            assert!(of_room.len() <= events.len(), "of room {room} more came than there is");
+            for (taken, (number, (attempt, not_before))) in of_room.iter().zip(events) {
+                assert_eq!(
+                    (taken.event.payload.number, taken.attempt),
+                    (*number, *attempt),
+                    "of room {room}"
+                );
+                assert!(not_before.is_none_or(|not_before| not_before <= now), "{number} came too early");
+            }
+        }
+        let deliveries = batch.iter().map(|taken| (taken.tag, room_of(taken), taken.event.payload.number));
+        self.in_hand.push((holder, deliveries.collect()));
+    }
+}
+
+proptest! {
+    #[test]
+    fn on_an_ordered_hop_no_room_is_in_two_hands_and_none_of_its_events_overtakes_another(
+        steps in vec(step(), 0..120),
+    ) {
+        let mut inbox = Inbox::<Numbered>::new(Kind::Ordered, u32::try_from(PARTITIONS).unwrap());
+        let (mut expected, mut now, mut next) = (Expected::default(), Instant::now(), 0);
+        for step in steps {
+            match step {
+                Step::Push { room } => {
+                    inbox.push(room % PARTITIONS, next, numbered(&format!("r{room}"), next), 1, None);
+                    expected.rooms[room].insert(next, (1, None));
+                    next += 1;
+                }
+                Step::Take { holder, max } => {
+                    if let Ok(batch) = inbox.take(holder, max, now) {
+                        expected.take(holder, max, now, &batch);
+                    }
+                }
+                Step::Ack { batch, count } => {
+                    let Some((holder, left)) = expected.leave(batch, count) else { continue };
+                    let removed = inbox.remove(holder, left.iter().map(|(tag, ..)| *tag));
+                    prop_assert!(!removed.some_are_gone && removed.places.len() == left.len());
+                    expected.forget(&left);
+                }
+                Step::Retry { batch, count, millis } => {
+                    let Some((holder, left)) = expected.leave(batch, count) else { continue };
+                    let after = Duration::from_millis(millis);
+                    for place in inbox.remove(holder, left.iter().map(|(tag, ..)| *tag)).places {
+                        inbox.retry(place, after, now);
+                    }
+                    for (_, room, number) in left {
+                        let event = expected.rooms[room].get_mut(&number).unwrap();
+                        *event = (event.0 + 1, Some(now + after));
+                    }
+                }
+                Step::Drop { batch, count } => {
+                    let Some((holder, left)) = expected.leave(batch, count) else { continue };
+                    inbox.put_back(holder, left.iter().map(|(tag, ..)| *tag));
+                }
+                Step::Release { holder } => {
+                    inbox.release(holder);
+                    expected.in_hand.retain(|(other, _)| *other != holder);
+                }
+                Step::Pass { millis } => now += Duration::from_millis(millis),
+            }
+        }
+
+        // All that was not acknowledged comes, as soon as only time stands in the way.
+        (1..4).for_each(|holder| inbox.release(holder));
+        expected.in_hand.clear();
+        while expected.rooms.iter().any(|room| !room.is_empty()) {
+            match inbox.take(1, 4, now) {
+                Ok(batch) => {
+                    expected.take(1, 4, now, &batch);
+                    let (holder, left) = expected.leave(0, batch.len()).unwrap();
+                    inbox.remove(holder, left.iter().map(|(tag, ..)| *tag));
+                    expected.forget(&left);
+                }
+                Err(opens_at) => {
+                    let opens_at = opens_at.expect("something waits");
+                    prop_assert!(opens_at > now && opens_at <= now + Duration::from_millis(50));
+                    now = opens_at;
+                }
+            }
+        }
+        prop_assert_eq!((inbox.waiting(), inbox.take(1, 1, now).unwrap_err()), (0, None));
+    }
+}

@@ -17,8 +17,8 @@ pub(crate) fn place(seq: Seq) -> i64 {
 }
 
 /// A limit as SQLite takes it.
-pub(crate) fn limit(most: usize) -> i64 {
-    i64::try_from(most).unwrap_or(i64::MAX)
+pub(crate) fn limit(max: usize) -> i64 {
+    i64::try_from(max).unwrap_or(i64::MAX)
 }
 
 /// A value as JSON.

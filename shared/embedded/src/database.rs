@@ -1,33 +1,96 @@
 //! The database: one thread that writes, in groups, and a few that read.
 //!
-//! A write is answered after the commit it was part of, so whoever was answered finds it in the next read. Writes
-//! that arrive while a commit is under way form the next group: one sync of the disk for all of them. A read
-//! never waits for a write.
+//! A write is answered after the commit it was part of, so a caller that was answered finds it in the next read. Writes
+//! that arrive while a commit is under way form the next group: one commit for all of them. A read never waits for a
+//! write.
+//!
+//! # What is synced
+//!
+//! A group that holds a command whose caller relies on the disk ([`Sync::Always`]) is committed with
+//! `synchronous=FULL`: the write-ahead log is synced before the commit is visible to readers and before anyone is
+//! answered. A group that holds none is committed with `synchronous=NORMAL`: its frames are written to the log, and the
+//! log is not synced. Why this is enough:
+//!
+//! - *The process dies* (also by SIGKILL): what it wrote is in the kernel's page cache. The next process finds all of
+//!   it. Nothing that was answered is lost.
+//! - *The power fails, or the kernel dies*: the log is sequential and a chain of checksums. What is recovered is a
+//!   prefix of the commits, and the sync of a FULL commit covers all frames before it, those of unsynced commits
+//!   included. So only commits after the last synced one can be missing, and a synced commit never stands without an
+//!   earlier one: a saved message has its intake entry.
+//! - *A checkpoint* syncs the log before it copies a page into the database, and the database before the log is
+//!   written from its beginning again, whose new header it syncs: NORMAL leaves out the sync of a commit and none of
+//!   these. So the database never holds more than the log that is on disk.
+//! - *A synced write fails or its sync does*: everyone in the group is answered `Unknown`, as before.
+//!
+//! What may therefore be unsynced is what nobody outside is told of, or what is told only after a later, synced commit:
+//!
+//! - an intake entry that is `New`: its sender is answered when the run that saves it was synced, or not at all, and
+//!   then sends it again;
+//! - a `Resend` of an entry: its sender is answered from the saved message, which was synced, or waits for it like the
+//!   first;
+//! - a `Conflict` is told to the sender at once. It rests on the first entry, so the append that finds one is synced
+//!   ([`Sync::When`]), and the first entry with it;
+//! - the closing of a saved entry: an entry that is open again is found to be saved. The closing of a rejected one is
+//!   synced, since its sender is told and a later look might decide otherwise;
+//! - the acknowledgement of a delivery: its event comes again, as it may;
+//! - when a user was last seen.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use naru_engines::{Applied, EngineError, EngineResult};
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
-/// Who speaks in an [`EngineError`].
+use crate::rooms::RoomCache;
+
+/// The engine's name in an [`EngineError`].
 pub(crate) const ENGINE: &str = "the embedded engine";
 
-/// How many commands may wait for the writer, and how many reads for a reader; who comes next waits for a place.
+/// How many commands may wait for the writer, and how many reads for a reader; the next caller waits for a place.
 const WAITING: usize = 1024;
 /// How many commands share one commit at most: it bounds how long the first of them waits for the last.
 const GROUP: usize = 256;
+
+/// The writer takes one group per [`PACE`] in the long run, and [`BURST`] groups at once after a pause: so a lone message
+/// waits for nothing, and under load a group holds what arrived in that time, however fast the disk is.
+const PACE: Duration = Duration::from_millis(2);
+const BURST: u32 = 8;
+
+/// Whether a command's caller relies on the disk, or only on the process: see the module's text.
+pub(crate) enum Sync<T> {
+    /// It does.
+    Always,
+    /// It does not.
+    Never,
+    /// It does where the outcome is such.
+    When(fn(&T) -> bool),
+}
+
+/// What was done since the start.
+#[derive(Default)]
+pub(crate) struct Counts {
+    /// Transactions that were committed.
+    pub(crate) commits: AtomicU64,
+    /// Those that were synced.
+    pub(crate) syncs: AtomicU64,
+    /// Commands that were handed to the writer.
+    pub(crate) writes: AtomicU64,
+    /// Reads that were handed to a reader.
+    pub(crate) reads: AtomicU64,
+}
 
 /// One process's hold on the data.
 pub(crate) struct Database {
     writes: mpsc::Sender<Box<dyn Command>>,
     reads: mpsc::Sender<Read>,
     closing: Arc<AtomicBool>,
-    commits: Arc<AtomicU64>,
-    /// Readers first: the writer's last deed, the checkpoint, needs them gone.
+    pub(crate) counts: Arc<Counts>,
+    pub(crate) rooms: Arc<RoomCache>,
+    /// Readers first: the checkpoint with which the writer ends needs them gone.
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -42,17 +105,24 @@ impl Database {
     ) -> EngineResult<Self> {
         let (writes, commands) = mpsc::channel(WAITING);
         let (reads, jobs) = mpsc::channel(WAITING);
-        let (closing, commits) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let database = Self { writes, reads, closing, commits, threads: Mutex::default() };
+        let database = Self {
+            writes,
+            reads,
+            closing: Arc::default(),
+            counts: Arc::default(),
+            rooms: Arc::default(),
+            threads: Mutex::default(),
+        };
 
         let jobs = Arc::new(Mutex::new(jobs));
         for (number, reader) in readers.into_iter().enumerate() {
             let (jobs, closing) = (jobs.clone(), database.closing.clone());
             database.spawn(format!("naru-read-{number}"), move || read_all(&reader, &jobs, &closing))?;
         }
-        let (closing, commits) = (database.closing.clone(), database.commits.clone());
+        let closing = database.closing.clone();
+        let writer = Writer { connection: writer, is_synced: None, counts: database.counts.clone() };
         database.spawn("naru-write".to_owned(), move || {
-            write_all(writer, commands, &closing, &commits);
+            writer.run(commands, &closing);
             drop(hold);
         })?;
         Ok(database)
@@ -71,36 +141,39 @@ impl Database {
         &self,
         work: impl Fn(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     ) -> EngineResult<T> {
-        self.write_then(work, |_| {}).await
+        self.write_then(Sync::Always, work, |_| {}).await
     }
 
-    /// The same with an epilogue: `then` is called on the writer's thread, before the answer, also when the caller
-    /// has left meanwhile. It is dropped without a call only when the caller left before the command had its place
-    /// in the queue.
+    /// The same with another [`Sync`], and with an epilogue: `then` is called on the writer's thread, before the answer,
+    /// also when the caller has left meanwhile. It is dropped without a call only when the caller left before the command
+    /// had its place in the queue.
     pub(crate) async fn write_then<T: Send + 'static>(
         &self,
+        sync: Sync<T>,
         work: impl Fn(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
         then: impl FnOnce(&EngineResult<T>) + Send + 'static,
     ) -> EngineResult<T> {
         let (answer, answered) = oneshot::channel();
         let end = move |outcome| {
             then(&outcome);
-            // Who has left needs no answer.
+            // A caller that has left needs no answer.
             drop(answer.send(outcome));
         };
-        self.submit(work, end).await;
+        self.submit(sync, work, end).await;
         answered
             .await
             .unwrap_or_else(|_| Err(EngineError::unavailable(ENGINE, Applied::Unknown, "the writer died")))
     }
 
-    /// The same for whoever need not wait for the commit: returns when the command has its place in the queue.
+    /// The same for a caller that need not wait for the commit: returns when the command has its place in the queue.
     pub(crate) async fn submit<T: Send + 'static>(
         &self,
+        sync: Sync<T>,
         work: impl Fn(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
         then: impl FnOnce(EngineResult<T>) + Send + 'static,
     ) {
-        let command = Box::new(Write { work, done: None, then });
+        self.counts.writes.fetch_add(1, Ordering::Relaxed);
+        let command = Box::new(Write { sync, work, done: None, then });
         if let Err(refused) = self.writes.send(command).await {
             refused.0.end(Err(closed()));
         }
@@ -111,6 +184,7 @@ impl Database {
         &self,
         work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     ) -> EngineResult<T> {
+        self.counts.reads.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         let read = move |connection: &Connection| {
             drop(answer.send(guarded(|| work(&connection.unchecked_transaction()?))));
@@ -119,16 +193,12 @@ impl Database {
         answered.await.unwrap_or_else(|_| Err(closed()))
     }
 
-    /// How many transactions were committed.
-    pub(crate) fn commits(&self) -> u64 {
-        self.commits.load(Ordering::Relaxed)
-    }
-
     /// Finishes what was taken and ends the threads. Blocks until they have.
     pub(crate) fn close(&self) {
         self.closing.store(true, Ordering::Release);
-        // Wakes the idle. When there is no room for it nobody is idle.
+        // Wakes the idle. When there is no place for it no thread is idle.
         drop(self.writes.try_send(Box::new(Write {
+            sync: Sync::Never,
             work: |_: &Transaction<'_>| Ok(()),
             done: None,
             then: drop,
@@ -150,6 +220,8 @@ impl Drop for Database {
 
 /// A piece of work for the writer.
 trait Command: Send {
+    /// Whether its commit is to be synced, as far as is known: more is when it was run.
+    fn needs_sync(&self) -> bool;
     /// Does it, in the group's transaction. May be called again in another one: the first was rolled back.
     fn run(&mut self, transaction: &Transaction<'_>) -> EngineResult<()>;
     /// Tells its caller how it ended.
@@ -157,6 +229,7 @@ trait Command: Send {
 }
 
 struct Write<W, T, D> {
+    sync: Sync<T>,
     work: W,
     done: Option<T>,
     then: D,
@@ -168,6 +241,14 @@ where
     T: Send,
     D: FnOnce(EngineResult<T>) + Send,
 {
+    fn needs_sync(&self) -> bool {
+        match self.sync {
+            Sync::Always => true,
+            Sync::Never => false,
+            Sync::When(is_such) => self.done.as_ref().is_some_and(is_such),
+        }
+    }
+
     fn run(&mut self, transaction: &Transaction<'_>) -> EngineResult<()> {
         self.done = Some(guarded(|| (self.work)(transaction))?);
         Ok(())
@@ -179,66 +260,102 @@ where
     }
 }
 
-fn write_all(
-    mut connection: Connection,
-    mut commands: mpsc::Receiver<Box<dyn Command>>,
-    closing: &AtomicBool,
-    commits: &AtomicU64,
-) {
-    let mut group = Vec::with_capacity(GROUP);
-    while commands.blocking_recv_many(&mut group, GROUP) > 0 {
-        write_group(&mut connection, &mut group, commits);
-        if closing.load(Ordering::Acquire) {
-            // What was taken is still done; who comes now is told.
-            commands.close();
-        }
-    }
-    if let Err(error) = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
-        tracing::warn!(%error, "the last checkpoint failed; nothing is lost, the next start repeats it");
-    }
-}
+type Group = Vec<Box<dyn Command>>;
 
-/// One commit for all. A command that fails is answered and left out, and the others run again without it: whatever
-/// it wrote is gone, and nobody else notices.
-fn write_group(connection: &mut Connection, group: &mut Vec<Box<dyn Command>>, commits: &AtomicU64) {
-    while !group.is_empty() {
-        match attempt(connection, group) {
-            Ok(()) => {
-                commits.fetch_add(1, Ordering::Relaxed);
-                group.drain(..).for_each(|command| command.end(Ok(())));
-            }
-            Err(Failure::Begin(error)) => {
-                let error = Arc::new(error);
-                for command in group.drain(..) {
-                    command.end(Err(EngineError::unavailable(ENGINE, Applied::No, error.clone())));
-                }
-            }
-            Err(Failure::Command(index, error)) => group.remove(index).end(Err(error)),
-            Err(Failure::Commit(error)) => {
-                // Some of it may be on disk, and be found there after a crash.
-                let error = Arc::new(error);
-                for command in group.drain(..) {
-                    command.end(Err(EngineError::unavailable(ENGINE, Applied::Unknown, error.clone())));
-                }
-            }
-        }
-    }
+/// What the writer's thread has.
+struct Writer {
+    connection: Connection,
+    /// Whether commits are synced now; none where that was not said yet.
+    is_synced: Option<bool>,
+    counts: Arc<Counts>,
 }
 
 enum Failure {
     Begin(rusqlite::Error),
     Command(usize, EngineError),
+    /// It turned out that a command needs a sync, in a group that was to have none.
+    Unsynced,
     Commit(rusqlite::Error),
 }
 
-/// The transaction is rolled back when it is dropped before its commit, and when the commit fails.
-fn attempt(connection: &mut Connection, group: &mut [Box<dyn Command>]) -> Result<(), Failure> {
-    let begun = connection.transaction_with_behavior(TransactionBehavior::Immediate);
-    let transaction = begun.map_err(Failure::Begin)?;
-    for (index, command) in group.iter_mut().enumerate() {
-        command.run(&transaction).map_err(|error| Failure::Command(index, error))?;
+impl Writer {
+    fn run(mut self, mut commands: mpsc::Receiver<Box<dyn Command>>, closing: &AtomicBool) {
+        let mut group = Group::with_capacity(GROUP);
+        let mut next = Instant::now();
+        while commands.blocking_recv_many(&mut group, GROUP) > 0 {
+            let now = Instant::now();
+            next = next.max(now.checked_sub(PACE * BURST).unwrap_or(now)) + PACE;
+            if next > now && !closing.load(Ordering::Acquire) {
+                thread::sleep(next - now);
+                group.extend(std::iter::from_fn(|| commands.try_recv().ok()).take(GROUP - group.len()));
+            }
+            // Those that need no sync don't wait for that of the others.
+            let (synced, unsynced) = group.drain(..).partition(|command| command.needs_sync());
+            self.write(unsynced);
+            self.write(synced);
+            if closing.load(Ordering::Acquire) {
+                // What was taken is still done; who comes now is told.
+                commands.close();
+            }
+        }
+        self.checkpoint();
     }
-    transaction.commit().map_err(Failure::Commit)
+
+    /// One commit for all. A command that fails is answered and left out, and the others run again without it: whatever
+    /// it wrote is gone, and no other command notices.
+    fn write(&mut self, mut group: Group) {
+        while !group.is_empty() {
+            match self.attempt(&mut group) {
+                Ok(()) => group.drain(..).for_each(|command| command.end(Ok(()))),
+                Err(Failure::Unsynced) => {}
+                Err(Failure::Begin(error)) => refuse(&mut group, Applied::No, error),
+                Err(Failure::Command(index, error)) => group.remove(index).end(Err(error)),
+                Err(Failure::Commit(error)) => {
+                    // A sync that failed may have failed for the unsynced commits before this one, too, and the next one
+                    // would not say so: into the database with them.
+                    self.checkpoint();
+                    // Some of it may be on disk, and be found there after a crash.
+                    refuse(&mut group, Applied::Unknown, error);
+                }
+            }
+        }
+    }
+
+    /// The transaction is rolled back when it is dropped before its commit, and when the commit fails.
+    fn attempt(&mut self, group: &mut Group) -> Result<(), Failure> {
+        let is_synced = group.iter().any(|command| command.needs_sync());
+        if self.is_synced != Some(is_synced) {
+            let mode = if is_synced { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" };
+            self.connection.execute_batch(mode).map_err(Failure::Begin)?;
+            self.is_synced = Some(is_synced);
+        }
+        let begun = self.connection.transaction_with_behavior(TransactionBehavior::Immediate);
+        let transaction = begun.map_err(Failure::Begin)?;
+        for (index, command) in group.iter_mut().enumerate() {
+            command.run(&transaction).map_err(|error| Failure::Command(index, error))?;
+        }
+        if !is_synced && group.iter().any(|command| command.needs_sync()) {
+            return Err(Failure::Unsynced);
+        }
+        transaction.commit().map_err(Failure::Commit)?;
+        self.counts.commits.fetch_add(1, Ordering::Relaxed);
+        self.counts.syncs.fetch_add(is_synced.into(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// All of the log into the database, and both synced.
+    fn checkpoint(&self) {
+        if let Err(error) = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
+            tracing::warn!(%error, "a checkpoint failed; the log stays, and the next one repeats it");
+        }
+    }
+}
+
+fn refuse(group: &mut Group, applied: Applied, error: rusqlite::Error) {
+    let error = Arc::new(error);
+    for command in group.drain(..) {
+        command.end(Err(EngineError::unavailable(ENGINE, applied, error.clone())));
+    }
 }
 
 fn read_all(connection: &Connection, jobs: &Mutex<mpsc::Receiver<Read>>, closing: &AtomicBool) {
@@ -334,11 +451,11 @@ mod tests {
             numbers.query_map([], |row| row.get::<_, u32>(0))?.collect::<rusqlite::Result<Vec<_>>>()
         };
         assert_eq!(database.write(numbers).await.unwrap(), [1, 4]);
-        assert!(database.commits() <= 3, "the first, the group, the look");
+        assert!(database.counts.commits.load(Ordering::Relaxed) <= 3, "the first, the group, the look");
     }
 
     #[tokio::test]
-    async fn when_the_commit_fails_nobody_is_told_that_nothing_happened() {
+    async fn when_the_commit_fails_no_caller_is_told_that_nothing_happened() {
         let connection = Connection::open_in_memory().unwrap();
         let schema = "PRAGMA foreign_keys = ON; CREATE TABLE numbers (n INTEGER PRIMARY KEY);
             CREATE TABLE children (n INTEGER REFERENCES numbers (n) DEFERRABLE INITIALLY DEFERRED)";
@@ -359,7 +476,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_comes_after_the_close_is_told() {
+    async fn a_command_after_the_close_is_refused() {
         let database = database();
         database.close();
         let late = database.write(|transaction| insert(transaction, 1)).await;

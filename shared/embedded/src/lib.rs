@@ -2,14 +2,15 @@
 //!
 //! | part | where | after a crash |
 //! |---|---|---|
-//! | store | SQLite (WAL, every commit synced) | as it was answered |
-//! | hops `offline`, `owed`, `push.*` | the table `queue` | what is unsettled comes again |
-//! | hop `outcome` | the table `newest`, the newest 100,000 | what is unsettled comes again |
+//! | store | SQLite (WAL), rooms that were looked at lately in memory, too | as it was answered |
+//! | hops `offline`, `push.*` | the table `queue` | what is not acknowledged comes again |
 //! | hops `accepted`, `saved` | memory | empty: the intake's open entries fill them again |
 //! | live, presence, proofs, leases | memory | empty, as the sessions they tell of |
 //!
-//! One thread writes; what it finds waiting shares one transaction and one sync of the disk (group commit). Two
-//! threads read, each read on one consistent state, and never wait for the writer.
+//! One thread writes; what it finds waiting shares one transaction and one sync of the disk (group commit). The intake is
+//! synced with the run that saves its messages, not by itself: `database.rs` says why that is enough at every crash
+//! point. Two threads read, each read on one consistent state, and never wait for the writer. A message that is
+//! accepted, saved and passed on to those who are connected asks no reader anything.
 //!
 //! In the data directory lie `naru.db` (with `-wal` and `-shm`), which any SQLite tool can look into while Naru runs,
 //! and `naru.lock`, which keeps a second process out.
@@ -22,39 +23,39 @@ mod live;
 mod open;
 mod presence;
 mod proofs;
+mod rooms;
 mod store;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use naru_engines::{EngineResult, Engines};
 
-use crate::database::Database;
-use crate::live::Air;
+use crate::database::{Counts, Database};
+use crate::live::PubSub;
 
 /// What can be chosen.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// How many partitions rooms are spread over. Stored at first start; another number does not open afterwards.
     pub partitions: u32,
-    /// How many unsettled events each hop in memory holds before `send` waits.
+    /// How many events that are not acknowledged each hop in memory holds before `send` waits.
     pub buffered_events: u32,
-    /// How many events each newest-only hop keeps.
-    pub newest_events: u32,
-    /// How many signals a gateway may fall behind before it hears `Interrupted`.
+    /// How many signals a gateway may fall behind before it is answered `Interrupted`.
     pub live_backlog: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { partitions: 32, buffered_events: 65_536, newest_events: 100_000, live_backlog: 16_384 }
+        Self { partitions: 32, buffered_events: 65_536, live_backlog: 16_384 }
     }
 }
 
 /// The engines on one data directory. It is released when this and every engine are closed or dropped.
 pub struct Embedded {
     database: Arc<Database>,
-    air: Arc<Air>,
+    pubsub: Arc<PubSub>,
     engines: Engines,
 }
 
@@ -65,20 +66,20 @@ impl Embedded {
     /// Opens the data in `dir`, which is made if it is not there.
     ///
     /// # Errors
-    /// `Unavailable` when another process has it open or the disk can't be used; `Permanent` when the data is of a
-    /// later version of Naru, or was made with another number of partitions.
+    /// `Unavailable` when another process has it open or the disk can't be used; `Permanent` when the data is of
+    /// another layout than this version's, or was made with another number of partitions.
     pub fn open(dir: &Path, options: Options) -> EngineResult<Self> {
         let database = Arc::new(open::open(dir, options.partitions)?);
-        let air = Arc::new(Air::new(options.live_backlog));
+        let pubsub = Arc::new(PubSub::new(options.live_backlog));
         let engines = Engines {
             store: store::store(&database, options.partitions),
             bus: bus::bus(&database, &options),
-            live: air.clone(),
+            live: pubsub.clone(),
             presence: Arc::new(presence::Present::new(database.clone())),
-            proofs: Arc::new(proofs::Proven::new(database.clone())),
+            proofs: Arc::new(proofs::Proven::default()),
             leases: Arc::new(leases::Held::default()),
         };
-        Ok(Self { database, air, engines })
+        Ok(Self { database, pubsub, engines })
     }
 
     /// The engines; clones are the same ones.
@@ -88,13 +89,32 @@ impl Embedded {
 
     /// How many transactions were committed: with writes from many callers far fewer than writes.
     pub fn commits(&self) -> u64 {
-        self.database.commits()
+        self.count(|counts| &counts.commits)
     }
 
-    /// Finishes what was taken, brings the write-ahead log home and releases the directory. Engines that are still
+    /// How many of them were synced to disk by themselves. The syncs of checkpoints are not counted.
+    pub fn syncs(&self) -> u64 {
+        self.count(|counts| &counts.syncs)
+    }
+
+    /// How many commands were handed to the writer's thread.
+    pub fn writer_hand_overs(&self) -> u64 {
+        self.count(|counts| &counts.writes)
+    }
+
+    /// How many reads were handed to a reader's thread.
+    pub fn reader_hand_overs(&self) -> u64 {
+        self.count(|counts| &counts.reads)
+    }
+
+    fn count(&self, of: fn(&Counts) -> &AtomicU64) -> u64 {
+        of(&self.database.counts).load(Ordering::Relaxed)
+    }
+
+    /// Finishes what was taken, writes the whole log into the database and releases the directory. Engines that are still
     /// held answer `Unavailable` from then on, and live subscriptions end.
     pub async fn close(self) {
-        self.air.close();
+        self.pubsub.close();
         let database = self.database.clone();
         // Waits for the disk. It can't panic: it only joins threads.
         drop(tokio::task::spawn_blocking(move || database.close()).await);

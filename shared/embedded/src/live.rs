@@ -1,60 +1,61 @@
-//! The live layer in one process: every subscription has a bounded queue of its own, so publishing waits for nobody.
+//! The live layer in one process: every subscription has a bounded buffer of its own, so publishing waits for none.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, Weak};
 
 use async_trait::async_trait;
 use naru_engines::EngineResult;
-use naru_engines::live::{Live, Signal, Subscription};
+use naru_engines::live::{IsHere, Live, Signal, Subscription};
 use naru_model::live::{Confirmation, LiveEvent};
 use naru_model::{GatewayId, SessionId};
 use tokio::sync::Notify;
 
 use crate::database::{closed, lock};
 
-/// Everyone who listens.
-pub(crate) struct Air {
-    /// None once closed. A subscription that was dropped is noticed at the next word.
-    ears: Mutex<Option<Vec<Weak<Ear>>>>,
-    backlog: usize,
+/// All subscriptions.
+pub(crate) struct PubSub {
+    /// None once closed. A subscription that was dropped is noticed at the next signal.
+    subscribers: Mutex<Option<Vec<Weak<Subscriber>>>>,
+    max_signals: usize,
 }
 
-/// One subscription.
-struct Ear {
+struct Subscriber {
     gateway: GatewayId,
-    heard: Mutex<Heard>,
+    buffer: Mutex<SignalBuffer>,
     woken: Notify,
 }
 
 #[derive(Default)]
-struct Heard {
+struct SignalBuffer {
     signals: VecDeque<Signal>,
-    /// The queue was full, its last signal is `Interrupted`, and what came since is lost.
+    /// The buffer was full, its last signal is `Interrupted`, and what came since is lost.
     interrupted: bool,
     closed: bool,
 }
 
-impl Air {
-    /// `backlog`: how many signals one subscription may fall behind before it is interrupted.
-    pub(crate) fn new(backlog: usize) -> Self {
-        Self { ears: Mutex::new(Some(Vec::new())), backlog }
+impl PubSub {
+    /// `max_signals`: how many signals one subscription may fall behind before it is interrupted.
+    pub(crate) fn new(max_signals: usize) -> Self {
+        Self { subscribers: Mutex::new(Some(Vec::new())), max_signals }
     }
 
-    /// Ends every subscription once it has heard what was said.
+    /// Ends every subscription once it has answered what was published.
     pub(crate) fn close(&self) {
-        for ear in lock(&self.ears).take().into_iter().flatten().filter_map(|ear| ear.upgrade()) {
-            lock(&ear.heard).closed = true;
-            ear.woken.notify_one();
+        let subscribers = lock(&self.subscribers).take();
+        for subscriber in subscribers.into_iter().flatten().filter_map(|subscriber| subscriber.upgrade()) {
+            lock(&subscriber.buffer).closed = true;
+            subscriber.woken.notify_one();
         }
     }
 
-    /// To all for whom `concerns` holds.
-    fn say(&self, signals: &[Signal], concerns: impl Fn(&GatewayId) -> bool) -> EngineResult<()> {
-        let mut ears = lock(&self.ears);
-        ears.as_mut().ok_or_else(closed)?.retain(|ear| {
-            let Some(ear) = ear.upgrade() else { return false };
-            if concerns(&ear.gateway) {
-                ear.hear(signals, self.backlog);
+    /// To all gateways for which `concerns` holds.
+    fn send(&self, signals: &[Signal], concerns: impl Fn(&GatewayId) -> bool) -> EngineResult<()> {
+        let mut subscribers = lock(&self.subscribers);
+        subscribers.as_mut().ok_or_else(closed)?.retain(|subscriber| {
+            let Some(subscriber) = subscriber.upgrade() else { return false };
+            if concerns(&subscriber.gateway) {
+                lock(&subscriber.buffer).push(signals, self.max_signals);
+                subscriber.woken.notify_one();
             }
             true
         });
@@ -62,32 +63,27 @@ impl Air {
     }
 }
 
-impl Ear {
-    fn hear(&self, signals: &[Signal], backlog: usize) {
-        let mut heard = lock(&self.heard);
+impl SignalBuffer {
+    fn push(&mut self, signals: &[Signal], max_signals: usize) {
         for signal in signals {
-            if heard.interrupted {
+            if self.interrupted {
                 break;
-            } else if heard.signals.len() < backlog {
-                heard.signals.push_back(signal.clone());
+            } else if self.signals.len() < max_signals {
+                self.signals.push_back(signal.clone());
             } else {
-                heard.signals.push_back(Signal::Interrupted);
-                heard.interrupted = true;
+                self.signals.push_back(Signal::Interrupted);
+                self.interrupted = true;
             }
         }
-        drop(heard);
-        self.woken.notify_one();
     }
-}
 
-impl Heard {
     /// The next signal; none to wait for one.
     fn next(&mut self) -> Option<Option<Signal>> {
         if let Some(signal) = self.signals.pop_front() {
             return Some(Some(signal));
         }
         if self.interrupted {
-            // Everything up to `Interrupted` was taken: there is room again.
+            // Everything up to `Interrupted` was taken: there is capacity again.
             self.interrupted = false;
             return Some(Some(Signal::Restored));
         }
@@ -96,34 +92,37 @@ impl Heard {
 }
 
 #[async_trait]
-impl Live for Air {
+impl Live for PubSub {
     async fn publish(&self, events: Vec<LiveEvent>) -> EngineResult<()> {
         let signals: Vec<_> = events.into_iter().map(|event| Signal::Event(Arc::new(event))).collect();
-        self.say(&signals, |_| true)
+        self.send(&signals, |_| true)
     }
 
     async fn confirm(&self, gateway: &GatewayId, confirmations: Vec<Confirmation>) -> EngineResult<()> {
-        self.say(&[Signal::Confirmed(confirmations.into())], |ear| ear == gateway)
+        self.send(&[Signal::Confirmed(confirmations.into())], |other| other == gateway)
     }
 
     async fn evict(&self, gateway: &GatewayId, session: &SessionId) -> EngineResult<()> {
-        self.say(&[Signal::Evict(session.clone())], |ear| ear == gateway)
+        self.send(&[Signal::Evict(session.clone())], |other| other == gateway)
     }
 
-    async fn subscribe(&self, gateway: &GatewayId) -> EngineResult<Box<dyn Subscription>> {
-        let ear = Arc::new(Ear { gateway: gateway.clone(), heard: Mutex::default(), woken: Notify::new() });
-        lock(&self.ears).as_mut().ok_or_else(closed)?.push(Arc::downgrade(&ear));
-        Ok(Box::new(Listener(ear)))
+    /// Who is here is not asked: an event costs a pointer, whomever it concerns.
+    async fn subscribe(&self, gateway: &GatewayId, _: IsHere) -> EngineResult<Box<dyn Subscription>> {
+        let subscriber =
+            Subscriber { gateway: gateway.clone(), buffer: Mutex::default(), woken: Notify::new() };
+        let subscriber = Arc::new(subscriber);
+        lock(&self.subscribers).as_mut().ok_or_else(closed)?.push(Arc::downgrade(&subscriber));
+        Ok(Box::new(MemorySubscription(subscriber)))
     }
 }
 
-struct Listener(Arc<Ear>);
+struct MemorySubscription(Arc<Subscriber>);
 
 #[async_trait]
-impl Subscription for Listener {
+impl Subscription for MemorySubscription {
     async fn next(&mut self) -> Option<Signal> {
         loop {
-            let next = lock(&self.0.heard).next();
+            let next = lock(&self.0.buffer).next();
             match next {
                 Some(signal) => return signal,
                 // Keeps a wake-up that comes between the look and the wait.

@@ -11,8 +11,9 @@ use rusqlite::{Connection, OpenFlags};
 use crate::Embedded;
 use crate::database::{Database, ENGINE, engine_error};
 
-/// How each version of the schema is made from the one before. Never changed, only added to.
-const MIGRATIONS: [&str; 2] = [include_str!("schema.1.sql"), include_str!("schema.2.sql")];
+/// The layout of the data, and its version. No release was made yet, so no older one is read.
+const SCHEMA: &str = include_str!("schema.sql");
+const VERSION: u32 = 3;
 /// How many threads read.
 const READERS: usize = 2;
 /// How many prepared statements each connection keeps: more than there are.
@@ -22,11 +23,11 @@ pub(crate) fn open(dir: &Path, partitions: u32) -> EngineResult<Database> {
     let hold = claim(dir)?;
     let path = dir.join(Embedded::DATABASE);
     let mut writer = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
-    // FULL syncs at every commit: NORMAL may lose the last ones in a power cut. A checkpoint every 16 MB.
+    // A checkpoint every 16 MB. The writer says for each commit whether it is synced.
     let pragmas = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;
         PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -65536";
     writer.execute_batch(pragmas).map_err(engine_error)?;
-    migrate(&mut writer)?;
+    lay_out(&mut writer, dir)?;
     check_partitions(&writer, partitions)?;
     let readers = (0..READERS).map(|_| connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY));
     Database::start(writer, readers.collect::<Result<_, _>>()?, hold)
@@ -58,7 +59,7 @@ fn claim(dir: &Path) -> EngineResult<File> {
 fn connect(path: &Path, flags: OpenFlags) -> EngineResult<Connection> {
     let connect = || {
         let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-        // Nobody of ours ever waits; an operator's `sqlite3` may hold the lock for a moment.
+        // No connection of ours ever waits; an operator's `sqlite3` may hold the lock for a moment.
         connection.busy_timeout(Duration::from_secs(5))?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
         Ok(connection)
@@ -66,25 +67,33 @@ fn connect(path: &Path, flags: OpenFlags) -> EngineResult<Connection> {
     connect().map_err(engine_error)
 }
 
-fn migrate(writer: &mut Connection) -> EngineResult<()> {
+/// Makes the tables in an empty database; refuses any layout but this one.
+fn lay_out(writer: &mut Connection, dir: &Path) -> EngineResult<()> {
     let version = writer.query_row("PRAGMA user_version", [], |row| row.get::<_, u32>(0));
-    let version = usize::try_from(version.map_err(engine_error)?).unwrap_or(usize::MAX);
-    if version > MIGRATIONS.len() {
-        let known = MIGRATIONS.len();
-        let why =
-            format!("the data is of schema version {version}, this program knows versions up to {known}");
-        return Err(EngineError::permanent(ENGINE, why));
+    match version.map_err(engine_error)? {
+        VERSION => Ok(()),
+        0 => {
+            let make = |writer: &mut Connection| {
+                let transaction = writer.transaction()?;
+                transaction.execute_batch(SCHEMA)?;
+                transaction.pragma_update(None, "user_version", VERSION)?;
+                transaction.commit()
+            };
+            make(writer).map_err(engine_error)
+        }
+        other => {
+            let dir = dir.display();
+            let why = if other < VERSION {
+                format!(
+                    "the data in {dir} is of an older layout (schema {other}); no release was made yet: move it away \
+                     or delete it"
+                )
+            } else {
+                format!("the data in {dir} is of a later layout (schema {other}) than this program's ({VERSION})")
+            };
+            Err(EngineError::permanent(ENGINE, why))
+        }
     }
-    for (done, migration) in MIGRATIONS.iter().enumerate().skip(version) {
-        let step = |writer: &mut Connection| {
-            let transaction = writer.transaction()?;
-            transaction.execute_batch(migration)?;
-            transaction.execute_batch(&format!("PRAGMA user_version = {}", done + 1))?;
-            transaction.commit()
-        };
-        step(writer).map_err(engine_error)?;
-    }
-    Ok(())
 }
 
 fn check_partitions(writer: &Connection, partitions: u32) -> EngineResult<()> {

@@ -13,7 +13,7 @@ use rusqlite::{OptionalExtension, Result, Transaction, params};
 use tokio::time::Instant;
 
 use crate::column::Columns;
-use crate::database::{Database, lock};
+use crate::database::{Database, Sync, lock};
 
 pub(crate) struct Present {
     database: Arc<Database>,
@@ -81,6 +81,11 @@ impl Present {
     pub(crate) fn new(database: Arc<Database>) -> Self {
         Self { database, state: Mutex::default() }
     }
+
+    /// A power cut may take the last of it back: it then shows when the user was seen before.
+    async fn keep_seen(&self, users: Vec<UserId>) -> EngineResult<()> {
+        self.database.write_then(Sync::Never, keep_seen(users), |_| {}).await
+    }
 }
 
 #[async_trait]
@@ -97,7 +102,7 @@ impl Presence for Present {
             state.leases.remove(gateway);
             state.retain(|session| session.gateway == *gateway)
         };
-        self.database.write(keep_seen(users)).await
+        self.keep_seen(users).await
     }
 
     async fn attach(&self, session: &Attachment) -> EngineResult<Option<Attachment>> {
@@ -112,7 +117,7 @@ impl Presence for Present {
             replaced.filter(|replaced| replaced.session != session.session)
         };
         // For the case that the process dies: while it lives, memory answers.
-        self.database.submit(keep_seen(vec![session.user.clone()]), drop).await;
+        self.database.submit(Sync::Never, keep_seen(vec![session.user.clone()]), drop).await;
         Ok(replaced)
     }
 
@@ -128,7 +133,7 @@ impl Presence for Present {
             }
             was_there
         };
-        if was_there { self.database.write(keep_seen(vec![session.user.clone()])).await } else { Ok(()) }
+        if was_there { self.keep_seen(vec![session.user.clone()]).await } else { Ok(()) }
     }
 
     async fn locate(&self, users: &[UserId]) -> EngineResult<Vec<Location>> {

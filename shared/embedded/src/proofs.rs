@@ -1,22 +1,19 @@
-//! What was proven to have arrived: for a while in memory, and by received positions for ever.
+//! What was proven to have arrived, for a while.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use naru_engines::EngineResult;
 use naru_engines::live::Proofs;
-use naru_model::{MessageId, RoomId, Seq, UserId};
+use naru_model::{MessageId, UserId};
 use tokio::time::Instant;
 
-use crate::database::{Database, lock};
-use crate::store::received;
+use crate::database::lock;
 
-pub(crate) struct Proven {
-    database: Arc<Database>,
-    state: Mutex<State>,
-}
+#[derive(Default)]
+pub(crate) struct Proven(Mutex<State>);
 
 type Proof = (MessageId, UserId);
 
@@ -37,23 +34,13 @@ impl State {
             self.order.pop_front();
         }
     }
-
-    fn holds(&self, proof: &Proof) -> bool {
-        self.until.get(proof).is_some_and(|until| Instant::now() < *until)
-    }
-}
-
-impl Proven {
-    pub(crate) fn new(database: Arc<Database>) -> Self {
-        Self { database, state: Mutex::default() }
-    }
 }
 
 #[async_trait]
 impl Proofs for Proven {
     async fn record(&self, proofs: &[(MessageId, UserId)], keep: Duration) -> EngineResult<()> {
         let now = Instant::now();
-        let mut state = lock(&self.state);
+        let mut state = lock(&self.0);
         state.forget(now);
         for proof in proofs {
             let until = state.until.entry(proof.clone()).or_insert(now);
@@ -63,26 +50,8 @@ impl Proofs for Proven {
         Ok(())
     }
 
-    async fn proven(
-        &self,
-        message: MessageId,
-        room: &RoomId,
-        seq: Seq,
-        users: &[UserId],
-    ) -> EngineResult<Vec<bool>> {
-        let proven: Vec<_> = {
-            let state = lock(&self.state);
-            users.iter().map(|user| state.holds(&(message, user.clone()))).collect()
-        };
-        if proven.iter().all(|proven| *proven) {
-            return Ok(proven);
-        }
-        let (room, users) = (room.clone(), users.to_vec());
-        self.database
-            .read(move |transaction| {
-                let pairs = users.iter().zip(proven);
-                pairs.map(|(user, proven)| Ok(proven || received(transaction, &room, user)? >= seq)).collect()
-            })
-            .await
+    async fn proven(&self, asked: &[(MessageId, UserId)]) -> EngineResult<Vec<bool>> {
+        let (state, now) = (lock(&self.0), Instant::now());
+        Ok(asked.iter().map(|proof| state.until.get(proof).is_some_and(|until| now < *until)).collect())
     }
 }

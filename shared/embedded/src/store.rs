@@ -14,7 +14,6 @@ use naru_model::{RoomId, UserId};
 use rusqlite::{Connection, Result};
 
 use crate::database::Database;
-pub(crate) use positions::received;
 
 pub(crate) fn store(database: &Arc<Database>, partitions: u32) -> Store {
     Store {

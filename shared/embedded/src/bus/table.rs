@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use crate::column::{self, Columns};
-use crate::database::{Database, ENGINE, lock};
+use crate::database::{Database, ENGINE, Sync, lock};
 
 /// How many rows a look reads at most, and how many wait in memory at most before what is sent is left in the table.
 const PAGE: usize = 1024;
@@ -189,7 +189,7 @@ impl<T: Payload> Queue<T> for TableQueue<T> {
                 shared.sent(rows.clone(), events, visible_at, looks_before);
             }
         };
-        self.0.database.write_then(insert, then).await.map(drop)
+        self.0.database.write_then(Sync::Always, insert, then).await.map(drop)
     }
 
     async fn receiver(&self) -> EngineResult<Box<dyn Receiver<T>>> {
@@ -335,7 +335,9 @@ impl<T: Payload> Holder<T> {
                     leaving.finish(again_at);
                 }
             };
-            self.shared.database.write_then(write, then).await?;
+            // An acknowledgement that a power cut undoes brings its event again.
+            let sync = if again_at.is_none() { Sync::Never } else { Sync::Always };
+            self.shared.database.write_then(sync, write, then).await?;
         }
         if removed.some_are_gone { Err(super::not_in_hand()) } else { Ok(()) }
     }

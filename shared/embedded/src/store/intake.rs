@@ -2,14 +2,14 @@
 
 use async_trait::async_trait;
 use naru_engines::EngineResult;
-use naru_engines::store::{Appended, Intake, IntakeRecord, Settlement};
+use naru_engines::store::{Appended, Closing, Intake, IntakeRecord};
 use naru_model::hops::Accepted;
 use naru_model::message::Outcome;
 use naru_model::{MessageId, Timestamp};
-use rusqlite::{Connection, OptionalExtension, Params, Result, Row, params};
+use rusqlite::{Connection, OptionalExtension, Params, Result, Row, Transaction, params};
 
 use crate::column::{self, Columns, accepted_columns};
-use crate::database::Database;
+use crate::database::{Database, Sync};
 
 const SAVED: &str = "saved";
 
@@ -17,7 +17,10 @@ const SAVED: &str = "saved";
 impl Intake for Database {
     async fn append(&self, entries: &[Accepted]) -> EngineResult<Vec<Appended>> {
         let entries = entries.to_vec();
-        self.write(move |transaction| entries.iter().map(|entry| append(transaction, entry)).collect()).await
+        let append = move |transaction: &Transaction<'_>| {
+            entries.iter().map(|entry| append(transaction, entry)).collect::<Result<Vec<_>>>()
+        };
+        self.write_then(Sync::When(|answers: &Vec<_>| answers.contains(&Appended::Conflict)), append, |_| {}).await
     }
 
     async fn get(&self, ids: &[MessageId]) -> EngineResult<Vec<Option<IntakeRecord>>> {
@@ -39,24 +42,26 @@ impl Intake for Database {
         .await
     }
 
-    async fn settle(&self, settlements: &[Settlement]) -> EngineResult<()> {
-        let settlements = settlements.to_vec();
-        self.write(move |transaction| {
+    async fn close(&self, closings: &[Closing]) -> EngineResult<()> {
+        let closings = closings.to_vec();
+        let is_saved = |closing: &Closing| matches!(closing.outcome, Outcome::Saved { .. });
+        let sync = if closings.iter().all(is_saved) { Sync::Never } else { Sync::Always };
+        let close = move |transaction: &Transaction<'_>| {
             let sql = "UPDATE intake SET open = 0, outcome = ?2, seq = ?3 WHERE _id = ?1 AND open = 1";
-            let mut settle = transaction.prepare_cached(sql)?;
-            for Settlement { id, outcome } in &settlements {
+            let mut close = transaction.prepare_cached(sql)?;
+            for Closing { id, outcome } in &closings {
                 match outcome {
                     Outcome::Saved { seq } => {
-                        settle.execute(params![id.bytes(), SAVED, column::place(*seq)])?
+                        close.execute(params![id.bytes(), SAVED, column::place(*seq)])?
                     }
                     Outcome::Rejected { reason } => {
-                        settle.execute(params![id.bytes(), column::word(reason)?, None::<i64>])?
+                        close.execute(params![id.bytes(), column::word(reason)?, None::<i64>])?
                     }
                 };
             }
             Ok(())
-        })
-        .await
+        };
+        self.write_then(sync, close, |_| {}).await
     }
 }
 

@@ -33,6 +33,11 @@ impl Messages for Database {
         self.write(move |transaction| append_run(transaction, &run)).await
     }
 
+    /// Nothing to do: lists are computed from `chat_messages` when they are asked for.
+    async fn bump(&self, _: &[Message]) -> EngineResult<()> {
+        Ok(())
+    }
+
     async fn range(&self, room: &RoomId, window: Window, limit: usize) -> EngineResult<(Vec<Message>, bool)> {
         let room = room.clone();
         self.read(move |transaction| range(transaction, &room, window, limit)).await
@@ -109,9 +114,9 @@ fn range(
         ),
     };
     // One more than asked for tells whether there are more.
-    let most = column::limit(limit.saturating_add(1));
+    let max = column::limit(limit.saturating_add(1));
     let mut statement = connection.prepare_cached(sql)?;
-    let rows = statement.query_map(params![room.as_str(), column::place(seq), most], column::message)?;
+    let rows = statement.query_map(params![room.as_str(), column::place(seq), max], column::message)?;
     let mut messages = rows.collect::<Result<Vec<_>>>()?;
     let more = messages.len() > limit;
     messages.truncate(limit);

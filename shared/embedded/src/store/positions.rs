@@ -65,7 +65,7 @@ impl Positions for Database {
 }
 
 /// On the device of this user that is furthest.
-pub(crate) fn received(connection: &Connection, room: &RoomId, user: &UserId) -> Result<Seq> {
+fn received(connection: &Connection, room: &RoomId, user: &UserId) -> Result<Seq> {
     connection
         .prepare_cached("SELECT max(seq) FROM received WHERE chatRoomId = ?1 AND userId = ?2")?
         .query_row([room.as_str(), user.as_str()], |row| row.seq(0))

@@ -11,22 +11,43 @@ use naru_model::{MemberVersion, Room, RoomId, RoomKind, Seq, Timestamp, UserId};
 use rusqlite::{Connection, OptionalExtension, Result, Row, params};
 
 use crate::column::{self, Columns, message_columns};
-use crate::database::Database;
+use crate::database::{Database, Sync};
 use crate::store::is_member;
 
 #[async_trait]
 impl Rooms for Database {
     async fn create(&self, room: NewRoom) -> EngineResult<Created> {
-        let now = Timestamp::now();
-        self.write(move |transaction| create(transaction, &room, now)).await
+        let (now, rooms, id) = (Timestamp::now(), self.rooms.clone(), room.id.clone());
+        let then = move |outcome: &EngineResult<Created>| match outcome {
+            Ok(Created::New(room)) => rooms.changed(&id, Some(room)),
+            Ok(Created::Existing(_) | Created::Taken) => {}
+            Err(_) => rooms.changed(&id, None),
+        };
+        self.write_then(Sync::Always, move |transaction| create(transaction, &room, now), then).await
     }
 
     async fn current(&self, ids: &[RoomId]) -> EngineResult<Vec<Option<Arc<Room>>>> {
-        let ids = ids.to_vec();
-        self.read(move |transaction| ids.iter().map(|id| current(transaction, id)).collect()).await
+        let (mut rooms, look) = self.rooms.look(ids);
+        let unknown = ids.iter().zip(&rooms).filter(|(_, known)| known.is_none());
+        let unknown: Vec<RoomId> = unknown.map(|(id, _)| id.clone()).collect();
+        if unknown.is_empty() {
+            return Ok(rooms);
+        }
+        let read = self.read(move |transaction| {
+            unknown.iter().map(|id| current(transaction, id)).collect::<Result<Vec<_>>>()
+        });
+        let read = read.await?;
+        self.rooms.fill(look, read.iter().flatten());
+        let mut read = read.into_iter();
+        rooms.iter_mut().filter(|room| room.is_none()).for_each(|room| *room = read.next().flatten());
+        Ok(rooms)
     }
 
     async fn members_at(&self, room: &RoomId, version: MemberVersion) -> EngineResult<Option<Arc<[UserId]>>> {
+        let (known, _) = self.rooms.look(std::slice::from_ref(room));
+        if let Some(room) = known.into_iter().flatten().find(|room| room.member_version == version) {
+            return Ok(Some(room.member_ids.clone()));
+        }
         let room = room.clone();
         self.read(move |transaction| {
             let newest = transaction
@@ -41,9 +62,14 @@ impl Rooms for Database {
         .await
     }
 
-    async fn change(&self, room: &RoomId, change: MemberChange, most: usize) -> EngineResult<Changed> {
-        let room = room.clone();
-        self.write(move |transaction| apply(transaction, &room, &change, most)).await
+    async fn change(&self, room: &RoomId, change: MemberChange, max: usize) -> EngineResult<Changed> {
+        let (room, rooms, id) = (room.clone(), self.rooms.clone(), room.clone());
+        let then = move |outcome: &EngineResult<Changed>| match outcome {
+            Ok(Changed::Now(room)) => rooms.changed(&id, Some(room)),
+            Ok(Changed::NoRoom | Changed::Direct | Changed::Full) => {}
+            Err(_) => rooms.changed(&id, None),
+        };
+        self.write_then(Sync::Always, move |transaction| apply(transaction, &room, &change, max), then).await
     }
 
     async fn of_user(
@@ -179,7 +205,7 @@ fn leave(connection: &Connection, room: &RoomId, user: &UserId, until: MemberVer
     connection.prepare_cached(sql)?.execute(params![room.as_str(), user.as_str(), until.0]).map(drop)
 }
 
-fn apply(connection: &Connection, id: &RoomId, change: &MemberChange, most: usize) -> Result<Changed> {
+fn apply(connection: &Connection, id: &RoomId, change: &MemberChange, max: usize) -> Result<Changed> {
     let Some(room) = current(connection, id)? else { return Ok(Changed::NoRoom) };
     if room.kind == RoomKind::Direct {
         return Ok(Changed::Direct);
@@ -187,7 +213,7 @@ fn apply(connection: &Connection, id: &RoomId, change: &MemberChange, most: usiz
     let next = room.member_version.next();
     match change {
         MemberChange::Add(user) if room.has(user) => return Ok(Changed::Now(room)),
-        MemberChange::Add(_) if room.member_ids.len() >= most => return Ok(Changed::Full),
+        MemberChange::Add(_) if room.member_ids.len() >= max => return Ok(Changed::Full),
         MemberChange::Add(user) => join(connection, id, user, next)?,
         MemberChange::Remove(user) if !room.has(user) => return Ok(Changed::Now(room)),
         MemberChange::Remove(user) => leave(connection, id, user, next)?,
@@ -215,9 +241,9 @@ fn of_user(
          ORDER BY activity DESC, room._id DESC LIMIT ?4",
     )?;
     let (activity, after) = cursor.map_or((i64::MAX, ""), |at| (at.activity.as_millis(), at.room.as_str()));
-    let most = column::limit(limit.saturating_add(1));
+    let max = column::limit(limit.saturating_add(1));
     let place = |row: &Row<'_>| Ok(RoomCursor { room: row.text(0)?, activity: row.time(1)? });
-    let places = statement.query_map(params![user.as_str(), activity, after, most], place)?;
+    let places = statement.query_map(params![user.as_str(), activity, after, max], place)?;
     let mut places = places.collect::<Result<Vec<_>>>()?;
     let more = places.len() > limit;
     places.truncate(limit);

@@ -1,4 +1,4 @@
--- Version 1. Times are milliseconds since 1970 in UTC; `_id` of a message is the twelve bytes of its ObjectId.
+-- Times are milliseconds since 1970 in UTC; `_id` of a message is the twelve bytes of its ObjectId.
 -- Columns are named like the fields of the documents they are in MongoDB.
 
 CREATE TABLE meta (
@@ -99,10 +99,12 @@ CREATE TABLE devices (
     token        TEXT NOT NULL,
     environment  TEXT NOT NULL,
     locale       TEXT,
+    hidesContent INTEGER NOT NULL DEFAULT 0,
     registeredAt INTEGER NOT NULL,
     PRIMARY KEY (userId, deviceId),
     UNIQUE (platform, token)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX devices_by_age ON devices (registeredAt);
 
 -- Pushes that a provider took.
 CREATE TABLE pushes (
@@ -122,7 +124,7 @@ CREATE TABLE parked (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX parked_by_age ON parked (parkedAt);
 
--- The durable hops. A row is there until its event is settled.
+-- The durable hops. A row is there until its event is acknowledged.
 CREATE TABLE queue (
     id        INTEGER PRIMARY KEY,
     hop       TEXT NOT NULL,

@@ -21,15 +21,17 @@ use tokio_tungstenite::{
     },
 };
 
+use crate::session::{Protocol, Server};
+
 /// What the server does instead of its duty, by the message's number.
-pub type Sins = fn(usize) -> Sin;
+pub type Defects = fn(usize) -> Defect;
 
 /// One broken promise.
 #[derive(Clone, Copy)]
-pub enum Sin {
+pub enum Defect {
     /// Relayed and confirmed.
     None,
-    /// `RATE_LIMITED`, which is no sin.
+    /// `RATE_LIMITED`, which breaks no promise.
     Refuse,
     /// No answer at all.
     Ignore,
@@ -44,8 +46,8 @@ pub enum Sin {
 /// User → what their session is to be sent.
 type Users = Arc<Mutex<HashMap<String, mpsc::UnboundedSender<Value>>>>;
 
-/// Starts it; returns its base URL.
-pub async fn serve(sins: Sins) -> String {
+/// Starts it.
+pub async fn serve(defects: Defects) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
     let url = format!("http://{}", listener.local_addr().expect("bound"));
     tokio::spawn(async move {
@@ -56,11 +58,11 @@ pub async fn serve(sins: Sins) -> String {
             tcp.peek(&mut method).await.expect("a request");
             match method {
                 [b'P'] => drop(tokio::spawn(make_room(tcp))),
-                _ => drop(tokio::spawn(relay(tcp, users.clone(), sins))),
+                _ => drop(tokio::spawn(relay(tcp, users.clone(), defects))),
             }
         }
     });
-    url
+    Server { protocol: Protocol::Naru, urls: vec![url], secret: "secret".to_owned() }
 }
 
 /// The room's id is its members' ids in order, joined with `_`.
@@ -80,7 +82,7 @@ async fn make_room(mut tcp: TcpStream) {
     tcp.write_all((head + &body).as_bytes()).await.expect("sent");
 }
 
-async fn relay(tcp: TcpStream, users: Users, sins: Sins) {
+async fn relay(tcp: TcpStream, users: Users, defects: Defects) {
     let mut user = String::new();
     #[expect(clippy::result_large_err, reason = "the library's signature")]
     let read_user = |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
@@ -109,16 +111,16 @@ async fn relay(tcp: TcpStream, users: Users, sins: Sins) {
         let users = users.lock().expect("healthy");
         let send = |user: &str, frame: &Value| users[user].send(frame.clone()).expect("open");
         frame["senderId"] = user.clone().into();
-        match sins(number) {
-            Sin::Refuse => {
+        match defects(number) {
+            Defect::Refuse => {
                 send(&user, &json!({"type": "ERROR", "code": "RATE_LIMITED", "clientMessageId": id}));
                 continue;
             }
-            Sin::Ignore => continue,
-            Sin::Lose => {}
-            Sin::Repeat => [other, other].iter().for_each(|user| send(user, &frame)),
-            Sin::Echo => [other, &user].iter().for_each(|user| send(user, &frame)),
-            Sin::None => send(other, &frame),
+            Defect::Ignore => continue,
+            Defect::Lose => {}
+            Defect::Repeat => [other, other].iter().for_each(|user| send(user, &frame)),
+            Defect::Echo => [other, &user].iter().for_each(|user| send(user, &frame)),
+            Defect::None => send(other, &frame),
         }
         send(&user, &json!({"type": "ACK", "clientMessageId": id}));
     }

@@ -3,19 +3,26 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+        mpsc,
+    },
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
-use futures_util::StreamExt as _;
 use serde_json::json;
-use tokio::task::JoinSet;
 
 use crate::{
-    process,
-    session::{Server, Session, new_run},
+    ledger::Schedule,
+    load::{Driver, Session},
+    process::Group,
+    session::{Server, new_run},
 };
 
+/// Sessions opened at a time.
+const OPENERS: usize = 8;
 /// Connections from one address: below the 28,232 ports that Linux gives out by default.
 const PORTS_PER_ADDRESS: u32 = 25_000;
 
@@ -30,8 +37,8 @@ pub struct Options {
     pub connect_rate: u32,
     /// How long to hold them before the memory is read.
     pub hold: Duration,
-    /// The server's process.
-    pub pid: Option<u32>,
+    /// The server's processes.
+    pub groups: Vec<Group>,
 }
 
 /// What it cost.
@@ -40,53 +47,68 @@ pub struct Report {
     opened: u32,
     connecting: Duration,
     ended_early: usize,
-    /// Resident before and after, in KiB.
-    memory: Option<(u64, u64)>,
+    /// Of each group: its name, its memory before and after, in KiB.
+    pub memory: Vec<(String, u64, u64)>,
 }
 
-/// Opens them all, holds them, looks at the server.
-pub async fn run(options: &Options) -> anyhow::Result<Report> {
-    let memory = || options.pid.map(process::resident_kib).transpose();
+/// Opens them all, holds them, looks at the server. A session that can't be opened ends the run: the figure would be
+/// wrong without it.
+///
+/// # Errors
+/// When a session can't be opened, or a process of the server has ended.
+pub fn run(options: &Options) -> anyhow::Result<Report> {
+    let memory = || options.groups.iter().map(Group::memory_kib).collect::<anyhow::Result<Vec<_>>>();
     let before = memory()?;
     let start = Instant::now();
-    let mut held = open_all(options).await?;
+    let mut driver = Driver::new(Schedule { start, rate: 1, warmup: 0, total: 0 })?;
+    open_all(options, &mut driver)?;
     let connecting = start.elapsed();
-    tokio::time::sleep(options.hold).await;
-    let after = memory()?;
-    let mut ended_early = 0;
-    while held.try_join_next().is_some() {
-        ended_early += 1;
+    let held = Instant::now();
+    while held.elapsed() < options.hold {
+        driver.poll(options.hold.saturating_sub(held.elapsed()))?;
     }
-    Ok(Report { opened: options.connections, connecting, ended_early, memory: before.zip(after) })
+    let names = options.groups.iter().map(|group| group.name.clone());
+    let memory = names.zip(before).zip(memory()?).map(|((name, before), after)| (name, before, after));
+    Ok(Report {
+        opened: options.connections,
+        connecting,
+        ended_early: driver.ended(),
+        memory: memory.collect(),
+    })
 }
 
-/// A task per session, which answers its pings. A session that can't be opened ends the run: the figure would be
-/// wrong without it.
-async fn open_all(options: &Options) -> anyhow::Result<JoinSet<()>> {
-    let run = new_run();
-    let mut ticks = tokio::time::interval(Duration::from_secs(1) / options.connect_rate);
-    let mut opening = JoinSet::new();
-    let mut held = JoinSet::new();
-    for number in 0..options.connections {
-        ticks.tick().await;
-        let (server, user) = (options.server.clone(), format!("idle-{run}-{number}"));
-        let source = source_address(number, options.connections);
-        opening.spawn(async move {
-            let opened = server.open(number as usize, &user, source).await;
-            opened.with_context(|| format!("session {number} could not be opened"))
-        });
-        while let Some(opened) = opening.try_join_next() {
-            held.spawn(hold(opened??));
+/// Several threads open sessions, each at its time; those that are open are looked after meanwhile.
+fn open_all(options: &Options, driver: &mut Driver) -> anyhow::Result<()> {
+    let (run, start, next): (Arc<str>, _, _) = (new_run().into(), Instant::now(), AtomicU32::new(0));
+    let open_next = || -> Option<anyhow::Result<Session>> {
+        let number = next.fetch_add(1, Relaxed);
+        if number >= options.connections {
+            return None;
         }
-    }
-    while let Some(opened) = opening.join_next().await {
-        held.spawn(hold(opened??));
-    }
-    Ok(held)
-}
-
-async fn hold(mut session: Session) {
-    while let Some(Ok(_)) = session.next().await {}
+        let due = start + Duration::from_secs(1) * number / options.connect_rate;
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        let source = source_address(number, options.connections);
+        Some(options.server.open(number as usize, &format!("idle-{run}-{number}"), &run, source))
+    };
+    thread::scope(|scope| {
+        let (opened, sessions) = mpsc::sync_channel(OPENERS);
+        for _ in 0..OPENERS {
+            let opened = opened.clone();
+            scope.spawn(move || {
+                while let Some(session) = open_next() {
+                    if opened.send(session).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(opened);
+        for session in sessions {
+            driver.add(session?)?;
+            driver.poll(Duration::ZERO)?;
+        }
+        Ok(())
+    })
 }
 
 /// None while the ports of one address suffice, since this works on loopback only.
@@ -97,18 +119,22 @@ fn source_address(number: u32, connections: u32) -> Option<IpAddr> {
 
 impl Report {
     /// Server memory per connection in KiB.
-    fn kib_per_connection(&self) -> Option<f64> {
-        self.memory.map(|(before, after)| (after as f64 - before as f64) / f64::from(self.opened))
+    pub fn kib_per_connection(&self) -> f64 {
+        let (before, after) =
+            self.memory.iter().fold((0, 0), |sums, (_, before, after)| (sums.0 + before, sums.1 + after));
+        (after as f64 - before as f64) / f64::from(self.opened)
     }
 
     /// One line.
     pub fn to_json(&self) -> String {
+        let memory = self.memory.iter().map(
+            |(name, before, after)| json!({"name": name, "memoryBeforeKib": before, "memoryAfterKib": after}),
+        );
         json!({
             "connections": self.opened,
             "connectSeconds": self.connecting.as_secs_f64(),
             "endedEarly": self.ended_early,
-            "residentBeforeKib": self.memory.map(|(before, _)| before),
-            "residentAfterKib": self.memory.map(|(_, after)| after),
+            "memory": memory.collect::<Vec<_>>(),
             "kibPerConnection": self.kib_per_connection(),
         })
         .to_string()
@@ -121,8 +147,9 @@ impl fmt::Display for Report {
         if self.ended_early > 0 {
             write!(f, "; {} ENDED EARLY: the memory below is of fewer", self.ended_early)?;
         }
-        if let (Some((before, after)), Some(each)) = (self.memory, self.kib_per_connection()) {
-            write!(f, "\nserver: {before} KiB before, {after} KiB after: {each:.1} KiB per connection")?;
+        for (name, before, after) in &self.memory {
+            let each = (*after as f64 - *before as f64) / f64::from(self.opened);
+            write!(f, "\n{name}: {before} KiB before, {after} KiB after: {each:.1} KiB per connection")?;
         }
         Ok(())
     }
@@ -131,20 +158,19 @@ impl fmt::Display for Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake_server::{Sin, serve};
+    use crate::fake_server::{Defect, serve};
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn all_sessions_are_opened_and_held() {
         let options = Options {
-            server: Server { urls: vec![serve(|_| Sin::None).await], secret: "secret".to_owned() },
+            server: serve(|_| Defect::None).await,
             connections: 50,
             connect_rate: 1000,
             hold: Duration::from_millis(1),
-            pid: Some(std::process::id()),
+            groups: vec![Group::of_process(std::process::id()).expect("alive")],
         };
-        let report = run(&options).await.expect("runs");
-        assert_eq!((report.opened, report.ended_early), (50, 0));
-        assert!(report.kib_per_connection().is_some());
+        let report = run(&options).expect("runs");
+        assert_eq!((report.opened, report.ended_early, report.memory.len()), (50, 0, 1));
     }
 
     #[test]

@@ -1,19 +1,15 @@
 //! The book of a run: one line per message, in which each thing that happens to it is entered once.
 //!
 //! A message's number says when it is due and who sends it, so the number in its `clientMessageId` is all that a frame
-//! must carry, and nothing is looked up or locked while messages flow.
+//! must carry, and nothing is looked up while messages flow.
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
-    },
     time::{Duration, Instant},
 };
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// When messages are due.
 #[derive(Debug, Clone, Copy)]
@@ -44,38 +40,50 @@ impl Schedule {
 pub struct Ledger {
     schedule: Schedule,
     lines: Vec<Line>,
-    duplicates: AtomicU64,
-    strays: AtomicU64,
-    resyncs: AtomicU64,
-    errors: Mutex<BTreeMap<String, u64>>,
+    settled: usize,
+    duplicates: u64,
+    strays: u64,
+    resyncs: u64,
+    errors: BTreeMap<String, u64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Line {
     sent: Stamp,
     acked: Stamp,
     delivered: Stamp,
     /// Answered with an `ERROR`, of whatever kind.
-    failed: AtomicBool,
+    failed: bool,
 }
 
 /// Microseconds since the message was due, plus one; zero: not yet. The largest is 71 minutes.
-#[derive(Debug, Default)]
-struct Stamp(AtomicU32);
+#[derive(Debug, Default, Clone, Copy)]
+struct Stamp(u32);
 
 impl Stamp {
     /// False if it was set before.
-    fn set(&self, due: Instant) -> bool {
-        let micros = u32::try_from(due.elapsed().as_micros()).unwrap_or(u32::MAX);
-        self.0.compare_exchange(0, micros.saturating_add(1), Relaxed, Relaxed).is_ok()
+    fn set(&mut self, due: Instant) -> bool {
+        let is_first = self.0 == 0;
+        if is_first {
+            let micros = u32::try_from(due.elapsed().as_micros()).unwrap_or(u32::MAX);
+            self.0 = micros.saturating_add(1);
+        }
+        is_first
     }
 
-    fn get(&self) -> Option<u32> {
-        self.0.load(Relaxed).checked_sub(1)
+    fn get(self) -> Option<u32> {
+        self.0.checked_sub(1)
     }
 
-    fn is_set(&self) -> bool {
-        self.get().is_some()
+    fn is_set(self) -> bool {
+        self.0 > 0
+    }
+}
+
+impl Line {
+    /// Whether nothing more is to be expected of this message.
+    fn is_settled(&self) -> bool {
+        if self.acked.is_set() { self.delivered.is_set() } else { self.failed }
     }
 }
 
@@ -84,56 +92,68 @@ impl Ledger {
     pub fn new(schedule: Schedule) -> Self {
         Self {
             schedule,
-            lines: (0..schedule.total).map(|_| Line::default()).collect(),
-            duplicates: AtomicU64::new(0),
-            strays: AtomicU64::new(0),
-            resyncs: AtomicU64::new(0),
-            errors: Mutex::default(),
+            lines: vec![Line::default(); schedule.total],
+            settled: 0,
+            duplicates: 0,
+            strays: 0,
+            resyncs: 0,
+            errors: BTreeMap::new(),
         }
     }
 
     /// The message was written to the sender's socket.
-    pub fn sent(&self, number: usize) {
+    pub fn sent(&mut self, number: usize) {
         self.lines[number].sent.set(self.schedule.due(number));
     }
 
     /// The sender got an `ACK`. A second one changes nothing.
-    pub fn acked(&self, number: usize) {
-        self.lines[number].acked.set(self.schedule.due(number));
+    pub fn acked(&mut self, number: usize) {
+        let due = self.schedule.due(number);
+        self.change(number, |line| line.acked.set(due));
     }
 
     /// The receiver got the `CHAT`.
-    pub fn delivered(&self, number: usize) {
-        if !self.lines[number].delivered.set(self.schedule.due(number)) {
-            self.duplicates.fetch_add(1, Relaxed);
+    pub fn delivered(&mut self, number: usize) {
+        let due = self.schedule.due(number);
+        if !self.change(number, |line| line.delivered.set(due)) {
+            self.duplicates += 1;
         }
     }
 
     /// A session got a `CHAT` that is not for it: its own, or another room's.
-    pub fn stray(&self) {
-        self.strays.fetch_add(1, Relaxed);
+    pub fn stray(&mut self) {
+        self.strays += 1;
     }
 
     /// A session was told that its live delivery was interrupted.
-    pub fn resync(&self) {
-        self.resyncs.fetch_add(1, Relaxed);
+    pub fn resync(&mut self) {
+        self.resyncs += 1;
     }
 
     /// Something else went wrong: an `ERROR` frame's code (with the message it is about), a closed session.
-    pub fn error(&self, kind: &str, number: Option<usize>) {
-        if let Some(line) = number.and_then(|number| self.lines.get(number)) {
-            line.failed.store(true, Relaxed);
+    pub fn error(&mut self, kind: &str, number: Option<usize>) {
+        if let Some(number) = number.filter(|number| *number < self.lines.len()) {
+            self.change(number, |line| line.failed = true);
         }
-        let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
-        *errors.entry(kind.to_owned()).or_default() += 1;
+        *self.errors.entry(kind.to_owned()).or_default() += 1;
     }
 
     /// Whether nothing more is to be expected.
     pub fn is_settled(&self) -> bool {
-        self.lines.iter().all(|line| match line.acked.get() {
-            Some(_) => line.delivered.is_set(),
-            None => line.failed.load(Relaxed),
-        })
+        self.settled == self.lines.len()
+    }
+
+    /// How many messages have been answered or refused, and have arrived if they were confirmed.
+    pub fn settled(&self) -> usize {
+        self.settled
+    }
+
+    fn change<T>(&mut self, number: usize, change: impl FnOnce(&mut Line) -> T) -> T {
+        let line = &mut self.lines[number];
+        let was_settled = line.is_settled();
+        let result = change(line);
+        self.settled = self.settled + usize::from(line.is_settled()) - usize::from(was_settled);
+        result
     }
 
     /// The sums.
@@ -152,14 +172,12 @@ impl Ledger {
             sent: count(|line| line.sent.is_set()),
             acked: count(|line| line.acked.is_set()),
             delivered: count(|line| line.delivered.is_set()),
-            unanswered: count(|line| {
-                line.sent.is_set() && !line.acked.is_set() && !line.failed.load(Relaxed)
-            }),
+            unanswered: count(|line| line.sent.is_set() && !line.acked.is_set() && !line.failed),
             lost: count(|line| line.acked.is_set() && !line.delivered.is_set()),
-            duplicates: self.duplicates.load(Relaxed),
-            strays: self.strays.load(Relaxed),
-            resyncs: self.resyncs.load(Relaxed),
-            errors: self.errors.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            duplicates: self.duplicates,
+            strays: self.strays,
+            resyncs: self.resyncs,
+            errors: self.errors.clone(),
             measured: measured.len(),
             delivered_per_second: delivered as f64 / seconds,
             send_lag: Latency::of(measured.iter().filter_map(|line| line.sent.get())),
@@ -170,7 +188,7 @@ impl Ledger {
 }
 
 /// What became of the messages. Counts are of the whole run, latencies and throughput of its measured part.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Totals {
     /// Messages in the schedule.
@@ -206,7 +224,7 @@ pub struct Totals {
 }
 
 /// A distribution, in milliseconds.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Latency {
     pub p50: f64,
@@ -239,7 +257,7 @@ mod tests {
     #[test]
     fn every_fate_is_counted_once() {
         let due_a_second_ago = Instant::now() - Duration::from_secs(1);
-        let ledger = Ledger::new(Schedule { start: due_a_second_ago, rate: 1000, warmup: 1, total: 6 });
+        let mut ledger = Ledger::new(Schedule { start: due_a_second_ago, rate: 1000, warmup: 1, total: 6 });
         (0..5).for_each(|number| ledger.sent(number));
         [0, 1, 2, 2].into_iter().for_each(|number| ledger.acked(number));
         [0, 1, 1].into_iter().for_each(|number| ledger.delivered(number));
@@ -256,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_run_is_settled_when_every_message_has_its_end() {
-        let ledger = Ledger::new(Schedule { start: Instant::now(), rate: 1000, warmup: 0, total: 2 });
+        let mut ledger = Ledger::new(Schedule { start: Instant::now(), rate: 1000, warmup: 0, total: 2 });
         ledger.acked(0);
         ledger.error("OVERLOADED", Some(1));
         assert!(!ledger.is_settled(), "confirmed, but not delivered");

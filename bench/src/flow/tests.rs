@@ -1,25 +1,25 @@
-//! The load tool against a server that sins on request: a tool that sees nothing proves nothing.
+//! The load tool against a server that breaks its promises on request: a tool that sees nothing proves nothing.
 
 use super::*;
-use crate::fake_server::{Sin, Sins, serve};
+use crate::fake_server::{Defect, Defects, serve};
 
-async fn run_against(sins: Sins) -> Report {
+async fn run_against(defects: Defects) -> Report {
     let options = Options {
-        server: Server { urls: vec![serve(sins).await], secret: "secret".to_owned() },
+        server: serve(defects).await,
         rate: 1000,
         duration: Duration::from_millis(150),
         warmup: Duration::from_millis(50),
         settle: Duration::from_millis(500),
         pairs: 3,
         bytes: 100,
-        pids: vec![std::process::id()],
+        groups: vec![Group::of_process(std::process::id()).expect("alive")],
     };
     run(&options).await.expect("runs")
 }
 
 #[tokio::test]
 async fn an_honest_server_keeps_its_promises() {
-    let report = run_against(|_| Sin::None).await;
+    let report = run_against(|_| Defect::None).await;
     let totals = &report.totals;
     let counts = (totals.scheduled, totals.sent, totals.acked, totals.delivered);
     assert_eq!(counts, (200, 200, 200, 200));
@@ -29,7 +29,7 @@ async fn an_honest_server_keeps_its_promises() {
 
 #[tokio::test]
 async fn refusals_are_counted_and_break_no_promise() {
-    let report = run_against(|number| if number == 150 { Sin::Refuse } else { Sin::None }).await;
+    let report = run_against(|number| if number == 150 { Defect::Refuse } else { Defect::None }).await;
     assert_eq!((report.totals.errors["RATE_LIMITED"], report.totals.unanswered), (1, 0));
     assert!(report.keeps_promises(), "{report}");
 }
@@ -37,11 +37,11 @@ async fn refusals_are_counted_and_break_no_promise() {
 #[tokio::test]
 async fn broken_promises_are_seen() {
     let report = run_against(|number| match number {
-        20 => Sin::Ignore,
-        60 => Sin::Lose,
-        70 | 80 => Sin::Repeat,
-        90 => Sin::Echo,
-        _ => Sin::None,
+        20 => Defect::Ignore,
+        60 => Defect::Lose,
+        70 | 80 => Defect::Repeat,
+        90 => Defect::Echo,
+        _ => Defect::None,
     })
     .await;
     let totals = &report.totals;

@@ -1,0 +1,124 @@
+//! What a comparison leaves behind: everything that was measured, as JSON, from which table and page are made.
+
+use std::fs;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{fill, flow};
+
+/// A whole run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Comparison {
+    /// When it began, in UTC.
+    pub started: String,
+    /// The command line.
+    pub command: String,
+    pub machine: Machine,
+    /// What the peers consist of.
+    pub versions: Vec<String>,
+    /// In the order of tables.
+    pub systems: Vec<Name>,
+    pub rounds: Vec<Round>,
+    pub fills: Vec<Filled>,
+}
+
+/// What everything ran on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Machine {
+    pub processor: String,
+    pub cores: usize,
+    pub memory_mib: u64,
+    pub kernel: String,
+}
+
+/// A system's key and its label.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Name {
+    pub key: String,
+    pub label: String,
+}
+
+/// Whether a system was filled before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum State {
+    /// It holds what the run itself has sent.
+    Empty,
+    /// It was filled.
+    Full,
+}
+
+/// What was measured in one turn of one system.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Round {
+    /// From 1.
+    pub number: u32,
+    /// Its key.
+    pub system: String,
+    pub state: State,
+    /// Of the first round only.
+    pub memory: Vec<Memory>,
+    pub lone: flow::Report,
+    /// One for each rate.
+    pub flows: Vec<flow::Report>,
+}
+
+/// The memory that idle connections take.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Memory {
+    pub connections: u32,
+    /// Of each group of processes: its name, KiB before and after the connections were opened.
+    pub groups: Vec<(String, u64, u64)>,
+}
+
+/// How a system was filled.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Filled {
+    pub system: String,
+    #[serde(flatten)]
+    pub report: fill::Report,
+}
+
+impl Memory {
+    /// Of the whole system with its connections.
+    pub fn after_mib(&self) -> f64 {
+        self.groups.iter().map(|(_, _, after)| after).sum::<u64>() as f64 / 1024.0
+    }
+
+    /// Of each connection.
+    pub fn kib_each(&self) -> f64 {
+        let grown: i64 = self.groups.iter().map(|(_, before, after)| *after as i64 - *before as i64).sum();
+        grown as f64 / f64::from(self.connections)
+    }
+}
+
+impl State {
+    /// For people.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::Full => "full",
+        }
+    }
+}
+
+impl Machine {
+    /// This one.
+    pub fn here() -> Self {
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        let value = |text: &str, key: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+            Some(line.trim_start_matches([' ', '\t', ':']).to_owned())
+        };
+        let memory = value(&read("/proc/meminfo"), "MemTotal").unwrap_or_default();
+        Self {
+            processor: value(&read("/proc/cpuinfo"), "model name").unwrap_or_default(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_mib: memory.trim_end_matches(" kB").parse::<u64>().unwrap_or_default() / 1024,
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+        }
+    }
+}

@@ -1,7 +1,8 @@
 //! A message is taken: checked, written to the intake, and only then acted on.
 //!
-//! Writes are grouped: a few lanes, chosen by sender so that a sender's messages stay in order, each with one batch on
-//! its way to the intake while the next one forms. A lone message waits for nobody.
+//! Two tasks, each with one batch in flight while its next one forms: the one writes to the intake, the other hands over
+//! to the persister what was written, in the same order. So batches grow with the load, and a lone message waits for
+//! no other.
 //!
 //! What if the process dies here? Before the append: the client resends. After it: the intake holds the message open,
 //! and the persister's sweep finds it.
@@ -10,32 +11,41 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use naru_engines::bus::Queue;
 use naru_engines::store::{Appended, IntakeRecord};
 use naru_engines::{EngineError, Engines};
 use naru_model::frame::{Ack, Chat};
 use naru_model::hops::Accepted;
-use naru_model::{ClientMessageId, Event, MessageId, Origin, RoomId, Timestamp, Trace, UserId};
+use naru_model::message::Outcome;
+use naru_model::{ClientMessageId, Event, Message, MessageId, Origin, RoomId, Timestamp, Trace, UserId};
 use naru_runtime::backoff::Backoff;
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::{Instant, timeout};
 
 use crate::Gateway;
+use crate::batches::{Batches, Limits, Linger};
 use crate::pending::{Asker, Pending, Waiter, waiter};
 use crate::refusal::Refusal;
 use crate::sessions::Session;
 use crate::telemetry::Telemetry;
 
-/// How many lanes write to the intake at the same time.
-const LANES: u32 = 4;
-/// How many messages one write holds at most. At 8 KiB each that is 2 MiB.
-const BATCH: usize = 256;
+/// How many messages one write, and one hand-over, holds at most …
+const MAX_BATCH: usize = 256;
+/// … and how many bytes of content, beyond which it takes no more.
+const MAX_BATCH_BYTES: usize = 1024 * 1024;
+/// A write begins no sooner than this after the one before it, unless it holds enough: at a few hundred messages a second
+/// a store that answers within a millisecond would otherwise be asked for each by itself.
+const LINGER: Linger = Linger { span: Duration::from_millis(1), enough: 32 };
+/// How many written messages may wait for their hand-over; beyond, the intake waits too.
+const HAND_OVER_QUEUE: usize = 2 * MAX_BATCH;
 /// For how long a write that fails is tried again before its senders are told that its fate is unknown. Clients wait
 /// 10 s.
 const APPEND_WITHIN: Duration = Duration::from_secs(5);
 /// How long a hand-over to the persister may take before it is left to the sweep. (A broker short of memory makes
 /// publishers wait in silence.)
 const PUBLISH_WITHIN: Duration = Duration::from_secs(5);
-/// For how long a lane remembers what became of messages that later ones may be `after`.
+/// For how long it is remembered what became of messages that later ones may be `after`.
 const REMEMBER_FATES: Duration = Duration::from_secs(60);
 
 /// A message that passed all checks, and who waits for its answer.
@@ -44,24 +54,20 @@ pub(crate) struct Submission {
     waiter: Waiter,
 }
 
-/// The way into the lanes. They are unbounded only by type: each submission holds a permit of the pending table.
-pub(crate) struct Lanes(Vec<mpsc::UnboundedSender<Submission>>);
+/// The way into the intake.
+pub(crate) struct Submissions(mpsc::Sender<Submission>);
 
-/// The far ends of the lanes, for their tasks.
-pub(crate) type LaneEnds = Vec<mpsc::UnboundedReceiver<Submission>>;
-
-impl Lanes {
-    pub(crate) fn new() -> (Self, LaneEnds) {
-        let (starts, ends) = (0..LANES).map(|_| mpsc::unbounded_channel()).unzip();
-        (Self(starts), ends)
+impl Submissions {
+    /// `max_pending`: how many messages can be in hand. Each that waits here is one of them, so the channel is never full.
+    pub(crate) fn new(max_pending: usize) -> (Self, mpsc::Receiver<Submission>) {
+        let (sender, receiver) = mpsc::channel(max_pending.clamp(1, Semaphore::MAX_PERMITS));
+        (Self(sender), receiver)
     }
 
     fn submit(&self, submission: Submission) {
-        let sender = &submission.accepted.sender_id;
-        let hash =
-            sender.as_str().bytes().fold(0_usize, |hash, byte| hash.wrapping_mul(31) ^ usize::from(byte));
-        let lane = &self.0[hash % self.0.len()];
-        if let Err(mpsc::error::SendError(submission)) = lane.send(submission) {
+        if let Err(TrySendError::Full(submission) | TrySendError::Closed(submission)) =
+            self.0.try_send(submission)
+        {
             // Only after shutdown: nothing was stored.
             submission.waiter.refuse(Refusal::Overloaded);
         }
@@ -75,6 +81,7 @@ pub(crate) async fn from_session(gateway: &Gateway, session: &Arc<Session>, chat
     let refuse = |refusal: Refusal| {
         gateway.telemetry.refused(&refusal);
         session.answer(ticket, refusal.frame(named.as_ref()));
+        session.wake();
     };
     let identity = &session.identity;
     if chat.sender_id.as_deref().is_some_and(|sender| sender != identity.user.as_str()) {
@@ -100,7 +107,7 @@ pub(crate) async fn from_session(gateway: &Gateway, session: &Arc<Session>, chat
     };
     let asker = Asker::Session { session: session.clone(), ticket };
     let waiter = waiter(&accepted, asker, admitted);
-    gateway.lanes.submit(Submission { accepted, waiter });
+    gateway.submissions.submit(Submission { accepted, waiter });
 }
 
 /// A message sent over HTTP, by its author or by a service in their name.
@@ -135,7 +142,7 @@ pub(crate) async fn from_http(gateway: &Gateway, draft: Draft) -> Result<Ack, Re
     };
     let (answer, answered) = oneshot::channel();
     let waiter = waiter(&accepted, Asker::Http(answer), admitted);
-    gateway.lanes.submit(Submission { accepted, waiter });
+    gateway.submissions.submit(Submission { accepted, waiter });
     answered.await.unwrap_or(Err(Refusal::Unavailable))
 }
 
@@ -162,24 +169,54 @@ async fn admit(
     gateway.pending.admit()
 }
 
-/// One lane: writes what has come, hands it to the persister, and looks for what has come meanwhile.
-pub(crate) struct Lane {
-    pub(crate) engines: Engines,
-    pub(crate) pending: Arc<Pending>,
-    pub(crate) telemetry: Arc<Telemetry>,
-    pub(crate) fates: Fates,
+/// Writes what has come to the intake, and passes on what was written.
+pub(crate) struct Intake {
+    engines: Engines,
+    pending: Arc<Pending>,
+    telemetry: Arc<Telemetry>,
+    written: mpsc::Sender<Accepted>,
+    fates: Fates,
 }
 
-impl Lane {
-    /// Runs until all senders of the lane are gone.
-    pub(crate) async fn run(mut self, end: &mut mpsc::UnboundedReceiver<Submission>) {
-        let mut batch = Vec::with_capacity(BATCH);
-        while end.recv_many(&mut batch, BATCH).await > 0 {
-            self.accept(batch.drain(..)).await;
+/// Hands over to the persister what was written.
+pub(crate) struct HandOver {
+    accepted: Arc<dyn Queue<Accepted>>,
+    telemetry: Arc<Telemetry>,
+    written: mpsc::Receiver<Accepted>,
+}
+
+/// Both steps, the first one's output being the second one's input.
+pub(crate) fn steps(
+    engines: &Engines,
+    pending: &Arc<Pending>,
+    telemetry: &Arc<Telemetry>,
+) -> (Intake, HandOver) {
+    let (sender, written) = mpsc::channel(HAND_OVER_QUEUE);
+    let (accepted, telemetry) = (engines.bus.accepted.clone(), telemetry.clone());
+    let hand_over = HandOver { accepted, telemetry: telemetry.clone(), written };
+    let (engines, pending) = (engines.clone(), pending.clone());
+    (Intake { engines, pending, telemetry, written: sender, fates: Fates::default() }, hand_over)
+}
+
+impl Intake {
+    /// Runs until nothing can be submitted any more.
+    pub(crate) async fn run(mut self, submissions: mpsc::Receiver<Submission>) {
+        let size = |submission: &Submission| submission.accepted.content.len();
+        let limits = Limits { max: MAX_BATCH, max_size: MAX_BATCH_BYTES, size, linger: LINGER };
+        let mut batches = Batches::new(submissions, limits);
+        let mut batch = Vec::with_capacity(MAX_BATCH);
+        while batches.next(&mut batch).await {
+            for accepted in self.accept(batch.drain(..)).await {
+                if self.written.send(accepted).await.is_err() {
+                    tracing::warn!("nothing is handed over any more; the sweep will find what was written");
+                    return;
+                }
+            }
         }
     }
 
-    async fn accept(&mut self, batch: impl Iterator<Item = Submission>) {
+    /// Writes a batch; answers what the persister is to be given, in the order in which it came.
+    async fn accept(&mut self, batch: impl Iterator<Item = Submission>) -> Vec<Accepted> {
         let (mut entries, mut waiters) = (Vec::new(), Vec::new());
         for Submission { mut accepted, waiter } in batch {
             match self.fates.of(&mut accepted) {
@@ -192,36 +229,41 @@ impl Lane {
             }
         }
         if entries.is_empty() {
-            return;
+            return Vec::new();
         }
         self.telemetry.intake_batch.observe(entries.len() as f64);
         let answers = match self.append(&entries).await {
             Ok(answers) => answers,
             Err(error) => {
                 tracing::error!(%error, messages = entries.len(), "the intake failed; their fate is unknown");
-                return waiters.into_iter().for_each(|waiter| self.refuse(waiter, Refusal::Unavailable));
+                waiters.into_iter().for_each(|waiter| self.refuse(waiter, Refusal::Unavailable));
+                return Vec::new();
             }
         };
-        let mut events = Vec::with_capacity(entries.len());
-        let mut resends = Vec::new();
-        for ((accepted, waiter), answer) in entries.into_iter().zip(waiters).zip(answers) {
+        let mut saved = self.saved(&answers).await.into_iter();
+        let mut new = 0;
+        let mut written = Vec::with_capacity(entries.len());
+        for ((mut accepted, waiter), answer) in entries.into_iter().zip(waiters).zip(answers) {
             match answer {
                 Appended::New => {
+                    // The one before it may have come in the same batch, and be a resend.
+                    let _is_stored_all_the_same = self.fates.of(&mut accepted);
                     self.pending.wait(accepted.id, accepted.timestamp, waiter);
-                    events.push(accepted);
+                    new += 1;
+                    written.push(accepted);
                 }
-                Appended::Resend(first) => resends.push((*first, accepted, waiter)),
+                Appended::Resend(first) => {
+                    let saved = saved.next().flatten();
+                    written.extend(self.resend(*first, accepted, waiter, saved));
+                }
                 Appended::Conflict => self.refuse(
                     waiter,
                     Refusal::Conflict("this clientMessageId was used in this room for other content"),
                 ),
             }
         }
-        self.telemetry.accepted.inc_by(events.len() as u64);
-        if !resends.is_empty() {
-            self.resend(resends, &mut events).await;
-        }
-        self.publish(events).await;
+        self.telemetry.accepted.inc_by(new);
+        written
     }
 
     /// Writes a batch, with the same ids each time, until the answer is known or the senders have waited enough.
@@ -241,51 +283,43 @@ impl Lane {
         }
     }
 
-    /// Second tries: answered if the first one has ended, handed on again if it has not.
-    async fn resend(&mut self, resends: Vec<(IntakeRecord, Accepted, Waiter)>, events: &mut Vec<Accepted>) {
-        let ids: Vec<_> = resends.iter().map(|(first, ..)| first.accepted.id).collect();
-        let saved = match self.engines.store.messages.find(&ids).await {
-            Ok(saved) => saved,
-            Err(error) => {
-                tracing::warn!(%error, "resends can't be looked up; handing them on again");
-                vec![None; ids.len()]
-            }
-        };
-        for ((first, again, waiter), saved) in resends.into_iter().zip(saved) {
-            let (id, timestamp) = (first.accepted.id, first.accepted.timestamp);
-            if let Asker::Session { session, .. } = &waiter.asker {
-                session.sent_again(id);
-            }
-            match (saved, first.outcome) {
-                (Some(message), _) => waiter.confirm(id, message.seq, timestamp),
-                (None, Some(outcome)) => waiter.settle(id, outcome, timestamp),
-                (None, None) => {
-                    self.fates.note(again.id, Fate::Is(id));
-                    self.pending.wait(id, timestamp, waiter);
-                    // Whoever resends is whoever waits now.
-                    events.push(Accepted { origin: again.origin, ..first.accepted });
-                }
-            }
+    /// Which of the resends of a batch are saved, in their order.
+    async fn saved(&self, answers: &[Appended]) -> Vec<Option<Message>> {
+        let resent = answers.iter().filter_map(|answer| match answer {
+            Appended::Resend(first) => Some(first.accepted.id),
+            _ => None,
+        });
+        let ids: Vec<MessageId> = resent.collect();
+        if ids.is_empty() {
+            return Vec::new();
         }
+        self.engines.store.messages.find(&ids).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "resends can't be looked up; handing them on again");
+            Vec::new()
+        })
     }
 
-    async fn publish(&self, messages: Vec<Accepted>) {
-        if messages.is_empty() {
-            return;
+    /// A second try: answered if the first one has ended, handed on again if it has not.
+    fn resend(
+        &mut self,
+        first: IntakeRecord,
+        again: Accepted,
+        waiter: Waiter,
+        saved: Option<Message>,
+    ) -> Option<Accepted> {
+        let (id, timestamp) = (first.accepted.id, first.accepted.timestamp);
+        if let Asker::Session { session, .. } = &waiter.asker {
+            session.sent_again(id);
         }
-        let count = messages.len();
-        let events = messages.into_iter().map(|accepted| {
-            let trace = accepted.trace;
-            Event::new(accepted, trace)
-        });
-        let sent = self.engines.bus.accepted.send(events.collect());
-        match tokio::time::timeout(PUBLISH_WITHIN, sent).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(%error, count, "not handed to the persister; the sweep will find them")
-            }
-            Err(_) => tracing::warn!(count, "handing over takes long; the sweep will find them"),
+        let outcome = saved.map(|message| Outcome::Saved { seq: message.seq }).or(first.outcome);
+        if let Some(outcome) = outcome {
+            waiter.resolve(id, outcome, timestamp);
+            return None;
         }
+        self.fates.note(again.id, Fate::Is(id));
+        self.pending.wait(id, timestamp, waiter);
+        // The session that resends is the one that waits now.
+        Some(Accepted { origin: again.origin, ..first.accepted })
     }
 
     fn refuse(&mut self, waiter: Waiter, refusal: Refusal) {
@@ -295,7 +329,32 @@ impl Lane {
     }
 }
 
-/// What became of recent messages of a lane, as far as later ones depend on it.
+impl HandOver {
+    /// Runs until nothing is written any more.
+    pub(crate) async fn run(self) {
+        let size = |accepted: &Accepted| accepted.content.len();
+        let limits = Limits { max: MAX_BATCH, max_size: MAX_BATCH_BYTES, size, linger: Linger::NONE };
+        let mut batches = Batches::new(self.written, limits);
+        let mut batch = Vec::with_capacity(MAX_BATCH);
+        while batches.next(&mut batch).await {
+            let count = batch.len();
+            self.telemetry.hand_over_batch.observe(count as f64);
+            let events = batch.drain(..).map(|accepted| {
+                let trace = accepted.trace;
+                Event::new(accepted, trace)
+            });
+            match timeout(PUBLISH_WITHIN, self.accepted.send(events.collect())).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, count, "not handed to the persister; the sweep will find them")
+                }
+                Err(_) => tracing::warn!(count, "handing over takes long; the sweep will find them"),
+            }
+        }
+    }
+}
+
+/// What became of recent messages, as far as later ones depend on it.
 #[derive(Default)]
 pub(crate) struct Fates {
     of: HashMap<MessageId, Fate>,
@@ -304,7 +363,7 @@ pub(crate) struct Fates {
 
 #[derive(Clone, Copy)]
 enum Fate {
-    /// It was not accepted, or nobody knows.
+    /// It was not accepted, or that is not known.
     Failed,
     /// It was a resend of this one, which is on its way.
     Is(MessageId),

@@ -1,4 +1,4 @@
-//! A client knocks: where it comes from, who it is, and the switch from HTTP to WebSocket.
+//! The WebSocket handshake: where a client comes from, who it is, and the switch from HTTP to WebSocket.
 //!
 //! The switch is made here rather than by warp's own filter, which gives every connection a read buffer of 128 KiB
 //! (docs/decisions/0002).
@@ -25,6 +25,9 @@ use crate::session;
 const PROTOCOL: &str = "naru.v1";
 /// A read buffer per connection; larger frames borrow more while they arrive.
 const READ_BUFFER: usize = 2048;
+/// What waits for a session is written in pieces of this size: a burst costs one system call, and an idle connection keeps
+/// no more than it once needed.
+const WRITE_BUFFER: usize = 2048;
 
 /// Answers `GET /ws`.
 ///
@@ -65,7 +68,7 @@ pub(crate) async fn upgrade(
         let limit = Some(serving.config.max_frame_bytes);
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
-            .write_buffer_size(0)
+            .write_buffer_size(WRITE_BUFFER)
             .max_message_size(limit)
             .max_frame_size(limit);
         let socket =

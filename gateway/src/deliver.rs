@@ -1,4 +1,4 @@
-//! What the live layer brings goes to the sessions that are here; what concerns nobody here is ignored.
+//! What the live layer brings goes to the sessions that are here; the rest is ignored.
 //!
 //! A room's messages go out in order. One that skips another waits a moment for it (a hand-over between fanouts may
 //! reorder), then what is missing is fetched from the store. This task never waits: neither for a session nor for the
@@ -20,17 +20,17 @@ use tokio::sync::Semaphore;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::Gateway;
-use crate::gap::{GapId, Gaps, Held};
+use crate::gap::{Early, GapId, Gaps, Held};
 use crate::heard::Place;
 use crate::refusal::to_text;
 
 /// How long a message that skips another waits for it.
 const GAP_WAIT: Duration = Duration::from_millis(50);
-/// How many missing messages are fetched; whoever misses more is asked to `SYNC`.
-const MOST_FETCHED: usize = 200;
+/// How many missing messages are fetched; a session that misses more is asked to `SYNC`.
+const MAX_FETCHED: usize = 200;
 /// How many fetches are under way at a time.
 const FETCHES: usize = 16;
-/// Whoever is asked to `SYNC` one room is asked to do so within this.
+/// A session that is asked to `SYNC` one room is asked to do so within this.
 const SYNC_WITHIN: Duration = Duration::from_millis(500);
 
 /// Listens until the live layer closes.
@@ -72,41 +72,42 @@ impl Listener<'_> {
     fn hear(&mut self, signal: Signal) {
         match signal {
             Signal::Event(event) => match &event.news {
-                News::Chat(message) => self.hear_message(&event, message),
+                News::Chat(message) => {
+                    let (room, seq) = (message.chat_room_id.clone(), message.seq);
+                    self.hear_message(&room, seq, Some(event));
+                }
                 _ => drop(forward(self.gateway, &event)),
             },
-            Signal::Confirmed(confirmations) => {
-                for confirmation in confirmations.iter() {
-                    self.gateway.pending.settle(confirmation.id, confirmation.outcome);
-                }
-            }
+            Signal::Elsewhere { room, seq } => self.hear_message(&room, seq, None),
+            Signal::Confirmed(confirmations) => self.gateway.pending.resolve(&confirmations),
             Signal::Evict(session) => self.gateway.evicted(&session),
             Signal::Interrupted => tracing::warn!("the live layer was interrupted"),
-            Signal::Restored => self.gateway.restored.send_modify(|times| *times += 1),
+            Signal::Restored => self.gateway.restored.send_modify(|epoch| *epoch += 1),
         }
     }
 
-    fn hear_message(&mut self, event: &Arc<LiveEvent>, message: &Message) {
-        let (gateway, room, seq) = (self.gateway, &message.chat_room_id, message.seq);
+    fn hear_message(&mut self, room: &RoomId, seq: Seq, event: Early) {
+        let gateway = self.gateway;
         gateway.telemetry.heard.inc();
         match gateway.heard.place(room, seq) {
             Place::Unknown => {
-                if forward(gateway, event) > 0 {
+                if forward_early(gateway, &event) > 0 {
                     gateway.heard.heard(room, seq);
                 }
             }
             Place::Next => {
-                forward(gateway, event);
-                for next in self.gaps.release(room, seq) {
-                    self.forward_held(&next);
+                forward_early(gateway, &event);
+                for (seq, next) in self.gaps.release(room, seq) {
+                    self.forward_held(room, seq, &next);
                 }
             }
-            // Late, or once more: never dropped, somebody may not have it.
-            Place::Again => drop(forward(gateway, event)),
+            // Late, or once more: never dropped, some session may not have it.
+            Place::Again => drop(forward_early(gateway, &event)),
             Place::Skips => {
-                let is_of_interest = || event.recipients.iter().any(|user| gateway.sessions.has(user));
-                if self.gaps.is_in(room) || is_of_interest() {
-                    self.hold(event, room, seq);
+                if self.gaps.is_in(room)
+                    || recipients(&event).iter().any(|user| gateway.sessions.has(user.as_str()))
+                {
+                    self.hold(room, seq, event);
                 } else {
                     gateway.heard.heard(room, seq);
                 }
@@ -114,8 +115,8 @@ impl Listener<'_> {
         }
     }
 
-    fn hold(&mut self, event: &Arc<LiveEvent>, room: &RoomId, seq: Seq) {
-        match self.gaps.hold(room, seq, event) {
+    fn hold(&mut self, room: &RoomId, seq: Seq, event: Early) {
+        match self.gaps.hold(room, seq, event.clone()) {
             Held::Joined => {}
             Held::Opened(id) => {
                 let room = room.clone();
@@ -123,11 +124,13 @@ impl Listener<'_> {
                 self.steps.push(waiting.boxed());
             }
             Held::Full => {
-                for held in self.gaps.close(room).values() {
-                    self.forward_held(held);
+                let mut concerned = event.clone();
+                for (seq, held) in self.gaps.close(room) {
+                    self.forward_held(room, seq, &held);
+                    concerned = concerned.or(held);
                 }
-                self.forward_held(event);
-                self.ask_to_sync(room, &event.recipients);
+                self.forward_held(room, seq, &event);
+                self.ask_to_sync(room, recipients(&concerned));
             }
         }
     }
@@ -138,7 +141,7 @@ impl Listener<'_> {
                 let (last, upto) = (self.gateway.heard.last(&room), self.gaps.upto(&room, id));
                 if let (Some(last), Some(upto)) = (last, upto) {
                     let missing = usize::try_from(upto.0.saturating_sub(last.0)).unwrap_or(usize::MAX);
-                    self.fetch(room, id, last, missing.min(MOST_FETCHED));
+                    self.fetch(room, id, last, missing.min(MAX_FETCHED));
                 }
             }
             Step::Fetched(room, id, fetched) => {
@@ -165,8 +168,10 @@ impl Listener<'_> {
     fn fill(&mut self, room: &RoomId, fetched: EngineResult<Vec<Message>>) {
         let last = self.gateway.heard.last(room).unwrap_or_default();
         let held = self.gaps.close(room);
-        let (Some(first), Some(upto)) = (held.values().next(), held.keys().next_back().copied()) else {
-            return;
+        let Some(upto) = held.keys().next_back().copied() else { return };
+        let Some(first) = held.values().flatten().next() else {
+            // All that was held back is for others. The members being the same, so is what is missing.
+            return self.gateway.heard.heard(room, upto);
         };
         let recipients = first.recipients.clone();
         let fetched = fetched.unwrap_or_else(|error| {
@@ -178,9 +183,9 @@ impl Listener<'_> {
             fetched.map(|message| (message.seq, Found::InStore(message))).collect();
         all.extend(held.into_iter().map(|(seq, event)| (seq, Found::Held(event))));
         let is_complete = upto.0 - last.0 == all.len() as u64;
-        for found in all.into_values() {
+        for (seq, found) in all {
             match found {
-                Found::Held(event) => self.forward_held(&event),
+                Found::Held(event) => self.forward_held(room, seq, &event),
                 Found::InStore(message) => self.forward_fetched(message, &recipients),
             }
         }
@@ -189,11 +194,9 @@ impl Listener<'_> {
         }
     }
 
-    fn forward_held(&self, event: &LiveEvent) {
-        if let News::Chat(message) = &event.news {
-            forward(self.gateway, event);
-            self.gateway.heard.heard(&message.chat_room_id, message.seq);
-        }
+    fn forward_held(&self, room: &RoomId, seq: Seq, event: &Early) {
+        forward_early(self.gateway, event);
+        self.gateway.heard.heard(room, seq);
     }
 
     /// Forwards what the live layer did not bring. Which session wrote it is not known any more, and that one must not
@@ -220,25 +223,36 @@ impl Listener<'_> {
 
 /// A message behind or in a gap.
 enum Found {
-    Held(Arc<LiveEvent>),
+    Held(Early),
     InStore(Message),
+}
+
+fn recipients(event: &Early) -> &[UserId] {
+    event.as_ref().map_or(&[], |event| &event.recipients)
+}
+
+fn forward_early(gateway: &Gateway, event: &Early) -> u64 {
+    event.as_ref().map_or(0, |event| forward(gateway, event))
 }
 
 /// Writes an event to the sessions of its recipients, serialised once for all of them; answers to how many.
 fn forward(gateway: &Gateway, event: &LiveEvent) -> u64 {
-    let mut frame: Option<Utf8Bytes> = None;
+    let (mut frame, mut to_prove) = (None::<Utf8Bytes>, None);
     let mut delivered = 0;
     for recipient in event.recipients.iter() {
         gateway.sessions.each_of(recipient, |session| {
             let mut frame = || frame.get_or_insert_with(|| to_text(&event.news).into()).clone();
             match &event.news {
-                News::Chat(message) => {
-                    let has_drawn_it = message.sender_id == session.identity.user
-                        && session.has_sent(message.id, event.origin.as_ref());
-                    if !has_drawn_it {
-                        session.send_message(frame(), gateway.to_prove(message, session));
+                News::Chat(message) if message.sender_id == session.identity.user => {
+                    if !session.has_sent(message.id, event.origin.as_ref()) {
+                        session.send_message(frame(), None);
                         delivered += 1;
                     }
+                }
+                News::Chat(message) => {
+                    let to_prove = to_prove.get_or_insert_with(|| gateway.to_prove(message));
+                    session.send_message(frame(), to_prove.clone());
+                    delivered += 1;
                 }
                 _ if event.origin.as_ref() == Some(&session.id) => {}
                 _ => session.send(frame()),

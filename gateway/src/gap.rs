@@ -7,7 +7,10 @@ use naru_model::live::LiveEvent;
 use naru_model::{RoomId, Seq};
 
 /// How many events are held back at most, in all rooms.
-const MOST_HELD: usize = 4096;
+const MAX_HELD: usize = 4096;
+
+/// A message that came early; none where its recipients are all elsewhere, and only its place counts.
+pub(crate) type Early = Option<Arc<LiveEvent>>;
 
 /// One gap, apart from every other gap of its room.
 pub(crate) type GapId = u64;
@@ -15,7 +18,7 @@ pub(crate) type GapId = u64;
 /// What became of an event that came early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Held {
-    /// It is the first behind this gap: somebody has to wait for what is missing.
+    /// It is the first behind this gap: what is missing is to be waited for.
     Opened(GapId),
     /// Others of its room wait already.
     Joined,
@@ -33,13 +36,13 @@ pub(crate) struct Gaps {
 
 struct Gap {
     id: GapId,
-    held: BTreeMap<Seq, Arc<LiveEvent>>,
+    held: BTreeMap<Seq, Early>,
 }
 
 impl Gaps {
     /// Holds back an event that skips another.
-    pub(crate) fn hold(&mut self, room: &RoomId, seq: Seq, event: &Arc<LiveEvent>) -> Held {
-        if self.held >= MOST_HELD {
+    pub(crate) fn hold(&mut self, room: &RoomId, seq: Seq, event: Early) -> Held {
+        if self.held >= MAX_HELD {
             return Held::Full;
         }
         let mut answer = Held::Joined;
@@ -48,7 +51,7 @@ impl Gaps {
             answer = Held::Opened(self.opened);
             Gap { id: self.opened, held: BTreeMap::new() }
         });
-        if gap.held.insert(seq, event.clone()).is_none() {
+        if gap.held.insert(seq, event).is_none() {
             self.held += 1;
         }
         answer
@@ -61,14 +64,14 @@ impl Gaps {
 
     /// The room was heard up to `last`: the events that may follow at once, in order. A gap behind which nothing is left
     /// is closed.
-    pub(crate) fn release(&mut self, room: &RoomId, mut last: Seq) -> Vec<Arc<LiveEvent>> {
+    pub(crate) fn release(&mut self, room: &RoomId, mut last: Seq) -> Vec<(Seq, Early)> {
         let Some(gap) = self.open.get_mut(room) else { return Vec::new() };
         let mut released = Vec::new();
         while let Some(first) = gap.held.first_entry()
             && *first.key() <= last.next()
         {
             last = last.max(*first.key());
-            released.push(first.remove());
+            released.push(first.remove_entry());
         }
         self.held -= released.len();
         if gap.held.is_empty() {
@@ -84,7 +87,7 @@ impl Gaps {
     }
 
     /// Closes whatever gap is open in a room: what was held back, in order.
-    pub(crate) fn close(&mut self, room: &RoomId) -> BTreeMap<Seq, Arc<LiveEvent>> {
+    pub(crate) fn close(&mut self, room: &RoomId) -> BTreeMap<Seq, Early> {
         let held = self.open.remove(room).map(|gap| gap.held).unwrap_or_default();
         self.held -= held.len();
         held
@@ -98,10 +101,10 @@ mod tests {
 
     use super::*;
 
-    fn event() -> Arc<LiveEvent> {
+    fn event() -> Early {
         let user_id = UserId::new("ada").unwrap();
         let news = News::Typing { chat_room_id: room(), user_id };
-        Arc::new(LiveEvent { recipients: Arc::new([]), origin: None, news })
+        Some(Arc::new(LiveEvent { recipients: Arc::new([]), origin: None, news }))
     }
 
     fn room() -> RoomId {
@@ -111,9 +114,9 @@ mod tests {
     #[test]
     fn what_was_held_back_follows_what_was_missing_in_order() {
         let mut gaps = Gaps::default();
-        assert_eq!(gaps.hold(&room(), Seq(4), &event()), Held::Opened(1));
-        assert_eq!(gaps.hold(&room(), Seq(3), &event()), Held::Joined);
-        assert_eq!(gaps.hold(&room(), Seq(6), &event()), Held::Joined);
+        assert_eq!(gaps.hold(&room(), Seq(4), event()), Held::Opened(1));
+        assert_eq!(gaps.hold(&room(), Seq(3), event()), Held::Joined);
+        assert_eq!(gaps.hold(&room(), Seq(6), event()), Held::Joined);
         assert!(gaps.release(&room(), Seq(1)).is_empty(), "2 is still missing");
         assert_eq!(gaps.release(&room(), Seq(2)).len(), 2);
         assert_eq!(gaps.upto(&room(), 1), Some(Seq(6)), "5 is missing now");
@@ -125,22 +128,22 @@ mod tests {
     #[test]
     fn a_gap_is_not_taken_for_a_later_one_of_its_room() {
         let mut gaps = Gaps::default();
-        gaps.hold(&room(), Seq(3), &event());
+        gaps.hold(&room(), Seq(3), event());
         gaps.release(&room(), Seq(2));
-        assert_eq!(gaps.hold(&room(), Seq(9), &event()), Held::Opened(2));
+        assert_eq!(gaps.hold(&room(), Seq(9), event()), Held::Opened(2));
         assert_eq!((gaps.upto(&room(), 1), gaps.upto(&room(), 2)), (None, Some(Seq(9))));
         assert_eq!(gaps.close(&room()).len(), 1);
         assert_eq!((gaps.upto(&room(), 2), gaps.held), (None, 0));
     }
 
     #[test]
-    fn no_more_is_held_back_than_there_is_room_for() {
+    fn what_is_held_back_is_bounded() {
         let mut gaps = Gaps::default();
-        for seq in (2..).take(MOST_HELD) {
-            assert_ne!(gaps.hold(&room(), Seq(seq), &event()), Held::Full);
+        for seq in (2..).take(MAX_HELD) {
+            assert_ne!(gaps.hold(&room(), Seq(seq), event()), Held::Full);
         }
-        assert_eq!(gaps.hold(&room(), Seq(1), &event()), Held::Full);
-        assert_eq!(gaps.close(&room()).len(), MOST_HELD);
-        assert_eq!(gaps.hold(&room(), Seq(3), &event()), Held::Opened(2));
+        assert_eq!(gaps.hold(&room(), Seq(1), event()), Held::Full);
+        assert_eq!(gaps.close(&room()).len(), MAX_HELD);
+        assert_eq!(gaps.hold(&room(), Seq(3), event()), Held::Opened(2));
     }
 }

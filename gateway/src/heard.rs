@@ -1,9 +1,9 @@
 //! How far each room has been heard here without a gap: by this a live message that skips another is noticed, and after
 //! an interruption the rooms that moved meanwhile.
 //!
-//! A room is known from the first message that concerned somebody here, or from the first `SYNC` that named it, and is
-//! followed from then on. Bounded: when there are too many, all are forgotten and a new *chapter* begins. A session's
-//! rooms are known as long as the chapter lasts in which it first said what it has.
+//! A room is known from the first message that concerned a session here, or from the first `SYNC` that named it, and is
+//! followed from then on. Bounded: when there are too many, all are forgotten and a new *epoch* begins. A session's rooms
+//! are known as long as the epoch lasts in which it first said what it has.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,10 +11,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use naru_model::{RoomId, Seq};
 
 /// How many rooms are known at most: about 100 bytes each.
-const MOST: usize = 200_000;
+const MAX_ROOMS: usize = 200_000;
 
 /// A part of a gateway's life in which it has forgotten no room. Never 0.
-pub(crate) type Chapter = u32;
+pub(crate) type Epoch = u32;
 
 /// Where a live message stands in its room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub(crate) enum Place {
     Unknown,
     /// Right after what was heard; it is noted.
     Next,
-    /// It was heard before, or is late: whoever has it drops it.
+    /// It was heard before, or is late: a client that has it drops it.
     Again,
     /// At least one before it was not heard.
     Skips,
@@ -31,19 +31,19 @@ pub(crate) enum Place {
 
 pub(crate) struct Heard {
     rooms: Mutex<Rooms>,
-    most: usize,
+    max: usize,
 }
 
 struct Rooms {
     last: HashMap<RoomId, Seq>,
-    chapter: Chapter,
+    epoch: Epoch,
 }
 
 impl Rooms {
-    fn insert(&mut self, room: &RoomId, seq: Seq, most: usize) {
-        if self.last.len() >= most {
+    fn insert(&mut self, room: &RoomId, seq: Seq, max: usize) {
+        if self.last.len() >= max {
             self.last.clear();
-            self.chapter = self.chapter.wrapping_add(1).max(1);
+            self.epoch = self.epoch.wrapping_add(1).max(1);
         }
         self.last.insert(room.clone(), seq);
     }
@@ -51,11 +51,11 @@ impl Rooms {
 
 impl Heard {
     pub(crate) fn new() -> Self {
-        Self::of_at_most(MOST)
+        Self::with_max(MAX_ROOMS)
     }
 
-    fn of_at_most(most: usize) -> Self {
-        Self { rooms: Mutex::new(Rooms { last: HashMap::new(), chapter: 1 }), most }
+    fn with_max(max: usize) -> Self {
+        Self { rooms: Mutex::new(Rooms { last: HashMap::new(), epoch: 1 }), max }
     }
 
     /// Where a live message stands.
@@ -76,37 +76,37 @@ impl Heard {
         self.rooms().last.get(room).copied()
     }
 
-    /// Everybody here who is in the room was given everything up to here, or told to ask for it.
+    /// All sessions of the room here were given everything up to here, or told to ask for it.
     pub(crate) fn heard(&self, room: &RoomId, upto: Seq) {
         let mut rooms = self.rooms();
         match rooms.last.get_mut(room) {
             Some(last) => *last = upto.max(*last),
-            None => rooms.insert(room, upto, self.most),
+            None => rooms.insert(room, upto, self.max),
         }
     }
 
     /// A session has asked for these rooms, which are at these places. What is known already stays: it is what others
-    /// here were given. Answers the chapter in which all of them are known.
-    pub(crate) fn learn<'a>(&self, heads: impl Iterator<Item = (&'a RoomId, Seq)> + Clone) -> Chapter {
+    /// here were given. Answers the epoch in which all of them are known.
+    pub(crate) fn learn<'a>(&self, heads: impl Iterator<Item = (&'a RoomId, Seq)> + Clone) -> Epoch {
         let mut rooms = self.rooms();
         loop {
-            let chapter = rooms.chapter;
+            let epoch = rooms.epoch;
             for (room, head) in heads.clone() {
                 if !rooms.last.contains_key(room) {
-                    rooms.insert(room, head, self.most);
+                    rooms.insert(room, head, self.max);
                 }
             }
-            // A new chapter has forgotten the first of them. (Nobody asks for as many as there can be.)
-            if rooms.chapter == chapter || heads.clone().count() >= self.most {
-                return chapter;
+            // A new epoch has forgotten the first of them. (No session asks for as many as there can be.)
+            if rooms.epoch == epoch || heads.clone().count() >= self.max {
+                return epoch;
             }
         }
     }
 
-    /// All known rooms, and the chapter.
-    pub(crate) fn all(&self) -> (Vec<(RoomId, Seq)>, Chapter) {
+    /// All known rooms, and the epoch.
+    pub(crate) fn all(&self) -> (Vec<(RoomId, Seq)>, Epoch) {
         let rooms = self.rooms();
-        (rooms.last.iter().map(|(room, last)| (room.clone(), *last)).collect(), rooms.chapter)
+        (rooms.last.iter().map(|(room, last)| (room.clone(), *last)).collect(), rooms.epoch)
     }
 
     fn rooms(&self) -> MutexGuard<'_, Rooms> {
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_room_is_followed_from_the_first_message_that_concerns_somebody() {
+    fn a_room_is_followed_from_the_first_message_that_concerns_a_session() {
         let (heard, room) = (Heard::new(), room("r"));
         assert_eq!(heard.place(&room, Seq(7)), Place::Unknown);
         assert_eq!(heard.place(&room, Seq(7)), Place::Unknown, "asking is not hearing");
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(heard.place(&room, Seq(7)), Place::Again);
         assert_eq!(heard.place(&room, Seq(8)), Place::Next);
         assert_eq!(heard.place(&room, Seq(10)), Place::Skips);
-        assert_eq!(heard.place(&room, Seq(10)), Place::Skips, "until somebody has filled the gap");
+        assert_eq!(heard.place(&room, Seq(10)), Place::Skips, "until the gap was filled");
         heard.heard(&room, Seq(10));
         heard.heard(&room, Seq(9));
         assert_eq!(heard.last(&room), Some(Seq(10)));
@@ -147,8 +147,8 @@ mod tests {
     }
 
     #[test]
-    fn too_many_rooms_begin_a_new_chapter() {
-        let heard = Heard::of_at_most(3);
+    fn too_many_rooms_begin_a_new_epoch() {
+        let heard = Heard::with_max(3);
         let rooms: Vec<RoomId> = ["a", "b", "c", "d"].map(room).to_vec();
         let learn = |rooms: &[RoomId]| heard.learn(rooms.iter().map(|room| (room, Seq(1))));
         let first = learn(&rooms[..2]);
@@ -156,7 +156,7 @@ mod tests {
         let second = learn(&rooms[3..]);
         assert_ne!(second, first, "the first rooms were forgotten");
         assert_eq!(heard.all().1, second);
-        assert_eq!(learn(&rooms[1..3]), second, "all of these are known in the chapter that is answered");
+        assert_eq!(learn(&rooms[1..3]), second, "all of these are known in the epoch that is answered");
         assert!(rooms[1..].iter().all(|room| heard.last(room) == Some(Seq(1))));
     }
 }

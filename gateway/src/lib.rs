@@ -2,18 +2,19 @@
 //!
 //! A phone speaks: `connect` → `session` → `accept` (→ the intake, then the persister). A phone hears:
 //! `deliver` ← the live layer. What it missed: `sync` ← the store. Who hears that it is there: presence, by one
-//! lease for the whole gateway. That it has what was written to it: `proof`, by pings. When the live layer was
-//! interrupted: `recover`.
+//! lease for the whole gateway. That it has what was written to it: `proof`, by what it confirms and by pings. When the
+//! live layer was interrupted: `recover`.
 //!
-//! WebSocket pings are of one kind, each with a number as its payload. One follows deliveries, as soon as there is nothing
-//! else to write and no other ping is out; one goes to a connection that was quiet for `ping_interval`. The pong of the
-//! last ping proves everything that was written before it.
+//! WebSocket pings are of one kind, each with a number as its payload. At most one a second asks for proof of what was
+//! delivered; one goes to a connection that was quiet for `ping_interval`. The pong of the last ping proves everything
+//! that was written before it.
 //!
 //! The gateway acts on nothing that it has not stored: what it has taken, the intake holds, and what it has
 //! confirmed, the persister has saved.
 
 mod accept;
 mod api;
+mod batches;
 mod connect;
 mod deliver;
 mod gap;
@@ -39,8 +40,9 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use naru_engines::live::Attachment;
+use naru_engines::live::{Attachment, IsHere};
 use naru_engines::{EngineError, Engines};
+use naru_model::live::Confirmation;
 use naru_model::message::Outcome;
 use naru_model::{GatewayId, MessageId, SessionId};
 use naru_runtime::config::Span;
@@ -54,13 +56,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use warp::filters::BoxedFilter;
 
-use crate::accept::{Fates, Lane, LaneEnds, Lanes};
+use crate::accept::{Submission, Submissions};
 use crate::heard::Heard;
 use crate::limit::Limiter;
 use crate::pending::Pending;
 use crate::positions::Taken;
 pub use crate::proof::DeliveryProof;
-use crate::proof::Proven;
+use crate::proof::{Asking, Proven};
 use crate::refusal::Close;
 use crate::rooms::RoomCache;
 use crate::sessions::{Session, Sessions};
@@ -98,7 +100,7 @@ pub struct Config {
 /// Why a gateway does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Nobody could connect.
+    /// No client could connect.
     #[error(transparent)]
     Token(#[from] TokenConfigError),
     /// The address can't be had.
@@ -123,12 +125,13 @@ pub(crate) struct Gateway {
     pub(crate) config: Config,
     pub(crate) engines: Engines,
     pub(crate) verifier: Verifier,
-    pub(crate) sessions: Sessions,
+    pub(crate) sessions: Arc<Sessions>,
     pub(crate) pending: Arc<Pending>,
-    pub(crate) lanes: Lanes,
+    pub(crate) submissions: Submissions,
     pub(crate) rooms: RoomCache,
     pub(crate) limiter: Limiter,
     pub(crate) steps: mpsc::Sender<Taken>,
+    pub(crate) asking: Arc<Asking>,
     pub(crate) proofs: mpsc::Sender<Proven>,
     pub(crate) heard: Heard,
     /// Counts the interruptions of the live layer that are over.
@@ -140,26 +143,26 @@ pub(crate) struct Gateway {
     pub(crate) connections: TaskTracker,
     /// Cancelled when nothing new is taken any more.
     pub(crate) draining: CancellationToken,
-    pub(crate) farewell: Farewell,
+    pub(crate) drain_barrier: DrainBarrier,
 }
 
-/// How a gateway leaves so that nobody writes to sessions that are about to close: it leaves presence, then waits until
-/// what was published before that has been forwarded. Whatever is published later finds its sessions gone.
-pub(crate) struct Farewell {
+/// How a gateway leaves so that nothing is published to sessions that are about to close: it leaves presence, then waits
+/// until what was published before that has been forwarded. What is published later finds its sessions gone.
+pub(crate) struct DrainBarrier {
     /// Cancelled when the gateway is to leave presence.
     leaving: CancellationToken,
     /// Cancelled when it has.
     left: CancellationToken,
     /// No session: an eviction of it, sent to oneself, comes after everything that was published before.
-    last_word: SessionId,
+    marker: SessionId,
     /// Cancelled when that eviction has come.
-    heard: CancellationToken,
+    passed: CancellationToken,
 }
 
-impl Farewell {
+impl DrainBarrier {
     fn new() -> Self {
-        let [leaving, left, heard] = std::array::from_fn(|_| CancellationToken::new());
-        Self { leaving, left, last_word: SessionId::generate(), heard }
+        let [leaving, left, passed] = std::array::from_fn(|_| CancellationToken::new());
+        Self { leaving, left, marker: SessionId::generate(), passed }
     }
 }
 
@@ -176,7 +179,7 @@ pub struct Bound {
     gateway: Arc<Gateway>,
     listener: TcpListener,
     address: SocketAddr,
-    lane_ends: LaneEnds,
+    submissions: mpsc::Receiver<Submission>,
     steps: mpsc::Receiver<Taken>,
     proofs: mpsc::Receiver<Proven>,
     drained: CancellationToken,
@@ -198,7 +201,9 @@ impl Bound {
         let bind = |source| StartError::Bind { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
-        let (lanes, lane_ends) = Lanes::new();
+        let (submission_sender, submissions) = Submissions::new(config.max_pending_sends);
+        let telemetry = Arc::new(Telemetry::new(&metrics));
+        let kept_for = proof::kept_for(config.delivery_grace.0);
         let (step_sender, steps) = positions::channel();
         let (proof_sender, proofs) = proof::channel();
         let gateway = Gateway {
@@ -206,24 +211,25 @@ impl Bound {
             verifier,
             sessions: Sessions::new(),
             pending: Pending::new(config.max_pending_sends),
-            lanes,
+            submissions: submission_sender,
             rooms: RoomCache::new(engines.store.rooms.clone()),
             limiter: Limiter::new(config.rate_messages_per_second, config.rate_burst),
             steps: step_sender,
+            asking: Asking::new(config.delivery_proof, kept_for, telemetry.pings.clone()),
             proofs: proof_sender,
             heard: Heard::new(),
             restored: watch::Sender::new(0),
-            telemetry: Arc::new(Telemetry::new(&metrics)),
+            telemetry,
             connections: TaskTracker::new(),
             draining: CancellationToken::new(),
-            farewell: Farewell::new(),
+            drain_barrier: DrainBarrier::new(),
             engines,
             config,
             health,
             metrics,
         };
         let (gateway, drained) = (Arc::new(gateway), CancellationToken::new());
-        Ok(Self { gateway, listener, address, lane_ends, steps, proofs, drained })
+        Ok(Self { gateway, listener, address, submissions, steps, proofs, drained })
     }
 
     /// Where it listens.
@@ -232,7 +238,7 @@ impl Bound {
     }
 
     /// Cancelled when, after shutdown, every message in hand was answered and every client was told to go: from then on
-    /// this gateway needs nobody.
+    /// this gateway needs no other worker.
     pub fn drained(&self) -> CancellationToken {
         self.drained.clone()
     }
@@ -252,32 +258,31 @@ impl Bound {
     }
 
     async fn start(self, supervisor: &Supervisor, routes: Option<Routes>) -> Result<(), StartError> {
-        let Self { gateway, listener, lane_ends, mut steps, mut proofs, drained, .. } = self;
-        let mut subscription = gateway.engines.live.subscribe(&gateway.id).await?;
+        let Self { gateway, listener, submissions, steps, proofs, drained, .. } = self;
+        let sessions = gateway.sessions.clone();
+        let is_here: IsHere = Arc::new(move |user: &str| sessions.has(user));
+        let mut subscription = gateway.engines.live.subscribe(&gateway.id, is_here).await?;
         gateway.engines.presence.renew(&gateway.id, LEASE).await?;
 
-        for mut end in lane_ends {
-            let gateway = gateway.clone();
-            spawn_owning(supervisor, "accept", async move {
-                let lane = Lane {
-                    engines: gateway.engines.clone(),
-                    pending: gateway.pending.clone(),
-                    telemetry: gateway.telemetry.clone(),
-                    fates: Fates::default(),
-                };
-                gateway.until_drained(lane.run(&mut end)).await;
-            });
-        }
+        let (intake, hand_over) = accept::steps(&gateway.engines, &gateway.pending, &gateway.telemetry);
         let owner = gateway.clone();
-        spawn_owning(supervisor, "positions", async move {
-            owner.until_drained(positions::run(&owner, &mut steps)).await;
+        spawn_owning(supervisor, "intake", async move {
+            owner.until_drained(intake.run(submissions)).await;
         });
         let owner = gateway.clone();
-        spawn_owning(supervisor, "proofs", async move { proof::run(&owner, &mut proofs).await });
+        spawn_owning(supervisor, "hand-over", async move { owner.until_drained(hand_over.run()).await });
+        let owner = gateway.clone();
+        spawn_owning(supervisor, "positions", async move {
+            owner.until_drained(positions::run(&owner, steps)).await;
+        });
+        let owner = gateway.clone();
+        spawn_owning(supervisor, "proofs", async move { proof::run(&owner, proofs).await });
         let owner = gateway.clone();
         spawn_owning(supervisor, "deliver", async move {
             owner.until_drained(deliver::listen(&owner, &mut *subscription)).await;
         });
+        let owner = gateway.clone();
+        spawn_owning(supervisor, "ask for proof", async move { proof::ask(&owner).await });
         let owner = gateway.clone();
         supervisor.spawn("presence", Policy::Restart, move |_| renew(owner.clone()));
         let owner = gateway.clone();
@@ -328,15 +333,15 @@ impl Gateway {
         }
     }
 
-    /// Leaves presence, and waits until everything published before has been forwarded: see [`Farewell`].
-    pub(crate) async fn say_farewell(&self) -> Result<(), EngineError> {
-        self.farewell.leaving.cancel();
-        self.farewell.left.cancelled().await;
+    /// Leaves presence, and waits until everything published before has been forwarded: see [`DrainBarrier`].
+    pub(crate) async fn pass_drain_barrier(&self) -> Result<(), EngineError> {
+        self.drain_barrier.leaving.cancel();
+        self.drain_barrier.left.cancelled().await;
         let mut restored = self.restored.subscribe();
-        self.engines.live.evict(&self.id, &self.farewell.last_word).await?;
-        // The last word may be lost in an interruption, and without sessions nobody listens any more.
+        self.engines.live.evict(&self.id, &self.drain_barrier.marker).await?;
+        // The marker may be lost in an interruption, and without sessions nothing is forwarded any more.
         tokio::select! {
-            () = self.farewell.heard.cancelled() => {}
+            () = self.drain_barrier.passed.cancelled() => {}
             () = self.sessions.emptied() => {}
             _ = restored.changed() => {}
         }
@@ -345,8 +350,8 @@ impl Gateway {
 
     /// An eviction has come.
     pub(crate) fn evicted(&self, session: &SessionId) {
-        if *session == self.farewell.last_word {
-            self.farewell.heard.cancel();
+        if *session == self.drain_barrier.marker {
+            self.drain_barrier.passed.cancel();
         }
         for known in self.sessions.all().iter().filter(|known| known.id == *session) {
             known.close(Close::Replaced);
@@ -381,7 +386,7 @@ impl Gateway {
 
 /// Keeps the gateway's lease until it leaves presence.
 async fn renew(gateway: Arc<Gateway>) -> Result<(), EngineError> {
-    let Farewell { leaving, left, .. } = &gateway.farewell;
+    let DrainBarrier { leaving, left, .. } = &gateway.drain_barrier;
     let mut ticks = tokio::time::interval(RENEW_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // A renewal under way is finished first: it might take effect after the resignation.
@@ -408,7 +413,7 @@ async fn look_up(gateway: Arc<Gateway>) -> Result<(), EngineError> {
                 continue;
             }
             match outcomes(&gateway.engines, &overdue).await {
-                Ok(found) => found.into_iter().for_each(|(id, outcome)| gateway.pending.settle(id, outcome)),
+                Ok(found) => gateway.pending.resolve(&found),
                 Err(error) => {
                     tracing::warn!(%error, count = overdue.len(), "overdue messages can't be looked up")
                 }
@@ -419,19 +424,24 @@ async fn look_up(gateway: Arc<Gateway>) -> Result<(), EngineError> {
     Ok(())
 }
 
-async fn outcomes(engines: &Engines, ids: &[MessageId]) -> Result<Vec<(MessageId, Outcome)>, EngineError> {
+async fn outcomes(engines: &Engines, ids: &[MessageId]) -> Result<Vec<Confirmation>, EngineError> {
     let saved = engines.store.messages.find(ids).await?;
     let (mut found, mut unsaved) = (Vec::new(), Vec::new());
     for (id, message) in ids.iter().zip(saved) {
         match message {
-            Some(message) => found.push((*id, Outcome::Saved { seq: message.seq })),
+            Some(message) => {
+                found.push(Confirmation { id: *id, outcome: Outcome::Saved { seq: message.seq } });
+            }
             None => unsaved.push(*id),
         }
     }
     if !unsaved.is_empty() {
         let records = engines.store.intake.get(&unsaved).await?;
         let ended = records.into_iter().flatten();
-        found.extend(ended.filter_map(|record| Some((record.accepted.id, record.outcome?))));
+        found
+            .extend(ended.filter_map(|record| {
+                Some(Confirmation { id: record.accepted.id, outcome: record.outcome? })
+            }));
     }
     Ok(found)
 }

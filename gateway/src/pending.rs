@@ -2,23 +2,25 @@
 //! answer for.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use naru_model::frame::{Ack, ServerFrame};
+use naru_model::live::Confirmation;
 use naru_model::message::{Accepted, Outcome};
-use naru_model::{ClientMessageId, MessageId, RoomId, Seq, Timestamp};
+use naru_model::{ClientMessageId, MessageId, RoomId, Timestamp};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::refusal::{Refusal, to_text};
-use crate::sessions::{Session, Ticket};
+use crate::sessions::{Session, Ticket, Wake};
 
 /// A confirmation that has not come by then is looked up in the store …
 const LOOK_AFTER: Duration = Duration::from_millis(500);
 /// … and again after twice as long, up to this.
-const LOOK_AT_MOST_EVERY: Duration = Duration::from_secs(4);
+const MAX_LOOK_EVERY: Duration = Duration::from_secs(4);
 /// After this the sender is told that the message's fate is unknown. Its client will have said so long before.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
 
@@ -49,66 +51,73 @@ pub(crate) enum Asker {
 }
 
 impl Waiter {
-    /// Tells the sender that the message is saved.
-    pub(crate) fn confirm(self, id: MessageId, seq: Seq, timestamp: Timestamp) {
-        let Self { client_message_id, chat_room_id, .. } = &self;
-        let ack = Ack {
-            client_message_id: client_message_id.clone(),
-            id,
-            chat_room_id: chat_room_id.clone(),
-            seq,
-            timestamp,
+    /// Tells the sender how the message ended. A session writes it once the answer is dropped: so what is answered
+    /// together is written together.
+    pub(crate) fn resolve(self, id: MessageId, outcome: Outcome, timestamp: Timestamp) -> Option<Wake> {
+        let seq = match outcome {
+            Outcome::Saved { seq } => seq,
+            Outcome::Rejected { reason } => return self.refuse(reason.into()),
         };
-        match self.asker {
+        let Self { asker, client_message_id, chat_room_id, sent_as, _permit } = self;
+        let ack = Ack { client_message_id, id, chat_room_id, seq, timestamp };
+        match asker {
             Asker::Session { session, ticket } => {
-                session.answered(&self.chat_room_id, self.sent_as);
+                session.answered(sent_as);
                 session.answer(ticket, to_text(&ServerFrame::Ack(&ack)));
+                Some(Wake(session))
             }
-            // Whoever asked may have gone.
-            Asker::Http(answer) => drop(answer.send(Ok(ack))),
+            Asker::Http(answer) => {
+                // The client may have gone.
+                let _ = answer.send(Ok(ack));
+                None
+            }
         }
     }
 
     /// Tells the sender that the message was not accepted, or that its fate is unknown.
-    pub(crate) fn refuse(self, refusal: Refusal) {
+    pub(crate) fn refuse(self, refusal: Refusal) -> Option<Wake> {
         match self.asker {
             Asker::Session { session, ticket } => {
-                session.answered(&self.chat_room_id, self.sent_as);
+                session.answered(self.sent_as);
                 session.answer(ticket, refusal.frame(Some(&self.client_message_id)));
+                Some(Wake(session))
             }
-            Asker::Http(answer) => drop(answer.send(Err(refusal))),
-        }
-    }
-
-    /// Tells the sender how the message ended.
-    pub(crate) fn settle(self, id: MessageId, outcome: Outcome, timestamp: Timestamp) {
-        match outcome {
-            Outcome::Saved { seq } => self.confirm(id, seq, timestamp),
-            Outcome::Rejected { reason } => self.refuse(reason.into()),
+            Asker::Http(answer) => {
+                let _ = answer.send(Err(refusal));
+                None
+            }
         }
     }
 }
 
 struct Waiting {
-    waiters: Vec<Waiter>,
+    first: Waiter,
+    /// Those who sent it again.
+    others: Vec<Waiter>,
     timestamp: Timestamp,
     since: Instant,
     look_at: Instant,
 }
 
+impl Waiting {
+    fn waiters(self) -> impl Iterator<Item = Waiter> {
+        std::iter::once(self.first).chain(self.others)
+    }
+}
+
 /// The table.
 pub(crate) struct Pending {
-    most: usize,
+    max: usize,
     in_hand: AtomicUsize,
     waiting: Mutex<HashMap<MessageId, Waiting>>,
     emptied: Notify,
 }
 
 impl Pending {
-    /// A table of at most `most` messages.
-    pub(crate) fn new(most: usize) -> Arc<Self> {
+    /// A table of at most `max` messages.
+    pub(crate) fn new(max: usize) -> Arc<Self> {
         let (in_hand, waiting, emptied) = (AtomicUsize::new(0), Mutex::default(), Notify::new());
-        Arc::new(Self { most, in_hand, waiting, emptied })
+        Arc::new(Self { max, in_hand, waiting, emptied })
     }
 
     /// The right to take one more message.
@@ -118,7 +127,7 @@ impl Pending {
     pub(crate) fn admit(self: &Arc<Self>) -> Result<Permit, Refusal> {
         let others = self.in_hand.fetch_add(1, Ordering::Relaxed);
         let permit = Permit(self.clone());
-        if others < self.most { Ok(permit) } else { Err(Refusal::Overloaded) }
+        if others < self.max { Ok(permit) } else { Err(Refusal::Overloaded) }
     }
 
     /// How many messages are in hand: taken and not yet answered.
@@ -126,19 +135,30 @@ impl Pending {
         self.in_hand.load(Ordering::Relaxed)
     }
 
-    /// Waits for the outcome of a message. Must be said before the message is handed on.
+    /// Waits for the outcome of a message. Must be called before the message is handed on.
     pub(crate) fn wait(&self, id: MessageId, timestamp: Timestamp, waiter: Waiter) {
         let now = Instant::now();
-        let fresh = || Waiting { waiters: Vec::new(), timestamp, since: now, look_at: now + LOOK_AFTER };
-        self.waiting().entry(id).or_insert_with(fresh).waiters.push(waiter);
+        match self.waiting().entry(id) {
+            Entry::Occupied(entry) => entry.into_mut().others.push(waiter),
+            Entry::Vacant(entry) => {
+                let look_at = now + LOOK_AFTER;
+                entry.insert(Waiting { first: waiter, others: Vec::new(), timestamp, since: now, look_at });
+            }
+        }
     }
 
-    /// A message has ended: answers all who wait for it.
-    pub(crate) fn settle(&self, id: MessageId, outcome: Outcome) {
-        let ended = self.waiting().remove(&id);
-        if let Some(Waiting { waiters, timestamp, .. }) = ended {
-            waiters.into_iter().for_each(|waiter| waiter.settle(id, outcome, timestamp));
-        }
+    /// Messages have ended: answers all who wait for them.
+    pub(crate) fn resolve(&self, confirmations: &[Confirmation]) {
+        let mut waiting = self.waiting();
+        let ended = confirmations.iter().filter_map(|ended| Some((ended, waiting.remove(&ended.id)?)));
+        let ended: Vec<_> = ended.collect();
+        drop(waiting);
+        let answers = ended.into_iter().flat_map(|(&Confirmation { id, outcome }, waiting)| {
+            let timestamp = waiting.timestamp;
+            waiting.waiters().map(move |waiter| waiter.resolve(id, outcome, timestamp))
+        });
+        // Sessions are woken when all of this is answered.
+        let _answers: Vec<Option<Wake>> = answers.collect();
     }
 
     /// The messages whose confirmation is overdue, each at growing intervals. Those who have waited too long are told
@@ -149,12 +169,12 @@ impl Pending {
         let given_up: Vec<_> = {
             let mut waiting = self.waiting();
             for (id, entry) in waiting.iter_mut().filter(|(_, entry)| entry.look_at <= now) {
-                entry.look_at = now + now.duration_since(entry.since).clamp(LOOK_AFTER, LOOK_AT_MOST_EVERY);
+                entry.look_at = now + now.duration_since(entry.since).clamp(LOOK_AFTER, MAX_LOOK_EVERY);
                 overdue.push(*id);
             }
             waiting.extract_if(|_, entry| now.duration_since(entry.since) >= GIVE_UP_AFTER).collect()
         };
-        for waiter in given_up.into_iter().flat_map(|(_, entry)| entry.waiters) {
+        for waiter in given_up.into_iter().flat_map(|(_, entry)| entry.waiters()) {
             waiter.refuse(Refusal::Unavailable);
         }
         overdue

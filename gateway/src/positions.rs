@@ -1,22 +1,31 @@
-//! RECEIVED and READ: stored in groups, then told to the room. They only go forward, so one that is lost is made up for
-//! by the next.
+//! RECEIVED and READ: proofs of what was delivered, stored in batches, then told to the room. They only go forward, so one
+//! that is lost is made up for by the next, and of several in one batch the furthest stands for all.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
+use std::time::Duration;
 
 use naru_engines::store::{Advance, Moved};
 use naru_model::frame::Upto;
 use naru_model::live::{LiveEvent, News, Position};
-use naru_model::{Seq, SessionId, Timestamp};
+use naru_model::{Room, RoomId, Seq, SessionId, Timestamp};
 use tokio::sync::mpsc;
 
 use crate::Gateway;
+use crate::batches::{Batches, Limits, Linger};
 use crate::refusal::Refusal;
+use crate::rooms::FRESH;
 use crate::sessions::Session;
 
-/// How many steps are stored in one write.
-const BATCH: usize = 256;
+/// How many steps are stored in one write, before those of one device in one room are put together …
+const BATCH: usize = 1024;
+/// … and how long one that follows closely on another waits for more.
+const LINGER: Linger = Linger { span: Duration::from_millis(100), enough: BATCH };
 /// How many may wait; beyond, a session that takes steps waits too.
 const QUEUE: usize = 4096;
+/// Who takes a step was a member this long ago at most. The store moves only who is one now.
+const MEMBER_WITHIN: Duration = Duration::from_secs(30);
 /// Positions are told in rooms of up to this many members, and stored in all.
 const TOLD_UP_TO: usize = 32;
 
@@ -38,10 +47,11 @@ pub(crate) fn channel() -> (mpsc::Sender<Taken>, mpsc::Receiver<Taken>) {
 }
 
 impl Gateway {
-    /// Takes a step of a session's user in a room.
+    /// Takes a step of a session's user in a room, which proves what was delivered of it.
     pub(crate) async fn step(&self, session: &Session, upto: Upto, step: Step) -> Result<(), Refusal> {
+        self.prove(session, session.received(&upto.chat_room_id, upto.seq));
         let user = &session.identity.user;
-        if self.rooms.of_member_now(&upto.chat_room_id, user).await?.is_none() {
+        if self.rooms.of_member_within(MEMBER_WITHIN, &upto.chat_room_id, user).await?.is_none() {
             return Err(Refusal::RoomNotFound);
         }
         let advance = Advance {
@@ -56,12 +66,13 @@ impl Gateway {
     }
 }
 
-/// Stores steps in groups and tells of those that moved something.
-pub(crate) async fn run(gateway: &Arc<Gateway>, steps: &mut mpsc::Receiver<Taken>) {
-    let mut batch = Vec::with_capacity(BATCH);
-    while steps.recv_many(&mut batch, BATCH).await > 0 {
-        let (advances, sessions): (Vec<_>, Vec<_>) =
-            batch.drain(..).map(|taken| (taken.advance, taken.session)).unzip();
+/// Stores steps in batches and tells of those that moved something.
+pub(crate) async fn run(gateway: &Arc<Gateway>, steps: mpsc::Receiver<Taken>) {
+    let size = |_: &Taken| 1;
+    let mut batches = Batches::new(steps, Limits { max: BATCH, max_size: BATCH, size, linger: LINGER });
+    let mut batch = Vec::new();
+    while batches.next(&mut batch).await {
+        let (advances, sessions) = merged(batch.drain(..));
         match gateway.engines.store.positions.advance(&advances).await {
             Ok(moved) => tell(gateway, advances.into_iter().zip(sessions).zip(moved)).await,
             Err(error) => {
@@ -71,35 +82,88 @@ pub(crate) async fn run(gateway: &Arc<Gateway>, steps: &mut mpsc::Receiver<Taken
     }
 }
 
+/// One step for each device in each room: the furthest. It counts as the last session's that took one.
+fn merged(batch: impl Iterator<Item = Taken>) -> (Vec<Advance>, Vec<SessionId>) {
+    let (mut advances, mut sessions) = (Vec::<Advance>::new(), Vec::new());
+    let mut places = HashMap::new();
+    for Taken { advance, session } in batch {
+        match places.entry((advance.room.clone(), advance.user.clone(), advance.device.clone())) {
+            Entry::Vacant(entry) => {
+                entry.insert(advances.len());
+                advances.push(advance);
+                sessions.push(session);
+            }
+            Entry::Occupied(entry) => {
+                let merged = &mut advances[*entry.get()];
+                merged.received = merged.received.max(advance.received);
+                merged.read = merged.read.max(advance.read);
+                sessions[*entry.get()] = session;
+            }
+        }
+    }
+    (advances, sessions)
+}
+
 async fn tell(gateway: &Gateway, steps: impl Iterator<Item = ((Advance, SessionId), Moved)>) {
+    let steps: Vec<_> = steps.filter(|(_, moved)| *moved != Moved::default()).collect();
+    let rooms: Vec<RoomId> = steps.iter().map(|((advance, _), _)| advance.room.clone()).collect();
+    let rooms = match gateway.rooms.within(FRESH, &rooms).await {
+        Ok(rooms) => rooms,
+        Err(error) => return tracing::debug!(%error, "positions were not told; they are stored"),
+    };
     let mut events = Vec::new();
-    for ((advance, session), moved) in steps {
-        if moved == Moved::default() {
-            continue;
-        }
-        let room = gateway.rooms.of_member_now(&advance.room, &advance.user).await;
-        let Ok(Some(room)) = room else { continue };
-        if room.member_ids.len() > TOLD_UP_TO {
-            continue;
-        }
+    for (((advance, session), moved), room) in steps.into_iter().zip(rooms) {
+        let is_told_in = |room: &Arc<Room>| room.has(&advance.user) && room.member_ids.len() <= TOLD_UP_TO;
+        let Some(room) = room.filter(is_told_in) else { continue };
+        let mut event = |news| {
+            let origin = Some(session.clone());
+            events.push(LiveEvent { recipients: room.member_ids.clone(), origin, news });
+        };
         let position = |seq| Position {
             chat_room_id: advance.room.clone(),
             user_id: advance.user.clone(),
             seq,
             timestamp: Timestamp::now(),
         };
+        if let Some(seq) = moved.read {
+            event(News::Read(position(seq)));
+        }
         // READ says all that RECEIVED says.
-        let news = match (moved.read, moved.received) {
-            (Some(seq), _) => News::Read(position(seq)),
-            (None, Some(seq)) => News::Received(position(seq)),
-            (None, None) => continue,
-        };
-        events.push(LiveEvent { recipients: room.member_ids.clone(), origin: Some(session), news });
+        if let Some(seq) = moved.received.filter(|received| Some(*received) > moved.read) {
+            event(News::Received(position(seq)));
+        }
     }
     if events.is_empty() {
         return;
     }
     if let Err(error) = gateway.engines.live.publish(events).await {
         tracing::debug!(%error, "positions were not told; they are stored");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use naru_model::{DeviceId, UserId};
+
+    use super::*;
+
+    fn step(device: &str, received: u64, read: u64, session: &str) -> Taken {
+        let advance = Advance {
+            room: RoomId::new("r").unwrap(),
+            user: UserId::new("ada").unwrap(),
+            device: Some(DeviceId::new(device).unwrap()),
+            received: Seq(received),
+            read: Seq(read),
+        };
+        Taken { advance, session: SessionId::new(session).unwrap() }
+    }
+
+    #[test]
+    fn of_the_steps_of_a_device_the_furthest_stands_for_all() {
+        let steps = [step("phone", 3, 0, "one"), step("laptop", 9, 9, "two"), step("phone", 2, 2, "three")];
+        let (advances, sessions) = merged(steps.into_iter());
+        let positions: Vec<_> = advances.iter().map(|step| (step.received.0, step.read.0)).collect();
+        assert_eq!(positions, [(3, 2), (9, 9)]);
+        assert_eq!(sessions.iter().map(SessionId::as_str).collect::<Vec<_>>(), ["three", "two"]);
     }
 }

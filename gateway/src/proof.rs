@@ -1,35 +1,45 @@
-//! Proof of delivery: a message counts as delivered when the client has answered a WebSocket ping that was written after
-//! it. Whoever proves nothing in time gets a push (the hop `owed`).
+//! Proof of delivery. What was written to a session counts as delivered when its client said so with a `RECEIVED` or `READ`
+//! of that room at or beyond it, or answered a WebSocket ping that was written after it. What is not proven in time becomes
+//! a push, by the fanout.
 //!
 //! A client library answers pings by itself, in the order in which it reads, so a pong says that everything before its
-//! ping was read. A client's `RECEIVED` needs nothing here: it is stored as its position, which the notifier looks at too.
+//! ping was read. Pings for proof are few: a session that was written to is asked a second later, for all that was written
+//! until then and that its client has not confirmed itself; and one ticker serves all sessions.
 //!
 //! What is lost on the way to the engine (a full queue, a failed call, a crash) costs a push too many, and no message.
 
+use std::collections::VecDeque;
 use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use naru_model::{Message, MessageId, Timestamp, UserId};
+use naru_model::{Message, MessageId, RoomId, Seq, Timestamp, UserId};
+use prometheus_client::metrics::counter::Counter;
 use serde::Deserialize;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::Gateway;
+use crate::batches::{Batches, Limits, Linger};
 use crate::sessions::Session;
 
 /// How many messages one session remembers as unproven. What is written beyond them stays unproven: a client that reads
 /// this much without answering a ping is not answering pings.
-const MOST_UNPROVEN: usize = 1024;
-/// A client that is written to without a pause is pinged after this many messages.
-const ASK_AFTER: usize = 64;
-/// How many proofs are recorded in one call …
+const MAX_UNPROVEN: usize = 1024;
+/// A session that was written this many messages is asked for proof without waiting for the ticker.
+const ASK_AFTER: usize = 256;
+/// A session is asked for proof this long after the first message that needs it, and again after as long …
+const ASK_EVERY: Duration = Duration::from_secs(1);
+/// … give or take this. (The fanout looks for proofs after one and a half seconds.)
+const TICK: Duration = Duration::from_millis(50);
+/// How many proofs are recorded in one call, give or take those of one pong …
 const BATCH: usize = 1024;
-/// … and how long the first of them waits for others: a proof has the whole grace time.
-const LINGER: Duration = Duration::from_millis(5);
-/// How many pongs may wait to be recorded; beyond, they are dropped.
+/// … and how long one that follows closely on another waits for more.
+const LINGER: Linger = Linger { span: Duration::from_millis(100), enough: BATCH };
+/// How many may wait to be recorded; beyond, they are dropped.
 const QUEUE: usize = 8192;
-/// A proof is kept for twice the grace time and this: until its `owed` event was handled, even when the notifier was
-/// restarted in between.
+/// A proof is kept for twice the grace time and this: until the fanout has asked for it, even when it was restarted in
+/// between.
 const KEEP_BESIDES: Duration = Duration::from_secs(60);
 
 /// What proves that a message has reached a client; the key `delivery_proof`.
@@ -42,12 +52,24 @@ pub enum DeliveryProof {
     Received,
 }
 
+/// A message that a client has to prove it got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ToProve {
+    pub(crate) room: RoomId,
+    pub(crate) seq: Seq,
+    pub(crate) id: MessageId,
+    /// When it was accepted.
+    pub(crate) timestamp: Timestamp,
+}
+
 /// What was written to one session and is not proven yet, and the pings that ask for its proof. An idle session holds an
 /// empty one, which owns no memory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Unproven {
+    /// Whether pings ask for proof, and pongs are one.
+    by_ping: bool,
     /// Oldest first.
-    written: Vec<MessageId>,
+    written: Vec<ToProve>,
     /// How many of them the last ping covers.
     covered: usize,
     /// The last ping's number. It is its payload.
@@ -56,14 +78,25 @@ pub(crate) struct Unproven {
     is_asked: bool,
     /// A ping is wanted whether there is something to prove or not.
     is_wanted: bool,
+    /// A ping for proof is to be written as soon as nothing else is.
+    is_due: bool,
+    /// The ticker knows of the session.
+    is_registered: bool,
 }
 
 impl Unproven {
-    /// A message was written.
-    pub(crate) fn wrote(&mut self, message: MessageId) {
-        if self.written.len() < MOST_UNPROVEN {
+    pub(crate) fn new(by_ping: bool) -> Self {
+        let (written, covered, ping) = (Vec::new(), 0, 0);
+        let [is_asked, is_wanted, is_due, is_registered] = [false; 4];
+        Self { by_ping, written, covered, ping, is_asked, is_wanted, is_due, is_registered }
+    }
+
+    /// A message was written. Whether the ticker is to be told.
+    pub(crate) fn wrote(&mut self, message: ToProve) -> bool {
+        if self.written.len() < MAX_UNPROVEN {
             self.written.push(message);
         }
+        !std::mem::replace(&mut self.is_registered, true)
     }
 
     /// The client is to be pinged as a sign of life.
@@ -71,39 +104,139 @@ impl Unproven {
         self.is_wanted = true;
     }
 
-    /// The ping to write now, if one is due: one at a time for deliveries, and as a rule only when nothing else waits to
-    /// be written, so that a burst shares it.
+    /// The ticker has come. Whether it is to come again: there is still something to prove.
+    pub(crate) fn ask(&mut self, is_too_old: impl Fn(&ToProve) -> bool) -> bool {
+        self.take(is_too_old);
+        self.is_registered = !self.written.is_empty();
+        // Only the last ping's pong counts: a new ping would take its worth from one that is under way.
+        self.is_due = self.is_registered && self.by_ping && !self.is_asked;
+        self.is_registered
+    }
+
+    /// A ping for proof is to be written.
+    pub(crate) fn is_due(&self) -> bool {
+        self.is_due
+    }
+
+    /// A last ping is to cover all that was written.
+    pub(crate) fn ask_for_the_rest(&mut self) {
+        self.is_due = self.by_ping && self.covered < self.written.len();
+    }
+
+    /// The ping to write now, if one is due. One for proof comes when nothing else waits to be written, so that a burst
+    /// shares it; or when a lot was written.
     pub(crate) fn next_ping(&mut self, more_waits: bool) -> Option<[u8; 4]> {
-        let pause = !more_waits || self.written.len() >= ASK_AFTER;
-        if !(self.is_wanted || self.has_to_ask() && pause) {
+        let is_due = self.is_due && !more_waits;
+        let is_much = self.by_ping && !self.is_asked && self.written.len() >= ASK_AFTER;
+        if !(self.is_wanted || is_due || is_much) {
             return None;
         }
         self.ping = self.ping.wrapping_add(1);
-        (self.covered, self.is_asked, self.is_wanted) = (self.written.len(), true, false);
+        (self.covered, self.is_asked) = (self.written.len(), true);
+        (self.is_wanted, self.is_due) = (false, false);
         Some(self.ping.to_be_bytes())
     }
 
-    /// Whether there is something to prove and no ping under way.
-    pub(crate) fn has_to_ask(&self) -> bool {
-        !self.is_asked && !self.written.is_empty()
-    }
-
-    /// A pong has come: what it proves. Only the last ping's counts, because a client that has several to answer may
-    /// answer just the last (RFC 6455, 5.5.3), and the last one covers what those before it do.
+    /// A pong has come: what it proves, where pongs do. Only the last ping's counts, because a client that has several to
+    /// answer may answer just the last (RFC 6455, 5.5.3), and the last one covers what those before it do.
     pub(crate) fn pong(&mut self, payload: &[u8]) -> Vec<MessageId> {
         if !self.is_asked || payload != self.ping.to_be_bytes() {
             return Vec::new();
         }
         self.is_asked = false;
         let covered = std::mem::take(&mut self.covered);
-        if covered == self.written.len() {
-            return std::mem::take(&mut self.written);
+        if !self.by_ping {
+            return Vec::new();
         }
-        self.written.drain(..covered).collect()
+        let proven = self.written.drain(..covered).map(|message| message.id).collect();
+        self.tidy();
+        proven
+    }
+
+    /// The client has everything of a room up to a place: what that proves.
+    pub(crate) fn received(&mut self, room: &RoomId, upto: Seq) -> Vec<MessageId> {
+        self.take(|message| message.seq <= upto && message.room == *room)
+    }
+
+    /// Takes out the messages for which this holds.
+    fn take(&mut self, is_meant: impl Fn(&ToProve) -> bool) -> Vec<MessageId> {
+        let (mut taken, mut place) = (Vec::new(), 0);
+        let covered = self.covered;
+        self.written.retain(|message| {
+            let is_meant = is_meant(message);
+            if is_meant {
+                taken.push(message.id);
+                self.covered -= usize::from(place < covered);
+            }
+            place += 1;
+            !is_meant
+        });
+        self.tidy();
+        taken
+    }
+
+    /// An idle session owns no memory, and has nothing to be asked.
+    fn tidy(&mut self) {
+        if self.written.is_empty() {
+            (self.written, self.is_due) = (Vec::new(), false);
+        }
     }
 }
 
-/// What one pong has proven.
+/// The sessions that are to be asked for proof, in the order of their turns.
+pub(crate) struct Asking {
+    /// Whether pings ask, and pongs prove.
+    pub(crate) by_ping: bool,
+    kept_for: Duration,
+    turns: Mutex<VecDeque<Turn>>,
+    /// Pings that were written, those for a sign of life included.
+    pub(crate) pings: Counter,
+}
+
+/// When a session is asked.
+type Turn = (Instant, Weak<Session>);
+
+impl Asking {
+    #[cfg(test)]
+    pub(crate) fn by_ping() -> Arc<Self> {
+        Self::new(DeliveryProof::Pong, Duration::from_secs(80), Counter::default())
+    }
+
+    pub(crate) fn new(proof: DeliveryProof, kept_for: Duration, pings: Counter) -> Arc<Self> {
+        Arc::new(Self { by_ping: proof == DeliveryProof::Pong, kept_for, turns: Mutex::default(), pings })
+    }
+
+    /// A session was written something that it has to prove, and is not registered.
+    pub(crate) fn register(&self, session: &Arc<Session>) {
+        self.turns().push_back((Instant::now() + ASK_EVERY, Arc::downgrade(session)));
+    }
+
+    /// Asks those whose turn has come. Who has still something to prove gets another turn.
+    fn tick(&self) {
+        let now = Instant::now();
+        let due: Vec<_> = {
+            let mut turns = self.turns();
+            let due = turns.iter().take_while(|(turn, _)| *turn <= now).count();
+            turns.drain(..due).collect()
+        };
+        for session in due.iter().filter_map(|(_, session)| session.upgrade()) {
+            if !session.is_closing() && session.ask(self) {
+                self.register(&session);
+            }
+        }
+    }
+
+    /// Its proof is not asked for any more.
+    pub(crate) fn is_too_old(&self, message: &ToProve) -> bool {
+        Timestamp::now().since(message.timestamp) >= self.kept_for
+    }
+
+    fn turns(&self) -> MutexGuard<'_, VecDeque<Turn>> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What one pong, or one position, has proven.
 pub(crate) struct Proven {
     user: UserId,
     messages: Vec<MessageId>,
@@ -114,23 +247,21 @@ pub(crate) fn channel() -> (mpsc::Sender<Proven>, mpsc::Receiver<Proven>) {
 }
 
 impl Gateway {
-    /// Whether deliveries are followed by pings here.
-    fn asks_for_proof(&self) -> bool {
-        !self.config.delivery_grace.0.is_zero() && self.config.delivery_proof == DeliveryProof::Pong
+    /// What must be proven of a message; nothing when it is so old that its proof is not asked for any more. (Its sender
+    /// has nothing to prove.)
+    pub(crate) fn to_prove(&self, message: &Message) -> Option<ToProve> {
+        let to_prove = ToProve {
+            room: message.chat_room_id.clone(),
+            seq: message.seq,
+            id: message.id,
+            timestamp: message.timestamp,
+        };
+        let is_asked_for = !self.config.delivery_grace.0.is_zero() && !self.asking.is_too_old(&to_prove);
+        is_asked_for.then_some(to_prove)
     }
 
-    /// What a session that is given a message will have to prove: nothing when the message is its own user's, or so old
-    /// that nobody asks for its proof any more.
-    pub(crate) fn to_prove(&self, message: &Message, session: &Session) -> Option<MessageId> {
-        let is_asked_for = self.asks_for_proof()
-            && message.sender_id != session.identity.user
-            && Timestamp::now().since(message.timestamp) < self.proofs_kept_for();
-        is_asked_for.then_some(message.id)
-    }
-
-    /// A session's client has answered a ping.
-    pub(crate) fn pong(&self, session: &Session, payload: &[u8]) {
-        let messages = session.pong(payload);
+    /// A session's client has proven that it has these messages.
+    pub(crate) fn prove(&self, session: &Session, messages: Vec<MessageId>) {
         let count = messages.len() as u64;
         if count == 0 {
             return;
@@ -141,72 +272,99 @@ impl Gateway {
             Err(_) => self.telemetry.unrecorded.inc_by(count),
         };
     }
-
-    fn proofs_kept_for(&self) -> Duration {
-        self.config.delivery_grace.0.saturating_mul(2).saturating_add(KEEP_BESIDES)
-    }
 }
 
-/// Records what is proven, in groups, until the last connection has ended.
-pub(crate) async fn run(gateway: &Gateway, queue: &mut mpsc::Receiver<Proven>) {
-    let mut batch = Vec::new();
-    let mut ended = pin!(gateway.connections.wait());
-    let mut is_over = false;
-    while !is_over {
-        tokio::select! {
-            () = collect(queue, &mut batch) => {}
-            () = &mut ended => {
-                while let Ok(proven) = queue.try_recv() {
-                    add(&mut batch, proven);
-                }
-                is_over = true;
-            }
-        }
-        for proofs in batch.chunks(BATCH) {
-            if let Err(error) = gateway.engines.proofs.record(proofs, gateway.proofs_kept_for()).await {
-                tracing::warn!(%error, count = proofs.len(), "deliveries were proven in vain: their recipients get pushes");
-                gateway.telemetry.unrecorded.inc_by(proofs.len() as u64);
-            }
-        }
-        batch.clear();
-    }
+/// How long a proof is kept, and a message that is not proven is remembered.
+pub(crate) fn kept_for(grace: Duration) -> Duration {
+    grace.saturating_mul(2).saturating_add(KEEP_BESIDES)
 }
 
-/// Fills a batch with what is there and what comes in a moment. Cancelled, it leaves what it has in the batch.
-async fn collect(queue: &mut mpsc::Receiver<Proven>, batch: &mut Vec<(MessageId, UserId)>) {
-    let Some(first) = queue.recv().await else { return std::future::pending().await };
-    add(batch, first);
-    let others = async {
-        while batch.len() < BATCH
-            && let Some(next) = queue.recv().await
-        {
-            add(batch, next);
+/// Asks sessions for proof, each in its turn, until the last connection has ended.
+pub(crate) async fn ask(gateway: &Gateway) {
+    let ticking = async {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            gateway.asking.tick();
         }
     };
-    let _enough_waited = timeout(LINGER, others).await;
+    tokio::select! {
+        () = ticking => {}
+        () = gateway.connections.wait() => {}
+    }
 }
 
-fn add(batch: &mut Vec<(MessageId, UserId)>, Proven { user, messages }: Proven) {
-    batch.extend(messages.into_iter().map(|message| (message, user.clone())));
+/// Records what is proven, in batches, until the last connection has ended.
+pub(crate) async fn run(gateway: &Gateway, queue: mpsc::Receiver<Proven>) {
+    let size = |proven: &Proven| proven.messages.len();
+    let mut batches = Batches::new(queue, Limits { max: BATCH, max_size: BATCH, size, linger: LINGER });
+    let mut batch = Vec::new();
+    let mut ended = pin!(gateway.connections.wait());
+    loop {
+        let is_over = tokio::select! {
+            _more_will_come = batches.next(&mut batch) => false,
+            () = &mut ended => true,
+        };
+        record(gateway, &mut batch).await;
+        if is_over {
+            break;
+        }
+    }
+    batches.fill(&mut batch);
+    while !batch.is_empty() {
+        record(gateway, &mut batch).await;
+        batches.fill(&mut batch);
+    }
+}
+
+async fn record(gateway: &Gateway, batch: &mut Vec<Proven>) {
+    let proofs = batch.drain(..).flat_map(|Proven { user, messages }| {
+        messages.into_iter().map(move |message| (message, user.clone()))
+    });
+    let proofs: Vec<(MessageId, UserId)> = proofs.collect();
+    if proofs.is_empty() {
+        return;
+    }
+    let keep = kept_for(gateway.config.delivery_grace.0);
+    if let Err(error) = gateway.engines.proofs.record(&proofs, keep).await {
+        tracing::warn!(%error, count = proofs.len(), "deliveries were proven in vain: their recipients get pushes");
+        gateway.telemetry.unrecorded.inc_by(proofs.len() as u64);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::token::Identity;
 
-    fn id(number: u8) -> MessageId {
-        MessageId::from_bytes([number; 12])
+    fn id(number: usize) -> MessageId {
+        let mut bytes = [0; 12];
+        bytes[4..].copy_from_slice(&number.to_be_bytes());
+        MessageId::from_bytes(bytes)
     }
 
-    fn wrote(messages: impl IntoIterator<Item = u8>) -> Unproven {
-        let mut unproven = Unproven::default();
-        messages.into_iter().for_each(|number| unproven.wrote(id(number)));
+    /// The message with this number, at that place of a room.
+    fn message(number: usize, room: &str) -> ToProve {
+        let room = RoomId::new(room).unwrap();
+        ToProve { room, seq: Seq(number as u64), id: id(number), timestamp: Timestamp::now() }
+    }
+
+    fn wrote(numbers: impl IntoIterator<Item = usize>) -> Unproven {
+        let mut unproven = Unproven::new(true);
+        numbers.into_iter().for_each(|number| _ = unproven.wrote(message(number, "r")));
         unproven
+    }
+
+    /// The ticker comes.
+    fn ask(unproven: &mut Unproven) -> bool {
+        unproven.ask(|_| false)
     }
 
     #[test]
     fn nothing_to_prove_is_no_reason_to_ping() {
-        let mut unproven = Unproven::default();
+        let mut unproven = Unproven::new(true);
+        assert!(!ask(&mut unproven));
         assert_eq!(unproven.next_ping(false), None);
         unproven.want_ping();
         let ping = unproven.next_ping(true).expect("a sign of life is wanted");
@@ -215,28 +373,42 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_shares_a_ping_and_the_next_one_follows_the_pong() {
+    fn only_the_ticker_asks_and_a_burst_shares_its_ping() {
         let mut unproven = wrote([1, 2]);
+        assert_eq!(unproven.next_ping(false), None, "the ticker has not come");
+        assert!(ask(&mut unproven));
         assert_eq!(unproven.next_ping(true), None, "more is about to be written");
-        unproven.wrote(id(3));
-        let first = unproven.next_ping(false).expect("a pause");
-        unproven.wrote(id(4));
-        assert_eq!(unproven.next_ping(false), None, "one at a time");
+        unproven.wrote(message(3, "r"));
+        let first = unproven.next_ping(false).expect("nothing else waits");
+        assert_eq!(unproven.next_ping(false), None, "one for each tick");
         assert_eq!(unproven.pong(&first), [id(1), id(2), id(3)]);
-        let second = unproven.next_ping(false).expect("more was delivered meanwhile");
-        assert_eq!(unproven.pong(&second), [id(4)]);
-        assert!(!unproven.has_to_ask());
         assert_eq!(unproven.written.capacity(), 0, "an idle session owns no memory");
+        assert!(!ask(&mut unproven));
+        assert_eq!(unproven.next_ping(false), None);
+    }
+
+    #[test]
+    fn a_ping_that_is_not_answered_yet_is_not_followed_by_another() {
+        let mut unproven = wrote([1]);
+        ask(&mut unproven);
+        let ping = unproven.next_ping(false).unwrap();
+        unproven.wrote(message(2, "r"));
+        assert!(ask(&mut unproven), "the ticker comes again");
+        assert_eq!(unproven.next_ping(false), None);
+        assert_eq!(unproven.pong(&ping), [id(1)]);
+        assert!(ask(&mut unproven));
+        assert!(unproven.next_ping(false).is_some());
     }
 
     #[test]
     fn a_pong_proves_nothing_that_was_written_after_its_ping_and_nothing_twice() {
         let mut unproven = wrote([1]);
+        ask(&mut unproven);
         let ping = unproven.next_ping(false).unwrap();
-        unproven.wrote(id(2));
+        unproven.wrote(message(2, "r"));
         assert_eq!(unproven.pong(&ping), [id(1)]);
         assert_eq!(unproven.pong(&ping), [], "the same pong again");
-        assert_eq!(unproven.written, [id(2)]);
+        assert_eq!(unproven.written.iter().map(|message| message.id).collect::<Vec<_>>(), [id(2)]);
     }
 
     #[test]
@@ -244,6 +416,7 @@ mod tests {
         let mut unproven = wrote([1]);
         assert_eq!(unproven.pong(&[]), []);
         assert_eq!(unproven.pong(&0_u32.to_be_bytes()), [], "there was no ping yet");
+        ask(&mut unproven);
         unproven.next_ping(false).unwrap();
         assert_eq!(unproven.pong(b"hello"), []);
     }
@@ -252,8 +425,9 @@ mod tests {
     #[test]
     fn a_sign_of_life_covers_what_an_unanswered_ping_asked_for() {
         let mut unproven = wrote([1]);
+        ask(&mut unproven);
         let first = unproven.next_ping(false).unwrap();
-        unproven.wrote(id(2));
+        unproven.wrote(message(2, "r"));
         unproven.want_ping();
         let second = unproven.next_ping(false).expect("a sign of life is not put off");
         assert_eq!(unproven.pong(&first), [], "the later one will say more");
@@ -261,16 +435,86 @@ mod tests {
     }
 
     #[test]
-    fn without_a_pause_there_are_pings_too() {
-        let mut unproven = wrote((0..ASK_AFTER).map(|number| u8::try_from(number).unwrap()));
-        assert!(unproven.next_ping(true).is_some());
+    fn a_received_proves_its_room_up_to_its_place_without_a_pong() {
+        let mut unproven = wrote([1, 2]);
+        unproven.wrote(message(2, "other"));
+        unproven.wrote(message(3, "r"));
+        ask(&mut unproven);
+        let ping = unproven.next_ping(false).unwrap();
+        unproven.wrote(message(4, "r"));
+        let room = RoomId::new("r").unwrap();
+        assert_eq!(unproven.received(&room, Seq(2)), [id(1), id(2)]);
+        assert_eq!(unproven.received(&room, Seq(2)), [], "nothing twice");
+        assert_eq!(unproven.pong(&ping), [id(2), id(3)], "what its ping covered and was not proven yet");
+        assert_eq!(unproven.received(&room, Seq(9)), [id(4)]);
+        assert!(!ask(&mut unproven), "there is nothing left to ask for");
     }
 
     #[test]
-    fn who_never_answers_is_not_remembered_without_bound() {
-        let mut unproven = wrote(std::iter::repeat_n(1, 2 * MOST_UNPROVEN));
-        assert_eq!(unproven.written.len(), MOST_UNPROVEN);
+    fn a_received_in_time_saves_the_ping() {
+        let mut unproven = wrote([1]);
+        ask(&mut unproven);
+        unproven.received(&RoomId::new("r").unwrap(), Seq(1));
+        assert_eq!(unproven.next_ping(false), None);
+    }
+
+    #[test]
+    fn where_only_a_received_counts_nothing_is_pinged_for_and_no_pong_proves() {
+        let mut unproven = Unproven::new(false);
+        (1..2 * ASK_AFTER).for_each(|number| _ = unproven.wrote(message(number, "r")));
+        assert!(ask(&mut unproven));
+        unproven.ask_for_the_rest();
+        assert_eq!(unproven.next_ping(false), None);
+        unproven.want_ping();
         let ping = unproven.next_ping(false).unwrap();
-        assert_eq!(unproven.pong(&ping).len(), MOST_UNPROVEN);
+        assert_eq!(unproven.pong(&ping), []);
+        assert_eq!(unproven.received(&RoomId::new("r").unwrap(), Seq(1)), [id(1)]);
+    }
+
+    #[test]
+    fn a_client_that_is_written_to_a_lot_is_asked_sooner() {
+        let mut unproven = wrote(0..ASK_AFTER);
+        assert!(unproven.next_ping(true).is_some());
+        assert_eq!(unproven.next_ping(true), None, "one at a time");
+    }
+
+    #[test]
+    fn a_client_that_never_answers_is_not_remembered_without_bound() {
+        let mut unproven = wrote(0..2 * MAX_UNPROVEN);
+        assert_eq!(unproven.written.len(), MAX_UNPROVEN);
+        let ping = unproven.next_ping(false).unwrap();
+        assert!(!unproven.ask(|_| true), "nor when its proof is not asked for any more");
+        assert_eq!((unproven.pong(&ping), unproven.written.capacity()), (Vec::new(), 0));
+    }
+
+    /// Writes what waits; the pings among it.
+    fn write(session: &Arc<Session>) -> Vec<bytes::Bytes> {
+        let written = std::iter::from_fn(|| session.try_next()).map(|frame| frame.message);
+        written.filter(|message| message.is_ping()).map(|ping| ping.into_data()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_is_asked_once_a_second_while_something_is_unproven_and_otherwise_not_at_all() {
+        let asking = Asking::by_ping();
+        let user = UserId::new("ada").unwrap();
+        let expires_at = Timestamp::from_millis(0);
+        let identity = Identity { name: "Ada".into(), user, device: None, is_service: false, expires_at };
+        let session = Session::new(identity, 8, asking.clone());
+        let mut pings = Vec::new();
+        for number in 0..100 {
+            // For three seconds a message every 50 ms, none of which is proven until then.
+            if number < 60 {
+                session.send_message("CHAT".into(), Some(message(number, "r")));
+            }
+            assert!(write(&session).is_empty());
+            tokio::time::advance(TICK).await;
+            asking.tick();
+            for ping in write(&session) {
+                pings.push(number + 1);
+                assert!(!session.pong(&ping).is_empty(), "its client answers");
+            }
+        }
+        assert_eq!(pings, [20, 40, 60], "one for each second in which something was written");
+        assert_eq!(asking.turns().len(), 0, "an idle session is not looked at");
     }
 }

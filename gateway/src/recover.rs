@@ -18,7 +18,7 @@ use naru_model::frame::ServerFrame;
 use naru_model::{RoomId, Seq, UserId};
 use naru_runtime::backoff::Backoff;
 
-use crate::heard::Chapter;
+use crate::heard::Epoch;
 use crate::refusal::{Close, to_text};
 use crate::sessions::Session;
 use crate::{Gateway, LEASE};
@@ -132,7 +132,7 @@ async fn ask(gateway: &Gateway) {
         },
     };
     let concerned = sessions.iter().filter_map(|session| match &moved {
-        Some(moved) if session.known_in() == Some(moved.chapter) => {
+        Some(moved) if session.known_in() == Some(moved.epoch) => {
             let rooms = moved.rooms_of.get(&session.identity.user)?;
             Some((session, Some(rooms.as_slice())))
         }
@@ -159,13 +159,13 @@ struct Moved {
     heads: Vec<(RoomId, Seq)>,
     /// The same by the members who are here.
     rooms_of: HashMap<UserId, Vec<RoomId>>,
-    /// Whose rooms are among those that were looked at: the sessions known in this chapter.
-    chapter: Chapter,
+    /// Whose rooms are among those that were looked at: the sessions known in this epoch.
+    epoch: Epoch,
 }
 
 impl Moved {
     async fn since_heard(gateway: &Gateway) -> EngineResult<Self> {
-        let (heard, chapter) = gateway.heard.all();
+        let (heard, epoch) = gateway.heard.all();
         let (mut moved, mut rooms_of) = (Vec::new(), HashMap::<UserId, Vec<RoomId>>::new());
         for some in heard.chunks(LOOK_UP) {
             let rooms: Vec<RoomId> = some.iter().map(|(room, _)| room.clone()).collect();
@@ -177,13 +177,13 @@ impl Moved {
                 continue;
             }
             for room in gateway.engines.store.rooms.current(&rooms).await?.into_iter().flatten() {
-                for member in room.member_ids.iter().filter(|member| gateway.sessions.has(member)) {
+                for member in room.member_ids.iter().filter(|member| gateway.sessions.has(member.as_str())) {
                     rooms_of.entry(member.clone()).or_default().push(room.id.clone());
                 }
             }
             moved.extend(ahead);
         }
-        Ok(Self { heads: moved, rooms_of, chapter })
+        Ok(Self { heads: moved, rooms_of, epoch })
     }
 }
 

@@ -12,8 +12,8 @@ use tokio::time::Instant;
 
 /// How many rooms are remembered: about 300 bytes each for direct rooms.
 const REMEMBERED: usize = 100_000;
-/// For signals that nothing checks later (TYPING, READ), members are at most this old.
-const FRESH: Duration = Duration::from_secs(2);
+/// What is told to members (TYPING, positions) goes to members that are at most this old: nothing checks it later.
+pub(crate) const FRESH: Duration = Duration::from_secs(2);
 
 #[derive(Clone)]
 struct Remembered {
@@ -36,16 +36,33 @@ impl RoomCache {
         if let Some(known) = self.remembered.get(id).filter(|known| known.room.has(user)) {
             return Ok(Some(known.room));
         }
-        Ok(self.read(id).await?.filter(|room| room.has(user)))
+        let room = self.read(std::slice::from_ref(id)).await?.pop().flatten();
+        Ok(room.filter(|room| room.has(user)))
     }
 
-    /// The same, from what is at most two seconds old.
-    pub(crate) async fn of_member_now(&self, id: &RoomId, user: &UserId) -> EngineResult<Option<Arc<Room>>> {
-        let fresh = self.remembered.get(id).filter(|known| known.read_at.elapsed() < FRESH);
-        let room = match fresh {
-            Some(known) => Some(known.room),
-            None => self.read(id).await?,
-        };
+    /// These rooms, in their order, from what is at most this old. One look-up for all.
+    pub(crate) async fn within(&self, age: Duration, ids: &[RoomId]) -> EngineResult<Vec<Option<Arc<Room>>>> {
+        let fresh = |id| self.remembered.get(id).filter(|known| known.read_at.elapsed() < age);
+        let mut rooms: Vec<_> = ids.iter().map(|id| fresh(id).map(|known| known.room)).collect();
+        let missing = ids.iter().zip(&rooms).filter(|(_, room)| room.is_none());
+        let missing: Vec<RoomId> = missing.map(|(id, _)| id.clone()).collect();
+        if !missing.is_empty() {
+            let mut read = self.read(&missing).await?.into_iter();
+            for room in rooms.iter_mut().filter(|room| room.is_none()) {
+                *room = read.next().flatten();
+            }
+        }
+        Ok(rooms)
+    }
+
+    /// The room, if `user` is a member by what is at most this old.
+    pub(crate) async fn of_member_within(
+        &self,
+        age: Duration,
+        id: &RoomId,
+        user: &UserId,
+    ) -> EngineResult<Option<Arc<Room>>> {
+        let room = self.within(age, std::slice::from_ref(id)).await?.pop().flatten();
         Ok(room.filter(|room| room.has(user)))
     }
 
@@ -54,13 +71,15 @@ impl RoomCache {
         self.remember(room.clone());
     }
 
-    async fn read(&self, id: &RoomId) -> EngineResult<Option<Arc<Room>>> {
-        let room = self.rooms.current(std::slice::from_ref(id)).await?.pop().flatten();
-        match &room {
-            Some(room) => self.remember(room.clone()),
-            None => drop(self.remembered.remove(id)),
+    async fn read(&self, ids: &[RoomId]) -> EngineResult<Vec<Option<Arc<Room>>>> {
+        let rooms = self.rooms.current(ids).await?;
+        for (id, room) in ids.iter().zip(&rooms) {
+            match room {
+                Some(room) => self.remember(room.clone()),
+                None => drop(self.remembered.remove(id)),
+            }
         }
-        Ok(room)
+        Ok(rooms)
     }
 
     fn remember(&self, room: Arc<Room>) {

@@ -1,4 +1,4 @@
-//! The door: accepts connections, and on shutdown sees everyone off in order.
+//! Accepts connections, and on shutdown ends them in order.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,10 +18,10 @@ use crate::{Gateway, Routes, api, connect};
 
 /// A client that has not sent its request by then is sent away.
 const REQUEST_WITHIN: Duration = Duration::from_secs(15);
-/// What of the drain deadline is spent on answering what is in hand; the rest is for saying good-bye.
+/// What of the drain deadline is spent on answering what is in hand; the rest is for closing.
 const ANSWER_SHARE: f64 = 0.5;
 /// How long leaving presence may take. (Without it, a message published in these moments may find no session and no push.)
-const FAREWELL_WITHIN: Duration = Duration::from_secs(2);
+const BARRIER_WITHIN: Duration = Duration::from_secs(2);
 /// How long to wait after the system refused a connection (no more file descriptors, as a rule).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -94,15 +94,20 @@ where
 async fn drain(gateway: &Gateway) {
     tracing::info!(sessions = gateway.sessions.count(), in_hand = gateway.pending.in_hand(), "draining");
     gateway.draining.cancel();
+    gateway.sessions.all().iter().for_each(|session| session.drain());
     let deadline: Duration = gateway.config.drain_deadline.into();
     if timeout(deadline.mul_f64(ANSWER_SHARE), gateway.pending.emptied()).await.is_err() {
         let in_hand = gateway.pending.in_hand();
         tracing::warn!(in_hand, "not all messages were answered; their senders will resend them");
     }
-    match timeout(FAREWELL_WITHIN, gateway.say_farewell()).await {
+    match timeout(BARRIER_WITHIN, gateway.pass_drain_barrier()).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "presence or the live layer did not hear of the farewell"),
-        Err(_) => tracing::warn!("presence or the live layer did not answer to the farewell"),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "the drain barrier was not passed: presence or the live layer failed")
+        }
+        Err(_) => {
+            tracing::warn!("the drain barrier was not passed: presence or the live layer did not answer")
+        }
     }
     for session in gateway.sessions.all() {
         session.close(Close::GoingAway);

@@ -1,12 +1,13 @@
 //! One connection from `WELCOME` to its close: frames in, frames out, and an end that the client is told of.
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::OptionFuture;
-use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{FutureExt, SinkExt, StreamExt};
+use futures_util::stream::SplitStream;
+use futures_util::{FutureExt, Sink, SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use naru_engines::live::Attachment;
@@ -23,7 +24,8 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use crate::Gateway;
 use crate::positions::Step;
 use crate::refusal::{Close, Refusal, to_text};
-use crate::sessions::{Outgoing, Session};
+use crate::rooms::FRESH;
+use crate::sessions::Session;
 use crate::token::Identity;
 use crate::{accept, recover, sync};
 
@@ -39,7 +41,7 @@ const PINGS_UNANSWERED: u32 = 2;
 
 /// Serves one connection to its end.
 pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Identity) {
-    let session = Session::new(identity, gateway.config.session_queue);
+    let session = Session::new(identity, gateway.config.session_queue, gateway.asking.clone());
     tracing::debug!(session = %session.id, user = %session.identity.user, "connected");
     gateway.telemetry.connections.inc();
     gateway.sessions.add(&session);
@@ -63,14 +65,14 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
     let (stream, mut sink, _) = tokio::join!(reading, writing, attaching);
 
     // First it can't be found any more, then it gets nothing more, then what it got goes out: so a message that was
-    // published for this session is either written or seen by the fanout to have found nobody.
+    // published for this session is either written, or the fanout sees that it reached no session.
     let reason = session.closed().await;
     if let Err(error) = gateway.engines.presence.detach(&attachment).await {
         tracing::debug!(%error, "presence did not hear of a disconnect; the lease will");
     }
     gateway.sessions.remove(&session);
     if !matches!(reason, Close::SlowConsumer | Close::ByPeer) {
-        let _out_of_time = timeout(CLOSE_WITHIN, flush(&session, &mut sink)).await;
+        let _out_of_time = timeout(CLOSE_WITHIN, write_the_rest(&session, &mut sink)).await;
     }
     session.give_up();
     if let Ok(socket) = stream.reunite(sink) {
@@ -81,8 +83,8 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
     tracing::debug!(session = %session.id, reason = reason.as_str(), "disconnected");
 }
 
-/// Tells presence, before `WELCOME`: whoever is welcomed is found by every message published afterwards. Answers whether it
-/// knows.
+/// Tells presence, before `WELCOME`: a session that is welcomed is found by every message published afterwards. Answers
+/// whether presence knows.
 async fn attach(gateway: &Gateway, session: &Session) -> (Attachment, bool) {
     let attachment = gateway.attachment(session);
     match gateway.engines.presence.attach(&attachment).await {
@@ -117,12 +119,15 @@ async fn read(gateway: &Gateway, session: &Arc<Session>, stream: &mut SplitStrea
     );
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut unanswered = 0;
+    let mut stopped = pin!(session.stopped());
+    if gateway.draining.is_cancelled() {
+        session.drain();
+    }
     loop {
         let message = tokio::select! {
-            reason = session.closed() => return reason,
+            // When the gateway drains, frames that come now are answered by the next one: the client resends them there.
+            () = &mut stopped => return session.closed().await,
             () = &mut expiry => return Close::TokenExpired,
-            // Frames that come now are answered by the next gateway: the client resends them there.
-            () = gateway.draining.cancelled() => return session.closed().await,
             _ = pings.tick() => {
                 if unanswered == PINGS_UNANSWERED {
                     return Close::Policy;
@@ -132,7 +137,7 @@ async fn read(gateway: &Gateway, session: &Arc<Session>, stream: &mut SplitStrea
                 continue;
             }
             message = async {
-                session.has_room().await;
+                session.has_capacity().await;
                 stream.next().await
             } => message,
         };
@@ -144,7 +149,7 @@ async fn read(gateway: &Gateway, session: &Arc<Session>, stream: &mut SplitStrea
                 gateway.telemetry.refused(&refusal);
                 session.send(refusal.frame(None));
             }
-            Some(Ok(Message::Pong(payload))) => gateway.pong(session, &payload),
+            Some(Ok(Message::Pong(payload))) => gateway.prove(session, session.pong(&payload)),
             Some(Ok(Message::Ping(_) | Message::Frame(_))) => {}
             Some(Ok(Message::Close(_))) | None => return Close::ByPeer,
             Some(Err(error)) => return reason(&error),
@@ -171,7 +176,8 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
             let refusal = Refusal::from(&bad);
             gateway.telemetry.refused(&refusal);
             let ticket = (bad.is_chat && bad.client_message_id.is_none()).then(|| session.ticket());
-            return session.answer(ticket, refusal.frame(bad.client_message_id.as_ref()));
+            session.answer(ticket, refusal.frame(bad.client_message_id.as_ref()));
+            return session.wake();
         }
     };
     let answered = match frame {
@@ -200,7 +206,8 @@ async fn typing(
     chat_room_id: naru_model::RoomId,
 ) -> Result<(), Refusal> {
     let user_id = &session.identity.user;
-    let room = gateway.rooms.of_member_now(&chat_room_id, user_id).await?.ok_or(Refusal::RoomNotFound)?;
+    let room = gateway.rooms.of_member_within(FRESH, &chat_room_id, user_id).await?;
+    let room = room.ok_or(Refusal::RoomNotFound)?;
     let event = LiveEvent {
         recipients: room.member_ids.iter().filter(|member| *member != user_id).cloned().collect(),
         origin: Some(session.id.clone()),
@@ -210,11 +217,11 @@ async fn typing(
 }
 
 /// Writes what is put in the queue until the session is to end.
-async fn write(session: &Session, sink: &mut SplitSink<Socket, Message>) -> Close {
+async fn write(session: &Arc<Session>, sink: &mut (impl Sink<Message, Error = WsError> + Unpin)) -> Close {
     let pump = async {
         loop {
-            let frame = session.next().await;
-            if write_one(session, sink, frame).await.is_err() {
+            session.filled().await;
+            if write_what_waits(session, sink).await.is_err() {
                 return Close::ByPeer;
             }
         }
@@ -225,25 +232,28 @@ async fn write(session: &Session, sink: &mut SplitSink<Socket, Message>) -> Clos
     }
 }
 
-/// Writes what is left in the queue, and a ping after it. (A slow consumer's is given up: the store has it all.)
-async fn flush(session: &Session, sink: &mut SplitSink<Socket, Message>) {
-    while let Some(frame) = session.try_next() {
-        if write_one(session, sink, frame).await.is_err() {
-            return;
-        }
+/// Writes everything that waits with one flush. A frame leaves the queue when the sink can take it at once: cancelled, this
+/// loses none.
+async fn write_what_waits(
+    session: &Arc<Session>,
+    sink: &mut (impl Sink<Message, Error = WsError> + Unpin),
+) -> Result<(), WsError> {
+    loop {
+        poll_fn(|context| sink.poll_ready_unpin(context)).await?;
+        let Some(frame) = session.try_next() else { break };
+        sink.start_send_unpin(frame.message)?;
     }
+    sink.flush().await
 }
 
-async fn write_one(
-    session: &Session,
-    sink: &mut SplitSink<Socket, Message>,
-    frame: Outgoing,
+/// Writes what is left in the queue, and a ping after it. (A slow consumer's is given up: the store has it all.)
+async fn write_the_rest(
+    session: &Arc<Session>,
+    sink: &mut (impl Sink<Message, Error = WsError> + Unpin),
 ) -> Result<(), WsError> {
-    sink.send(frame.message).await?;
-    if let Some(message) = frame.to_prove {
-        session.wrote(message);
-    }
-    Ok(())
+    write_what_waits(session, sink).await?;
+    session.ask_for_the_rest();
+    write_what_waits(session, sink).await
 }
 
 async fn end(gateway: &Gateway, session: &Session, mut socket: Socket, reason: Close) {
@@ -259,7 +269,7 @@ async fn end(gateway: &Gateway, session: &Session, mut socket: Socket, reason: C
             _ => {
                 while let Some(Ok(message)) = socket.next().await {
                     if let Message::Pong(payload) = message {
-                        gateway.pong(session, &payload);
+                        gateway.prove(session, session.pong(&payload));
                     }
                 }
             }
@@ -273,4 +283,69 @@ async fn discard(socket: &mut Socket) {
     let mut scrap = [0; 2048];
     let reading = async { while let Ok(1..) = socket.get_mut().read(&mut scrap).await {} };
     let _out_of_time = timeout(DISCARD_WITHIN, reading).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Poll};
+
+    use naru_model::{MessageId, RoomId, Seq, UserId};
+
+    use super::*;
+    use crate::proof::{Asking, ToProve};
+
+    /// What was written, and a line where it was flushed.
+    #[derive(Default)]
+    struct Written(Vec<String>);
+
+    impl Sink<Message> for Written {
+        type Error = WsError;
+
+        fn poll_ready(self: std::pin::Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), WsError>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn start_send(mut self: std::pin::Pin<&mut Self>, message: Message) -> Result<(), WsError> {
+            let text = if message.is_ping() { "ping".to_owned() } else { message.to_string() };
+            self.0.push(text);
+            Ok(())
+        }
+
+        fn poll_flush(mut self: std::pin::Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), WsError>> {
+            self.0.push("flush".to_owned());
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_close(self: std::pin::Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), WsError>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn session() -> Arc<Session> {
+        let user = UserId::new("ada").unwrap();
+        let expires_at = Timestamp::from_millis(0);
+        let identity = Identity { name: "Ada".into(), user, device: None, is_service: false, expires_at };
+        Session::new(identity, 8, Asking::by_ping())
+    }
+
+    #[tokio::test]
+    async fn a_burst_is_written_with_one_flush() {
+        let (session, mut sink) = (session(), Written::default());
+        ["one", "two", "three"].into_iter().for_each(|text| session.send(text));
+        write_what_waits(&session, &mut sink).await.unwrap();
+        assert_eq!(sink.0, ["one", "two", "three", "flush"]);
+    }
+
+    #[tokio::test]
+    async fn the_last_writes_are_followed_by_a_ping() {
+        let (session, mut sink) = (session(), Written::default());
+        let (room, id) = (RoomId::new("r").unwrap(), MessageId::generate());
+        let to_prove = ToProve { room, seq: Seq(1), id, timestamp: Timestamp::now() };
+        session.send_message("one".into(), Some(to_prove));
+        session.send("two");
+        write_the_rest(&session, &mut sink).await.unwrap();
+        assert_eq!(sink.0, ["one", "two", "flush", "ping", "flush"]);
+        write_the_rest(&session, &mut sink).await.unwrap();
+        assert_eq!(sink.0[5..], ["flush", "flush"], "what a ping covers needs no other");
+    }
 }

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use naru_engines::store::Window;
+use naru_model::RoomId;
 use naru_model::frame::{Object, ServerFrame, Sync, SyncFrom, SyncedRoom};
 use naru_model::live::News;
-use naru_model::{MessageId, RoomId};
 use tokio::sync::Semaphore;
 
 use crate::Gateway;
+use crate::proof::ToProve;
 use crate::refusal::{Refusal, to_text};
 use crate::sessions::Session;
 
@@ -57,7 +58,8 @@ pub(crate) async fn answer(gateway: &Gateway, session: &Arc<Session>, wanted: Sy
             room.seq = messages.last().map_or(after_seq, |message| message.seq);
             room.complete = !more;
             for message in messages {
-                let to_prove = gateway.to_prove(&message, session);
+                let is_own = message.sender_id == session.identity.user;
+                let to_prove = if is_own { None } else { gateway.to_prove(&message) };
                 if !in_turn(session, &share, to_text(&News::Chat(message)), to_prove).await {
                     return Ok(());
                 }
@@ -70,12 +72,7 @@ pub(crate) async fn answer(gateway: &Gateway, session: &Arc<Session>, wanted: Sy
 }
 
 /// Sends one frame of an answer when its share of the queue has room; `false` when the session ends before.
-async fn in_turn(
-    session: &Session,
-    share: &Arc<Semaphore>,
-    text: String,
-    to_prove: Option<MessageId>,
-) -> bool {
+async fn in_turn(session: &Session, share: &Arc<Semaphore>, text: String, to_prove: Option<ToProve>) -> bool {
     tokio::select! {
         permit = share.clone().acquire_owned() => match permit {
             Ok(permit) => {

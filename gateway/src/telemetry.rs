@@ -28,7 +28,9 @@ pub(crate) struct Telemetry {
     pub(crate) unrecorded: Counter,
     pub(crate) fetched: Counter,
     pub(crate) asked_to_sync: Counter,
+    pub(crate) pings: Counter,
     pub(crate) intake_batch: Histogram,
+    pub(crate) hand_over_batch: Histogram,
     pub(crate) in_hand: Gauge,
     refused: Family<Code, Counter>,
     closed: Family<Reason, Counter>,
@@ -45,7 +47,9 @@ impl Telemetry {
             unrecorded: Counter::default(),
             fetched: Counter::default(),
             asked_to_sync: Counter::default(),
+            pings: Counter::default(),
             intake_batch: Histogram::new(exponential_buckets(1.0, 2.0, 9)),
+            hand_over_batch: Histogram::new(exponential_buckets(1.0, 2.0, 9)),
             in_hand: Gauge::default(),
             refused: Family::default(),
             closed: Family::default(),
@@ -55,7 +59,11 @@ impl Telemetry {
             registry.register("accepted", "Messages written to the intake", telemetry.accepted.clone());
             registry.register("heard", "Messages that the live layer brought", telemetry.heard.clone());
             registry.register("delivered", "CHAT frames given to sessions", telemetry.delivered.clone());
-            registry.register("proven", "Deliveries proven by a pong", telemetry.proven.clone());
+            registry.register(
+                "proven",
+                "Deliveries proven by a pong, a RECEIVED or a READ",
+                telemetry.proven.clone(),
+            );
             registry.register(
                 "unrecorded",
                 "Proven deliveries that were not recorded; their recipients get pushes",
@@ -76,6 +84,12 @@ impl Telemetry {
                 "Messages per write to the intake",
                 telemetry.intake_batch.clone(),
             );
+            registry.register(
+                "hand_over_batch",
+                "Messages per hand-over to the persister",
+                telemetry.hand_over_batch.clone(),
+            );
+            registry.register("pings", "Pings written", telemetry.pings.clone());
             registry.register("in_hand", "Messages taken and not yet answered", telemetry.in_hand.clone());
             registry.register("refused", "Frames and messages refused, by code", telemetry.refused.clone());
             registry.register("closed", "Connections that ended, by reason", telemetry.closed.clone());

@@ -235,6 +235,17 @@ impl Running {
         until(|| async { self.metrics.encode().contains(&line).then_some(()) }).await;
     }
 
+    /// Waits until a metric that goes on growing is at least this.
+    async fn counts_at_least(&self, metric: &str, least: u64) {
+        let metric = format!("naru_notifier_{metric} ");
+        until(|| async {
+            let page = self.metrics.encode();
+            let value: u64 = page.lines().find_map(|line| line.strip_prefix(&metric))?.parse().unwrap();
+            (value >= least).then_some(())
+        })
+        .await;
+    }
+
     /// Tells it to stop; it has so long.
     fn stop(self, deadline: Duration) -> JoinHandle<Result<(), Unclean>> {
         self.shutdown.cancel();

@@ -257,7 +257,7 @@ async fn a_message_that_was_read_when_its_turn_comes_is_not_pushed() {
     handle.answer("pixel", Answer::fcm(FcmError::Unavailable));
     let notifier = town.start(town.config());
     let message = town.misses("hello").await;
-    notifier.counts("retries_total{lane=\"fcm\"} 2").await;
+    notifier.counts_at_least("retries_total{lane=\"fcm\"}", 2).await;
     let step = Advance {
         room: message.chat_room_id.clone(),
         user: user("B"),
@@ -332,7 +332,7 @@ async fn tokens_that_are_all_of_another_environment_are_our_fault() {
     let notifier = town.start(Config { push_concurrency: NonZeroUsize::MIN, ..town.config() });
     town.misses("hello").await;
     notifier.counts("tokens_removed_total{lane=\"apns\"} 5").await;
-    notifier.counts("configuration_refused_total{lane=\"apns\"} 4").await;
+    notifier.counts_at_least("configuration_refused_total{lane=\"apns\"}", 4).await;
     assert_eq!(town.devices().await.len(), 4, "no more than five go");
 
     // Once Apple takes a push, a bad token is a bad token again.

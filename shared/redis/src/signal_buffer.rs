@@ -168,10 +168,15 @@ mod tests {
 
     use super::*;
 
-    /// What can be taken now: `I`, `R`, or the channels of what was published.
+    /// What can be taken now: see [`text`].
     fn taken(buffer: &SignalBuffer) -> String {
         let mut taken = VecDeque::new();
         buffer.state().take(&mut taken);
+        text(taken)
+    }
+
+    /// `I`, `R`, and the channels of what was published.
+    fn text(taken: VecDeque<Received>) -> String {
         let texts = taken.into_iter().map(|received| match received {
             Received::Published { channel, .. } => channel,
             Received::Interrupted => "I".to_owned(),
@@ -256,24 +261,31 @@ mod tests {
     }
 
     #[test]
-    fn whatever_makes_something_to_take_wakes_whoever_waits() {
+    fn whatever_can_be_taken_wakes_whoever_waits() {
+        let changes: [(fn(&SignalBuffer, u64), &str); 3] = [
+            (|buffer, generation| push(buffer, generation, "a"), "IR"),
+            (|buffer, _| buffer.interrupt(), "I"),
+            // Full while disconnected: there is nothing to take before it is restored.
+            (
+                |buffer, generation| {
+                    push(buffer, generation, "a");
+                    buffer.restore();
+                },
+                "R",
+            ),
+        ];
         let buffer = SignalBuffer::new(0);
         let generation = buffer.begin();
-        let mut received = VecDeque::new();
-        for (change, expected) in [
-            (Box::new(|| push(&buffer, generation, "ab")) as Box<dyn Fn() + '_>, "IR"),
-            (Box::new(|| buffer.interrupt()), "I"),
-            // Full while disconnected: there is nothing to take before it is restored.
-            (Box::new(|| [push(&buffer, generation, "c"), buffer.restore()].into_iter().collect()), "R"),
-        ] {
-            let mut waiting = pin!(buffer.take(&mut received));
-            let mut context = Context::from_waker(Waker::noop());
-            assert_eq!(waiting.as_mut().poll(&mut context), Poll::Pending);
-            change();
-            assert_eq!(waiting.as_mut().poll(&mut context), Poll::Ready(true));
-            let texts =
-                received.drain(..).map(|received| if received == Received::Restored { "R" } else { "I" });
-            assert_eq!(texts.collect::<String>(), expected);
+        for (change, expected) in changes {
+            let mut received = VecDeque::new();
+            {
+                let mut taking = pin!(buffer.take(&mut received));
+                let mut context = Context::from_waker(Waker::noop());
+                assert_eq!(taking.as_mut().poll(&mut context), Poll::Pending);
+                change(&buffer, generation);
+                assert_eq!(taking.as_mut().poll(&mut context), Poll::Ready(true));
+            }
+            assert_eq!(text(received), expected);
         }
     }
 }

@@ -7,7 +7,6 @@ use naru_engines::live::Signal;
 use naru_model::live::{Confirmation, LiveEvent, News};
 use naru_model::{RoomId, Seq, SessionId};
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 
 use crate::names::room_of;
 
@@ -73,27 +72,16 @@ pub(crate) fn read_gateway_message(payload: &[u8]) -> Result<Signal, Unreadable>
     }
 }
 
-/// What tells whether an event concerns this gateway. All of it is borrowed from the payload, and what is not named here
-/// is skipped without being unescaped.
+/// What is read of an event that concerns nobody here. It is borrowed from the payload; the rest is skipped without being
+/// unescaped.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct EventHead<'a> {
-    #[serde(borrow)]
-    recipients: &'a RawValue,
-    #[serde(borrow)]
-    origin: Option<&'a RawValue>,
     #[serde(borrow, rename = "type")]
     kind: Cow<'a, str>,
     #[serde(borrow)]
     chat_room_id: Cow<'a, str>,
     seq: Option<Seq>,
-}
-
-impl EventHead<'_> {
-    fn concerns(&self, is_here: &dyn Fn(&str) -> bool) -> bool {
-        // A user id holds nothing that JSON escapes, so every second piece between quotes is one.
-        self.recipients.get().split('"').skip(1).step_by(2).any(is_here)
-    }
 }
 
 /// Reads what came on a channel for all gateways: whole when one of its recipients is here, and else of a message only
@@ -103,31 +91,36 @@ pub(crate) fn read_event(
     payload: &[u8],
     is_here: &dyn Fn(&str) -> bool,
 ) -> Result<Option<Signal>, Unreadable> {
-    let malformed = |_| Unreadable::Malformed;
-    let head: EventHead<'_> = serde_json::from_slice(payload).map_err(malformed)?;
-    let is_chat = head.kind == "CHAT";
-    if room_of(channel).is_some_and(|room| !is_chat || head.chat_room_id != room) {
-        return Err(Unreadable::Misplaced);
-    }
-    if !head.concerns(is_here) {
-        if !is_chat {
-            return Ok(None);
-        }
-        let room = RoomId::new(head.chat_room_id).map_err(|_| Unreadable::Malformed)?;
-        let seq = head.seq.ok_or(Unreadable::Malformed)?;
-        return Ok(Some(Signal::Elsewhere { room, seq }));
-    }
-    let event = if is_chat {
-        // In parts, because `flatten` would first make a copy of everything.
-        let recipients = serde_json::from_str(head.recipients.get()).map_err(malformed)?;
-        let origin =
-            head.origin.map(|origin| serde_json::from_str(origin.get())).transpose().map_err(malformed)?;
-        let news = News::Chat(serde_json::from_slice(payload).map_err(malformed)?);
-        LiveEvent { recipients, origin, news }
-    } else {
-        serde_json::from_slice(payload).map_err(malformed)?
+    let check_place = |is_chat: bool, room: &str| match room_of(channel) {
+        Some(own) if !is_chat || own != room => Err(Unreadable::Misplaced),
+        _ => Ok(()),
     };
-    Ok(Some(Signal::Event(Arc::new(event))))
+    if may_concern(payload, is_here) {
+        let event: LiveEvent = serde_json::from_slice(payload).map_err(|_| Unreadable::Malformed)?;
+        check_place(matches!(event.news, News::Chat(_)), event.news.room().as_str())?;
+        return Ok(Some(Signal::Event(Arc::new(event))));
+    }
+    let head: EventHead<'_> = serde_json::from_slice(payload).map_err(|_| Unreadable::Malformed)?;
+    let is_chat = head.kind == "CHAT";
+    check_place(is_chat, &head.chat_room_id)?;
+    if !is_chat {
+        return Ok(None);
+    }
+    let room = RoomId::new(head.chat_room_id).map_err(|_| Unreadable::Malformed)?;
+    let seq = head.seq.ok_or(Unreadable::Malformed)?;
+    Ok(Some(Signal::Elsewhere { room, seq }))
+}
+
+/// Whether a recipient is here, or may be. Naru writes the recipients first, and a user id holds nothing that JSON
+/// escapes, no quote and no bracket: so no JSON needs to be parsed for it. What is written otherwise may be for anybody.
+fn may_concern(payload: &[u8], is_here: &dyn Fn(&str) -> bool) -> bool {
+    let recipients =
+        payload.strip_prefix(br#"{"recipients":["#).and_then(|rest| rest.split(|byte| *byte == b']').next());
+    recipients.is_none_or(|recipients| {
+        // Every second piece between quotes is an id.
+        let ids = recipients.split(|byte| *byte == b'"').skip(1).step_by(2);
+        ids.filter_map(|id| str::from_utf8(id).ok()).any(is_here)
+    })
 }
 
 #[cfg(test)]
@@ -199,10 +192,19 @@ mod tests {
 
     #[test]
     fn of_an_event_for_others_the_content_is_skipped() {
-        let payload = r#"{"type":"CHAT","content":{"nested":["\ud800"]},"seq":3,"chatRoomId":"a","recipients":["ben"]}"#;
+        let payload = r#"{"recipients":["ben"],"type":"CHAT","content":{"nested":["\ud800"]},"seq":3,"chatRoomId":"a"}"#;
         assert_eq!(read("chat:a", payload, "ben"), Err(Unreadable::Malformed));
         let room = RoomId::new("a").unwrap();
         assert_eq!(read("chat:a", payload, "eve"), Ok(Some(Signal::Elsewhere { room, seq: Seq(3) })));
+    }
+
+    #[test]
+    fn an_event_whose_recipients_do_not_come_first_is_read_whole() {
+        let typing = r#"{"type":"TYPING","chatRoomId":"a","userId":"ada","recipients":["ben"]}"#;
+        let whole = Ok(Some(Signal::Event(serde_json::from_str::<LiveEvent>(typing).unwrap().into())));
+        for here in ["ben", "nobody"] {
+            assert_eq!(read("naru:news", typing, here), whole);
+        }
     }
 
     #[test]

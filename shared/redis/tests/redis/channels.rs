@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use naru_engines::live::Signal;
+use naru_engines::live::{IsHere, Signal};
 use naru_model::live::{Confirmation, LiveEvent, News, Position};
 use naru_model::message::Outcome;
 use naru_model::{GatewayId, MessageId, RoomId, Seq, SessionId, Timestamp};
@@ -11,10 +11,13 @@ use naru_redis::{Options, Redis};
 use naru_services::{Kind, Service};
 use tokio::time::timeout;
 
-use crate::{PATIENCE, layer, new_room, next, next_seq, open, publish, said, stranger, until, user};
+use crate::{
+    PATIENCE, chat_event, layer, new_room, next, next_seq, open, other_client, publish, subscribe, until,
+    user,
+};
 
 #[tokio::test]
-async fn a_plain_subscriber_of_chat_hears_messages_and_nothing_else() {
+async fn a_plain_subscriber_of_chat_receives_messages_and_nothing_else() {
     let service = Service::start(Kind::Redis);
     let naru = open(&service.url()).await;
     let mut plain = redis::Client::open(service.url()).unwrap().get_async_pubsub().await.unwrap();
@@ -34,19 +37,19 @@ async fn a_plain_subscriber_of_chat_hears_messages_and_nothing_else() {
     ];
     let mut events: Vec<LiveEvent> =
         news.map(|news| LiveEvent { recipients: [user("ada")].into(), origin: None, news }).into();
-    events.insert(1, said(&room, 7));
-    events.push(LiveEvent { origin: None, ..said(&room, 8) });
+    events.insert(1, chat_event(&room, 7));
+    events.push(LiveEvent { origin: None, ..chat_event(&room, 8) });
     let gateway = GatewayId::generate();
-    let mut ear = naru.live.subscribe(&gateway).await.unwrap();
+    let mut subscription = subscribe(&naru, &gateway).await;
     let confirmation = Confirmation { id: MessageId::generate(), outcome: Outcome::Saved { seq: Seq(7) } };
     naru.live.confirm(&gateway, vec![confirmation]).await.unwrap();
     naru.live.evict(&gateway, &SessionId::generate()).await.unwrap();
     naru.live.publish(events.clone()).await.unwrap();
 
-    let mut heard = plain.on_message();
+    let mut received = plain.on_message();
     let mut payloads = String::new();
     for _ in 0..2 {
-        let message = timeout(PATIENCE, heard.next()).await.unwrap().unwrap();
+        let message = timeout(PATIENCE, received.next()).await.unwrap().unwrap();
         assert_eq!(message.get_channel_name(), "chat:ada_ben");
         payloads += &message.get_payload::<String>().unwrap();
         payloads.push('\n');
@@ -56,10 +59,10 @@ async fn a_plain_subscriber_of_chat_hears_messages_and_nothing_else() {
     {"recipients":["ben","eve"],"type":"CHAT","id":"010101010101010101010101","chatRoomId":"ada_ben","seq":8,"senderId":"ada","senderName":"Ada 러브레이스","content":"\"안녕\" 👋","timestamp":"2026-11-22T09:30:00.042Z","clientMessageId":"c-1"}
     "#);
 
-    // A gateway hears all of it, in the order in which it was published.
+    // A gateway receives all of it, in the order in which it was published.
     let mut signals = Vec::new();
     while signals.len() < 7 {
-        signals.push(next(&mut ear).await);
+        signals.push(next(&mut subscription).await);
     }
     assert!(matches!(signals[..2], [Signal::Confirmed(_), Signal::Evict(_)]), "{signals:?}");
     let events: Vec<_> = events.into_iter().map(|event| Signal::Event(Arc::new(event))).collect();
@@ -67,20 +70,52 @@ async fn a_plain_subscriber_of_chat_hears_messages_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn rubbish_on_the_channels_is_skipped() {
+async fn a_gateway_on_which_no_recipient_is_receives_only_a_messages_place() {
+    let service = Service::start(Kind::Redis);
+    let naru = open(&service.url()).await;
+    let only_eve: IsHere = Arc::new(|user| user == "eve");
+    let mut subscription = naru.live.subscribe(&GatewayId::generate(), only_eve).await.unwrap();
+    let (room, other_room) = (new_room(), new_room());
+    let typing = |recipients: &[&str]| LiveEvent {
+        recipients: recipients.iter().map(|name| user(name)).collect(),
+        origin: None,
+        news: News::Typing { chat_room_id: room.clone(), user_id: user("ada") },
+    };
+    let to = |recipients: &[&str], seq| LiveEvent {
+        recipients: recipients.iter().map(|name| user(name)).collect(),
+        ..chat_event(&other_room, seq)
+    };
+    let events = vec![
+        to(&["ben", "ada"], 1),
+        typing(&["ben"]),
+        to(&["ben", "eve"], 2),
+        to(&[], 3),
+        typing(&[]),
+        typing(&["eve"]),
+    ];
+    naru.live.publish(events.clone()).await.unwrap();
+    let event = |place: usize| Signal::Event(events[place].clone().into());
+    let elsewhere = |seq| Signal::Elsewhere { room: other_room.clone(), seq: Seq(seq) };
+    for expected in [elsewhere(1), event(2), elsewhere(3), event(5)] {
+        assert_eq!(next(&mut subscription).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn what_can_not_be_read_is_skipped() {
     let service = Service::start(Kind::Redis);
     let naru = open(&service.url()).await;
     let (gateway, room) = (GatewayId::generate(), new_room());
-    let mut ear = naru.live.subscribe(&gateway).await.unwrap();
-    let mut other = stranger(&service.url()).await;
+    let mut subscription = subscribe(&naru, &gateway).await;
+    let mut other = other_client(&service.url()).await;
     let own = format!("naru:gateway:{gateway}");
     let chat = format!("chat:{room}");
-    let elsewhere = serde_json::to_string(&said(&new_room(), 1)).unwrap();
+    let elsewhere = serde_json::to_string(&chat_event(&new_room(), 1)).unwrap();
     for channel in ["chat:", "chat:nobody", &chat, "naru:news", &own] {
         let deep = "[".repeat(100_000);
         let payloads: [&[u8]; 7] = [
             b"",
-            b"rubbish",
+            b"nonsense",
             b"\xff\xfe",
             b"{}",
             br#"{"version":9,"type":"BEAT"}"#,
@@ -94,22 +129,22 @@ async fn rubbish_on_the_channels_is_skipped() {
     redis::cmd("PUBLISH").arg(&chat).arg(elsewhere).exec_async(&mut other).await.unwrap();
     redis::cmd("PUBLISH").arg("chat:\u{ff}").arg("not a room").exec_async(&mut other).await.unwrap();
     publish(&naru, &room, 1..2).await.unwrap();
-    assert_eq!(next(&mut ear).await, Signal::Event(said(&room, 1).into()));
+    assert_eq!(next(&mut subscription).await, Signal::Event(chat_event(&room, 1).into()));
 }
 
 #[tokio::test]
-async fn one_who_does_not_listen_costs_a_bounded_queue_here_and_none_at_the_server() {
+async fn a_subscriber_that_takes_nothing_costs_a_bounded_buffer_here_and_none_at_the_server() {
     const BACKLOG: usize = 100;
     let service = Service::start(Kind::Redis);
     let options = Options { live_backlog: BACKLOG, ..Options::default() };
     let naru = layer(&Redis::open(&service.url(), options).await.unwrap());
     let room = new_room();
-    let mut asleep = naru.live.subscribe(&GatewayId::generate()).await.unwrap();
+    let mut slow = subscribe(&naru, &GatewayId::generate()).await;
     for part in 0..20 {
         publish(&naru, &room, part * 1_000..(part + 1) * 1_000).await.unwrap();
     }
     // Everything was read from the connection: the server holds nothing back for it.
-    let mut other = stranger(&service.url()).await;
+    let mut other = other_client(&service.url()).await;
     timeout(PATIENCE, async {
         loop {
             let list: String = redis::cmd("CLIENT")
@@ -128,9 +163,9 @@ async fn one_who_does_not_listen_costs_a_bounded_queue_here_and_none_at_the_serv
     .await
     .expect("the server's buffer runs empty");
     for seq in 0..BACKLOG as u64 {
-        assert_eq!(next_seq(&mut asleep, &room).await, seq);
+        assert_eq!(next_seq(&mut slow, &room).await, seq);
     }
-    assert_eq!([next(&mut asleep).await, next(&mut asleep).await], [Signal::Interrupted, Signal::Restored]);
+    assert_eq!([next(&mut slow).await, next(&mut slow).await], [Signal::Interrupted, Signal::Restored]);
 }
 
 #[tokio::test]
@@ -140,10 +175,10 @@ async fn a_batch_that_is_written_in_many_parts_keeps_its_order() {
     let options = Options { live_backlog: EVENTS as usize, ..Options::default() };
     let naru = layer(&Redis::open(&service.url(), options).await.unwrap());
     let room = new_room();
-    let mut ear = naru.live.subscribe(&GatewayId::generate()).await.unwrap();
+    let mut subscription = subscribe(&naru, &GatewayId::generate()).await;
     publish(&naru, &room, 0..EVENTS).await.unwrap();
     for seq in 0..EVENTS {
-        assert_eq!(next_seq(&mut ear, &room).await, seq);
+        assert_eq!(next_seq(&mut subscription, &room).await, seq);
     }
 }
 
@@ -152,16 +187,16 @@ async fn a_subscriber_that_is_cut_off_subscribes_again() {
     let service = Service::start(Kind::Redis);
     let naru = open(&service.url()).await;
     let room = new_room();
-    let mut ear = naru.live.subscribe(&GatewayId::generate()).await.unwrap();
-    let mut other = stranger(&service.url()).await;
+    let mut subscription = subscribe(&naru, &GatewayId::generate()).await;
+    let mut other = other_client(&service.url()).await;
     for round in 0..3 {
         publish(&naru, &room, round..round + 1).await.unwrap();
-        assert_eq!(next_seq(&mut ear, &room).await, round);
+        assert_eq!(next_seq(&mut subscription, &room).await, round);
         let killed: u64 =
             redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub").query_async(&mut other).await.unwrap();
         assert_eq!(killed, 1);
-        assert_eq!(next(&mut ear).await, Signal::Interrupted);
-        until(&mut ear, Signal::Restored).await;
+        assert_eq!(next(&mut subscription).await, Signal::Interrupted);
+        until(&mut subscription, Signal::Restored).await;
     }
 }
 
@@ -169,9 +204,9 @@ async fn a_subscriber_that_is_cut_off_subscribes_again() {
 async fn a_dropped_subscription_leaves_the_server() {
     let service = Service::start(Kind::Redis);
     let naru = open(&service.url()).await;
-    let ear = naru.live.subscribe(&GatewayId::generate()).await.unwrap();
-    drop(ear);
-    let mut other = stranger(&service.url()).await;
+    let subscription = subscribe(&naru, &GatewayId::generate()).await;
+    drop(subscription);
+    let mut other = other_client(&service.url()).await;
     timeout(PATIENCE, async {
         let subscribed = async |other: &mut redis::aio::MultiplexedConnection| {
             redis::cmd("PUBSUB").arg("NUMPAT").query_async::<u64>(other).await.unwrap()

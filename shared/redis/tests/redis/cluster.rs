@@ -12,7 +12,7 @@ use naru_model::GatewayId;
 use redis::Connection;
 
 use crate::conformance::{Processes, Turns};
-use crate::{new_room, next, next_seq, open, publish, until, user};
+use crate::{new_room, next, next_seq, open, publish, subscribe, until, user};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -132,23 +132,23 @@ async fn a_node_that_dies_is_replaced_by_another() {
     let cluster = Cluster::start();
     let naru = open(&cluster.url()).await;
     let room = new_room();
-    let mut ears = Vec::new();
+    let mut subscriptions = Vec::new();
     for _ in 0..2 {
-        ears.push(naru.live.subscribe(&GatewayId::generate()).await.unwrap());
+        subscriptions.push(subscribe(&naru, &GatewayId::generate()).await);
     }
     publish(&naru, &room, 0..1).await.unwrap();
-    for ear in &mut ears {
-        assert_eq!(next_seq(ear, &room).await, 0);
+    for subscription in &mut subscriptions {
+        assert_eq!(next_seq(subscription, &room).await, 0);
     }
     // Everything goes over the node that this process began with.
     cluster.kill(std::process::id() as usize % 3);
-    for ear in &mut ears {
-        assert_eq!(next(ear).await, Signal::Interrupted);
-        until(ear, Signal::Restored).await;
+    for subscription in &mut subscriptions {
+        assert_eq!(next(subscription).await, Signal::Interrupted);
+        until(subscription, Signal::Restored).await;
     }
     publish(&naru, &room, 1..3).await.unwrap();
-    for ear in &mut ears {
-        assert_eq!([next_seq(ear, &room).await, next_seq(ear, &room).await], [1, 2]);
+    for subscription in &mut subscriptions {
+        assert_eq!([next_seq(subscription, &room).await, next_seq(subscription, &room).await], [1, 2]);
     }
     // A third of the keys can't be had; the cluster as a whole declines then.
     let asked = Instant::now();

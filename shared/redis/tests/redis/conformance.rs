@@ -13,7 +13,7 @@ use tokio::sync::MutexGuard;
 use crate::{layer, open};
 
 /// Processes of one deployment, as the server knows it. All cases share it, one after the other: every gateway
-/// hears every message, so one case's flood would interrupt another's, and L4's takes no interruption.
+/// receives every message, so one case's flood would interrupt another's, and L4's takes no interruption.
 pub(crate) struct Processes {
     url: String,
     turns: &'static Turns,
@@ -29,7 +29,7 @@ impl Processes {
     }
 
     async fn start(&self) -> LiveLayer {
-        // Soon full, so that hearing the end of a flood is soon done.
+        // Soon full, so that the end of a flood is soon received.
         let options = Options { live_backlog: 256, ..Options::default() };
         layer(&Redis::open(&self.url, options).await.expect("the server answers"))
     }

@@ -1,19 +1,23 @@
-//! What a call costs: round trips, counted by a network on which each takes a while.
+//! What a call costs: round trips, counted by a network on which each takes a while, and commands, counted by the server.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use naru_engines::EngineResult;
 use naru_engines::conformance::LiveLayer;
 use naru_engines::live::Attachment;
-use naru_model::{GatewayId, MessageId, SessionId, UserId};
+use naru_model::live::Confirmation;
+use naru_model::message::Outcome;
+use naru_model::{GatewayId, MessageId, Seq, SessionId, UserId};
 use naru_services::{Kind, Service};
+use redis::aio::MultiplexedConnection;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use crate::{new_room, open, publish};
+use crate::{new_room, open, other_client, publish};
 
 /// Much longer than anything else in here takes, however busy the machine.
 const TRIP: Duration = Duration::from_millis(400);
@@ -87,12 +91,12 @@ async fn a_batch_takes_as_many_round_trips_as_one() {
     let proofs: Vec<_> = people.iter().map(|user| (MessageId::generate(), user.clone())).collect();
     // From here on connections are there, and scripts known.
     near.proofs.record(&proofs[..1], keep).await.unwrap();
-    near.presence.locate(&people).await.unwrap();
+    near.presence.locate(&people[..1]).await.unwrap();
+    near.presence.seen(&people[..1]).await.unwrap();
     near.presence.detach(&session(&people[0], &gateway)).await.unwrap();
     near.leases.hold("warm", "up", keep).await.unwrap();
     far.presence.locate(&people[..1]).await.unwrap();
 
-    let message = proofs[0].0;
     let attached = session(&people[0], &gateway);
     let (presence, live) = (&far.presence, &far.live);
     let counted = [
@@ -106,14 +110,89 @@ async fn a_batch_takes_as_many_round_trips_as_one() {
         ("attach", trips(presence.attach(&attached)).await),
         ("detach", trips(presence.detach(&attached)).await),
         ("record 1,000", trips(far.proofs.record(&proofs, keep)).await),
-        ("proven 1,000", trips(far.proofs.proven(message, &room, naru_model::Seq(1), &people)).await),
+        ("proven 1,000", trips(far.proofs.proven(&proofs)).await),
         ("hold", trips(far.leases.hold("name", "holder", keep)).await),
     ];
     let expected = counted.map(|(call, _)| match call {
-        "locate 1" | "locate 1,000" | "seen 1,000" => (call, 2),
+        "seen 1,000" => (call, 2),
         _ => (call, 1),
     });
     assert_eq!(counted, expected);
+}
+
+/// The commands that the server carries out for a call, those that scripts call included.
+async fn commands<T>(
+    other: &mut MultiplexedConnection,
+    call: impl Future<Output = EngineResult<T>>,
+) -> (T, String) {
+    redis::cmd("CONFIG").arg("RESETSTAT").exec_async(other).await.unwrap();
+    let answer = call.await.unwrap();
+    let info: String = redis::cmd("INFO").arg("commandstats").query_async(other).await.unwrap();
+    let counts: BTreeMap<&str, &str> = info
+        .lines()
+        .filter_map(|line| line.strip_prefix("cmdstat_")?.split_once(":calls="))
+        .map(|(command, stats)| (command, stats.split(',').next().unwrap()))
+        .filter(|(command, _)| *command != "config|resetstat")
+        .collect();
+    (answer, counts.iter().map(|(command, calls)| format!("{command} {calls} ")).collect())
+}
+
+#[tokio::test]
+async fn a_batch_is_a_handful_of_commands() {
+    let service = Service::start(Kind::Redis);
+    let naru = open(&service.url()).await;
+    let mut other = other_client(&service.url()).await;
+    let (people, strangers) = (users(256), users(256));
+    connect(&naru, &people).await;
+    // From here on scripts are known.
+    naru.presence.locate(&people[..1]).await.unwrap();
+    naru.proofs.record(&[(MessageId::generate(), people[0].clone())], LEASE).await.unwrap();
+
+    let (locations, counts) = commands(&mut other, naru.presence.locate(&people)).await;
+    assert!(locations.iter().all(|location| location.gateways.len() == 1), "{locations:?}");
+    // One that is sent; the others are the script's: each user's record, and four gateways' leases.
+    assert_eq!(counts, "evalsha 1 hgetall 256 hmget 4 time 1 ");
+
+    // A thousand messages of four seconds, which are two sets; a proof of each is asked for, and that of a stranger.
+    let messages = (0..1_000_u32).map(|number| {
+        let mut id = MessageId::generate().bytes();
+        id[..4].copy_from_slice(&(1_800_000_000 + number % 4).to_be_bytes());
+        MessageId::from_bytes(id)
+    });
+    let (mut proofs, mut asked) = (Vec::new(), Vec::new());
+    for ((message, user), stranger) in messages.zip(people.iter().cycle()).zip(strangers.iter().cycle()) {
+        proofs.push((message, user.clone()));
+        asked.extend([(message, user.clone()), (message, stranger.clone())]);
+    }
+    let ((), counts) = commands(&mut other, naru.proofs.record(&proofs, LEASE)).await;
+    assert_eq!(counts, "evalsha 2 pexpire 2 pttl 2 sadd 2 ");
+    let (proven, counts) = commands(&mut other, naru.proofs.proven(&asked)).await;
+    assert_eq!(proven, [true, false].repeat(1_000));
+    assert_eq!(counts, "smismember 2 ");
+
+    let confirmation = Confirmation { id: proofs[0].0, outcome: Outcome::Saved { seq: Seq(1) } };
+    let gateway = GatewayId::generate();
+    let confirming = naru.live.confirm(&gateway, vec![confirmation; 256]);
+    assert_eq!(commands(&mut other, confirming).await.1, "publish 1 ");
+}
+
+#[tokio::test]
+async fn a_proof_is_kept_as_long_as_the_longest_wish_for_any_of_its_time() {
+    let service = Service::start(Kind::Redis);
+    let naru = open(&service.url()).await;
+    let mut other = other_client(&service.url()).await;
+    let message = MessageId::generate();
+    let keys = async |other: &mut MultiplexedConnection| {
+        redis::cmd("KEYS").arg("naru:proofs:*").query_async::<Vec<String>>(other).await.unwrap()
+    };
+    for (keep, least, most) in [(60, 50, 60), (10, 40, 60), (600, 590, 600)] {
+        let proofs = [(message, users(1).remove(0))];
+        naru.proofs.record(&proofs, Duration::from_secs(keep)).await.unwrap();
+        let keys = keys(&mut other).await;
+        assert_eq!(keys.len(), 1, "{keys:?}");
+        let left: i64 = redis::cmd("TTL").arg(&keys[0]).query_async(&mut other).await.unwrap();
+        assert!((least..=most).contains(&left), "{keep}: {left} s are left");
+    }
 }
 
 /// Not a test but a measurement, of the build it runs in: `cargo test --release -p naru-redis -- cost --nocapture`.
@@ -139,6 +218,7 @@ async fn what_a_call_takes_on_this_machine() {
         }};
     }
     measure!("locate 1", naru.presence.locate(&people[..1]));
+    measure!("locate 256", naru.presence.locate(&people[..256]));
     measure!("locate 100", naru.presence.locate(&people[..100]));
     measure!("locate 1,000", naru.presence.locate(&people));
     measure!("publish 1", publish(&naru, &room, 0..1));
@@ -149,6 +229,7 @@ async fn what_a_call_takes_on_this_machine() {
     measure!("renew", naru.presence.renew(&gateway, LEASE));
     let proofs: Vec<_> = people[..100].iter().map(|user| (MessageId::generate(), user.clone())).collect();
     measure!("record 100", naru.proofs.record(&proofs, LEASE));
+    measure!("proven 100", naru.proofs.proven(&proofs));
     measure!("hold", naru.leases.hold("name", "holder", LEASE));
     for (name, times) in took {
         println!(

@@ -7,13 +7,14 @@ mod cost;
 mod outages;
 mod presence;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use naru_engines::EngineResult;
 use naru_engines::conformance::LiveLayer;
-use naru_engines::live::{Signal, Subscription};
+use naru_engines::live::{IsHere, Signal, Subscription};
 use naru_model::live::{LiveEvent, News};
-use naru_model::{ClientMessageId, Message, MessageId, RoomId, Seq, SessionId, Timestamp, UserId};
+use naru_model::{ClientMessageId, GatewayId, Message, MessageId, RoomId, Seq, SessionId, Timestamp, UserId};
 use naru_redis::{Options, Redis};
 use tokio::time::timeout;
 
@@ -35,7 +36,7 @@ fn layer(redis: &Redis) -> LiveLayer {
 }
 
 /// A connection of somebody who is not Naru.
-async fn stranger(url: &str) -> redis::aio::MultiplexedConnection {
+async fn other_client(url: &str) -> redis::aio::MultiplexedConnection {
     redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap()
 }
 
@@ -48,7 +49,7 @@ fn new_room() -> RoomId {
 }
 
 /// The message at this place in a room.
-fn said(room: &RoomId, seq: u64) -> LiveEvent {
+fn chat_event(room: &RoomId, seq: u64) -> LiveEvent {
     LiveEvent {
         recipients: [user("ben"), user("eve")].into(),
         origin: Some(SessionId::new("ada's phone").unwrap()),
@@ -66,17 +67,23 @@ fn said(room: &RoomId, seq: u64) -> LiveEvent {
 }
 
 async fn publish(layer: &LiveLayer, room: &RoomId, seqs: std::ops::Range<u64>) -> EngineResult<()> {
-    layer.live.publish(seqs.map(|seq| said(room, seq)).collect()).await
+    layer.live.publish(seqs.map(|seq| chat_event(room, seq)).collect()).await
 }
 
-async fn next(ear: &mut Box<dyn Subscription>) -> Signal {
-    timeout(PATIENCE, ear.next()).await.expect("something is heard in time").expect("open")
+/// Subscribes as a gateway on which every user is.
+async fn subscribe(layer: &LiveLayer, gateway: &GatewayId) -> Box<dyn Subscription> {
+    let everybody: IsHere = Arc::new(|_| true);
+    layer.live.subscribe(gateway, everybody).await.unwrap()
 }
 
-/// The place of the next message in this room; what else is heard goes by.
-async fn next_seq(ear: &mut Box<dyn Subscription>, room: &RoomId) -> u64 {
+async fn next(subscription: &mut Box<dyn Subscription>) -> Signal {
+    timeout(PATIENCE, subscription.next()).await.expect("a signal comes in time").expect("open")
+}
+
+/// The place of the next message in this room; other signals are skipped.
+async fn next_seq(subscription: &mut Box<dyn Subscription>, room: &RoomId) -> u64 {
     loop {
-        match next(ear).await {
+        match next(subscription).await {
             Signal::Event(event) if event.news.room() == room => match &event.news {
                 News::Chat(message) => return message.seq.0,
                 other => panic!("{other:?} was not published"),
@@ -87,7 +94,7 @@ async fn next_seq(ear: &mut Box<dyn Subscription>, room: &RoomId) -> u64 {
     }
 }
 
-/// Waits for a signal; what else is heard goes by.
-async fn until(ear: &mut Box<dyn Subscription>, wanted: Signal) {
-    while next(ear).await != wanted {}
+/// Waits for a signal; others are skipped.
+async fn until(subscription: &mut Box<dyn Subscription>, wanted: Signal) {
+    while next(subscription).await != wanted {}
 }

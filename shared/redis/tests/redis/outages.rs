@@ -10,21 +10,23 @@ use naru_redis::{Options, Redis};
 use naru_services::{Kind, Service};
 use tokio::time::{Instant, timeout};
 
-use crate::{PATIENCE, new_room, next, next_seq, open, publish, said, stranger, until, user};
+use crate::{
+    PATIENCE, chat_event, new_room, next, next_seq, open, other_client, publish, subscribe, until, user,
+};
 
 #[tokio::test]
-async fn a_killed_server_is_found_again_and_all_that_follows_is_heard() {
+async fn a_killed_server_is_found_again_and_all_that_follows_is_received() {
     let mut service = Service::start(Kind::Redis);
     let (here, there) = (open(&service.url()).await, open(&service.url()).await);
     let room = new_room();
-    let mut ear = here.live.subscribe(&GatewayId::generate()).await.unwrap();
+    let mut subscription = subscribe(&here, &GatewayId::generate()).await;
     publish(&there, &room, 0..10).await.unwrap();
     for seq in 0..10 {
-        assert_eq!(next_seq(&mut ear, &room).await, seq);
+        assert_eq!(next_seq(&mut subscription, &room).await, seq);
     }
     service.kill();
     let killed = Instant::now();
-    assert_eq!(next(&mut ear).await, Signal::Interrupted);
+    assert_eq!(next(&mut subscription).await, Signal::Interrupted);
     assert!(killed.elapsed() < Duration::from_secs(2), "a closed connection shows at once");
     for _ in 0..100 {
         assert!(publish(&there, &room, 10..11).await.unwrap_err().is_transient());
@@ -32,14 +34,14 @@ async fn a_killed_server_is_found_again_and_all_that_follows_is_heard() {
     assert!(killed.elapsed() < Duration::from_secs(5), "it fails fast: {:?}", killed.elapsed());
 
     service.start_again();
-    until(&mut ear, Signal::Restored).await;
+    until(&mut subscription, Signal::Restored).await;
     // The publisher may still pause after its last attempt.
     let mut first = 11;
     while publish(&there, &room, first..first + 10).await.is_err() {
         first += 10;
     }
     for seq in first..first + 10 {
-        assert_eq!(next_seq(&mut ear, &room).await, seq);
+        assert_eq!(next_seq(&mut subscription, &room).await, seq);
     }
 }
 
@@ -48,9 +50,9 @@ async fn a_server_that_hangs_is_noticed_and_makes_nobody_wait_for_long() {
     let service = Service::start(Kind::Redis);
     let naru = open(&service.url()).await;
     let room = new_room();
-    let mut ear = naru.live.subscribe(&GatewayId::generate()).await.unwrap();
+    let mut subscription = subscribe(&naru, &GatewayId::generate()).await;
     publish(&naru, &room, 0..1).await.unwrap();
-    assert_eq!(next_seq(&mut ear, &room).await, 0);
+    assert_eq!(next_seq(&mut subscription, &room).await, 0);
 
     service.freeze();
     let frozen = Instant::now();
@@ -66,16 +68,16 @@ async fn a_server_that_hangs_is_noticed_and_makes_nobody_wait_for_long() {
     assert!(matches!(error, EngineError::Unavailable { applied: Applied::No, .. }), "{error:?}");
     assert!(asked.elapsed() < Duration::from_secs(3), "it took {:?}", asked.elapsed());
 
-    until(&mut ear, Signal::Interrupted).await;
+    until(&mut subscription, Signal::Interrupted).await;
     let noticed = frozen.elapsed();
     println!("the subscriber noticed after {noticed:?}");
     assert!(noticed < Duration::from_secs(6), "noticed after {noticed:?}");
 
     service.thaw();
-    until(&mut ear, Signal::Restored).await;
+    until(&mut subscription, Signal::Restored).await;
     while publish(&naru, &room, 3..4).await.is_err() {}
     // What was on its way when the server hung may come first.
-    while next_seq(&mut ear, &room).await != 3 {}
+    while next_seq(&mut subscription, &room).await != 3 {}
 }
 
 #[tokio::test]
@@ -113,7 +115,7 @@ async fn a_server_that_has_forgotten_everything_is_told_again() {
         session: SessionId::generate(),
         gateway: gateway.clone(),
     };
-    let mut other = stranger(&service.url()).await;
+    let mut other = other_client(&service.url()).await;
     for _ in 0..2 {
         naru.presence.attach(&session).await.unwrap();
         assert!(!naru.presence.locate(&[user("ada")]).await.unwrap()[0].is_online(), "there is no lease yet");
@@ -140,7 +142,7 @@ async fn opening_fails_in_time_and_says_whether_to_try_again() {
     service.thaw();
     assert!(refused(&url.replace("redis:", "rediss:")).await.is_transient(), "it does not speak TLS");
 
-    let mut other = stranger(&url).await;
+    let mut other = other_client(&url).await;
     redis::cmd("CONFIG").arg("SET").arg("requirepass").arg("right").exec_async(&mut other).await.unwrap();
     let with_password = url.replace("redis://", "redis://:wrong@");
     let error = refused(&with_password).await;
@@ -170,7 +172,7 @@ async fn a_batch_during_an_outage_leaves_nothing_behind() {
     let room = new_room();
     publish(&naru, &room, 0..1).await.unwrap();
     service.freeze();
-    let events: Vec<_> = (0..20_000).map(|seq| said(&room, seq)).collect();
+    let events: Vec<_> = (0..20_000).map(|seq| chat_event(&room, seq)).collect();
     let asked = Instant::now();
     for _ in 0..3 {
         assert!(naru.live.publish(events.clone()).await.unwrap_err().is_transient());

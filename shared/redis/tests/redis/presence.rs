@@ -8,7 +8,7 @@ use naru_model::{DeviceId, GatewayId, MessageId, SessionId, Timestamp, UserId};
 use naru_services::{Kind, url};
 use redis::aio::MultiplexedConnection;
 
-use crate::{open, stranger};
+use crate::{open, other_client};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -30,7 +30,7 @@ impl Connected {
         };
         naru.presence.renew(&session.gateway, Duration::from_secs(600)).await.unwrap();
         naru.presence.attach(&session).await.unwrap();
-        Self { naru, session, other: stranger(url(Kind::Redis)).await }
+        Self { naru, session, other: other_client(url(Kind::Redis)).await }
     }
 
     fn user_key(&self) -> String {
@@ -73,7 +73,7 @@ async fn a_connected_users_key_never_expires_and_anothers_does() {
 }
 
 #[tokio::test]
-async fn what_a_gateway_left_is_cleared_away_after_a_day_of_silence() {
+async fn sessions_of_a_gateway_are_removed_after_a_day_of_silence() {
     let mut ada = Connected::new().await;
     let key = ada.user_key();
     // The lease has lapsed, but it may be renewed yet.
@@ -89,6 +89,35 @@ async fn what_a_gateway_left_is_cleared_away_after_a_day_of_silence() {
     assert_eq!(ada.raw::<u64>(&["HLEN", &key]).await, 1, "only when they were last seen");
     assert!(ada.raw::<i64>(&["PTTL", &key]).await > 0);
     assert_eq!(ada.seen().await, Seen { online: false, last_seen_at: Some(attached) });
+}
+
+#[tokio::test]
+async fn locating_removes_such_sessions_too() {
+    let mut ada = Connected::new().await;
+    let key = ada.user_key();
+    let gateway = format!("naru:gateway:{}", ada.session.gateway);
+    let others = Connected::new().await;
+    let users = [others.session.user.clone(), ada.session.user.clone()];
+    let long_ago = Timestamp::now().before(2 * DAY).as_millis().to_string();
+    for forgotten in [false, true] {
+        ada.naru.presence.renew(&ada.session.gateway, Duration::from_secs(600)).await.unwrap();
+        ada.naru.presence.attach(&ada.session).await.unwrap();
+        if forgotten {
+            ada.raw::<()>(&["DEL", &gateway]).await;
+            ada.naru.presence.locate(&users).await.unwrap();
+            assert_eq!(ada.raw::<u64>(&["HLEN", &key]).await, 2, "its renewal may be on its way");
+            ada.raw::<()>(&["HSET", &key, "seen", &long_ago]).await;
+        } else {
+            ada.raw::<()>(&["HSET", &gateway, "until", "0"]).await;
+            ada.naru.presence.locate(&users).await.unwrap();
+            assert_eq!(ada.raw::<u64>(&["HLEN", &key]).await, 2, "it may be renewed yet");
+            ada.raw::<()>(&["HSET", &gateway, "renewed", &long_ago]).await;
+        }
+        let locations = ada.naru.presence.locate(&users).await.unwrap();
+        assert_eq!(locations[0].gateways, [others.session.gateway.clone()]);
+        assert_eq!(locations[1].gateways, []);
+        assert_eq!(ada.raw::<u64>(&["HLEN", &key]).await, 1, "only when they were last seen");
+    }
 }
 
 #[tokio::test]

@@ -34,7 +34,7 @@ use crate::EngineResult;
 pub struct Call {
     /// The engine's part: a field of [`Engines`](crate::Engines), of its store, or a hop's name, such as `push.fcm`.
     pub part: &'static str,
-    /// The method. A queue's are `send`, `send_later`, `receiver`, `receive` and `settle`.
+    /// The method. A queue's are `send`, `receiver`, `receive`, `ack` and `retry`.
     pub method: &'static str,
     /// The rooms it writes to or tells of, one per item: how a test finds its own calls.
     pub rooms: Vec<RoomId>,

@@ -1,4 +1,4 @@
-//! B7 and B8, where the bound can be reached.
+//! B6, where the bound can be reached.
 
 use crate::conformance::BoundedBus;
 
@@ -11,19 +11,17 @@ mod hops {
 
     use naru_model::hops::Payload;
 
-    use crate::bus::{Verdict, settle};
-    use crate::conformance::bus::{On, drained, sorted};
-    use crate::conformance::given::room;
+    use crate::bus::ack;
+    use crate::conformance::bus::On;
     use crate::conformance::{BoundedBus, Of};
 
-    pub(super) async fn b7_a_full_queue_makes_send_wait(subject: Of<'_, BoundedBus>) {
-        let BoundedBus { bus, hops, capacity, .. } = subject.open().await;
+    pub(super) async fn b6_a_full_queue_makes_send_wait(subject: Of<'_, BoundedBus>) {
+        let BoundedBus { bus, hops, capacity } = subject.open().await;
         for hop in hops {
             match *hop {
                 "accepted" => fill_and_drain(On::accepted(&bus), capacity).await,
                 "saved" => fill_and_drain(On::saved(&bus), capacity).await,
                 "offline" => fill_and_drain(On::offline(&bus), capacity).await,
-                "owed" => fill_and_drain(On::owed(&bus), capacity).await,
                 "push.fcm" => fill_and_drain(On::push_fcm(&bus), capacity).await,
                 "push.apns" => fill_and_drain(On::push_apns(&bus), capacity).await,
                 "push.webhook" => fill_and_drain(On::push_webhook(&bus), capacity).await,
@@ -59,29 +57,8 @@ mod hops {
         while received < capacity + MORE {
             let batch = receiver.receive(64).await.unwrap();
             received += batch.len();
-            settle(batch.into_iter().map(|delivery| delivery.receipt).collect(), Verdict::Done)
-                .await
-                .unwrap();
+            ack(batch.into_iter().map(|delivery| delivery.receipt)).await.unwrap();
         }
         sender.await.unwrap();
-    }
-
-    pub(super) async fn b8_the_oldest_make_place_for_the_newest(subject: Of<'_, BoundedBus>) {
-        const MORE: usize = 10;
-        let BoundedBus { bus, newest, .. } = subject.open().await;
-        let on = On::outcome(&bus);
-        let events = on.events(&room(), newest + MORE);
-        // Nobody receives, and yet nothing waits.
-        for part in events.chunks(7) {
-            on.send(part).await;
-        }
-        let mut receiver = on.receiver().await;
-        let kept = drained(&mut receiver, newest, 9).await;
-        assert_eq!(sorted(kept), sorted(events[MORE..].to_vec()), "the newest {newest}");
-        drop(receiver);
-        // What should be gone would come before this.
-        let last = on.events(&room(), 1);
-        on.send(&last).await;
-        assert_eq!(drained(&mut on.receiver().await, 1, 1).await, last);
     }
 }

@@ -1,10 +1,7 @@
 //! What a [`Bus`] must carry: see [`crate::bus`]. Each case is run on every hop it applies to, all at once.
 
-mod durable_hops;
 mod durable_hops_through_death;
 mod every_hop;
-mod newest_hops;
-mod newest_hops_through_death;
 mod ordered_hops;
 
 use std::collections::{HashMap, HashSet};
@@ -12,25 +9,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use naru_model::hops::{
-    self, Accepted, Hop, Lane, Offline, Owed, Payload, PushEnvironment, PushJob, PushOutcome, PushTarget,
-    Saved,
+    self, Accepted, Hop, Kind, Lane, Offline, Payload, PushEnvironment, PushJob, PushTarget, Saved,
 };
-use naru_model::{
-    Event, MemberVersion, MessageId, RoomId, Seq, Stage, Timestamp, Trace, UserId, partition_of,
-};
+use naru_model::{Event, MemberVersion, MessageId, RoomId, Seq, Timestamp, Trace, UserId, partition_of};
 
 use tokio::task::JoinSet;
 
 use super::given::{accepted, device, room, user};
 use super::{Of, reopened};
-use crate::bus::{Bus, Delivery, Queue, Receiver, Verdict, settle};
+use crate::bus::{Bus, Delivery, Queue, Receipt, Receiver, ack, retry};
 
 /// A delay short enough to wait for. An engine whose delays come in rungs is opened with this and [`LONG`] among them.
 pub const SHORT: Duration = Duration::from_millis(150);
 /// A delay longer than any case waits.
 pub const LONG: Duration = Duration::from_secs(60);
 
-/// What B5 calls soon is a second when idle; the suite keeps the machine busy.
+/// What S2 calls soon is a second when idle; the suite keeps the machine busy.
 const SOON: Duration = Duration::from_secs(4);
 /// Clocks are read in whole milliseconds.
 const ROUNDING: Duration = Duration::from_millis(2);
@@ -48,26 +42,18 @@ macro_rules! conformance_bus_data {
         },)+)+];
     };
     (@ every_hop $case:ident $subject:ident) => {
-        on!($subject, every_hop::$case, [accepted saved offline owed push_fcm push_apns push_webhook outcome])
+        on!($subject, every_hop::$case, [accepted saved offline push_fcm push_apns push_webhook])
     };
     (@ ordered_hops $case:ident $subject:ident) => {
         on!($subject, ordered_hops::$case, [accepted saved])
     };
-    (@ durable_hops $case:ident $subject:ident) => {
-        on!($subject, durable_hops::$case, [offline owed push_fcm push_apns push_webhook])
-    };
     (@ durable_hops_through_death $case:ident $subject:ident) => { async move {
         // One death at a time.
         durable_hops_through_death::$case($subject, On::offline).await;
-        durable_hops_through_death::$case($subject, On::owed).await;
         durable_hops_through_death::$case($subject, On::push_fcm).await;
         durable_hops_through_death::$case($subject, On::push_apns).await;
         durable_hops_through_death::$case($subject, On::push_webhook).await;
     } };
-    (@ newest_hops $case:ident $subject:ident) => { on!($subject, newest_hops::$case, [outcome]) };
-    (@ newest_hops_through_death $case:ident $subject:ident) => {
-        newest_hops_through_death::$case($subject, On::outcome)
-    };
 }
 
 /// On each of these hops at the same time.
@@ -120,16 +106,6 @@ impl On<Offline> {
     }
 }
 
-impl On<Owed> {
-    pub(super) fn owed(bus: &Bus) -> Self {
-        let payload = |room: &RoomId| Owed {
-            message: accepted(room, &user()).at(Seq(1)),
-            recipients: vec![user(), user()],
-        };
-        Self { hop: hops::OWED, queue: bus.owed.clone(), payload }
-    }
-}
-
 impl On<PushJob> {
     pub(super) fn push_fcm(bus: &Bus) -> Self {
         Self { hop: hops::PUSH_FCM, queue: bus.push_fcm.clone(), payload: |room| push_job(room, &user()) }
@@ -147,31 +123,7 @@ impl On<PushJob> {
     }
 }
 
-impl On<PushOutcome> {
-    pub(super) fn outcome(bus: &Bus) -> Self {
-        let payload = |room: &RoomId| {
-            let job = push_job(room, &user());
-            PushOutcome {
-                event_id: job.event_id(),
-                message_id: job.message_id,
-                chat_room_id: job.chat_room_id,
-                seq: job.seq,
-                recipient_id: job.recipient_id,
-                device_id: job.target.map(|target| target.device_id),
-                lane: job.lane,
-                stage: Stage::Parked,
-                provider_id: Some("projects/naru/messages/0:17 '%'".to_owned()),
-                reason: Some("the key was refused".to_owned()),
-                attempts: 3,
-                at: job.expires_at,
-            }
-        };
-        Self { hop: hops::OUTCOME, queue: bus.outcome.clone(), payload }
-    }
-}
-
 pub(super) fn push_job(room: &RoomId, user: &UserId) -> PushJob {
-    let moment = |millis: i64| Timestamp::from_millis(1_795_339_800_000 + millis);
     let token = format!("token:{}", MessageId::generate()).into();
     PushJob {
         lane: Lane::Fcm,
@@ -184,8 +136,7 @@ pub(super) fn push_job(room: &RoomId, user: &UserId) -> PushJob {
         hides_content: true,
         badge: Some(3),
         target: Some(PushTarget { device_id: device(), token, environment: PushEnvironment::Sandbox }),
-        expires_at: moment(42),
-        not_before: Some(moment(1)),
+        expires_at: Timestamp::from_millis(1_795_339_800_042),
     }
 }
 
@@ -196,6 +147,15 @@ impl<T: Payload> On<T> {
 
     pub(super) fn events(&self, room: &RoomId, count: usize) -> Vec<Event<T>> {
         (0..count).map(|_| self.event(room)).collect()
+    }
+
+    /// So many events that an engine may carry as one, and of which none need wait for another: where there is an order,
+    /// of rooms apart.
+    fn together(&self, count: usize) -> Vec<Event<T>> {
+        match self.hop.kind {
+            Kind::Ordered => self.scattered(count),
+            Kind::Durable => self.events(&room(), count),
+        }
     }
 
     /// One event in each of so many rooms.
@@ -229,7 +189,7 @@ async fn one<T: Payload>(receiver: &mut Box<dyn Receiver<T>>) -> Delivery<T> {
     batch.remove(0)
 }
 
-/// The next so many deliveries, none settled: of rooms apart, or of a hop without order.
+/// The next so many deliveries, none acknowledged: of rooms apart, or of a hop without order.
 async fn held<T: Payload>(receiver: &mut Box<dyn Receiver<T>>, count: usize) -> Vec<Delivery<T>> {
     let mut held = Vec::new();
     while held.len() < count {
@@ -238,20 +198,50 @@ async fn held<T: Payload>(receiver: &mut Box<dyn Receiver<T>>, count: usize) -> 
     held
 }
 
-/// The next so many events, each batch settled as done before the next.
+/// The next so many events, each batch acknowledged before the next.
 pub(super) async fn drained<T: Payload>(
     receiver: &mut Box<dyn Receiver<T>>,
     count: usize,
-    most: usize,
+    max: usize,
 ) -> Vec<Event<T>> {
     let mut events = Vec::new();
     while events.len() < count {
-        let batch = receiver.receive(most.min(count - events.len())).await.unwrap();
-        let (batch, receipts) = batch.into_iter().map(|delivery| (delivery.event, delivery.receipt)).unzip();
-        events.extend::<Vec<_>>(batch);
-        settle(receipts, Verdict::Done).await.unwrap();
+        let batch = receiver.receive(max.min(count - events.len())).await.unwrap();
+        let (batch, receipts) = split(batch);
+        events.extend(batch);
+        ack(receipts).await.unwrap();
     }
     events
+}
+
+/// Receives and acknowledges until each of `these` has come. What else comes is among `perhaps`, once at most.
+async fn drained_at_least<T: Payload + PartialEq>(
+    receiver: &mut Box<dyn Receiver<T>>,
+    these: &[Event<T>],
+    perhaps: &[Event<T>],
+) {
+    let (mut missing, mut perhaps) = (these.to_vec(), perhaps.to_vec());
+    while !missing.is_empty() {
+        let (batch, receipts) = split(receiver.receive(9).await.unwrap());
+        for event in batch {
+            let expected = [&mut missing, &mut perhaps].into_iter().find(|events| events.contains(&event));
+            expected.expect("it was sent, and comes once").retain(|other| *other != event);
+        }
+        ack(receipts).await.unwrap();
+    }
+}
+
+fn split<T: Payload>(batch: Vec<Delivery<T>>) -> (Vec<Event<T>>, Vec<Receipt>) {
+    batch.into_iter().map(|delivery| (delivery.event, delivery.receipt)).unzip()
+}
+
+/// Every second one, and the others.
+fn every_second<T>(items: Vec<T>) -> (Vec<T>, Vec<T>) {
+    let (mut odd, mut even) = (Vec::new(), Vec::new());
+    for (nth, item) in items.into_iter().enumerate() {
+        if nth % 2 == 0 { even.push(item) } else { odd.push(item) }
+    }
+    (odd, even)
 }
 
 /// In an order of our own, to compare where the contract has none.

@@ -1,8 +1,7 @@
-//! A bus that reorders as much as B4 lets a hand-over do, and one whose re-derivable hops lose.
+//! A bus that reorders as much as B4 lets a hand-over do, and one whose ordered hops lose (B1).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use naru_model::hops::Payload;
@@ -21,18 +20,15 @@ pub fn reordering(bus: Bus, seed: u64, share: f64) -> Bus {
         accepted: Unruly::around(bus.accepted, fault, 1),
         saved: Unruly::around(bus.saved, fault, 2),
         offline: Unruly::around(bus.offline, fault, 3),
-        owed: Unruly::around(bus.owed, fault, 4),
-        push_fcm: Unruly::around(bus.push_fcm, fault, 5),
-        push_apns: Unruly::around(bus.push_apns, fault, 6),
-        push_webhook: Unruly::around(bus.push_webhook, fault, 7),
-        outcome: Unruly::around(bus.outcome, fault, 8),
+        push_fcm: Unruly::around(bus.push_fcm, fault, 4),
+        push_apns: Unruly::around(bus.push_apns, fault, 5),
+        push_webhook: Unruly::around(bus.push_webhook, fault, 6),
     }
 }
 
-/// A bus that loses a share (0 none, 1 all) of what is sent on its re-derivable hops, as when a broker's disk is lost; the
-/// same event twice at most, so that how long a test waits for a third try has a bound.
+/// A bus that loses a share (0 none, 1 all) of what is sent on its ordered hops, as when a process dies; the same event twice at most, so that how long a test waits for a third try has a bound.
 pub fn losing(bus: Bus, seed: u64, share: f64) -> Bus {
-    eprintln!("faults: {share} of the re-derivable events are lost, by seed {seed}");
+    eprintln!("faults: {share} of the events on ordered hops are lost, by seed {seed}");
     let fault = Fault { seed, share, drops: true };
     Bus {
         accepted: Unruly::around(bus.accepted, fault, 1),
@@ -91,10 +87,6 @@ impl<T: Payload> Queue<T> for Unruly<T> {
         self.inner.send(self.keep(events)).await
     }
 
-    async fn send_later(&self, delay: Duration, events: Vec<Event<T>>) -> EngineResult<()> {
-        self.inner.send_later(delay, self.keep(events)).await
-    }
-
     async fn receiver(&self) -> EngineResult<Box<dyn Receiver<T>>> {
         let inner = self.inner.receiver().await?;
         if self.fault.drops {
@@ -113,12 +105,12 @@ struct Reordering<T: Payload> {
 
 #[async_trait]
 impl<T: Payload> Receiver<T> for Reordering<T> {
-    async fn receive(&mut self, most: usize) -> EngineResult<Vec<Delivery<T>>> {
-        let mut batch = self.inner.receive(most).await?;
+    async fn receive(&mut self, max: usize) -> EngineResult<Vec<Delivery<T>>> {
+        let mut batch = self.inner.receive(max).await?;
         if self.dice.within(self.share) {
             self.dice.shuffle(&mut batch);
             let kept = 1 + self.dice.below(batch.len());
-            // Dropped, that is, given back: they come again after those that are kept.
+            // Dropped, they come again after those that are kept.
             batch.truncate(kept);
         } else {
             let mut ranks = HashMap::new();

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{fmt, future};
 
@@ -15,12 +15,12 @@ use naru_model::{
 };
 
 use super::{Call, Tap, locked};
-use crate::bus::{self, Bus, Delivery, Ledger, Queue, Receipt, Receiver, Verdict};
-use crate::live::{Attachment, Leases, Live, Location, Presence, Proofs, Seen, Signal, Subscription};
+use crate::bus::{self, Acknowledge, Bus, Delivery, Queue, Receipt, Receiver};
+use crate::live::{Attachment, IsHere, Leases, Live, Location, Presence, Proofs, Seen, Signal, Subscription};
 use crate::store::{
-    Advance, Appended, Changed, Created, Device, DevicePosition, Devices, Intake, IntakeRecord, MemberChange,
-    MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedCursor, ParkedPush, Platform, Positions,
-    Pushes, RoomCursor, RoomSummary, Rooms, Run, Settlement, Store, Window,
+    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakeRecord,
+    MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedCursor, ParkedPush,
+    Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, Run, Store, Window,
 };
 use crate::{EngineResult, Engines};
 
@@ -55,11 +55,9 @@ pub fn tapped_bus(bus: Bus, tap: Arc<dyn Tap>) -> Bus {
         accepted: Tapped::around(hops::ACCEPTED.name, bus.accepted, &tap),
         saved: Tapped::around(hops::SAVED.name, bus.saved, &tap),
         offline: Tapped::around(hops::OFFLINE.name, bus.offline, &tap),
-        owed: Tapped::around(hops::OWED.name, bus.owed, &tap),
         push_fcm: Tapped::around(hops::PUSH_FCM.name, bus.push_fcm, &tap),
         push_apns: Tapped::around(hops::PUSH_APNS.name, bus.push_apns, &tap),
         push_webhook: Tapped::around(hops::PUSH_WEBHOOK.name, bus.push_webhook, &tap),
-        outcome: Tapped::around(hops::OUTCOME.name, bus.outcome, &tap),
     }
 }
 
@@ -118,19 +116,20 @@ tapped! {
         append(entries: &[Accepted]) -> Vec<Appended>, entries.iter().map(|entry| &entry.chat_room_id);
         get(ids: &[MessageId]) -> Vec<Option<IntakeRecord>>;
         open(until: Timestamp, limit: usize) -> Vec<Accepted>;
-        settle(settlements: &[Settlement]) -> ();
+        close(closings: &[Closing]) -> ();
     }
     Messages {
         find(ids: &[MessageId]) -> Vec<Option<Message>>;
         heads(rooms: &[RoomId]) -> Vec<Seq>, rooms.iter();
         append_run(run: &[Message]) -> Run, run.iter().map(|message| &message.chat_room_id);
+        bump(newest: &[Message]) -> (), newest.iter().map(|message| &message.chat_room_id);
         range(room: &RoomId, window: Window, limit: usize) -> (Vec<Message>, bool), [room].into_iter();
     }
     Rooms {
         create(room: NewRoom) -> Created, [&room.id].into_iter();
         current(ids: &[RoomId]) -> Vec<Option<Arc<Room>>>, ids.iter();
         members_at(room: &RoomId, version: MemberVersion) -> Option<Arc<[UserId]>>, [room].into_iter();
-        change(room: &RoomId, change: MemberChange, most: usize) -> Changed, [room].into_iter();
+        change(room: &RoomId, change: MemberChange, max: usize) -> Changed, [room].into_iter();
         of_user(user: &UserId, cursor: Option<&RoomCursor>, limit: usize) -> (Vec<RoomSummary>, Option<RoomCursor>);
         summary(room: &RoomId, user: &UserId) -> Option<RoomSummary>, [room].into_iter();
         configure(room: &RoomId, user: &UserId, settings: MemberSettings) -> bool, [room].into_iter();
@@ -168,7 +167,7 @@ tapped! {
     }
     Proofs {
         record(proofs: &[(MessageId, UserId)], keep: Duration) -> ();
-        proven(message: MessageId, room: &RoomId, seq: Seq, users: &[UserId]) -> Vec<bool>, [room].into_iter();
+        proven(asked: &[(MessageId, UserId)]) -> Vec<bool>;
     }
     Leases {
         hold(name: &str, holder: &str, ttl: Duration) -> bool;
@@ -185,91 +184,73 @@ impl<T: Payload> Queue<T> for Tapped<dyn Queue<T>> {
         self.call("send", rooms_of(&events), self.inner.send(events)).await
     }
 
-    async fn send_later(&self, delay: Duration, events: Vec<Event<T>>) -> EngineResult<()> {
-        self.call("send_later", rooms_of(&events), self.inner.send_later(delay, events)).await
-    }
-
     async fn receiver(&self) -> EngineResult<Box<dyn Receiver<T>>> {
         let inner = self.call("receiver", Vec::new(), self.inner.receiver()).await?;
-        let ledger =
-            Arc::new(TappedLedger { part: self.part, tap: self.tap.clone(), held: Mutex::default() });
-        Ok(Box::new(TappedReceiver { inner, ledger, tags: AtomicU64::new(0) }))
+        let held = Held { part: self.part, tap: self.tap.clone(), receipts: Mutex::default() };
+        Ok(Box::new(TappedReceiver { inner, held: Arc::new(held), tags: AtomicU64::new(0) }))
     }
 }
 
 struct TappedReceiver<T: Payload> {
     inner: Box<dyn Receiver<T>>,
-    ledger: Arc<TappedLedger>,
+    held: Arc<Held>,
     tags: AtomicU64,
 }
 
 #[async_trait]
 impl<T: Payload> Receiver<T> for TappedReceiver<T> {
-    async fn receive(&mut self, most: usize) -> EngineResult<Vec<Delivery<T>>> {
-        let TappedLedger { part, tap, .. } = &*self.ledger;
+    async fn receive(&mut self, max: usize) -> EngineResult<Vec<Delivery<T>>> {
+        let Held { part, tap, receipts } = &*self.held;
         let mut call = Call { part, method: "receive", rooms: Vec::new() };
         tap.before(&call).await?;
-        let batch = self.inner.receive(most).await?;
+        let batch = self.inner.receive(max).await?;
         call.rooms = batch.iter().map(|delivery| delivery.event.payload.room().clone()).collect();
-        // Whether this fails or is cancelled, the batch is dropped, that is, given back.
+        // Whether this fails or is cancelled, the batch is dropped and comes again.
         tap.after(&call).await?;
         let wrap = |delivery: Delivery<T>| {
             let tag = self.tags.fetch_add(1, Ordering::Relaxed);
-            self.ledger.held().insert(tag, delivery.receipt);
-            Delivery { receipt: Receipt::new(tag, self.ledger.clone()), ..delivery }
+            locked(receipts).insert(tag, delivery.receipt);
+            Delivery { receipt: Receipt::new(tag, self.held.clone()), ..delivery }
         };
         Ok(batch.into_iter().map(wrap).collect())
     }
 }
 
-/// Holds the engine's receipts behind those it handed out.
-struct TappedLedger {
+/// The engine's receipts, each behind one that was handed out.
+struct Held {
     part: &'static str,
     tap: Arc<dyn Tap>,
-    held: Mutex<HashMap<u64, Receipt>>,
+    receipts: Mutex<HashMap<u64, Receipt>>,
 }
 
-impl TappedLedger {
-    fn held(&self) -> MutexGuard<'_, HashMap<u64, Receipt>> {
-        locked(&self.held)
+impl Held {
+    /// Those of these tags. A receipt that is dropped tells the engine, which is not to happen under the lock.
+    fn take(&self, tags: Vec<u64>) -> Vec<Receipt> {
+        let mut receipts = locked(&self.receipts);
+        tags.iter().filter_map(|tag| receipts.remove(tag)).collect()
     }
 }
 
-impl fmt::Debug for TappedLedger {
+impl fmt::Debug for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TappedLedger").field("part", &self.part).finish_non_exhaustive()
+        f.debug_struct("Held").field("part", &self.part).finish_non_exhaustive()
     }
 }
 
 #[async_trait]
-impl Ledger for TappedLedger {
-    async fn settle(&self, verdicts: Vec<(u64, Verdict)>) -> EngineResult<()> {
-        // In the order given, and receipts of one verdict in one round trip, as they came.
-        let mut calls: Vec<(Verdict, Vec<Receipt>)> = Vec::new();
-        {
-            let mut held = self.held();
-            for (tag, verdict) in verdicts {
-                let Some(receipt) = held.remove(&tag) else { continue };
-                match calls.last_mut() {
-                    Some((last, receipts)) if *last == verdict => receipts.push(receipt),
-                    _ => calls.push((verdict, vec![receipt])),
-                }
-            }
-        }
-        let call = Call { part: self.part, method: "settle", rooms: Vec::new() };
-        through(&self.tap, call, async {
-            for (verdict, receipts) in calls {
-                bus::settle(receipts, verdict).await?;
-            }
-            Ok(())
-        })
-        .await
+impl Acknowledge for Held {
+    async fn ack(&self, tags: Vec<u64>) -> EngineResult<()> {
+        let call = Call { part: self.part, method: "ack", rooms: Vec::new() };
+        through(&self.tap, call, bus::ack(self.take(tags))).await
+    }
+
+    async fn retry(&self, tags: Vec<u64>, after: Duration) -> EngineResult<()> {
+        let call = Call { part: self.part, method: "retry", rooms: Vec::new() };
+        through(&self.tap, call, bus::retry(self.take(tags), after)).await
     }
 
     fn dropped(&self, tag: u64) {
-        let receipt = self.held().remove(&tag);
-        // Out of the lock: the engine is told by this drop.
-        drop(receipt);
+        drop(self.take(vec![tag]));
     }
 }
 
@@ -288,8 +269,8 @@ impl Live for Tapped<dyn Live> {
         self.call("evict", Vec::new(), self.inner.evict(gateway, session)).await
     }
 
-    async fn subscribe(&self, gateway: &GatewayId) -> EngineResult<Box<dyn Subscription>> {
-        let inner = self.call("subscribe", Vec::new(), self.inner.subscribe(gateway)).await?;
+    async fn subscribe(&self, gateway: &GatewayId, is_here: IsHere) -> EngineResult<Box<dyn Subscription>> {
+        let inner = self.call("subscribe", Vec::new(), self.inner.subscribe(gateway, is_here)).await?;
         Ok(Box::new(TappedSubscription { inner, tap: self.tap.clone(), interrupted: false }))
     }
 }

@@ -18,7 +18,7 @@ pub(super) async fn b4_events_of_a_room_come_in_order<T: Payload + PartialEq>(on
     }
 }
 
-pub(super) async fn b4_a_room_is_never_in_two_unsettled_batches<T: Payload + PartialEq>(on: On<T>) {
+pub(super) async fn b4_a_room_is_never_in_two_unacknowledged_batches<T: Payload + PartialEq>(on: On<T>) {
     let (mut one, mut other) = (on.receiver().await, on.receiver().await);
     let rooms = rooms_apart(6);
     let (busy, others) = rooms.split_first().expect("six");
@@ -33,7 +33,7 @@ pub(super) async fn b4_a_room_is_never_in_two_unsettled_batches<T: Payload + Par
     assert_eq!(first, events[..first.len()]);
     if batch.len() > 1 {
         // A part of a batch is not the batch.
-        batch.remove(0).receipt.settle(Verdict::Done).await.unwrap();
+        ack([batch.remove(0).receipt]).await.unwrap();
     }
 
     // Everyone listens, and all that comes meanwhile is of other rooms.
@@ -45,31 +45,28 @@ pub(super) async fn b4_a_room_is_never_in_two_unsettled_batches<T: Payload + Par
             batch = other.receive(9) => batch.unwrap(),
         };
         for Delivery { event, receipt, .. } in arrived {
-            assert_eq!(event, passing, "the only one whose room has no unsettled batch");
-            receipt.settle(Verdict::Done).await.unwrap();
+            assert_eq!(event, passing, "the only one whose room has no unacknowledged batch");
+            ack([receipt]).await.unwrap();
         }
     }
 
-    settle(batch.into_iter().map(|delivery| delivery.receipt).collect(), Verdict::Done).await.unwrap();
+    ack(split(batch).1).await.unwrap();
     drop(other);
     let rest = drained(&mut one, 5 - first.len(), 9).await;
     assert_eq!(rest, events[first.len()..]);
 }
 
-pub(super) async fn b4_what_is_given_back_comes_before_later_ones<T: Payload + PartialEq>(on: On<T>) {
+pub(super) async fn b4_what_is_dropped_comes_before_later_ones<T: Payload + PartialEq>(on: On<T>) {
     let mut receiver = on.receiver().await;
     let events = on.events(&room(), 6);
     on.send(&events).await;
-    // Once by a verdict, once by a drop.
-    one(&mut receiver).await.receipt.settle(Verdict::GiveBack).await.unwrap();
     drop(one(&mut receiver).await);
-    // The first of a batch is done and the rest comes again.
+    // The first of a batch is acknowledged, after the rest was dropped.
     let mut batch = receiver.receive(3).await.unwrap();
     let done = batch.remove(0);
     assert_eq!(done.event, events[0]);
-    let rest = batch.into_iter().map(|delivery| delivery.receipt).collect();
-    settle(rest, Verdict::GiveBack).await.unwrap();
-    done.receipt.settle(Verdict::Done).await.unwrap();
+    drop(batch);
+    ack([done.receipt]).await.unwrap();
     assert_eq!(drained(&mut receiver, 5, 2).await, events[1..]);
 }
 
@@ -80,12 +77,12 @@ pub(super) async fn b4_what_is_retried_comes_before_later_ones<T: Payload + Part
     let first = one(&mut receiver).await;
     assert_eq!(first.event, events[0]);
     let asked = Instant::now();
-    first.receipt.settle(Verdict::RetryAfter(SHORT)).await.unwrap();
+    retry([first.receipt], SHORT).await.unwrap();
     let again = one(&mut receiver).await;
     assert_eq!((again.attempt, &again.event), (2, &events[0]));
     let waited = asked.elapsed() + ROUNDING;
     assert!(waited >= SHORT, "again after {waited:?}, {SHORT:?} was asked");
-    again.receipt.settle(Verdict::Done).await.unwrap();
+    ack([again.receipt]).await.unwrap();
     assert_eq!(drained(&mut receiver, 3, 2).await, events[1..]);
 }
 

@@ -9,7 +9,7 @@ use naru_model::{MessageId, RoomId, Seq, Timestamp};
 
 use super::given::{accepted, room, user};
 use super::{Of, Store, reopened, together};
-use crate::store::{Appended, IntakeRecord, Settlement};
+use crate::store::{Appended, Closing, IntakeRecord};
 
 pub(super) async fn i1_what_is_new_survives_death_and_is_open(subject: Of<'_, Store>) {
     let store = subject.open().await;
@@ -34,12 +34,12 @@ pub(super) async fn i2_appending_again_answers_the_first_record(subject: Of<'_, 
     assert_eq!(store.intake.get(&[first.id, again.id]).await.unwrap(), [Some(still_open(&first)), None]);
 
     let outcome = Outcome::Saved { seq: Seq(7) };
-    store.intake.settle(&[Settlement { id: first.id, outcome }]).await.unwrap();
-    let settled = IntakeRecord { accepted: first.clone(), outcome: Some(outcome) };
+    store.intake.close(&[Closing { id: first.id, outcome }]).await.unwrap();
+    let closed = IntakeRecord { accepted: first.clone(), outcome: Some(outcome) };
     assert_eq!(
         append(&store, &resend_of(&first)).await,
-        Appended::Resend(Box::new(settled)),
-        "settled meanwhile"
+        Appended::Resend(Box::new(closed)),
+        "closed meanwhile"
     );
 }
 
@@ -125,7 +125,7 @@ pub(super) async fn i4_there_is_one_answer_per_entry_in_their_order(subject: Of<
     assert_eq!(store.intake.append(&[]).await.unwrap(), []);
 }
 
-pub(super) async fn i5_open_lists_what_is_not_settled_oldest_first(subject: Of<'_, Store>) {
+pub(super) async fn i5_open_lists_what_is_not_closed_oldest_first(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let (room, ada) = (room(), user());
     // So long ago that no other case's entries are as old.
@@ -141,11 +141,11 @@ pub(super) async fn i5_open_lists_what_is_not_settled_oldest_first(subject: Of<'
     assert_eq!(store.intake.open(moment(0), 10).await.unwrap(), []);
 
     let outcome = Outcome::Saved { seq: Seq(1) };
-    store.intake.settle(&[Settlement { id: entries[0].id, outcome }]).await.unwrap();
-    assert_eq!(store.intake.open(moment(5), 2).await.unwrap(), entries[1..3], "what is settled makes room");
+    store.intake.close(&[Closing { id: entries[0].id, outcome }]).await.unwrap();
+    assert_eq!(store.intake.open(moment(5), 2).await.unwrap(), entries[1..3], "what is closed is not listed");
 
-    let ends: Vec<_> = entries[1..].iter().map(|entry| Settlement { id: entry.id, outcome }).collect();
-    store.intake.settle(&ends).await.unwrap();
+    let ends: Vec<_> = entries[1..].iter().map(|entry| Closing { id: entry.id, outcome }).collect();
+    store.intake.close(&ends).await.unwrap();
     assert_eq!(store.intake.open(moment(5), 10).await.unwrap(), []);
 }
 
@@ -155,15 +155,15 @@ pub(super) async fn i6_the_first_outcome_stands(subject: Of<'_, Store>) {
     let (one, two) = (accepted(&room, &ada), accepted(&room, &ada));
     store.intake.append(&[one.clone(), two.clone()]).await.unwrap();
 
-    let nobody = MessageId::generate();
+    let absent = MessageId::generate();
     let saved = Outcome::Saved { seq: Seq(4) };
     let rejected = Outcome::Rejected { reason: Rejection::NotAMember };
-    let end = |id, outcome| Settlement { id, outcome };
-    store.intake.settle(&[end(one.id, saved)]).await.unwrap();
-    store.intake.settle(&[end(one.id, rejected), end(one.id, Outcome::Saved { seq: Seq(5) })]).await.unwrap();
-    store.intake.settle(&[end(nobody, saved), end(two.id, rejected), end(two.id, saved)]).await.unwrap();
+    let end = |id, outcome| Closing { id, outcome };
+    store.intake.close(&[end(one.id, saved)]).await.unwrap();
+    store.intake.close(&[end(one.id, rejected), end(one.id, Outcome::Saved { seq: Seq(5) })]).await.unwrap();
+    store.intake.close(&[end(absent, saved), end(two.id, rejected), end(two.id, saved)]).await.unwrap();
 
-    let outcomes: Vec<_> = store.intake.get(&[one.id, two.id, nobody]).await.unwrap();
+    let outcomes: Vec<_> = store.intake.get(&[one.id, two.id, absent]).await.unwrap();
     let outcomes: Vec<_> =
         outcomes.into_iter().map(|record| record.and_then(|record| record.outcome)).collect();
     assert_eq!(outcomes, [Some(saved), Some(rejected), None]);
@@ -175,7 +175,7 @@ pub(super) async fn i6_an_outcome_survives_death(subject: Of<'_, Store>) {
     let entry = accepted(&room(), &user());
     append(&store, &entry).await;
     let outcome = Outcome::Saved { seq: Seq(1) };
-    store.intake.settle(&[Settlement { id: entry.id, outcome }]).await.unwrap();
+    store.intake.close(&[Closing { id: entry.id, outcome }]).await.unwrap();
     let store = reopened(subject, store).await;
     let record = IntakeRecord { accepted: entry.clone(), outcome: Some(outcome) };
     assert_eq!(store.intake.get(&[entry.id]).await.unwrap(), [Some(record)]);

@@ -1,9 +1,11 @@
 //! [`Messages`](crate::store::Messages).
 
-use naru_model::{Message, MessageId, RoomId, Seq};
 use std::slice::from_ref;
+use std::time::Duration;
 
-use super::given::{filled, group, said};
+use naru_model::{Message, MessageId, RoomId, Seq, Timestamp, UserId};
+
+use super::given::{filled, group, new_group, said, user};
 use super::{Of, Store, reopened, together};
 use crate::store::{Advance, Run, RunConflict, Window};
 
@@ -195,6 +197,99 @@ pub(super) async fn m5_summaries_count_a_run_at_once(subject: Of<'_, Store>) {
     let last = filled(&store, &room, &ben, 4..=4).await.pop();
     assert_eq!(seen(&ben).await, (last.clone(), 0, Seq(4)), "sending reads up to one's own");
     assert_eq!(seen(&ada).await, (last, 1, Seq(3)));
+}
+
+pub(super) async fn m5_sending_has_read_up_to_ones_own_message(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let beside = subject.beside(&store).await;
+    let (room, [ada, ben]) = group(&store).await;
+    let members = [ada.clone(), ben.clone()];
+    let read = async |user: &UserId, read| {
+        let step = Advance {
+            room: room.clone(),
+            user: user.clone(),
+            device: None,
+            received: Seq(read),
+            read: Seq(read),
+        };
+        store.positions.advance(&[step]).await.unwrap()[0].read
+    };
+    let positions = async || {
+        let asked = members.clone().map(|user| (room.clone(), user));
+        let positions = beside.positions.get(&asked).await.unwrap();
+        positions.iter().map(|position| position.read.0).collect::<Vec<_>>()
+    };
+    // In one run, so that each has read up to the last of their own.
+    let run =
+        [(&ada, 1), (&ben, 2), (&ada, 3), (&ben, 4), (&ada, 5)].map(|(user, seq)| said(&room, user, seq));
+    assert_eq!(append(&store, &run).await, complete(5));
+    assert_eq!(positions().await, [5, 4]);
+    assert_eq!(beside.positions.unread(&members).await.unwrap(), [0, 1]);
+    assert_eq!((read(&ada, 5).await, read(&ben, 4).await), (None, None), "sending had read it");
+    assert_eq!(read(&ben, 5).await, Some(Seq(5)));
+
+    filled(&store, &room, &ada, 6..=6).await;
+    assert_eq!(positions().await, [6, 5]);
+    assert_eq!(read(&ada, 6).await, None);
+    assert_eq!(beside.positions.unread(&members).await.unwrap(), [0, 1]);
+}
+
+pub(super) async fn m6_bumped_rooms_stand_where_their_newest_message_puts_them(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let beside = subject.beside(&store).await;
+    let (ada, [one, two, three]) = rooms_of_one(&store).await;
+    let bump = async |newest: &[Message]| store.messages.bump(newest).await.unwrap();
+    bump(&[]).await;
+    let (first, second) = (spoken(&store, &one, &ada, 1).await, spoken(&store, &two, &ada, 2).await);
+    bump(&[first, second]).await;
+    assert_eq!(listed(&beside, &ada).await, [&two, &one, &three].map(Clone::clone));
+    let newest = [spoken(&store, &three, &ada, 3).await, spoken(&store, &one, &ada, 4).await];
+    bump(&newest).await;
+    assert_eq!(listed(&beside, &ada).await, [&one, &three, &two].map(Clone::clone));
+
+    drop(beside);
+    let store = reopened(subject, store).await;
+    assert_eq!(listed(&store, &ada).await, [one, three, two]);
+}
+
+pub(super) async fn m6_bumping_again_or_with_an_older_message_changes_nothing(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (ada, [one, two, three]) = rooms_of_one(&store).await;
+    let bump = async |message: &Message| store.messages.bump(from_ref(message)).await.unwrap();
+    let old = spoken(&store, &one, &ada, 1).await;
+    bump(&old).await;
+    bump(&spoken(&store, &two, &ada, 2).await).await;
+    bump(&spoken(&store, &three, &ada, 3).await).await;
+    let newest = spoken(&store, &one, &ada, 4).await;
+    let expected = [&one, &three, &two].map(Clone::clone);
+    for message in [&newest, &newest, &old] {
+        bump(message).await;
+        assert_eq!(listed(&store, &ada).await, expected);
+    }
+}
+
+/// A user and the rooms they are in.
+async fn rooms_of_one(store: &Store) -> (UserId, [RoomId; 3]) {
+    let ada = user();
+    let new = [(); 3].map(|()| new_group([ada.clone(), user()]));
+    for room in &new {
+        store.rooms.create(room.clone()).await.unwrap();
+    }
+    (ada, new.map(|room| room.id))
+}
+
+/// A stored message, the room's next, sent so many minutes after now.
+async fn spoken(store: &Store, room: &RoomId, sender: &UserId, minute: u64) -> Message {
+    let seq = store.messages.heads(from_ref(room)).await.unwrap()[0].next();
+    let timestamp = Timestamp::now().after(Duration::from_secs(60 * minute));
+    let message = Message { timestamp, ..said(room, sender, seq.0) };
+    assert_eq!(append(store, from_ref(&message)).await, complete(1));
+    message
+}
+
+async fn listed(store: &Store, user: &UserId) -> Vec<RoomId> {
+    let (rooms, _) = store.rooms.of_user(user, None, 10).await.unwrap();
+    rooms.into_iter().map(|summary| summary.room.id.clone()).collect()
 }
 
 async fn append(store: &Store, run: &[Message]) -> Run {

@@ -318,5 +318,7 @@ async fn speak(store: &Store, room: &RoomId, sender: &UserId, seq: u64, minute: 
     const MINUTE: Duration = Duration::from_secs(60);
     let minute = MINUTE * u32::try_from(minute).expect("a small number");
     let message = Message { timestamp: START.after(minute), ..said(room, sender, seq) };
-    assert_eq!(store.messages.append_run(&[message]).await.unwrap().stored, 1);
+    let message = [message];
+    assert_eq!(store.messages.append_run(&message).await.unwrap().stored, 1);
+    store.messages.bump(&message).await.unwrap();
 }

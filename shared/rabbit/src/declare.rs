@@ -34,7 +34,7 @@ const REFUSALS: [u16; 3] = [403, 405, 406];
 pub(crate) enum Failure {
     /// It never will.
     #[error(
-        "the queue {queue:?} is there with other arguments than those of layout {LAYOUT} ({source}): let the version of \
+        "the queue {queue} is there with other arguments than those of layout {LAYOUT} ({source}): let the version of \
              Naru that declared it work it off, then stop all and delete it"
     )]
     Refused { queue: ShortString, source: lapin::Error },

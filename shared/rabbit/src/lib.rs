@@ -77,7 +77,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            partitions: 32,
+            partitions: 16,
             namespace: "naru".to_owned(),
             wait_steps: [1, 5, 30, 120, 600, 1_800].map(Duration::from_secs).into(),
             publish_timeout: Duration::from_secs(5),

@@ -12,7 +12,7 @@ fn fresh() -> Fresh {
     Fresh { place: Place::shared(), processes: Vec::new() }
 }
 
-/// A deployment of its own. A process of it dies by having its cable cut: it closes nothing, it says nothing.
+/// A deployment of its own. A process of it dies by having its cable cut: it closes nothing.
 struct Fresh {
     processes: Vec<Process>,
     place: Place,
@@ -41,23 +41,22 @@ impl Subject<Bus> for Fresh {
     }
 }
 
-/// How many events wait in a queue that is full.
-const MOST: u32 = 20;
-/// How many of them the receiver holds.
+/// How many messages wait in a queue that is full: as many events, sent one by one.
+const MAX_LENGTH: u32 = 20;
+/// How many more the receiver holds.
 const PREFETCH: u16 = 5;
 
 #[async_trait]
 impl Subject<BoundedBus> for Fresh {
     async fn open(&mut self) -> BoundedBus {
         let options = &mut self.place.options;
-        (options.max_length, options.prefetch_ordered, options.prefetch_free) =
-            (Some(MOST), PREFETCH, PREFETCH);
-        options.newest = MOST;
-        let hops = &["accepted", "saved", "offline", "owed", "push.fcm", "push.apns", "push.webhook"];
+        options.max_length = Some(MAX_LENGTH);
+        (options.prefetch_ordered, options.prefetch_durable) = (PREFETCH, PREFETCH);
+        let hops = &["accepted", "saved", "offline", "push.fcm", "push.apns", "push.webhook"];
         // A quorum queue tells its publishers that it is full when it is; until they hear of it they go on.
         let late = 1;
-        let capacity = MOST as usize + usize::from(PREFETCH) + late;
-        BoundedBus { bus: self.process().await, hops, capacity, newest: MOST as usize }
+        let capacity = MAX_LENGTH as usize + usize::from(PREFETCH) + late;
+        BoundedBus { bus: self.process().await, hops, capacity }
     }
 
     async fn reopen(&mut self) -> BoundedBus {

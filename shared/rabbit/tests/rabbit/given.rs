@@ -1,4 +1,4 @@
-//! What the tests start from: a place in the broker that nobody else uses, and a cable to it that can be cut.
+//! What the tests start from: a name space in the broker that no other test uses, and a cable to it that can be cut.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -7,8 +7,7 @@ use futures_util::future::join_all;
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ConnectionProperties};
-use naru_engines::bus::{Bus, Delivery, Receiver, Verdict, settle};
-use naru_engines::conformance::bus::{LONG, SHORT};
+use naru_engines::bus::{Bus, Delivery, Receiver, ack};
 use naru_model::hops::{Accepted, Offline};
 use naru_model::{Event, Message, MessageId, RoomId, Seq, Timestamp, Trace, UserId, hops, partition_of};
 use naru_rabbit::{Options, Rabbit};
@@ -16,6 +15,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 
+/// The steps of the wait queues.
+pub(crate) const STEPS: [Duration; 3] =
+    [Duration::from_millis(150), Duration::from_secs(1), Duration::from_secs(60)];
 /// How long anything may take that must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -55,7 +57,7 @@ impl Place {
             .try_init();
         let nth = NEXT.fetch_add(1, Ordering::Relaxed);
         let namespace = format!("naru.{}.{nth}.{}", std::process::id(), Timestamp::now().as_millis());
-        let options = Options { namespace, rungs: vec![SHORT, LONG], grace: LONG, ..Options::default() };
+        let options = Options { namespace, wait_steps: STEPS.into(), ..Options::default() };
         Self { url, options, shared: false }
     }
 
@@ -91,7 +93,7 @@ impl Place {
         for hop in hops::ALL {
             queues.push(hop.name.to_owned());
             queues.push(format!("{}.receivers", hop.name));
-            if hop.order == hops::Order::ByRoom {
+            if hop.kind == hops::Kind::Ordered {
                 queues.extend((0..self.options.partitions).map(|nth| format!("{}.{nth}", hop.name)));
             }
         }
@@ -182,13 +184,14 @@ pub(crate) fn room() -> RoomId {
     format!("room-{}", MessageId::generate()).parse().unwrap()
 }
 
-/// One room in each of so many of the 32 partitions.
+/// One room in each of so many partitions.
 pub(crate) fn rooms_apart(count: usize) -> Vec<RoomId> {
     let mut partitions = std::collections::HashSet::new();
-    std::iter::repeat_with(room)
-        .filter(|room| partitions.insert(partition_of(room, 32)))
-        .take(count)
-        .collect()
+    std::iter::repeat_with(room).filter(|room| partitions.insert(partition(room))).take(count).collect()
+}
+
+pub(crate) fn partition(room: &RoomId) -> u32 {
+    partition_of(room, Options::default().partitions)
 }
 
 pub(crate) fn user() -> UserId {
@@ -222,13 +225,14 @@ pub(crate) fn offline() -> Event<Offline> {
 }
 
 pub(crate) async fn done<T: hops::Payload>(batch: Vec<Delivery<T>>) -> Vec<Event<T>> {
-    let (events, receipts) = batch.into_iter().map(|delivery| (delivery.event, delivery.receipt)).unzip();
-    // What can't be settled comes again, which is for the test to see.
-    let _comes_again = settle(receipts, Verdict::Done).await;
+    let (events, receipts): (_, Vec<_>) =
+        batch.into_iter().map(|delivery| (delivery.event, delivery.receipt)).unzip();
+    // What can't be acknowledged comes again, which is for the test to see.
+    let _comes_again = ack(receipts).await;
     events
 }
 
-/// The next one, settled as done.
+/// The next one, acknowledged.
 pub(crate) async fn next<T: hops::Payload>(receiver: &mut Box<dyn Receiver<T>>) -> Event<T> {
     let batch = soon("an event", receiver.receive(1)).await.unwrap();
     done(batch).await.remove(0)

@@ -1,11 +1,10 @@
-//! What happens to the broker, under load: nothing that was confirmed is lost, and everybody finds back by themselves.
+//! What happens to the broker, under load: nothing that was confirmed is lost, and every process comes back by itself.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use naru_engines::bus::{Bus, Verdict, settle};
-use naru_engines::conformance::bus::LONG;
+use naru_engines::bus::{Bus, ack, retry};
 use naru_engines::{Applied, EngineError};
 use naru_model::RoomId;
 use naru_services::{Kind, Service};
@@ -21,7 +20,7 @@ use super::given::{
 const BACK: Duration = Duration::from_secs(5);
 
 /// RabbitMQ 3.10.8 writes down which log is whose half a second after the last queue was declared. A quorum queue that is
-/// killed before is there again afterwards, empty, and answers nobody; its messages lie in a log that nobody knows. An
+/// killed before is there again afterwards, empty, and does not answer; its messages lie in a log that nobody knows. An
 /// orderly stop writes it down.
 fn new_names_are_written(broker: &mut Service) {
     broker.stop();
@@ -171,14 +170,14 @@ async fn a_broker_may_be_killed_stopped_and_frozen_under_load() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waits_for_its_next_try_outlives_the_broker() {
     /// More than the broker is away.
-    const RUNG: Duration = Duration::from_secs(15);
+    const STEP: Duration = Duration::from_secs(15);
     /// What falls due before the hop's queue is back is offered to it again after three minutes (the broker's
     /// `dead_letter_worker_publisher_confirm_timeout`).
     const NOT_LOST: Duration = Duration::from_secs(240);
     const COUNT: usize = 40;
     let mut broker = Service::start(Kind::Rabbitmq);
     let mut place = Place::at(broker.url());
-    place.options.rungs = vec![RUNG, LONG];
+    place.options.wait_steps = vec![STEP];
     let process = place.process().await;
     let bus = process.bus();
     let mut receiver = bus.offline.receiver().await.unwrap();
@@ -192,9 +191,7 @@ async fn what_waits_for_its_next_try_outlives_the_broker() {
         held.extend(soon("the first try", receiver.receive(COUNT)).await.unwrap());
     }
     let asked = Instant::now();
-    settle(held.into_iter().map(|delivery| delivery.receipt).collect(), Verdict::RetryAfter(RUNG))
-        .await
-        .unwrap();
+    retry(held.into_iter().map(|delivery| delivery.receipt), STEP).await.unwrap();
     broker.kill();
     broker.start_again();
 
@@ -204,14 +201,14 @@ async fn what_waits_for_its_next_try_outlives_the_broker() {
         for delivery in batch.unwrap() {
             // The broker says nothing to an ack. Killed before it has written it down, it delivers the first try again.
             if delivery.attempt == 2 {
-                assert!(asked.elapsed() + Duration::from_millis(2) >= RUNG, "too early");
+                assert!(asked.elapsed() + Duration::from_millis(2) >= STEP, "too early");
                 again.insert(delivery.event.event_id.0, delivery.event);
             }
-            let _comes_again = delivery.receipt.settle(Verdict::Done).await;
+            let _comes_again = ack([delivery.receipt]).await;
         }
     }
     assert_eq!(again, events);
-    println!("all came again after {:?}, {RUNG:?} was asked", asked.elapsed());
+    println!("all came again after {:?}, {STEP:?} was asked", asked.elapsed());
 }
 
 #[tokio::test]
@@ -252,7 +249,7 @@ async fn a_broker_without_memory_takes_nothing_and_loses_nothing() {
     bus.offline.send(vec![before.clone()]).await.unwrap();
     control(&broker, &["set_vm_memory_high_watermark", "absolute", "1MB"]);
 
-    // What is there is received, and settled: only who sends is not heard.
+    // What is there is received, and acknowledged: only sends are not heard.
     assert_eq!(next(&mut receiver).await, before);
     let error = bus.offline.send(vec![meanwhile.clone()]).await.unwrap_err();
     assert!(matches!(error, EngineError::Unavailable { applied: Applied::Unknown, .. }), "{error}");

@@ -1,18 +1,18 @@
-//! Receivers come and go: partitions move to where there is room for them.
+//! Receivers come and go: partitions move to those that have less than their share.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use naru_engines::bus::{Verdict, settle};
-use naru_model::{RoomId, partition_of};
+use naru_engines::bus::ack;
+use naru_model::RoomId;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use super::given::{PATIENCE, Place, Process, accepted, number, rooms_apart};
+use super::given::{PATIENCE, Place, Process, accepted, number, partition, rooms_apart};
 
-const PARTITIONS: usize = 32;
+const PARTITIONS: usize = 16;
 /// Shares are even within this, under load.
 const EVEN: Duration = Duration::from_secs(12);
 /// A killed one's partitions are taken over within this.
@@ -55,14 +55,14 @@ fn work(process: &Process, owner: usize, book: &Arc<Mutex<Book>>) -> JoinHandle<
                     let mut book = book.lock().unwrap();
                     for delivery in batch {
                         let room = delivery.event.payload.chat_room_id.clone();
-                        let partition = partition_of(&room, 32);
+                        let partition = partition(&room);
                         book.owner.insert(partition, (owner, Instant::now()));
                         book.arrived.entry(room).or_default().push((owner, number(&delivery.event)));
                         receipts.push(delivery.receipt);
                     }
                 }
                 in_hand.lock().unwrap().retain(|room| !rooms.contains(room));
-                let _comes_again = settle(receipts, Verdict::Done).await;
+                let _comes_again = ack(receipts).await;
             });
         }
     })
@@ -79,7 +79,7 @@ async fn until(book: &Mutex<Book>, is_so: impl Fn(&Book) -> bool) -> Duration {
     began.elapsed()
 }
 
-/// Nobody has more than a share, and everything has somebody.
+/// No receiver has more than a share, and every partition has a receiver.
 fn even(book: &Book, receivers: usize) -> bool {
     let shares = book.shares();
     let most = PARTITIONS.div_ceil(receivers);

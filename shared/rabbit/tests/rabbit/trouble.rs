@@ -1,20 +1,26 @@
 //! What goes wrong with queues and messages while the broker is well.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
-use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
+use futures_util::StreamExt;
+use lapin::options::{
+    BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel};
-use naru_engines::bus::{Receiver, Verdict};
-use naru_engines::conformance::bus::SHORT;
+use naru_engines::bus::{Delivery, Receiver, ack, retry};
 use naru_engines::{Applied, EngineError};
-use naru_model::hops::Accepted;
-use naru_model::partition_of;
+use naru_model::hops::{Accepted, Offline, Saved};
+use naru_model::{Event, MemberVersion, Seq};
 use naru_rabbit::Rabbit;
 use naru_services::{Kind, Service};
 use tokio::time::Instant;
 
-use super::given::{Place, accepted, next, number, offline, room, soon, until_ok};
+use super::given::{
+    Place, STEPS, accepted, done, next, number, offline, partition, room, rooms_apart, soon, until_ok,
+};
 
 async fn delete(channel: &Channel, queue: String) {
     channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
@@ -30,13 +36,16 @@ async fn what_no_queue_takes_is_not_sent_and_the_next_try_finds_a_queue() {
     let (room, (_connection, channel)) = (room(), place.channel().await);
     bus.accepted.send(vec![accepted(&room, 1)]).await.unwrap();
     bus.offline.send(vec![offline()]).await.unwrap();
-    delete(&channel, place.queue(&format!("accepted.{}", partition_of(&room, 32)))).await;
+    delete(&channel, place.queue(&format!("accepted.{}", partition(&room)))).await;
+    let mut offline_receiver = bus.offline.receiver().await.unwrap();
+    let in_hand = soon("an event", offline_receiver.receive(1)).await.unwrap().remove(0);
     delete(&channel, place.queue("offline.wait.150ms")).await;
 
     let error = bus.accepted.send(vec![accepted(&room, 2)]).await.unwrap_err();
     assert!(error.is_transient() && error.to_string().contains("there is no queue"), "{error}");
-    let error = bus.offline.send_later(SHORT, vec![offline()]).await.unwrap_err();
+    let error = retry([in_hand.receipt], STEPS[0]).await.unwrap_err();
     assert!(error.is_transient(), "{error}");
+    assert_eq!(next(&mut offline_receiver).await, in_hand.event, "it waits here");
 
     bus.accepted.send(vec![accepted(&room, 3)]).await.unwrap();
     let mut receiver = bus.accepted.receiver().await.unwrap();
@@ -50,19 +59,55 @@ async fn a_queue_that_is_deleted_under_its_receivers_is_declared_and_subscribed_
     let bus = process.bus();
     let (room, (_connection, channel)) = (room(), place.channel().await);
     let mut ordered = bus.accepted.receiver().await.unwrap();
-    let mut free = bus.offline.receiver().await.unwrap();
+    let mut durable = bus.offline.receiver().await.unwrap();
     bus.accepted.send(vec![accepted(&room, 1)]).await.unwrap();
     bus.offline.send(vec![offline()]).await.unwrap();
     assert_eq!(number(&next(&mut ordered).await), 1);
-    next(&mut free).await;
+    next(&mut durable).await;
 
-    delete(&channel, place.queue(&format!("accepted.{}", partition_of(&room, 32)))).await;
+    delete(&channel, place.queue(&format!("accepted.{}", partition(&room)))).await;
     delete(&channel, place.queue("offline")).await;
     let (_, ordered_again) = until_ok(async || bus.accepted.send(vec![accepted(&room, 2)]).await).await;
-    let (_, free_again) = until_ok(async || bus.offline.send(vec![offline()]).await).await;
-    println!("sent again after {ordered_again:?} and {free_again:?}");
+    let (_, durable_again) = until_ok(async || bus.offline.send(vec![offline()]).await).await;
+    println!("sent again after {ordered_again:?} and {durable_again:?}");
     assert_eq!(number(&next(&mut ordered).await), 2);
-    next(&mut free).await;
+    next(&mut durable).await;
+}
+
+/// Publishes to a queue what the driver would not; returns when it is there.
+async fn publish(place: &Place, channel: &Channel, queue: &str, layout: Option<i32>, body: &[u8]) {
+    let mut headers = FieldTable::default();
+    if let Some(layout) = layout {
+        headers.insert("layout".into(), AMQPValue::LongInt(layout));
+    }
+    let properties = BasicProperties::default().with_message_id("the-seventh".into()).with_headers(headers);
+    let (queue, options) = (place.queue(queue).into(), BasicPublishOptions::default());
+    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    let confirm = channel.basic_publish("".into(), queue, options, body, properties).await.unwrap();
+    assert!(!confirm.await.unwrap().is_nack());
+}
+
+/// What was set aside: its body, the queue it came from and the reason.
+async fn parked(place: &Place, channel: &Channel) -> (String, String, String) {
+    let (message, _) = until_ok(async || {
+        let message =
+            channel.basic_get(place.queue("parked").into(), BasicGetOptions { no_ack: true }).await.unwrap();
+        message.ok_or("nothing parked yet")
+    })
+    .await;
+    assert_eq!(message.properties.message_id().as_ref().unwrap().as_str(), "the-seventh");
+    let headers = message.properties.headers().clone().unwrap();
+    let text = |name| headers.inner()[name].as_long_string().unwrap().to_string();
+    (String::from_utf8(message.data.clone()).unwrap(), text("queue"), text("reason"))
+}
+
+/// Until the broker waits for no ack of a queue's messages, after its receivers are gone.
+async fn until_empty(place: &Place, channel: &Channel, queue: &str) {
+    until_ok(async || match place.depth(channel, queue).await {
+        0 => Ok(()),
+        left => Err(format!("{left} in {queue}")),
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -71,51 +116,181 @@ async fn what_cannot_be_read_is_parked_and_holds_up_nothing() {
     let process = place.process().await;
     let bus = process.bus();
     let (room, (_connection, channel)) = (room(), place.channel().await);
-    let partition = format!("accepted.{}", partition_of(&room, 32));
+    let partition = format!("accepted.{}", partition(&room));
     bus.accepted.send(vec![accepted(&room, 1)]).await.unwrap();
     bus.offline.send(vec![offline()]).await.unwrap();
     for queue in [&*partition, "offline"] {
-        let (queue, options) = (place.queue(queue).into(), BasicPublishOptions::default());
-        let properties = BasicProperties::default().with_message_id("the-seventh".into());
-        channel.basic_publish("".into(), queue, options, b"{\"version\":", properties).await.unwrap();
+        publish(&place, &channel, queue, Some(2), b"[{\"version\":").await;
     }
     let mut ordered: Box<dyn Receiver<Accepted>> = bus.accepted.receiver().await.unwrap();
     assert_eq!(number(&next(&mut ordered).await), 1);
     bus.accepted.send(vec![accepted(&room, 2)]).await.unwrap();
     bus.offline.send(vec![offline()]).await.unwrap();
     assert_eq!(number(&next(&mut ordered).await), 2, "behind what can't be read");
-    let mut free = bus.offline.receiver().await.unwrap();
-    next(&mut free).await;
-    next(&mut free).await;
+    let mut durable = bus.offline.receiver().await.unwrap();
+    next(&mut durable).await;
+    next(&mut durable).await;
 
     let mut from = Vec::new();
     for _ in 0..2 {
-        let (parked, _) = until_ok(async || {
-            let options = BasicGetOptions { no_ack: true };
-            channel
-                .basic_get(place.queue("parked").into(), options)
-                .await
-                .unwrap()
-                .ok_or("nothing parked yet")
-        })
-        .await;
-        assert_eq!(parked.data, b"{\"version\":");
-        assert_eq!(parked.properties.message_id().as_ref().unwrap().as_str(), "the-seventh");
-        let headers = parked.properties.headers().clone().unwrap();
-        let text = |name| headers.inner()[name].as_long_string().unwrap().to_string();
-        assert!(text("reason").contains("EOF"), "{}", text("reason"));
-        from.push(text("queue"));
+        let (body, queue, reason) = parked(&place, &channel).await;
+        assert_eq!(body, "[{\"version\":");
+        assert!(reason.contains("EOF"), "{reason}");
+        from.push(queue);
     }
     from.sort();
     assert_eq!(from, [place.queue(&partition), place.queue("offline")]);
-    drop((ordered, free));
+    drop((ordered, durable));
     for queue in [&*partition, "offline"] {
-        until_ok(async || match place.depth(&channel, queue).await {
-            0 => Ok(()),
-            left => Err(format!("{left} in {queue}")),
-        })
-        .await;
+        until_empty(&place, &channel, queue).await;
     }
+}
+
+#[tokio::test]
+async fn of_an_array_only_what_cannot_be_read_is_parked() {
+    let place = Place::shared();
+    let process = place.process().await;
+    let bus = process.bus();
+    let (room, (_connection, channel)) = (room(), place.channel().await);
+    let partition = format!("accepted.{}", partition(&room));
+    let mut receiver = bus.accepted.receiver().await.unwrap();
+    bus.accepted.send(vec![accepted(&room, 1)]).await.unwrap();
+    assert_eq!(number(&next(&mut receiver).await), 1);
+    let json = |number| serde_json::to_string(&accepted(&room, number)).unwrap();
+    let body = format!("[{}, {{\"version\": 1}}, {}]", json(2), json(3));
+    publish(&place, &channel, &partition, Some(2), body.as_bytes()).await;
+    // A message of layout 1, an empty array, and one of a layout to come.
+    publish(&place, &channel, &partition, None, json(4).as_bytes()).await;
+    publish(&place, &channel, &partition, Some(2), b"[]").await;
+    publish(&place, &channel, &partition, Some(3), format!("[{}]", json(5)).as_bytes()).await;
+    bus.accepted.send(vec![accepted(&room, 6)]).await.unwrap();
+    for expected in [2, 3, 6] {
+        assert_eq!(number(&next(&mut receiver).await), expected);
+    }
+    let mut reasons = Vec::new();
+    for _ in 0..4 {
+        let (body, queue, reason) = parked(&place, &channel).await;
+        assert_eq!(queue, place.queue(&partition));
+        reasons.push(format!("{reason} {}", &body[..body.len().min(16)]));
+    }
+    reasons.sort();
+    assert!(reasons[0].starts_with("it does not say that it is of layout 2"), "{reasons:?}");
+    assert!(reasons[1].starts_with("it does not say that it is of layout 2"), "{reasons:?}");
+    assert_eq!(reasons[2], "it holds no event []");
+    assert!(
+        reasons[3].starts_with("missing field") && reasons[3].ends_with(r#"[{"version": 1}]"#),
+        "{reasons:?}"
+    );
+    drop(receiver);
+    until_empty(&place, &channel, &partition).await;
+}
+
+/// The messages that lie in a queue: how many events are in each, and how long it is. They stay there.
+async fn lengths(place: &Place, queue: &str) -> Vec<(usize, usize)> {
+    let (connection, channel) = place.channel().await;
+    let count = place.depth(&channel, queue).await as usize;
+    let (queue, options) = (place.queue(queue).into(), BasicConsumeOptions::default());
+    let consumer = channel.basic_consume(queue, "".into(), options, FieldTable::default()).await.unwrap();
+    let messages: Vec<_> = soon("the messages", consumer.take(count).collect()).await;
+    connection.close(200, "done".into()).await.unwrap();
+    let length = |message: lapin::Result<lapin::message::Delivery>| {
+        let data = message.unwrap().data;
+        (serde_json::from_slice::<Vec<serde_json::Value>>(&data).unwrap().len(), data.len())
+    };
+    messages.into_iter().map(length).collect()
+}
+
+#[tokio::test]
+async fn what_is_sent_together_is_one_message_for_each_queue() {
+    let place = Place::shared();
+    let process = place.process().await;
+    let bus = process.bus();
+    let rooms = rooms_apart(2);
+    let events: Vec<_> = (0..300).map(|number| accepted(&rooms[number as usize % 2], number)).collect();
+    bus.accepted.send(events.clone()).await.unwrap();
+    // 600 events are more than a message holds, and five of 300 kB longer than one may be.
+    bus.offline.send((0..600).map(|_| offline()).collect()).await.unwrap();
+    let long = |_| {
+        let Event { mut payload, trace, .. } = accepted(&rooms[0], 1);
+        payload.content = "x".repeat(300_000).into();
+        Event::new(
+            Saved { message: payload.at(Seq(1)), member_version: MemberVersion(1), origin: None },
+            trace,
+        )
+    };
+    bus.saved.send((0..5).map(long).collect()).await.unwrap();
+
+    for room in &rooms {
+        let queue = format!("accepted.{}", partition(room));
+        assert_eq!(lengths(&place, &queue).await.iter().map(|one| one.0).collect::<Vec<_>>(), [150]);
+    }
+    let offline = lengths(&place, "offline").await;
+    assert_eq!(offline.iter().map(|one| one.0).collect::<Vec<_>>(), [256, 256, 88]);
+    let saved = lengths(&place, &format!("saved.{}", partition(&rooms[0]))).await;
+    assert_eq!(saved.iter().map(|one| one.0).collect::<Vec<_>>(), [3, 2]);
+    assert!(saved.iter().all(|one| one.1 <= 1 << 20), "{saved:?}");
+
+    let mut receiver = bus.accepted.receiver().await.unwrap();
+    let mut numbers: Vec<Vec<u32>> = vec![Vec::new(); 2];
+    while numbers.iter().map(Vec::len).sum::<usize>() < 300 {
+        // Not a whole message at a time.
+        for event in done(soon("events", receiver.receive(7)).await.unwrap()).await {
+            numbers[usize::from(event.payload.chat_room_id == rooms[1])].push(number(&event));
+        }
+    }
+    for (room, numbers) in (0..2).zip(numbers) {
+        assert_eq!(numbers, (0..150).map(|nth| 2 * nth + room).collect::<Vec<_>>());
+    }
+}
+
+/// The first few of a message are acknowledged, and then the connection dies.
+#[tokio::test]
+async fn what_was_not_acknowledged_of_a_message_comes_again() {
+    let place = Place::shared();
+    let first = place.process().await;
+    let room = room();
+    let events: Vec<_> = (0..10).map(|number| accepted(&room, number)).collect();
+    first.bus().accepted.send(events.clone()).await.unwrap();
+    first.bus().accepted.send(vec![accepted(&room, 10)]).await.unwrap();
+    let mut receiver = first.bus().accepted.receiver().await.unwrap();
+    let mut acknowledged = 0;
+    while acknowledged < 4 {
+        acknowledged += done(soon("events", receiver.receive(4 - acknowledged)).await.unwrap()).await.len();
+    }
+    first.cable.cut();
+    let second = place.process().await;
+    let mut receiver = second.bus().accepted.receiver().await.unwrap();
+    let mut numbers = Vec::new();
+    while numbers.last() != Some(&10) {
+        numbers.push(number(&next(&mut receiver).await));
+    }
+    let again = numbers.iter().position(|number| *number == 4).expect("4 was not acknowledged");
+    assert_eq!(numbers[again..], (4..=10).collect::<Vec<_>>());
+    // Acked with its last event: nothing is left.
+    drop(receiver);
+    let (_connection, channel) = place.channel().await;
+    until_empty(&place, &channel, &format!("accepted.{}", partition(&room))).await;
+}
+
+#[tokio::test]
+async fn dropped_events_of_a_message_come_again_by_themselves() {
+    let place = Place::shared();
+    let process = place.process().await;
+    let bus = process.bus();
+    bus.offline.send((0..5).map(|_| offline()).collect()).await.unwrap();
+    let mut receiver = bus.offline.receiver().await.unwrap();
+    let mut batch = soon("events", receiver.receive(5)).await.unwrap();
+    let dropped = batch.remove(3);
+    let event = dropped.event.clone();
+    done(batch).await;
+    drop(dropped);
+    let again = soon("the dropped one", receiver.receive(5)).await.unwrap();
+    assert_eq!(again.len(), 1);
+    assert_eq!((again[0].attempt, &again[0].event), (1, &event));
+    done(again).await;
+    drop(receiver);
+    let (_connection, channel) = place.channel().await;
+    until_empty(&place, &channel, "offline").await;
 }
 
 #[tokio::test]
@@ -138,11 +313,28 @@ async fn a_queue_that_was_declared_differently_is_named() {
     permanent(bus.offline.send(vec![offline()]).await.unwrap_err(), "offline");
     let mut ordered = bus.accepted.receiver().await.unwrap();
     permanent(soon("a refusal", ordered.receive(1)).await.unwrap_err(), "accepted.7");
-    let mut free = bus.offline.receiver().await.unwrap();
-    permanent(soon("a refusal", free.receive(1)).await.unwrap_err(), "offline");
+    let mut durable = bus.offline.receiver().await.unwrap();
+    permanent(soon("a refusal", durable.receive(1)).await.unwrap_err(), "offline");
     // Nothing else is touched.
-    bus.owed.send(vec![]).await.unwrap();
+    bus.push_fcm.send(vec![]).await.unwrap();
     process.rabbit.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_older_layout_is_refused() {
+    let place = Place::shared();
+    let (_connection, channel) = place.channel().await;
+    // As layout 1 declared it.
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(1_000_000_000));
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(place.queue("parked").into(), options, arguments).await.unwrap();
+    let error = Rabbit::open(&place.url, place.options.clone()).await.err().expect("it is refused");
+    assert!(matches!(error, EngineError::Permanent { .. }), "{error}");
+    let told = error.to_string();
+    assert!(told.contains(&place.queue("parked")) && told.contains("delete it"), "{told}");
+    println!("{told}");
 }
 
 #[tokio::test]
@@ -166,31 +358,40 @@ async fn what_makes_no_sense_or_is_refused_is_an_error_at_the_start() {
     refused(&place.url.replace("/%2f", "/nowhere"), place.options.clone()).await;
 }
 
+/// Between two steps, beyond the last, and shorter than the first: each comes when it is due, whatever waits beside it.
 #[tokio::test]
-async fn only_durable_hops_keep_events_for_later() {
-    let place = Place::shared();
-    let process = place.process().await;
-    let error = process.bus().accepted.send_later(SHORT, vec![accepted(&room(), 1)]).await.unwrap_err();
-    assert!(matches!(error, EngineError::Permanent { .. }), "{error}");
-}
-
-#[tokio::test]
-async fn a_delay_beyond_the_last_rung_goes_round_again() {
-    const DELAY: Duration = Duration::from_millis(6_500);
+async fn delays_are_kept_exactly() {
     let mut place = Place::shared();
-    place.options.rungs = vec![SHORT];
-    place.options.grace = SHORT;
+    place.options.wait_steps = vec![STEPS[0], STEPS[1]];
     let process = place.process().await;
     let bus = process.bus();
+    let delays = [4_700, 1_700, 1_000, 620, 40].map(Duration::from_millis);
+    // Two events each, which stay together.
+    bus.offline.send((0..2 * delays.len()).map(|_| offline()).collect()).await.unwrap();
     let mut receiver = bus.offline.receiver().await.unwrap();
-    let event = offline();
-    let asked = Instant::now();
-    bus.offline.send_later(DELAY, vec![event.clone()]).await.unwrap();
-    let batch = soon("the event", receiver.receive(1)).await.unwrap();
-    let waited = asked.elapsed() + Duration::from_millis(2);
-    assert_eq!((batch[0].attempt, &batch[0].event), (1, &event));
-    assert!((DELAY..DELAY + Duration::from_secs(4)).contains(&waited), "{waited:?}");
-    drop(batch);
+    let mut first: Vec<Delivery<Offline>> = soon("events", receiver.receive(100)).await.unwrap();
+    assert_eq!(first.len(), 2 * delays.len(), "one message");
+    let mut asked = HashMap::new();
+    for delay in delays {
+        let pair = first.split_off(first.len() - 2);
+        asked.extend(pair.iter().map(|one| (one.event.event_id, (Instant::now(), delay))));
+        retry(pair.into_iter().map(|one| one.receipt), delay).await.unwrap();
+    }
+    while !asked.is_empty() {
+        let batch = soon("the second try", receiver.receive(100)).await.unwrap();
+        for delivery in &batch {
+            let (since, delay) = asked.remove(&delivery.event.event_id).expect("once");
+            // The header is in whole milliseconds.
+            let waited = since.elapsed() + Duration::from_millis(2);
+            assert_eq!(delivery.attempt, 2);
+            assert!((delay..delay + Duration::from_secs(1)).contains(&waited), "{delay:?}: {waited:?}");
+            println!("{delay:?} was asked: {waited:?}");
+        }
+        done(batch).await;
+    }
+    drop(receiver);
+    let (_connection, channel) = place.channel().await;
+    until_empty(&place, &channel, "offline").await;
 }
 
 #[tokio::test]
@@ -207,7 +408,7 @@ async fn a_receiver_that_is_not_asked_keeps_nothing_from_the_others() {
     }
     // It is asked again: what it had in hand is still its own, and it receives.
     drop(other);
-    in_hand.receipt.settle(Verdict::Done).await.unwrap();
+    ack([in_hand.receipt]).await.unwrap();
     let last = offline();
     bus.offline.send(vec![last.clone()]).await.unwrap();
     assert_eq!(next(&mut slow).await, last);

@@ -1,4 +1,4 @@
-//! What the live layer carries to gateways: gone if nobody listens, because the store has all that matters.
+//! What the live layer carries to gateways. None of it needs to last, because the store has all that matters.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::{Message, MessageId, RoomId, Seq, SessionId, Timestamp, UserId};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LiveEvent {
-    /// The members to whom it goes.
+    /// The members to whom it goes. First in the JSON: a gateway that has none of them does not read the rest.
     pub recipients: Arc<[UserId]>,
     /// The session that caused it and is not told.
     #[serde(default, skip_serializing_if = "Option::is_none")]

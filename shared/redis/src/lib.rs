@@ -19,7 +19,7 @@
 //! - `maxmemory-policy noeviction`. Keys are small and expire by themselves, but for those of connected users.
 //! - No persistence is needed. Without it, a restart forgets when users were last seen.
 //!
-//! # When it is gone
+//! # When it can't be reached
 //! Calls fail (`Unavailable`): after a second or two while it hangs, at once while nobody is there. Nothing is kept
 //! for later but which sessions were detached meanwhile. Connections are made again by themselves. A gateway receives
 //! `Interrupted` at once when its connection is closed and after three to four seconds of silence, and `Restored` when

@@ -1,5 +1,5 @@
 -- Renews a gateway's lease. KEYS: the lease. ARGV: for how many milliseconds, how many to remember the renewal. The
--- clock is Redis's: those of gateways need not agree. A gateway that has resigned is never heard of again (another
+-- clock is Redis's: those of gateways need not agree. A gateway that has resigned never renews its lease again (another
 -- run has another id), so a renewal that was stuck on its way can't bring it back.
 if redis.call('HEXISTS', KEYS[1], 'resigned') == 1 then
   return

@@ -30,10 +30,10 @@ async fn far_away(port: u16) -> String {
     tokio::spawn(async move {
         loop {
             let (near, _) = listener.accept().await.unwrap();
-            let (asks, hears) = near.into_split();
-            let (answers, takes) = TcpStream::connect(("127.0.0.1", port)).await.unwrap().into_split();
-            carry(asks, takes, TRIP);
-            carry(answers, hears, Duration::ZERO);
+            let (requests, to_near) = near.into_split();
+            let (answers, to_server) = TcpStream::connect(("127.0.0.1", port)).await.unwrap().into_split();
+            carry(requests, to_server, TRIP);
+            carry(answers, to_near, Duration::ZERO);
         }
     });
     url

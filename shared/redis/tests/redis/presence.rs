@@ -153,6 +153,6 @@ async fn a_user_whose_record_is_unreadable_is_not_offline() {
     ada.raw::<()>(&["HSET", &key, "session:", "nobody"]).await;
     let users = [ada.session.user.clone()];
     assert!(!ada.naru.presence.locate(&users).await.unwrap_err().is_transient());
-    ada.raw::<()>(&["SET", &key, "rubbish"]).await;
+    ada.raw::<()>(&["SET", &key, "nonsense"]).await;
     assert!(!ada.naru.presence.locate(&users).await.unwrap_err().is_transient());
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use naru_engines::bus::Queue;
-use naru_engines::store::{Appended, IntakeRecord};
+use naru_engines::store::{self, Appended, IntakeRecord, Messages};
 use naru_engines::{EngineError, Engines};
 use naru_model::frame::{Ack, Chat};
 use naru_model::hops::Accepted;
@@ -171,7 +171,8 @@ async fn admit(
 
 /// Writes what has come to the intake, and passes on what was written.
 pub(crate) struct Intake {
-    engines: Engines,
+    intake: Arc<dyn store::Intake>,
+    messages: Arc<dyn Messages>,
     pending: Arc<Pending>,
     telemetry: Arc<Telemetry>,
     written: mpsc::Sender<Accepted>,
@@ -194,8 +195,9 @@ pub(crate) fn steps(
     let (sender, written) = mpsc::channel(HAND_OVER_QUEUE);
     let (accepted, telemetry) = (engines.bus.accepted.clone(), telemetry.clone());
     let hand_over = HandOver { accepted, telemetry: telemetry.clone(), written };
-    let (engines, pending) = (engines.clone(), pending.clone());
-    (Intake { engines, pending, telemetry, written: sender, fates: Fates::default() }, hand_over)
+    let (intake, messages) = (engines.store.intake.clone(), engines.store.messages.clone());
+    let (pending, fates) = (pending.clone(), Fates::default());
+    (Intake { intake, messages, pending, telemetry, written: sender, fates }, hand_over)
 }
 
 impl Intake {
@@ -272,7 +274,7 @@ impl Intake {
         let give_up = Instant::now() + APPEND_WITHIN.saturating_sub(waited);
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
         loop {
-            match self.engines.store.intake.append(entries).await {
+            match self.intake.append(entries).await {
                 Err(error) if error.is_transient() && Instant::now() < give_up => {
                     let delay = backoff.next_delay();
                     tracing::warn!(%error, ?delay, "the intake failed; trying again");
@@ -293,7 +295,7 @@ impl Intake {
         if ids.is_empty() {
             return Vec::new();
         }
-        self.engines.store.messages.find(&ids).await.unwrap_or_else(|error| {
+        self.messages.find(&ids).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "resends can't be looked up; handing them on again");
             Vec::new()
         })
@@ -399,5 +401,191 @@ impl Fates {
             self.noted.pop_front();
             self.of.remove(&id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use naru_engines::EngineResult;
+    use naru_engines::bus::Receiver;
+    use naru_engines::store::{Closing, Run, Window};
+    use naru_model::{GatewayId, Seq};
+    use naru_runtime::telemetry::Metrics;
+    use tokio::sync::Mutex;
+
+    use super::*;
+
+    /// A store and a queue that tell of each write. What is in `first_tries` was written before; a hand-over is over when it
+    /// is let through.
+    struct Engine {
+        first_tries: Vec<Accepted>,
+        written: mpsc::UnboundedSender<Vec<MessageId>>,
+        handed_over: mpsc::UnboundedSender<Vec<MessageId>>,
+        let_through: Semaphore,
+    }
+
+    #[async_trait]
+    impl store::Intake for Engine {
+        async fn append(&self, entries: &[Accepted]) -> EngineResult<Vec<Appended>> {
+            self.written.send(entries.iter().map(|entry| entry.id).collect()).unwrap();
+            let answer = |entry: &Accepted| {
+                let same = |first: &&Accepted| first.client_message_id == entry.client_message_id;
+                let first = self.first_tries.iter().find(same).cloned();
+                first.map_or(Appended::New, |accepted| {
+                    Appended::Resend(Box::new(IntakeRecord { accepted, outcome: None }))
+                })
+            };
+            Ok(entries.iter().map(answer).collect())
+        }
+
+        async fn get(&self, _: &[MessageId]) -> EngineResult<Vec<Option<IntakeRecord>>> {
+            unreachable!("the intake only appends")
+        }
+
+        async fn open(&self, _: Timestamp, _: usize) -> EngineResult<Vec<Accepted>> {
+            unreachable!("the intake only appends")
+        }
+
+        async fn close(&self, _: &[Closing]) -> EngineResult<()> {
+            unreachable!("the intake only appends")
+        }
+    }
+
+    #[async_trait]
+    impl Messages for Engine {
+        async fn find(&self, ids: &[MessageId]) -> EngineResult<Vec<Option<Message>>> {
+            Ok(vec![None; ids.len()])
+        }
+
+        async fn heads(&self, _: &[RoomId]) -> EngineResult<Vec<Seq>> {
+            unreachable!("resends are only looked up")
+        }
+
+        async fn append_run(&self, _: &[Message]) -> EngineResult<Run> {
+            unreachable!("resends are only looked up")
+        }
+
+        async fn bump(&self, _: &[Message]) -> EngineResult<()> {
+            unreachable!("resends are only looked up")
+        }
+
+        async fn range(&self, _: &RoomId, _: Window, _: usize) -> EngineResult<(Vec<Message>, bool)> {
+            unreachable!("resends are only looked up")
+        }
+    }
+
+    #[async_trait]
+    impl Queue<Accepted> for Engine {
+        async fn send(&self, events: Vec<Event<Accepted>>) -> EngineResult<()> {
+            self.handed_over.send(events.iter().map(|event| event.payload.id).collect()).unwrap();
+            self.let_through.acquire().await.unwrap().forget();
+            Ok(())
+        }
+
+        async fn receiver(&self) -> EngineResult<Box<dyn Receiver<Accepted>>> {
+            unreachable!("a gateway only sends")
+        }
+    }
+
+    type Told = Mutex<mpsc::UnboundedReceiver<Vec<MessageId>>>;
+
+    struct World {
+        engine: Arc<Engine>,
+        pending: Arc<Pending>,
+        written: Told,
+        handed_over: Told,
+        submissions: Submissions,
+    }
+
+    impl World {
+        fn new(first_tries: Vec<Accepted>) -> (Self, mpsc::Receiver<Submission>) {
+            let ((written, was_written), (handed_over, was_handed_over)) =
+                (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+            let let_through = Semaphore::new(0);
+            let engine = Arc::new(Engine { first_tries, written, handed_over, let_through });
+            let (submissions, receiver) = Submissions::new(100);
+            let (written, handed_over) = (Mutex::new(was_written), Mutex::new(was_handed_over));
+            (Self { engine, pending: Pending::new(100), written, handed_over, submissions }, receiver)
+        }
+
+        fn steps(&self) -> (Intake, HandOver) {
+            let (written, receiver) = mpsc::channel(HAND_OVER_QUEUE);
+            let telemetry = Arc::new(Telemetry::new(&Metrics::new()));
+            let (intake, messages, pending) =
+                (self.engine.clone(), self.engine.clone(), self.pending.clone());
+            let hand_over =
+                HandOver { accepted: self.engine.clone(), telemetry: telemetry.clone(), written: receiver };
+            (Intake { intake, messages, pending, telemetry, written, fates: Fates::default() }, hand_over)
+        }
+
+        fn submission(&self, accepted: &Accepted) -> Submission {
+            let (answer, _) = oneshot::channel();
+            let waiter = waiter(accepted, Asker::Http(answer), self.pending.admit().unwrap());
+            Submission { accepted: accepted.clone(), waiter }
+        }
+
+        fn submit(&self, accepted: &Accepted) {
+            self.submissions.submit(self.submission(accepted));
+        }
+    }
+
+    fn accepted(name: &str, after: Option<MessageId>) -> Accepted {
+        Accepted {
+            id: MessageId::generate(),
+            chat_room_id: RoomId::new("r").unwrap(),
+            sender_id: UserId::new("ada").unwrap(),
+            sender_name: "Ada".into(),
+            content: "hello".into(),
+            timestamp: Timestamp::now(),
+            client_message_id: ClientMessageId::new(name).unwrap(),
+            after,
+            origin: Some(Origin { gateway: GatewayId::generate(), session: None }),
+            trace: Trace::start(),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_next_batch_is_written_while_one_is_handed_over_and_the_order_is_kept() {
+        let (world, submissions) = World::new(Vec::new());
+        let (intake, hand_over) = world.steps();
+        let messages: Vec<Accepted> = ["a", "b", "c"].map(|name| accepted(name, None)).to_vec();
+        let ids: Vec<MessageId> = messages.iter().map(|message| message.id).collect();
+        let phone = async {
+            world.submit(&messages[0]);
+            assert_eq!(world.handed_over.lock().await.recv().await.unwrap(), ids[..1]);
+            for message in &messages[1..] {
+                world.submit(message);
+            }
+            let mut written = Vec::new();
+            while written.len() < 3 {
+                written.extend(world.written.lock().await.recv().await.unwrap());
+            }
+            assert_eq!(written, ids, "though the first hand-over is not over");
+            world.engine.let_through.add_permits(3);
+            let mut handed_over = Vec::new();
+            while handed_over.len() < 2 {
+                handed_over.extend(world.handed_over.lock().await.recv().await.unwrap());
+            }
+            assert_eq!(handed_over, ids[1..]);
+        };
+        tokio::select! {
+            () = phone => {}
+            ((), ()) = async { tokio::join!(intake.run(submissions), hand_over.run()) } => panic!("they go on"),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_follows_a_resend_in_the_same_batch_comes_after_the_first_try() {
+        let first = accepted("a", None);
+        let again = accepted("a", None);
+        let next = accepted("b", Some(again.id));
+        let (world, _submissions) = World::new(vec![first.clone()]);
+        let (mut intake, _hand_over) = world.steps();
+        let batch = [&again, &next].map(|accepted| world.submission(accepted));
+        let written = intake.accept(batch.into_iter()).await;
+        let order: Vec<_> = written.iter().map(|accepted| (accepted.id, accepted.after)).collect();
+        assert_eq!(order, [(first.id, None), (next.id, Some(first.id))]);
+        assert_eq!(written[0].origin, again.origin, "the session that sent it again is answered");
     }
 }

@@ -46,7 +46,7 @@ impl Linger {
 pub(crate) struct Batches<T> {
     queue: mpsc::Receiver<T>,
     limits: Limits<T>,
-    /// A batch was handed out; whoever asks for the next one is done with it.
+    /// A batch was handed out; the caller that asks for the next one is done with it.
     is_in_flight: bool,
     done_at: Option<Instant>,
 }

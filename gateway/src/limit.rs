@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_user_has_a_burst_then_the_rate_and_touches_nobody_else() {
+    async fn a_user_has_a_burst_then_the_rate_and_touches_no_other_user() {
         let limiter = Limiter::new(10, 3);
         let (ada, ben) = (UserId::new("ada").unwrap(), UserId::new("ben").unwrap());
         for _ in 0..3 {

@@ -1,4 +1,4 @@
-//! The gateway's door.
+//! The gateway as a program.
 
 use std::process::ExitCode;
 

@@ -24,7 +24,7 @@ const BATCH: usize = 1024;
 const LINGER: Linger = Linger { span: Duration::from_millis(100), enough: BATCH };
 /// How many may wait; beyond, a session that takes steps waits too.
 const QUEUE: usize = 4096;
-/// Who takes a step was a member this long ago at most. The store moves only who is one now.
+/// A user who takes a step was a member this long ago at most. The store moves only present members.
 const MEMBER_WITHIN: Duration = Duration::from_secs(30);
 /// Positions are told in rooms of up to this many members, and stored in all.
 const TOLD_UP_TO: usize = 32;

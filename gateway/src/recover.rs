@@ -1,11 +1,11 @@
-//! After an interruption of the live layer: presence is told again who is here, and whoever may have missed a message is
-//! asked to `SYNC`.
+//! After an interruption of the live layer: presence is told again who is here, and clients that may have missed a message
+//! are asked to `SYNC`.
 //!
 //! Which rooms moved is found by their heads: those of every room that was [`heard`](crate::heard) of here, read in
 //! groups. A session's rooms are known from its `SYNC`; one that has not asked yet, or whose rooms were forgotten since, is
 //! asked about all its rooms. **Not found like this**: a room that began, or that a user joined, after that user's `SYNC`,
 //! and that nobody here has heard of yet. Its first messages are not proven to be delivered, so they become pushes; where
-//! no proof is asked for (`delivery_grace` is 0) everybody is asked to `SYNC` after every interruption.
+//! no proof is asked for (`delivery_grace` is 0) every client is asked to `SYNC` after every interruption.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -126,7 +126,7 @@ async fn ask(gateway: &Gateway) {
         false => match Moved::since_heard(gateway).await {
             Ok(moved) => Some(moved),
             Err(error) => {
-                tracing::warn!(%error, "which rooms moved can't be told: everybody is asked to SYNC");
+                tracing::warn!(%error, "which rooms moved can't be told: every client is asked to SYNC");
                 None
             }
         },

@@ -201,7 +201,7 @@ impl From<Rejection> for Refusal {
 /// Why a connection is closed by the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Close {
-    /// The peer has closed it or has gone: there is nobody to tell.
+    /// The peer has closed it or has gone: there is no one to tell.
     ByPeer,
     /// This gateway is going away.
     GoingAway,
@@ -222,7 +222,7 @@ pub enum Close {
 }
 
 impl Close {
-    /// The code and the reason of the close frame; none when there is nobody to tell.
+    /// The code and the reason of the close frame; none when there is no one to tell.
     pub const fn frame(self) -> Option<(u16, &'static str)> {
         Some(match self {
             Self::ByPeer => return None,

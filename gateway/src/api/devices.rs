@@ -13,7 +13,7 @@ use crate::refusal::Refusal;
 
 /// The longest token a provider gives: FCM's are under 4 KiB, APNs' 200 hexadecimal digits at most.
 const LONGEST_TOKEN: usize = 4096;
-/// The longest language tag (BCP 47 recommends room for 35).
+/// The longest language tag (BCP 47 recommends to allow for 35).
 const LONGEST_LOCALE: usize = 35;
 
 #[derive(Serialize)]

@@ -18,8 +18,8 @@ pub(super) struct Page<Id> {
 }
 
 impl<Id: FromStr> Page<Id> {
-    /// Reads the query; `most` entries are given at most, and `usual` if nothing is said.
-    pub(super) fn asked(call: &Call<'_>, (most, usual): (usize, usize)) -> Result<Self, Refusal> {
+    /// Reads the query; `max` entries are given at most, and `usual` if nothing is said.
+    pub(super) fn asked(call: &Call<'_>, (max, usual): (usize, usize)) -> Result<Self, Refusal> {
         #[derive(Deserialize)]
         struct Query {
             cursor: Option<String>,
@@ -27,7 +27,7 @@ impl<Id: FromStr> Page<Id> {
         }
         let Query { cursor, limit } = call.query()?;
         let after = cursor.filter(|text| !text.is_empty()).map(|text| read(&text)).transpose()?;
-        Ok(Self { after, limit: limit.unwrap_or(usual).clamp(1, most) })
+        Ok(Self { after, limit: limit.unwrap_or(usual).clamp(1, max) })
     }
 }
 

@@ -8,7 +8,7 @@ use super::{Answer, Call, json};
 use crate::refusal::Refusal;
 
 /// How many users one call asks about at most.
-const MOST: usize = 100;
+const MAX_USERS: usize = 100;
 
 pub(super) async fn show(call: &Call<'_>) -> Answer {
     #[derive(Deserialize)]
@@ -26,8 +26,8 @@ pub(super) async fn show(call: &Call<'_>) -> Answer {
     let Query { user_ids } = call.query()?;
     let users: Vec<UserId> =
         user_ids.split(',').filter(|id| !id.is_empty()).map(str::parse).collect::<Result<_, _>>()?;
-    if users.len() > MOST {
-        return Err(Refusal::Invalid(format!("userIds must name at most {MOST} users")));
+    if users.len() > MAX_USERS {
+        return Err(Refusal::Invalid(format!("userIds must name at most {MAX_USERS} users")));
     }
     let engines = &call.gateway.engines;
     let known = match call.caller.is_service {

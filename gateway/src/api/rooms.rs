@@ -56,7 +56,7 @@ pub(super) async fn create(call: &Call<'_>) -> Answer {
         id: Option<RoomId>,
     }
     let Body { member_ids, name, id } = call.json()?;
-    let (caller, most) = (&call.caller, call.gateway.config.max_room_members);
+    let (caller, max) = (&call.caller, call.gateway.config.max_room_members);
     if id.is_some() && !caller.is_service {
         return Err(Refusal::Forbidden("giving an id needs scope service"));
     }
@@ -72,8 +72,8 @@ pub(super) async fn create(call: &Call<'_>) -> Answer {
             return Err(Refusal::Invalid("memberIds must name at least two users".to_owned()));
         }
         [one, other] => (RoomKind::Direct, id.unwrap_or_else(|| RoomId::direct(one, other))),
-        more if more.len() > most => {
-            return Err(Refusal::Invalid(format!("memberIds must name at most {most} users")));
+        more if more.len() > max => {
+            return Err(Refusal::Invalid(format!("memberIds must name at most {max} users")));
         }
         _ => (RoomKind::Group, id.unwrap_or_else(RoomId::generate)),
     };
@@ -160,8 +160,8 @@ pub(super) async fn current(call: &Call<'_>, id: &RoomId) -> Result<Arc<Room>, R
 }
 
 async fn change(call: &Call<'_>, room: &RoomId, change: MemberChange) -> Result<(), Refusal> {
-    let most = call.gateway.config.max_room_members;
-    match call.gateway.engines.store.rooms.change(room, change, most).await? {
+    let max = call.gateway.config.max_room_members;
+    match call.gateway.engines.store.rooms.change(room, change, max).await? {
         Changed::Now(room) => {
             call.gateway.rooms.changed(&room);
             Ok(())

@@ -14,9 +14,9 @@
 //! |---|---|---|
 //! | `intake` | what a gateway accepted; only the last three ever change, once | `_id`, `chatRoomId`, `senderId`, `senderName`, `content`, `timestamp`, `clientMessageId`, `after`?, `origin`? `{gateway, session}`, `trace`, `appended` (the server's tick) and `place` (in its append), `open`, `outcome`? (`saved`, `notAMember`), `seq`? |
 //! | `chat_messages` | a message at its place | `_id`, `chatRoomId`, `seq`, `senderId`, `senderName`, `content`, `timestamp`, `clientMessageId` |
-//! | `chat_rooms` | a room as it is now | `_id`, `user1Id` and `user2Id` (direct rooms), `name`?, `memberIds` (sorted), `memberVersion`, `makerId`?, `createdAt`, `activity` and `lastSeq` (the newest message's moment and place, for lists) |
+//! | `chat_rooms` | a room as it is now | `_id`, `user1Id` and `user2Id` (direct rooms), `name`?, `memberIds` (sorted), `memberVersion`, `makerId`?, `createdAt`, `activity` and `lastSeq`? (the moment and place of the newest message that the room was bumped for) |
 //! | `room_versions` | who was in a group before its members changed | `chatRoomId`, `version`, `memberIds` |
-//! | `members` | what a member has seen and set in a room; stays when they leave | `chatRoomId`, `userId`, `read`, `received` (the furthest), `devices` `[{deviceId, received}]`, `muted`, `mutedUntil` |
+//! | `members` | what a member has seen and set in a room; stays when they leave | `chatRoomId`, `userId`, `read` (what they said they read), `received` (the furthest), `devices` `[{deviceId, received}]`, `muted`, `mutedUntil` |
 //! | `devices` | where a user's pushes go | `userId`, `deviceId`, `platform`, `token`, `environment`, `locale`?, `hidesContent`? (only where it does), `registeredAt` |
 //! | `pushes` | a push that a provider took | `_id`, `providerId`, `recordedAt` |
 //! | `parked` | a push that could not be sent | `_id`, `job` (as in its queue), `reason`, `attempts`, `parkedAt` |
@@ -27,6 +27,7 @@
 //! | `chatRoomId, senderId, clientMessageId` | `intake`, unique | a resend is recognised (I2, I3) |
 //! | `appended, timestamp, place` | `intake`, only where `open: true` | the sweep costs what is pending (I5) |
 //! | `chatRoomId, seq` | `chat_messages`, unique | a place is taken once (M2); heads, windows, newest messages |
+//! | `chatRoomId, senderId, seq` | `chat_messages` | what a member sent they have read (M5) |
 //! | `memberIds, activity↓, _id↓` | `chat_rooms` | a user's list (R5) |
 //! | `user1Id, memberVersion` | `chat_rooms` | rooms of another system (R4) |
 //! | `user2Id, memberVersion` | `chat_rooms` | the same |
@@ -46,8 +47,9 @@
 //!   changes, or the same when repeated. The driver may repeat any of them, to a server that forgot the first try too.
 //! - **No locks, no transactions**: a unique index decides who was first, one document changes in one step. What a crash
 //!   leaves between two steps is described at the method, with who repairs it.
-//! - **Counted from the messages**: last message, `lastSeq` and unread counts are computed from `chat_messages`. The
-//!   `activity` of a room decides its place in lists and nothing else.
+//! - **Counted from the messages**: last message, heads, unread counts and what members have read by sending are computed
+//!   from `chat_messages`. A room's `activity` decides on which page of a list it is, its `lastSeq` where its newest message is
+//!   looked for, and nothing else.
 //!
 //! # Rooms of another system
 //!
@@ -57,9 +59,10 @@
 //!
 //! # What it costs
 //!
-//! Each method's comment says its round trips; every look-up is one step in an index for each thing asked for. The
-//! dearest write is the one that moves a group in lists: the index of `memberIds` has an entry for each member, so a run
-//! for a room of 1,000 moves 1,000 entries, once per room and run.
+//! Each method's comment says its round trips; every look-up is one step in an index for each thing asked for. A message
+//! costs its share of four commands, however many are in each: an insert into `intake`, an insert into `chat_messages`, and
+//! later one `update` that closes entries and one that bumps rooms (`tests/costs.rs` counts them). The dearest write is the
+//! one that bumps a group: the index of `memberIds` has an entry for each member, so a room of 1,000 moves 1,000 entries.
 
 mod database;
 mod document;
@@ -106,12 +109,12 @@ impl Mongo {
     /// Connects to where the URL says, makes what indexes are missing, and checks that the data can be read.
     ///
     /// The URL is used as it is (hosts, replica set, user, TLS …). Where it says nothing of them, a request looks for a
-    /// primary for 3 s, connecting takes 2 s at most, there are at most 100 connections, and the servers' logs call this
-    /// `naru`.
+    /// primary for 3 s, connecting takes 2 s at most, there are 8 connections and at most 100, and the servers' logs
+    /// call this `naru`.
     ///
     /// # Errors
-    /// `Unavailable` when no primary answers; `Permanent` when the URL can't be used, when the data is of a later version
-    /// of Naru, or was made with another number of partitions.
+    /// `Unavailable` when no primary answers; `Permanent` when the URL can't be used, when the data is of another layout,
+    /// or was made with another number of partitions.
     pub async fn open(url: &str, database: &str, options: Options) -> EngineResult<Self> {
         let database = Arc::new(open::open(url, database, &options).await?);
         let store = store::store(&database, options.partitions);

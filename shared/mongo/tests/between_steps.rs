@@ -1,5 +1,7 @@
 //! What a crash leaves between two steps, and what others do meanwhile.
 
+use std::time::Duration;
+
 use bson::doc;
 use futures_util::future::join_all;
 use naru_engines::store::{Advance, Changed, MemberChange, Moved};
@@ -16,7 +18,8 @@ async fn a_run_counts_before_its_rooms_are_bumped() {
     for id in ["here", "there", "later"] {
         store.rooms.create(group(id, &["ada", "ben"])).await.unwrap();
     }
-    let run = [said(&here, &ada, 1), said(&there, &ben, 1), said(&there, &ada, 2), said(&here, &ben, 2)];
+    let mut run = [said(&here, &ada, 1), said(&there, &ben, 1), said(&there, &ada, 2), said(&here, &ben, 2)];
+    run[3].timestamp = run[3].timestamp.after(Duration::from_secs(1));
     assert_eq!(store.messages.append_run(&run).await.unwrap().stored, 4);
     // The process died before it bumped them, and there is nothing else that it could have written.
     assert_eq!(fresh.raw("members").await.count_documents(doc! {}).await.unwrap(), 0);
@@ -71,8 +74,11 @@ async fn a_room_with_more_than_is_asked_for_at_once_is_told_apart_from_those_wit
     }
     assert_eq!(store.messages.heads(&names.map(room)).await.unwrap(), counts.map(Seq));
     let (listed, _) = store.rooms.of_user(&ada, None, 10).await.unwrap();
-    let unread: Vec<_> = listed.iter().map(|summary| (summary.last_seq.0, summary.unread_count)).collect();
-    assert_eq!(unread, [(1, 0), (200, 0), (150, 0), (0, 0)]);
+    assert_eq!(listed.len(), names.len());
+    for summary in listed {
+        let place = names.iter().position(|name| *name == summary.room.id.as_str()).unwrap();
+        assert_eq!((summary.last_seq.0, summary.unread_count), (counts[place], 0), "{}", names[place]);
+    }
     let asked = names.map(|name| (room(name), ada.clone()));
     let read: Vec<_> = store.positions.get(&asked).await.unwrap().iter().map(|at| at.read.0).collect();
     assert_eq!(read, counts);

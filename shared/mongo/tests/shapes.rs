@@ -177,7 +177,6 @@ async fn documents_have_these_shapes() {
         badge: None,
         target: Some(target),
         expires_at: MOMENT,
-        not_before: None,
     };
     let event_id = job.event_id();
     store.pushes.record(&[(event_id, "apns-id".to_owned())]).await.unwrap();

@@ -203,7 +203,6 @@ impl Bound {
         let address = listener.local_addr().map_err(bind)?;
         let (submission_sender, submissions) = Submissions::new(config.max_pending_sends);
         let telemetry = Arc::new(Telemetry::new(&metrics));
-        let kept_for = proof::kept_for(config.delivery_grace.0);
         let (step_sender, steps) = positions::channel();
         let (proof_sender, proofs) = proof::channel();
         let gateway = Gateway {
@@ -215,7 +214,7 @@ impl Bound {
             rooms: RoomCache::new(engines.store.rooms.clone()),
             limiter: Limiter::new(config.rate_messages_per_second, config.rate_burst),
             steps: step_sender,
-            asking: Asking::new(config.delivery_proof, kept_for, telemetry.pings.clone()),
+            asking: Asking::new(config.delivery_proof, config.delivery_grace.0, telemetry.pings.clone()),
             proofs: proof_sender,
             heard: Heard::new(),
             restored: watch::Sender::new(0),

@@ -27,15 +27,16 @@ use crate::sessions::Session;
 /// this much without answering a ping is not answering pings.
 const MAX_UNPROVEN: usize = 1024;
 /// A session that was written this many messages is asked for proof without waiting for the ticker.
-const ASK_AFTER: usize = 256;
-/// A session is asked for proof this long after the first message that needs it, and again after as long …
-const ASK_EVERY: Duration = Duration::from_secs(1);
-/// … give or take this. (The fanout looks for proofs after one and a half seconds.)
-const TICK: Duration = Duration::from_millis(50);
-/// How many proofs are recorded in one call, give or take those of one pong …
+const MAX_UNASKED: usize = 256;
+/// A session is asked for proof this long after the first message that needs it, and again after as long; where the grace
+/// time is short, after a tenth of it. (The fanout looks for proofs after one and a half seconds, and when the grace time is
+/// over.)
+const MAX_ASK_AFTER: Duration = Duration::from_secs(1);
+/// The ticker comes this often within that time, but not more often than a few milliseconds apart.
+const TICKS: u32 = 20;
+const MIN_TICK: Duration = Duration::from_millis(5);
+/// How many proofs are recorded in one call, give or take those of one pong.
 const BATCH: usize = 1024;
-/// … and how long one that follows closely on another waits for more.
-const LINGER: Linger = Linger { span: Duration::from_millis(100), enough: BATCH };
 /// How many may wait to be recorded; beyond, they are dropped.
 const QUEUE: usize = 8192;
 /// A proof is kept for twice the grace time and this: until the fanout has asked for it, even when it was restarted in
@@ -127,7 +128,7 @@ impl Unproven {
     /// shares it; or when a lot was written.
     pub(crate) fn next_ping(&mut self, more_waits: bool) -> Option<[u8; 4]> {
         let is_due = self.is_due && !more_waits;
-        let is_much = self.by_ping && !self.is_asked && self.written.len() >= ASK_AFTER;
+        let is_much = self.by_ping && !self.is_asked && self.written.len() >= MAX_UNASKED;
         if !(self.is_wanted || is_due || is_much) {
             return None;
         }
@@ -187,6 +188,7 @@ impl Unproven {
 pub(crate) struct Asking {
     /// Whether pings ask, and pongs prove.
     pub(crate) by_ping: bool,
+    ask_after: Duration,
     kept_for: Duration,
     turns: Mutex<VecDeque<Turn>>,
     /// Pings that were written, those for a sign of life included.
@@ -199,16 +201,24 @@ type Turn = (Instant, Weak<Session>);
 impl Asking {
     #[cfg(test)]
     pub(crate) fn by_ping() -> Arc<Self> {
-        Self::new(DeliveryProof::Pong, Duration::from_secs(80), Counter::default())
+        Self::new(DeliveryProof::Pong, Duration::from_secs(10), Counter::default())
     }
 
-    pub(crate) fn new(proof: DeliveryProof, kept_for: Duration, pings: Counter) -> Arc<Self> {
-        Arc::new(Self { by_ping: proof == DeliveryProof::Pong, kept_for, turns: Mutex::default(), pings })
+    pub(crate) fn new(proof: DeliveryProof, grace: Duration, pings: Counter) -> Arc<Self> {
+        // Without a grace time nothing is asked for.
+        let ask_after = if grace.is_zero() { MAX_ASK_AFTER } else { MAX_ASK_AFTER.min(grace / 10) };
+        let kept_for = grace.saturating_mul(2).saturating_add(KEEP_BESIDES);
+        let by_ping = proof == DeliveryProof::Pong;
+        Arc::new(Self { by_ping, ask_after, kept_for, turns: Mutex::default(), pings })
+    }
+
+    fn tick_every(&self) -> Duration {
+        MIN_TICK.max(self.ask_after / TICKS)
     }
 
     /// A session was written something that it has to prove, and is not registered.
     pub(crate) fn register(&self, session: &Arc<Session>) {
-        self.turns().push_back((Instant::now() + ASK_EVERY, Arc::downgrade(session)));
+        self.turns().push_back((Instant::now() + self.ask_after, Arc::downgrade(session)));
     }
 
     /// Asks those whose turn has come. Who has still something to prove gets another turn.
@@ -274,15 +284,10 @@ impl Gateway {
     }
 }
 
-/// How long a proof is kept, and a message that is not proven is remembered.
-pub(crate) fn kept_for(grace: Duration) -> Duration {
-    grace.saturating_mul(2).saturating_add(KEEP_BESIDES)
-}
-
 /// Asks sessions for proof, each in its turn, until the last connection has ended.
 pub(crate) async fn ask(gateway: &Gateway) {
     let ticking = async {
-        let mut ticks = tokio::time::interval(TICK);
+        let mut ticks = tokio::time::interval(gateway.asking.tick_every());
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
@@ -298,7 +303,9 @@ pub(crate) async fn ask(gateway: &Gateway) {
 /// Records what is proven, in batches, until the last connection has ended.
 pub(crate) async fn run(gateway: &Gateway, queue: mpsc::Receiver<Proven>) {
     let size = |proven: &Proven| proven.messages.len();
-    let mut batches = Batches::new(queue, Limits { max: BATCH, max_size: BATCH, size, linger: LINGER });
+    // One that follows closely on another waits a moment for more: there is time enough until they are asked for.
+    let linger = Linger { span: gateway.asking.ask_after / 10, enough: BATCH };
+    let mut batches = Batches::new(queue, Limits { max: BATCH, max_size: BATCH, size, linger });
     let mut batch = Vec::new();
     let mut ended = pin!(gateway.connections.wait());
     loop {
@@ -326,7 +333,7 @@ async fn record(gateway: &Gateway, batch: &mut Vec<Proven>) {
     if proofs.is_empty() {
         return;
     }
-    let keep = kept_for(gateway.config.delivery_grace.0);
+    let keep = gateway.asking.kept_for;
     if let Err(error) = gateway.engines.proofs.record(&proofs, keep).await {
         tracing::warn!(%error, count = proofs.len(), "deliveries were proven in vain: their recipients get pushes");
         gateway.telemetry.unrecorded.inc_by(proofs.len() as u64);
@@ -461,7 +468,7 @@ mod tests {
     #[test]
     fn where_only_a_received_counts_nothing_is_pinged_for_and_no_pong_proves() {
         let mut unproven = Unproven::new(false);
-        (1..2 * ASK_AFTER).for_each(|number| _ = unproven.wrote(message(number, "r")));
+        (1..2 * MAX_UNASKED).for_each(|number| _ = unproven.wrote(message(number, "r")));
         assert!(ask(&mut unproven));
         unproven.ask_for_the_rest();
         assert_eq!(unproven.next_ping(false), None);
@@ -473,7 +480,7 @@ mod tests {
 
     #[test]
     fn a_client_that_is_written_to_a_lot_is_asked_sooner() {
-        let mut unproven = wrote(0..ASK_AFTER);
+        let mut unproven = wrote(0..MAX_UNASKED);
         assert!(unproven.next_ping(true).is_some());
         assert_eq!(unproven.next_ping(true), None, "one at a time");
     }
@@ -507,7 +514,7 @@ mod tests {
                 session.send_message("CHAT".into(), Some(message(number, "r")));
             }
             assert!(write(&session).is_empty());
-            tokio::time::advance(TICK).await;
+            tokio::time::advance(asking.tick_every()).await;
             asking.tick();
             for ping in write(&session) {
                 pings.push(number + 1);
@@ -516,5 +523,17 @@ mod tests {
         }
         assert_eq!(pings, [20, 40, 60], "one for each second in which something was written");
         assert_eq!(asking.turns().len(), 0, "an idle session is not looked at");
+    }
+
+    #[test]
+    fn where_the_grace_time_is_short_proofs_are_asked_for_well_within_it() {
+        let after = |grace| {
+            let asking = Asking::new(DeliveryProof::Pong, Duration::from_millis(grace), Counter::default());
+            (asking.ask_after.as_millis(), asking.tick_every().as_millis())
+        };
+        assert_eq!(
+            [after(60_000), after(10_000), after(300), after(0)],
+            [(1000, 50), (1000, 50), (30, 5), (1000, 50)]
+        );
     }
 }

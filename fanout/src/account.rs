@@ -72,6 +72,7 @@ pub(crate) struct Accountant {
     /// Cancelled when no proof will come any more: what is unproven then gets its offline event at once.
     no_more_proofs: CancellationToken,
     batches: Arc<Mutex<mpsc::Receiver<Vec<Published>>>>,
+    max_bytes: usize,
     telemetry: Telemetry,
 }
 
@@ -84,7 +85,7 @@ impl Accountant {
     ) -> (Self, mpsc::Sender<Vec<Published>>) {
         let (sender, batches) = mpsc::channel(MAX_BATCHES);
         let batches = Arc::new(Mutex::new(batches));
-        (Self { engines, grace, no_more_proofs, batches, telemetry }, sender)
+        (Self { engines, grace, no_more_proofs, batches, max_bytes: MAX_BYTES, telemetry }, sender)
     }
 
     /// Works until the fanout has ended. What is unproven then stays open: the sweep hands it on to another fanout.
@@ -93,7 +94,7 @@ impl Accountant {
         let mut ledger = Ledger::default();
         let mut next_tick = Instant::now();
         loop {
-            let has_capacity = ledger.bytes < MAX_BYTES;
+            let has_capacity = ledger.bytes < self.max_bytes;
             tokio::select! {
                 batch = batches.recv(), if has_capacity => match batch {
                     Some(batch) => self.take_over(&mut ledger, batch),
@@ -135,7 +136,7 @@ impl Accountant {
     async fn tick(&self, ledger: &mut Ledger, now: Instant) {
         let is_over = self.no_more_proofs.is_cancelled();
         let grace = if is_over { Duration::ZERO } else { self.grace.unwrap_or_default() };
-        let over_budget = ledger.bytes >= MAX_BYTES;
+        let over_budget = ledger.bytes >= self.max_bytes;
 
         let first =
             due(&mut ledger.unproven, now, if is_over { Duration::ZERO } else { FIRST_LOOK.min(grace) });
@@ -287,3 +288,6 @@ impl Ledger {
         i64::try_from(self.unproven.len() + self.at_grace.len()).unwrap_or(i64::MAX)
     }
 }
+
+#[cfg(test)]
+mod tests;

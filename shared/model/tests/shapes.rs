@@ -4,13 +4,13 @@
 use insta::assert_json_snapshot;
 use naru_model::frame::{Ack, ServerFrame, SyncedRoom};
 use naru_model::hops::{
-    Accepted, Lane, Offline, Payload, PushEnvironment, PushJob, PushTarget, Saved,
+    Accepted, Lane, Offline, PushEnvironment, PushJob, PushTarget, Saved,
 };
 use naru_model::live::{Confirmation, LiveEvent, News, Position};
 use naru_model::message::{Outcome, Rejection};
 use naru_model::{
     ClientMessageId, DeviceId, Event, GatewayId, MemberVersion, Message, MessageId, Origin, RoomId, Seq,
-    SessionId, Stage, Timestamp, Trace, UserId,
+    SessionId, Timestamp, Trace, UserId,
 };
 
 fn trace() -> Trace {

@@ -1,0 +1,176 @@
+use naru_embedded::{Embedded, Options};
+use naru_engines::faults::{Counted, Only, Outage, tapped};
+use naru_model::hops::Accepted;
+use naru_model::{ClientMessageId, Seq, Timestamp};
+use naru_runtime::telemetry::Metrics;
+use tokio::task::JoinHandle;
+
+use super::*;
+
+/// An accountant on an embedded engine, and the intake entries of what is published.
+struct Books {
+    engines: Engines,
+    outage: Arc<Outage>,
+    counted: Arc<Counted>,
+    published: mpsc::Sender<Vec<Published>>,
+    running: JoinHandle<EngineResult<()>>,
+    no_more_proofs: CancellationToken,
+    _directory: tempfile::TempDir,
+}
+
+fn user(name: &str) -> UserId {
+    UserId::new(name).expect("a user")
+}
+
+impl Books {
+    /// `cut` names the calls that fail while the outage lasts.
+    fn open(grace: Duration, max_bytes: usize, cut: &'static [&'static str]) -> Self {
+        let directory = tempfile::tempdir().expect("a folder");
+        let embedded = Embedded::open(directory.path(), Options::default()).expect("it opens");
+        let outage = Arc::new(Outage::default());
+        let counted = Arc::new(Counted::default());
+        let engines = tapped(embedded.engines(), Arc::new(Only(cut, outage.clone())));
+        let engines = tapped(engines, counted.clone());
+        let no_more_proofs = CancellationToken::new();
+        let telemetry = Telemetry::new(&Metrics::new());
+        let (mut accountant, published) =
+            Accountant::new(engines.clone(), Some(grace), no_more_proofs.clone(), telemetry);
+        accountant.max_bytes = max_bytes;
+        let running = tokio::spawn(accountant.run(CancellationToken::new()));
+        Self { engines, outage, counted, published, running, no_more_proofs, _directory: directory }
+    }
+
+    /// A message to these recipients is published; its id.
+    async fn publish(&self, seq: u64, unproven: &[&str]) -> MessageId {
+        let id = MessageId::generate();
+        let accepted = Accepted {
+            id,
+            chat_room_id: RoomId::new("ada_ben").expect("a room"),
+            sender_id: user("ada"),
+            sender_name: "Ada".into(),
+            content: "x".into(),
+            timestamp: Timestamp::now(),
+            client_message_id: ClientMessageId::from(id),
+            after: None,
+            origin: None,
+            trace: Trace::start(),
+        };
+        self.engines.store.intake.append(std::slice::from_ref(&accepted)).await.expect("it is appended");
+        let message = accepted.at(Seq(seq));
+        self.engines.store.messages.append_run(std::slice::from_ref(&message)).await.expect("it is saved");
+        let unproven = unproven.iter().map(|name| user(name)).collect();
+        let published = Published { message, trace: accepted.trace, unproven };
+        self.published.send(vec![published]).await.expect("the accountant runs");
+        id
+    }
+
+    async fn open_entries(&self) -> Vec<MessageId> {
+        let open = self.engines.store.intake.open(Timestamp::now(), 100).await.expect("a list");
+        open.into_iter().map(|entry| entry.id).collect()
+    }
+
+    /// Waits until just these are open.
+    async fn opens(&self, expected: &[MessageId]) {
+        let looking = async {
+            while self.open_entries().await != expected {
+                tokio::task::yield_now().await;
+            }
+        };
+        let late = tokio::time::timeout(Duration::from_secs(20), looking).await;
+        late.unwrap_or_else(|_| panic!("never just {expected:?}"));
+    }
+
+    /// The next offline events: which message, and for whom.
+    async fn offline(&self, count: usize) -> Vec<(MessageId, Vec<UserId>)> {
+        let mut queue = self.engines.bus.offline.receiver().await.expect("a receiver");
+        let mut events = Vec::new();
+        while events.len() < count {
+            for delivery in queue.receive(count).await.expect("a batch") {
+                events.push((delivery.event.payload.message.id, delivery.event.payload.recipients.clone()));
+                naru_engines::bus::ack([delivery.receipt]).await.expect("it is acknowledged");
+            }
+        }
+        events
+    }
+
+    /// The fanout ends; which entries it leaves open.
+    async fn end(self) -> Vec<MessageId> {
+        let Self { published, running, engines, _directory, .. } = self;
+        drop(published);
+        running.await.expect("it does not panic").expect("it ends in order");
+        let open = engines.store.intake.open(Timestamp::now(), 100).await.expect("a list");
+        open.into_iter().map(|entry| entry.id).collect()
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+const SHORT: Duration = Duration::from_millis(400);
+
+#[tokio::test]
+async fn a_message_is_closed_when_every_recipient_is_accounted_for() {
+    let books = Books::open(SHORT, MAX_BYTES, &[]);
+    let _to_people_offline = books.publish(1, &[]).await;
+    let unproven = books.publish(2, &["ben", "cleo"]).await;
+    let proven = books.publish(3, &["ben"]).await;
+    let proofs = [(proven, user("ben")), (unproven, user("ben"))];
+    books.engines.proofs.record(&proofs, HOUR).await.expect("it is recorded");
+    assert_eq!(books.offline(1).await, [(unproven, vec![user("cleo")])]);
+    books.opens(&[]).await;
+}
+
+#[tokio::test]
+async fn an_entry_stays_open_while_its_offline_event_is_not_confirmed() {
+    let books = Books::open(SHORT, MAX_BYTES, &["offline.send", "proofs.proven"]);
+    books.outage.cut(true);
+    let unproven = books.publish(1, &["ben"]).await;
+    let accounted_for = books.publish(2, &[]).await;
+    books.opens(&[unproven]).await;
+    assert_ne!(unproven, accounted_for);
+    books.outage.cut(false);
+    assert_eq!(books.offline(1).await, [(unproven, vec![user("ben")])]);
+    books.opens(&[]).await;
+}
+
+/// A room that could not be moved up keeps its entries open: after a crash both are done again.
+#[tokio::test]
+async fn entries_are_closed_after_their_rooms_were_moved_up() {
+    let books = Books::open(SHORT, MAX_BYTES, &["messages.bump"]);
+    books.outage.cut(true);
+    let id = books.publish(1, &[]).await;
+    while books.counted.count("messages.bump") < 2 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(books.open_entries().await, [id]);
+    books.outage.cut(false);
+    books.opens(&[]).await;
+}
+
+#[tokio::test]
+async fn beyond_its_budget_the_oldest_are_handed_over_early() {
+    let books = Books::open(HOUR, 5 * BYTES_EACH, &[]);
+    let mut ids = Vec::new();
+    for seq in 1..=8 {
+        ids.push(books.publish(seq, &["ben"]).await);
+    }
+    let handed_over = books.offline(3).await;
+    assert_eq!(handed_over.iter().map(|(id, _)| *id).collect::<Vec<_>>(), ids[..3]);
+}
+
+#[tokio::test]
+async fn when_no_proof_can_come_any_more_none_is_waited_for() {
+    let books = Books::open(HOUR, MAX_BYTES, &[]);
+    let before = books.publish(1, &["ben"]).await;
+    books.no_more_proofs.cancel();
+    assert_eq!(books.offline(1).await, [(before, vec![user("ben")])]);
+    let after = books.publish(2, &["ben"]).await;
+    assert_eq!(books.offline(1).await, [(after, vec![user("ben")])]);
+    books.opens(&[]).await;
+}
+
+#[tokio::test]
+async fn an_orderly_end_closes_what_is_proven_and_leaves_the_rest_open() {
+    let books = Books::open(HOUR, MAX_BYTES, &[]);
+    let (proven, unproven) = (books.publish(1, &["ben"]).await, books.publish(2, &["ben"]).await);
+    books.engines.proofs.record(&[(proven, user("ben"))], HOUR).await.expect("it is recorded");
+    assert_eq!(books.end().await, [unproven]);
+}

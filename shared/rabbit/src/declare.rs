@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// its deletion inherits the deleted one's consumers: it hands them messages that they never see (checked on 3.10.8).
 const LET_GO: Duration = Duration::from_secs(1);
 
-/// The broker's codes for "not you", "somebody else's" and "declared differently".
+/// The broker's codes for "access refused", "locked by another connection" and "declared with other arguments".
 const REFUSALS: [u16; 3] = [403, 405, 406];
 
 /// Why the broker did not do what was asked.

@@ -26,7 +26,7 @@ pub(crate) const LAYOUT: i32 = 2;
 /// How often a quorum queue may see one message come back before it drops it. Never: the broker has no word for that (in
 /// 3.10 -1 means at once, and since 4.0 the default is 20), so it is more often than a message can come back. Of all
 /// arguments this is the one whose exact value does not matter, so it tells the layouts apart: the broker refuses to
-/// declare the queue of another layout, and nobody takes its messages for their own.
+/// declare the queue of another layout, so its messages are not read by the wrong version.
 const DELIVERY_LIMIT: i32 = 1_000_000_000 + LAYOUT;
 
 /// The names and arguments of all queues of one deployment.
@@ -97,8 +97,8 @@ impl Layout {
     /// Everything that a hop needs.
     pub(crate) fn declarations(&self, hop: &Hop) -> Vec<Declaration> {
         let mut queues = vec![self.common()];
-        let is_ordered = hop.kind == Kind::Ordered;
-        let single = is_ordered.then(|| ("x-single-active-consumer", AMQPValue::Boolean(true)));
+        let single =
+            (hop.kind == Kind::Ordered).then_some(("x-single-active-consumer", AMQPValue::Boolean(true)));
         let partitions = (0..self.partitions(hop)).map(|partition| self.queue(hop, partition));
         queues.extend(partitions.map(|queue| quorum(queue, self.bound().chain(single.clone()))));
         match hop.kind {

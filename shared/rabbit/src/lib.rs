@@ -23,6 +23,22 @@
 //! after three minutes. Its setting `dead_letter_worker_publisher_confirm_timeout` (milliseconds, in `advanced.config`)
 //! makes that less.
 
+//! # What a batch costs
+//! A batch costs by the queues it touches, not by its events: a quorum queue writes and confirms each message, and each ack.
+//! `examples/batches.rs` sends a batch over 1,000 rooms, receives and acknowledges all of it, then sends the next. On RabbitMQ
+//! 3.10.8, one node, two cores that were busy with other work (so times are medians, and vary by half); CPU time of the
+//! broker and of the driver per event, and the time until the last event is acknowledged:
+//!
+//! | partitions | 1 event | 4 | 16 | 64 | 256 |
+//! |---|---|---|---|---|---|
+//! | 8 | 610 + 210 µs, 1.0 ms | 280 + 100 µs, 2.0 ms | 82 + 26 µs, 1.4 ms | 21 + 10 µs, 1.7 ms | 7 + 5 µs, 2.3 ms |
+//! | 16 | 590 + 230 µs, 0.7 ms | 270 + 85 µs, 1.1 ms | 107 + 37 µs, 1.8 ms | 35 + 14 µs, 2.5 ms | 11 + 6 µs, 3.2 ms |
+//! | 32 | 780 + 280 µs, 1.1 ms | 302 + 98 µs, 1.4 ms | 133 + 39 µs, 2.6 ms | 60 + 21 µs, 4.7 ms | 18 + 8 µs, 5.1 ms |
+//!
+//! So there are 16: half of what 32 cost when batches are large, and up to 16 processes can still share a hop. The same 64
+//! events as messages of their own in 32 queues cost the broker 102 µs each (lapin alone, one channel per queue). One channel
+//! for all partitions would spare acks, but saved nothing that could be told from noise in 16 queues, and a fifth in 32.
+
 mod begun;
 mod bus;
 mod declare;
@@ -66,8 +82,8 @@ pub struct Options {
     pub publish_timeout: Duration,
     /// How many messages of each partition, each of at most 256 events, may be in a receiver's hands and buffers.
     pub prefetch_ordered: u16,
-    /// How many messages of a durable hop may be: also how many pushes of one lane, if they were sent one by one, one
-    /// process can work on side by side.
+    /// The same for a durable hop: also how many pushes of one lane, if they were sent one by one, one process can work on
+    /// side by side.
     pub prefetch_durable: u16,
     /// How many waiting messages a queue takes before `send` waits. It is an argument of the queues, so it can't be changed
     /// later. `None`, the default: as many as the broker's memory and disk alarms allow.

@@ -65,8 +65,8 @@ pub(crate) struct Publisher {
     idle: Arc<Mutex<Vec<(u64, Channel)>>>,
 }
 
-/// How a batch ended.
-enum Outcome {
+/// The broker's answer to a batch.
+enum Answer {
     Confirmed,
     /// From this message on, the broker may not have them.
     NackedFrom(usize),
@@ -96,17 +96,17 @@ impl Publisher {
             let batch = next..messages.len().min(next + BATCH);
             let end = batch.end;
             match self.batch(session, messages.clone(), batch, deadline).await? {
-                Outcome::Confirmed => {
+                Answer::Confirmed => {
                     next = end;
                     deadline = Instant::now() + self.timeout;
                 }
                 // Those after it come again, too, so that the last time they come is in order.
-                Outcome::NackedFrom(first) if Instant::now() + NOT_NOW < deadline => {
+                Answer::NackedFrom(first) if Instant::now() + NOT_NOW < deadline => {
                     next = first;
                     sleep(NOT_NOW).await;
                 }
-                Outcome::NackedFrom(_) => return Err(Unpublished::Nacked),
-                Outcome::Unroutable(queue) => return Err(Unpublished::Unroutable(queue)),
+                Answer::NackedFrom(_) => return Err(Unpublished::Nacked),
+                Answer::Unroutable(queue) => return Err(Unpublished::Unroutable(queue)),
             }
         }
         Ok(())
@@ -118,20 +118,20 @@ impl Publisher {
         messages: Arc<[Outgoing]>,
         batch: Range<usize>,
         deadline: Instant,
-    ) -> Result<Outcome, Unpublished> {
+    ) -> Result<Answer, Unpublished> {
         let place = timeout_at(deadline, self.places.clone().acquire_owned()).await;
         // The semaphore is never closed.
         let Ok(Ok(place)) = place else { return Err(Unpublished::Full) };
         let (session, idle) = (session.clone(), self.idle.clone());
         let publishing = tokio::spawn(async move {
             let channel = channel(&session, &idle).await?;
-            let outcome = transmit(&channel, &messages, batch).await?;
+            let answer = transmit(&channel, &messages, batch).await?;
             idle.lock().unwrap_or_else(PoisonError::into_inner).push((session.number, channel));
             drop(place);
-            Ok(outcome)
+            Ok(answer)
         });
         match timeout_at(deadline, publishing).await {
-            Ok(outcome) => outcome?,
+            Ok(answer) => answer?,
             Err(_late) => Err(Unpublished::Unconfirmed(self.timeout)),
         }
     }
@@ -161,7 +161,7 @@ async fn transmit(
     channel: &Channel,
     messages: &Arc<[Outgoing]>,
     batch: Range<usize>,
-) -> Result<Outcome, lapin::Error> {
+) -> Result<Answer, lapin::Error> {
     let begun: Vec<_> =
         batch.clone().map(|nth| Begun::begin(publish(channel.clone(), messages.clone(), nth))).collect();
     let (mut nacked, mut returned) = (None, None);
@@ -173,9 +173,9 @@ async fn transmit(
         returned = returned.or(confirmation.take_message().map(|message| message.delivery.routing_key));
     }
     Ok(match (returned, nacked) {
-        (Some(queue), _) => Outcome::Unroutable(queue),
-        (None, Some(first)) => Outcome::NackedFrom(first),
-        (None, None) => Outcome::Confirmed,
+        (Some(queue), _) => Answer::Unroutable(queue),
+        (None, Some(first)) => Answer::NackedFrom(first),
+        (None, None) => Answer::Confirmed,
     })
 }
 

@@ -20,7 +20,7 @@ use super::given::{
 const BACK: Duration = Duration::from_secs(5);
 
 /// RabbitMQ 3.10.8 writes down which log is whose half a second after the last queue was declared. A quorum queue that is
-/// killed before is there again afterwards, empty, and does not answer; its messages lie in a log that nobody knows. An
+/// killed before is there again afterwards, empty, and does not answer; its messages lie in a log that is not read. An
 /// orderly stop writes it down.
 fn new_names_are_written(broker: &mut Service) {
     broker.stop();

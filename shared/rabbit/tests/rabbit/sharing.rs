@@ -82,10 +82,10 @@ async fn until(book: &Mutex<Book>, is_so: impl Fn(&Book) -> bool) -> Duration {
 /// No receiver has more than a share, and every partition has a receiver.
 fn even(book: &Book, receivers: usize) -> bool {
     let shares = book.shares();
-    let most = PARTITIONS.div_ceil(receivers);
+    let max = PARTITIONS.div_ceil(receivers);
     shares.len() == receivers
         && shares.values().sum::<usize>() == PARTITIONS
-        && shares.values().all(|share| *share <= most)
+        && shares.values().all(|share| *share <= max)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

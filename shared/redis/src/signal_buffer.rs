@@ -262,7 +262,8 @@ mod tests {
 
     #[test]
     fn whatever_can_be_taken_wakes_whoever_waits() {
-        let changes: [(fn(&SignalBuffer, u64), &str); 3] = [
+        type Change = fn(&SignalBuffer, u64);
+        let changes: [(Change, &str); 3] = [
             (|buffer, generation| push(buffer, generation, "a"), "IR"),
             (|buffer, _| buffer.interrupt(), "I"),
             // Full while disconnected: there is nothing to take before it is restored.

@@ -114,7 +114,7 @@ async fn locating_removes_such_sessions_too() {
             ada.raw::<()>(&["HSET", &gateway, "renewed", &long_ago]).await;
         }
         let locations = ada.naru.presence.locate(&users).await.unwrap();
-        assert_eq!(locations[0].gateways, [others.session.gateway.clone()]);
+        assert_eq!(locations[0].gateways, std::slice::from_ref(&others.session.gateway));
         assert_eq!(locations[1].gateways, []);
         assert_eq!(ada.raw::<u64>(&["HLEN", &key]).await, 1, "only when they were last seen");
     }

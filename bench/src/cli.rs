@@ -10,7 +10,7 @@ use crate::{
     process::Group,
     push,
     session::{Protocol, Server},
-    systems::Places,
+    systems::{KEYS, Places},
 };
 
 fn required(name: &'static str, help: &'static str) -> Arg {
@@ -240,8 +240,11 @@ pub fn peak_options(matches: &ArgMatches) -> peak::Options {
 /// Where the systems are. What an earlier run has left there is removed, unless it is asked for.
 pub fn places(matches: &ArgMatches) -> anyhow::Result<Places> {
     let data = PathBuf::from(text(matches, "data"));
-    if !matches.get_flag("keep-data") && data.exists() {
-        fs::remove_dir_all(&data).with_context(|| format!("{} can't be removed", data.display()))?;
+    // Only what a run makes there: the directory may hold anything else.
+    for old in KEYS.map(|key| data.join(key)) {
+        if !matches.get_flag("keep-data") && old.exists() {
+            fs::remove_dir_all(&old).with_context(|| format!("{} can't be removed", old.display()))?;
+        }
     }
     fs::create_dir_all(&data)?;
     let this = std::env::current_exe()?;

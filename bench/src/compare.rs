@@ -141,4 +141,4 @@ async fn idle_memory(options: &Options, running: &Running, connections: u32) -> 
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

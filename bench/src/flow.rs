@@ -93,7 +93,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let driving = spawn_blocking(move || driver.run(schedule.start, settle));
 
     tokio::time::sleep_until(schedule.due(schedule.warmup).into()).await;
-    let tool = Group { name: "tool".to_owned(), pids: vec![std::process::id()] };
+    let tool = Group::tool();
     let groups: Vec<_> = options.groups.iter().chain([&tool]).collect();
     let machine_before = process::machine_cpu_time()?;
     let before = groups.iter().map(|group| group.cpu_time()).collect::<anyhow::Result<Vec<_>>>()?;

@@ -42,12 +42,24 @@ pub struct Group {
     pub name: String,
     /// The first of each family.
     pub pids: Vec<u32>,
+    /// Whether what they start belongs to them.
+    pub has_children: bool,
 }
 
 impl Group {
     /// One process, called by its program and its id.
     pub fn of_process(pid: u32) -> anyhow::Result<Self> {
-        Ok(Self { name: format!("{} {pid}", name(pid)?), pids: vec![pid] })
+        Ok(Self::family(&format!("{} {pid}", name(pid)?), pid))
+    }
+
+    /// A process with all that it starts.
+    pub fn family(name: &str, pid: u32) -> Self {
+        Self { name: name.to_owned(), pids: vec![pid], has_children: true }
+    }
+
+    /// This process, without the systems that it has started.
+    pub fn tool() -> Self {
+        Self { has_children: false, ..Self::family("tool", std::process::id()) }
     }
 
     /// The processor time that the families have used so far. What a child has used that has ended and was waited for is
@@ -56,7 +68,8 @@ impl Group {
         let families = self.families()?;
         // One that has ended since is in its parent's account by now or soon.
         let stats = families.iter().filter_map(|pid| Stat::of(*pid).ok());
-        Ok(stats.map(|stat| stat.own + stat.waited_for).sum())
+        let of_children = |stat: &Stat| if self.has_children { stat.waited_for } else { Duration::ZERO };
+        Ok(stats.map(|stat| stat.own + of_children(&stat)).sum())
     }
 
     /// The memory that the families take now, in KiB: a page that several processes share counts once over all of them
@@ -69,6 +82,9 @@ impl Group {
         let mut families = self.pids.clone();
         for pid in &families {
             Stat::of(*pid)?;
+        }
+        if !self.has_children {
+            return Ok(families);
         }
         let parents: Vec<(u32, u32)> = fs::read_dir("/proc")?
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
@@ -164,7 +180,7 @@ mod tests {
         let mut shell = Command::new("sh");
         shell.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut shell = shell.spawn().expect("there is a shell");
-        let group = Group { name: "shell".to_owned(), pids: vec![shell.id()] };
+        let group = Group::family("shell", shell.id());
         shell.stdout.take().expect("piped").read_exact(&mut [0]).expect("the first has ended");
         while group.families().expect("alive").len() < 2 {}
         let stat = Stat::of(shell.id()).expect("alive");

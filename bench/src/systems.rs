@@ -21,6 +21,9 @@ const PORTS_EACH: u16 = 24;
 /// Below the range from which Linux gives ports to those who connect.
 const PORTS: std::ops::Range<u16> = 21_000..31_000;
 
+/// Every system's key, in the order of reports.
+pub const KEYS: [&str; 6] = ["naru", "naru-services", "against", "against-services", "socketio", "ejabberd"];
+
 /// What is started.
 #[derive(Debug, Clone)]
 pub enum Kind {

@@ -44,13 +44,15 @@ fn a_comparison_is_described() {
 #[test]
 fn old_data_is_removed_unless_it_is_asked_for() {
     let data = std::env::temp_dir().join(format!("naru-bench-data-{}", std::process::id()));
-    fs::create_dir_all(data.join("old")).expect("a temporary directory");
+    for folder in ["naru", "mine"] {
+        fs::create_dir_all(data.join(folder)).expect("a temporary directory");
+    }
     let line = format!("naru-bench compare --set NARU_LOG=info --naru /bin --data {}", data.display());
     let places_of = |line: &str| places(&parse(line)).expect("legal");
     places_of(&format!("{line} --keep-data"));
-    assert!(data.join("old").exists());
+    assert!(data.join("naru").exists());
     let places = places_of(&line);
-    assert!(!data.join("old").exists());
+    assert!(!data.join("naru").exists() && data.join("mine").exists());
     assert_eq!(places.variables, [("NARU_LOG".to_owned(), "info".to_owned())]);
     fs::remove_dir_all(&data).expect("made above");
 }

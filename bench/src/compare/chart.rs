@@ -6,14 +6,14 @@ use std::fmt::Write as _;
 const WIDTH: f64 = 360.0;
 const HEIGHT: f64 = 230.0;
 /// Space for the axes' texts.
-const LEFT: f64 = 44.0;
-const RIGHT: f64 = 14.0;
+const LEFT: f64 = 50.0;
+const RIGHT: f64 = 22.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 40.0;
 /// Texts on the x axis that are nearer than this are left out.
 const MIN_LABEL_DISTANCE: f64 = 30.0;
 const BAR: f64 = 15.0;
-const ROW: f64 = 33.0;
+const ROW: f64 = 40.0;
 
 /// A line.
 #[derive(Debug, Clone)]
@@ -143,7 +143,7 @@ pub fn bars(bars: &[Bar], unit: &str) -> String {
     for (row, bar) in bars.iter().enumerate() {
         let top = ROW * row as f64;
         let _ =
-            write!(svg, r#"<text class="name" x="0" y="{:.1}">{}</text>"#, top + 11.0, escape(&bar.label));
+            write!(svg, r#"<text class="name" x="0" y="{:.1}">{}</text>"#, top + 12.0, escape(&bar.label));
         let mut before = 0.0;
         for Part { label, color, value } in &bar.parts {
             let (start, end) = (axis.at(before), axis.at(before + value));
@@ -151,7 +151,7 @@ pub fn bars(bars: &[Bar], unit: &str) -> String {
             let _ = write!(
                 svg,
                 r#"<rect x="{start:.1}" y="{:.1}" width="{:.1}" height="{BAR}" style="fill:{color}"><title>{}: {} {}</title></rect>"#,
-                top + 15.0,
+                top + 17.0,
                 // A gap keeps parts of like colours apart.
                 (end - start - 1.0).max(0.3),
                 escape(label),
@@ -159,7 +159,7 @@ pub fn bars(bars: &[Bar], unit: &str) -> String {
                 escape(unit)
             );
         }
-        let (x, y) = (axis.at(before) + 5.0, top + 15.0 + BAR - 3.0);
+        let (x, y) = (axis.at(before) + 5.0, top + 17.0 + BAR - 3.0);
         let _ = write!(svg, r#"<text class="tick" x="{x:.1}" y="{y:.1}">{}</text>"#, number(before));
     }
     svg + "</svg>"
@@ -188,7 +188,8 @@ fn ticks(values: impl Iterator<Item = f64> + Clone, scale: Scale) -> Vec<f64> {
             let last = all.iter().position(|tick| *tick >= high).unwrap_or(all.len() - 1).max(first + 1);
             let count = last - first + 1;
             // Between many decades only the powers of ten are written, and both ends.
-            let is_shown = |place: &usize| count <= 8 || place % 3 == 0 || *place == first || *place == last;
+            let is_shown =
+                |place: &usize| count <= 8 || place.is_multiple_of(3) || *place == first || *place == last;
             (first..=last).filter(is_shown).map(|place| all[place]).collect()
         }
     }

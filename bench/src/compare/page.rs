@@ -4,29 +4,14 @@ use std::fmt::Write as _;
 
 use super::{
     chart::{self, Bar, Part, Scale, Series, escape, number},
-    record::{Comparison, State},
-    stats::{Figure, Select},
+    record::{Comparison, Round, State},
+    stats::{Figure, Select, place_of},
     table,
 };
 
-const STYLE: &str = include_str!("page.css");
+use crate::systems::KEYS;
 
-/// The processes of all systems, each with a colour of its own in every bar; others share the last.
-const PROCESSES: [&str; 13] = [
-    "naru",
-    "gateway 1",
-    "gateway 2",
-    "persister",
-    "fanout",
-    "notifier",
-    "secantusd-rs",
-    "RabbitMQ",
-    "Redis",
-    "PostgreSQL",
-    "node 1",
-    "node 2",
-    "ejabberd",
-];
+const STYLE: &str = include_str!("page.css");
 
 const LATENCIES: [(&str, Figure); 4] = [
     ("ACK, median (ms)", |report| report.totals.ack.p50),
@@ -106,15 +91,13 @@ fn figure_of(title: &str, svg: &str) -> String {
 
 fn system_color(comparison: &Comparison, key: &str) -> String {
     // By what the system is, so that it has the same colour on every page.
-    let known = ["naru", "naru-services", "against", "against-services", "socketio", "ejabberd"];
-    let place = known.iter().position(|known| *known == key);
+    let place = KEYS.iter().position(|known| *known == key);
     let place = place.or_else(|| comparison.systems.iter().position(|name| name.key == key));
-    format!("var(--system-{})", place.unwrap_or(0) % known.len())
+    format!("var(--system-{})", place.unwrap_or(0) % KEYS.len())
 }
 
 fn process_color(name: &str) -> String {
-    let place = PROCESSES.iter().position(|known| *known == name).unwrap_or(PROCESSES.len());
-    format!("var(--process-{place})")
+    format!("var(--process-{})", place_of(name))
 }
 
 fn legend_of(entries: impl Iterator<Item = (String, String)>) -> String {
@@ -131,7 +114,7 @@ fn legend(comparison: &Comparison) -> String {
 fn process_legend(comparison: &Comparison) -> String {
     let costs = comparison.rounds.iter().flat_map(|round| &round.lone.server);
     let mut names: Vec<_> = costs.map(|cost| cost.name.clone()).collect();
-    names.sort_by_key(|name| (PROCESSES.iter().position(|known| known == name), name.clone()));
+    names.sort_by_key(|name| (place_of(name), name.clone()));
     names.dedup();
     legend_of(names.into_iter().map(|name| (name.clone(), process_color(&name))))
 }
@@ -164,11 +147,11 @@ fn cpu_bars(select: Select<'_>) -> Vec<Bar> {
 fn memory(comparison: &Comparison) -> String {
     let series = comparison.systems.iter().map(|name| {
         let rounds = comparison.rounds.iter().filter(|round| round.system == name.key);
-        let memory = rounds.flat_map(|round| &round.memory);
+        let memory = rounds.flat_map(Round::memory);
         Series {
             label: name.label.clone(),
             color: system_color(comparison, &name.key),
-            points: memory.map(|memory| (f64::from(memory.connections), memory.after_mib())).collect(),
+            points: memory.map(|(connections, mib, _)| (f64::from(connections), mib)).collect(),
         }
     });
     let series: Vec<_> = series.filter(|series| !series.points.is_empty()).collect();
@@ -178,6 +161,7 @@ fn memory(comparison: &Comparison) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::stats::PROCESSES;
     use crate::compare::tests::{comparison, report};
 
     #[test]

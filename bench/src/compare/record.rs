@@ -84,14 +84,25 @@ pub struct Filled {
 
 impl Memory {
     /// Of the whole system with its connections.
-    pub fn after_mib(&self) -> f64 {
+    fn after_mib(&self) -> f64 {
         self.groups.iter().map(|(_, _, after)| after).sum::<u64>() as f64 / 1024.0
     }
 
-    /// Of each connection.
-    pub fn kib_each(&self) -> f64 {
-        let grown: i64 = self.groups.iter().map(|(_, before, after)| *after as i64 - *before as i64).sum();
-        grown as f64 / f64::from(self.connections)
+    /// Of the whole system before its first connection.
+    fn before_kib(&self) -> u64 {
+        self.groups.iter().map(|(_, before, _)| before).sum()
+    }
+}
+
+impl Round {
+    /// For each number of connections: MiB of the whole system with them, and KiB that it has grown by for each since
+    /// before the first.
+    pub fn memory(&self) -> impl Iterator<Item = (u32, f64, f64)> {
+        let before = self.memory.first().map_or(0.0, |first| first.before_kib() as f64);
+        self.memory.iter().map(move |memory| {
+            let grown = memory.after_mib() * 1024.0 - before;
+            (memory.connections, memory.after_mib(), grown / f64::from(memory.connections))
+        })
     }
 }
 

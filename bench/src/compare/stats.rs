@@ -7,6 +7,28 @@ use crate::flow::Report;
 /// The system that ratios are to.
 pub const BASE: &str = "socketio";
 
+/// The processes of all systems, in the order of reports.
+pub const PROCESSES: [&str; 13] = [
+    "naru",
+    "gateway 1",
+    "gateway 2",
+    "persister",
+    "fanout",
+    "notifier",
+    "secantusd-rs",
+    "RabbitMQ",
+    "Redis",
+    "PostgreSQL",
+    "node 1",
+    "node 2",
+    "ejabberd",
+];
+
+/// A process's place in that order; unknown ones are last.
+pub fn place_of(process: &str) -> usize {
+    PROCESSES.iter().position(|known| *known == process).unwrap_or(PROCESSES.len())
+}
+
 /// A figure of one measurement.
 pub type Figure = fn(&Report) -> f64;
 
@@ -69,8 +91,10 @@ impl<'a> Select<'a> {
             let cost = report.server.iter().find(|cost| cost.name == name);
             cost.map_or(0.0, |cost| cost.cpu_seconds_per_thousand)
         };
-        let names = first.server.iter().map(|cost| cost.name.clone());
+        let mut names: Vec<_> = first.server.iter().map(|cost| cost.name.clone()).collect();
+        names.sort_by_key(|name| place_of(name));
         names
+            .into_iter()
             .map(|name| (name.clone(), self.median(system, |report| of(&name, report)).unwrap_or(0.0)))
             .collect()
     }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{
     chart::number,
-    record::{Comparison, Name, State},
+    record::{Comparison, Name, Round},
     stats::{BASE, Figure, Select, cpu},
 };
 use crate::flow::Report;
@@ -133,16 +133,10 @@ fn process_table(select: Select<'_>) -> Vec<Vec<String>> {
 fn memory_table(comparison: &Comparison) -> Vec<Vec<String>> {
     let mut rows = head(["connections", "MiB in all", "KiB per connection"].map(str::to_owned));
     for Name { key, label } in &comparison.systems {
-        let rounds =
-            comparison.rounds.iter().filter(|round| round.system == *key && round.state == State::Empty);
-        for memory in rounds.flat_map(|round| &round.memory) {
-            let connections = number(memory.connections.into());
-            rows.push(vec![
-                label.clone(),
-                connections,
-                number(memory.after_mib()),
-                format!("{:.1}", memory.kib_each()),
-            ]);
+        let rounds = comparison.rounds.iter().filter(|round| round.system == *key);
+        for (connections, mib, kib_each) in rounds.flat_map(Round::memory) {
+            let connections = number(connections.into());
+            rows.push(vec![label.clone(), connections, number(mib), format!("{kib_each:.1}")]);
         }
     }
     rows

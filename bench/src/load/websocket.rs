@@ -109,7 +109,14 @@ fn encode(code: u8, payload: &[u8], output: &mut Vec<u8>) {
         }
     }
     output.extend_from_slice(&MASK);
-    output.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    let start = output.len();
+    output.extend_from_slice(payload);
+    // Whole groups first, so that the compiler can take several bytes at a time.
+    let mut groups = output[start..].chunks_exact_mut(MASK.len());
+    for group in &mut groups {
+        group.iter_mut().zip(MASK).for_each(|(byte, mask)| *byte ^= mask);
+    }
+    groups.into_remainder().iter_mut().zip(MASK).for_each(|(byte, mask)| *byte ^= mask);
 }
 
 /// The first frame's code, and where its payload is; `None` while it is incomplete.

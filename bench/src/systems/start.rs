@@ -199,7 +199,7 @@ impl System {
 
 impl Running {
     fn add(&mut self, name: &str, child: Child) {
-        self.groups.push(Group { name: name.to_owned(), pids: vec![child.pid()] });
+        self.groups.push(Group::family(name, child.pid()));
         self.children.push(child);
     }
 

@@ -76,7 +76,8 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
     }
     session.give_up();
     if let Ok(socket) = stream.reunite(sink) {
-        end(&gateway, &session, socket, reason).await;
+        // Boxed, because every connection would keep memory for its end.
+        end(&gateway, &session, socket, reason).boxed().await;
     }
     gateway.telemetry.connections.dec();
     gateway.telemetry.closed(reason);
@@ -185,7 +186,8 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
             accept::from_session(gateway, session, chat).await;
             Ok(())
         }
-        ClientFrame::Sync(wanted) => sync::answer(gateway, session, wanted).await,
+        // Boxed, because every connection would keep memory for its answer.
+        ClientFrame::Sync(wanted) => sync::answer(gateway, session, wanted).boxed().await,
         ClientFrame::Received(upto) => gateway.step(session, upto, Step::Received).await,
         ClientFrame::Read(upto) => gateway.step(session, upto, Step::Read).await,
         ClientFrame::Typing { chat_room_id } => typing(gateway, session, chat_room_id).await,

@@ -15,6 +15,8 @@ use crate::error::{DUPLICATE_KEY, ENGINE, Request, contended, is_duplicate};
 
 /// How many statements one `update` command carries. The server takes 100,000, and 48 MB of them.
 const STATEMENTS: usize = 10_000;
+/// How many documents one statement tells apart. Of servers other than MongoDB some look each of them up in the whole list.
+pub(crate) const PER_STATEMENT: usize = 1_000;
 /// How often an upsert is tried that another one of the same key came before.
 const UPSERTS: usize = 8;
 
@@ -157,9 +159,9 @@ impl Database {
             action = action.projection(projection);
         }
         // A batch that could hold more than the limit ends the cursor with the first answer.
-        let most =
+        let max =
             find.limit.map_or(i32::MAX.unsigned_abs(), |limit| u32::try_from(limit).unwrap_or(u32::MAX));
-        action = action.batch_size(most.saturating_add(1).min(i32::MAX.unsigned_abs()));
+        action = action.batch_size(max.saturating_add(1).min(i32::MAX.unsigned_abs()));
         if let Some(limit) = find.limit {
             action = action.limit(i64::try_from(limit).unwrap_or(i64::MAX));
         }

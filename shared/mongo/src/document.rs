@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bson::Bson;
+use bson::{Bson, Document, doc};
 use naru_engines::store::{Device, IntakeRecord, MemberSettings, ParkedPush, Platform};
 use naru_model::hops::{Accepted, PushEnvironment, PushJob};
 use naru_model::message::{Outcome, Rejection};
@@ -197,6 +197,16 @@ pub(crate) struct RoomDocument {
     pub(crate) activity: Option<Timestamp>,
     #[serde(default, deserialize_with = "if_field", skip_serializing)]
     pub(crate) last_seq: Option<Seq>,
+}
+
+impl RoomDocument {
+    /// The fields above: another system may keep much else in its documents.
+    pub(crate) fn fields() -> Document {
+        doc! {
+            "user1Id": 1, "user2Id": 1, "name": 1, "memberIds": 1, "memberVersion": 1, "makerId": 1, "createdAt": 1,
+            "activity": 1, "lastSeq": 1,
+        }
+    }
 }
 
 /// Another system may have a field of the same name and mean something else by it.

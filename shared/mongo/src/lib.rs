@@ -61,8 +61,14 @@
 //!
 //! Each method's comment says its round trips; every look-up is one step in an index for each thing asked for. A message
 //! costs its share of four commands, however many are in each: an insert into `intake`, an insert into `chat_messages`, and
-//! later one `update` that closes entries and one that bumps rooms (`tests/costs.rs` counts them). The dearest write is the
-//! one that bumps a group: the index of `memberIds` has an entry for each member, so a room of 1,000 moves 1,000 entries.
+//! later one `update` that closes entries and one that bumps rooms (`tests/costs.rs` counts them).
+//!
+//! - The index of `(chatRoomId, senderId, seq)` costs SecantusDB about 6 µs of CPU for each message, in inserts of 20. The
+//!   statements that it saves, one for each sender and room, cost more than 100 µs each.
+//! - The dearest write is the one that bumps a group: the index of `memberIds` has an entry for each member, so a room of
+//!   1,000 moves 1,000 entries.
+//! - Heads, newest messages and what a member sent are looked for from where they were last known to be (`lastSeq`,
+//!   `read`). Each is one step backwards in an index on MongoDB; SecantusDB reads all that came after that.
 
 mod database;
 mod document;

@@ -75,12 +75,12 @@ async fn client(url: &str, commands: Option<&UnboundedSender<String>>) -> Engine
     options.app_name.get_or_insert_with(|| "naru".to_owned());
     options.server_selection_timeout.get_or_insert(FIND_WITHIN);
     options.connect_timeout.get_or_insert(CONNECT_WITHIN);
-    let most = *options.max_pool_size.get_or_insert(CONNECTIONS);
-    options.min_pool_size.get_or_insert(KEPT_CONNECTIONS.min(most));
+    let max = *options.max_pool_size.get_or_insert(CONNECTIONS);
+    options.min_pool_size.get_or_insert(KEPT_CONNECTIONS.min(max));
     options.command_event_handler = commands.cloned().map(|commands| {
         EventHandler::callback(move |event| {
             if let CommandEvent::Started(started) = event {
-                // Nobody has to listen.
+                // The test may have heard enough.
                 let _ = commands.send(started.command_name);
             }
         })

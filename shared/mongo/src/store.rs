@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::database::{Database, Find};
-use crate::document::{MemberDocument, MessageDocument, StoredRoom};
+use crate::document::{MemberDocument, MessageDocument, RoomDocument, StoredRoom};
 use crate::field::{self, Field, texts};
 use crate::open::{CHAT_MESSAGES, CHAT_ROOMS, MEMBERS};
 
@@ -39,13 +39,13 @@ pub(crate) fn store(database: &Arc<Database>, partitions: u32) -> Store {
 }
 
 impl Database {
-    /// These rooms, as they are now. A room of another system may be large, so only what is read of it is asked for.
+    /// These rooms, as they are now.
     async fn rooms<'a>(
         &self,
         ids: impl IntoIterator<Item = &'a RoomId>,
     ) -> EngineResult<HashMap<RoomId, StoredRoom>> {
         let ids = texts(ids);
-        let find = Find::all(doc! { "_id": { "$in": &ids } }).at_most(ids.len());
+        let find = Find::all(doc! { "_id": { "$in": &ids } }).only(RoomDocument::fields()).at_most(ids.len());
         let rooms = self.find::<StoredRoom>(CHAT_ROOMS, find).await?;
         Ok(rooms.into_iter().map(|stored| (stored.room.id.clone(), stored)).collect())
     }

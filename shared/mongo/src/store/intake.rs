@@ -7,9 +7,9 @@ use bson::{Bson, Document, doc};
 use naru_engines::store::{Appended, Closing, Intake, IntakeRecord, resend_key};
 use naru_engines::{Applied, EngineError, EngineResult};
 use naru_model::hops::Accepted;
-use naru_model::{ClientMessageId, MessageId, RoomId, Timestamp, UserId};
+use naru_model::{ClientMessageId, MessageId, RoomId, Seq, Timestamp, UserId};
 
-use crate::database::{Database, Find, Update, entry_of};
+use crate::database::{Database, Find, PER_STATEMENT, Update, entry_of};
 use crate::document::{End, IntakeDocument, StoredEntry};
 use crate::error::ENGINE;
 use crate::field::{self, Field};
@@ -19,7 +19,7 @@ use crate::open::INTAKE;
 impl Intake for Database {
     /// One round trip when all entries are new, else two.
     ///
-    /// Dies the process in between, the entries are in or not, each for itself: the sweeper finds those that are.
+    /// When the process dies in between, the entries are in or not, each for itself: the sweeper finds those that are.
     async fn append(&self, entries: &[Accepted]) -> EngineResult<Vec<Appended>> {
         // The server may take an unordered insert in any order, so of equal entries only the first is sent.
         let (mut ids, mut keys) = (HashSet::new(), HashSet::new());
@@ -59,33 +59,36 @@ impl Intake for Database {
         Ok(open.into_iter().map(|StoredEntry(record)| record.accepted).collect())
     }
 
-    /// One round trip, one statement for all of one end. An outcome is written only where there is none, so the first one
+    /// One round trip, as a rule with one statement for all of one end. An outcome is written only where there is none, so the first one
     /// stands.
     async fn close(&self, closings: &[Closing]) -> EngineResult<()> {
         self.update_all(INTAKE, close(closings)).await
     }
 }
 
-/// One statement for all entries of one end.
+/// One statement for all entries of one end, as a rule.
 fn close(closings: &[Closing]) -> Vec<Update> {
     // The statements of one command have no order, so of several outcomes of one message only the first is sent.
     let mut seen = HashSet::new();
-    let mut ends: BTreeMap<&str, (Vec<Bson>, Vec<Bson>)> = BTreeMap::new();
+    let mut ends: BTreeMap<&str, Vec<(Bson, Option<Seq>)>> = BTreeMap::new();
     for Closing { id, outcome } in closings.iter().filter(|closing| seen.insert(closing.id)) {
         let (end, seq) = End::of(*outcome);
-        let (ids, seqs) = ends.entry(end.as_str()).or_default();
-        ids.push(id.to_bson().into());
-        // Of one end, all have a place or none.
-        seqs.extend(seq.map(|seq| Bson::from(seq.to_bson())));
+        ends.entry(end.as_str()).or_default().push((id.to_bson().into(), seq));
     }
-    let statement = |(end, (ids, seqs)): (&str, (Vec<Bson>, Vec<Bson>))| {
+    let statement = |end: &str, entries: &[(Bson, Option<Seq>)]| {
+        let ids: Vec<Bson> = entries.iter().map(|(id, _)| id.clone()).collect();
+        // Of one end, all have a place or none.
+        let seqs: Vec<Bson> = entries.iter().filter_map(|(_, seq)| Some((*seq)?.to_bson().into())).collect();
         let mut set = doc! { "open": false, "outcome": end };
         if !seqs.is_empty() {
             set.insert("seq", entry_of(&ids, seqs));
         }
         Update::all(doc! { "_id": { "$in": ids }, "open": true }, vec![doc! { "$set": set }])
     };
-    ends.into_iter().map(statement).collect()
+    let statements = |(end, entries): (&&str, &Vec<(Bson, Option<Seq>)>)| {
+        entries.chunks(PER_STATEMENT).map(|entries| statement(end, entries)).collect::<Vec<_>>()
+    };
+    ends.iter().flat_map(statements).collect()
 }
 
 type Key = (RoomId, UserId, ClientMessageId);
@@ -143,7 +146,6 @@ impl ThereBefore {
 
 #[cfg(test)]
 mod tests {
-    use naru_model::Seq;
     use naru_model::message::{Outcome, Rejection};
 
     use super::*;

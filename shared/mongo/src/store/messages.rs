@@ -8,7 +8,7 @@ use naru_engines::store::{Messages, Run, RunConflict, Window};
 use naru_engines::{Applied, EngineError, EngineResult};
 use naru_model::{Message, MessageId, RoomId, Seq};
 
-use crate::database::{Database, Find, Update, entry_of};
+use crate::database::{Database, Find, PER_STATEMENT, Update, entry_of};
 use crate::document::{MessageDocument, if_field};
 use crate::error::{ENGINE, after_effect};
 use crate::field::{self, Field, texts};
@@ -63,9 +63,9 @@ impl Messages for Database {
         Ok(Run { stored, stopped_by })
     }
 
-    /// One round trip with one statement. It only ever raises, so it may be repeated and overtaken.
+    /// One round trip, one statement as a rule. It only ever raises, so it may be repeated and overtaken.
     async fn bump(&self, newest: &[Message]) -> EngineResult<()> {
-        self.update_all(CHAT_ROOMS, raise(newest).into_iter().collect()).await
+        self.update_all(CHAT_ROOMS, newest.chunks(PER_STATEMENT).map(raise).collect()).await
     }
 
     /// One round trip.
@@ -112,10 +112,7 @@ impl Database {
 }
 
 /// Raises rooms to their newest messages; one that is there or beyond stays.
-fn raise(newest: &[Message]) -> Option<Update> {
-    if newest.is_empty() {
-        return None;
-    }
+fn raise(newest: &[Message]) -> Update {
     let ids: Vec<Bson> = newest.iter().map(|message| message.chat_room_id.as_str().into()).collect();
     let seqs = newest.iter().map(|message| message.seq.to_bson().into());
     // The moment of the newest message, not the latest moment: gateways' clocks differ.
@@ -127,5 +124,5 @@ fn raise(newest: &[Message]) -> Option<Update> {
         "activity": { "$cond": [is_there.clone(), "$activity", moment] },
         "lastSeq": { "$cond": [is_there, "$lastSeq", seq] },
     } };
-    Some(Update::all(doc! { "_id": { "$in": ids } }, vec![raised]))
+    Update::all(doc! { "_id": { "$in": ids } }, vec![raised])
 }

@@ -252,7 +252,9 @@ impl Database {
             );
         }
         let order = doc! { "activity": -1, "_id": -1 };
-        self.find(CHAT_ROOMS, Find::all(filter).sorted(order).at_most(limit.saturating_add(1))).await
+        let page =
+            Find::all(filter).sorted(order).only(RoomDocument::fields()).at_most(limit.saturating_add(1));
+        self.find(CHAT_ROOMS, page).await
     }
 
     /// Rooms of a user that another system wrote, or wrote anew, and that are not in lists yet.
@@ -262,7 +264,7 @@ impl Database {
             { "user1Id": user, "memberVersion": null },
             { "user2Id": user, "memberVersion": null },
         ] };
-        self.find(CHAT_ROOMS, Find::all(not_adopted)).await
+        self.find(CHAT_ROOMS, Find::all(not_adopted).only(RoomDocument::fields())).await
     }
 
     /// Fills in what lists need: the members in one field, and the room's activity, which is its newest message's moment

@@ -285,18 +285,16 @@ impl Writer {
         while commands.blocking_recv_many(&mut group, GROUP) > 0 {
             let now = Instant::now();
             next = next.max(now.checked_sub(PACE * BURST).unwrap_or(now)) + PACE;
-            if next > now && !closing.load(Ordering::Acquire) {
-                thread::sleep(next - now);
-                group.extend(std::iter::from_fn(|| commands.try_recv().ok()).take(GROUP - group.len()));
-            }
             // Those that need no sync don't wait for that of the others.
             let (synced, unsynced) = group.drain(..).partition(|command| command.needs_sync());
             self.write(unsynced);
             self.write(synced);
             if closing.load(Ordering::Acquire) {
-                // What was taken is still done; who comes now is told.
+                // What was taken is still done; what comes now is refused.
                 commands.close();
             }
+            // A thread that sleeps until then need not be woken for each command that arrives meanwhile.
+            thread::sleep(next.saturating_duration_since(Instant::now()));
         }
         self.checkpoint();
     }

@@ -89,7 +89,9 @@ fn lay_out(writer: &mut Connection, dir: &Path) -> EngineResult<()> {
                      or delete it"
                 )
             } else {
-                format!("the data in {dir} is of a later layout (schema {other}) than this program's ({VERSION})")
+                format!(
+                    "the data in {dir} is of a later layout (schema {other}) than this program's ({VERSION})"
+                )
             };
             Err(EngineError::permanent(ENGINE, why))
         }

@@ -5,16 +5,18 @@ use std::collections::HashSet;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use naru_embedded::{Embedded, Options};
-use naru_engines::bus::{Delivery, Verdict};
+use naru_engines::bus::{self, Delivery};
 use naru_engines::live::Signal;
-use naru_engines::store::{Appended, NewRoom, Settlement};
+use naru_engines::store::{Appended, Changed, Closing, Created, MemberChange, NewRoom};
 use naru_engines::{Applied, EngineError};
 use naru_model::hops::{Accepted, Offline, Payload};
 use naru_model::live::{LiveEvent, News};
-use naru_model::message::Outcome;
+use naru_model::message::{Outcome, Rejection};
 use naru_model::{
     ClientMessageId, Event, GatewayId, MemberVersion, MessageId, RoomId, RoomKind, Seq, Timestamp, Trace,
     UserId,
@@ -50,19 +52,18 @@ fn offline(accepted: &Accepted) -> Event<Offline> {
     Event::new(Offline { message: accepted.at(Seq(1)), recipients: vec![ada()] }, accepted.trace)
 }
 
-async fn settle<T: Payload>(deliveries: Vec<Delivery<T>>, verdict: Verdict) {
-    let receipts = deliveries.into_iter().map(|delivery| delivery.receipt).collect();
-    naru_engines::bus::settle(receipts, verdict).await.unwrap();
+async fn ack<T: Payload>(deliveries: Vec<Delivery<T>>) {
+    bus::ack(deliveries.into_iter().map(|delivery| delivery.receipt)).await.unwrap();
 }
 
-/// The body of the process that [`a_killed_process_has_lost_nothing_it_confirmed`] kills: four lanes that append,
-/// send, and settle every other message, and say so when it is confirmed.
+/// The body of the process that [`a_killed_process_has_lost_nothing_it_confirmed`] kills: four tasks that append,
+/// send, and close every other message, and print what was answered.
 async fn live_until_killed(dir: &Path) {
     let engines = open(dir).engines();
-    let mut lanes = JoinSet::new();
+    let mut tasks = JoinSet::new();
     for _ in 0..4 {
         let engines = engines.clone();
-        lanes.spawn(async move {
+        tasks.spawn(async move {
             for number in 1_u64.. {
                 let entry = accepted("x");
                 assert_eq!(
@@ -73,21 +74,21 @@ async fn live_until_killed(dir: &Path) {
                 println!("confirmed {}", entry.id);
                 if number % 2 == 0 {
                     let outcome = Outcome::Saved { seq: Seq(number) };
-                    engines.store.intake.settle(&[Settlement { id: entry.id, outcome }]).await.unwrap();
-                    println!("settled {}", entry.id);
+                    engines.store.intake.close(&[Closing { id: entry.id, outcome }]).await.unwrap();
+                    println!("closed {}", entry.id);
                 }
             }
         });
     }
-    // The notifier's part: one event of each batch is never settled.
+    // The notifier's part: one event of each batch is never acknowledged.
     let mut receiver = engines.bus.offline.receiver().await.unwrap();
     let mut kept = Vec::new();
     loop {
         let mut batch = receiver.receive(8).await.unwrap();
         kept.extend(batch.pop());
         let ids: Vec<_> = batch.iter().map(|delivery| delivery.event.payload.message.id).collect();
-        ids.iter().for_each(|id| println!("settling {id}"));
-        settle(batch, Verdict::Done).await;
+        ids.iter().for_each(|id| println!("acknowledging {id}"));
+        ack(batch).await;
         ids.iter().for_each(|id| println!("pushed {id}"));
     }
 }
@@ -113,9 +114,9 @@ async fn a_killed_process_has_lost_nothing_it_confirmed() {
         let ids = lines.iter().filter_map(|line| line.strip_prefix(word)?.trim().parse::<MessageId>().ok());
         ids.collect::<HashSet<_>>()
     };
-    let (confirmed, settled) = (ids_of("confirmed"), ids_of("settled"));
-    let (settling, pushed) = (ids_of("settling"), ids_of("pushed"));
-    assert!(confirmed.len() > 100 && !settled.is_empty() && !pushed.is_empty());
+    let (confirmed, closed) = (ids_of("confirmed"), ids_of("closed"));
+    let (acknowledging, pushed) = (ids_of("acknowledging"), ids_of("pushed"));
+    assert!(confirmed.len() > 100 && !closed.is_empty() && !pushed.is_empty());
 
     let engines = open(dir.path()).engines();
     let intake = &engines.store.intake;
@@ -129,21 +130,21 @@ async fn a_killed_process_has_lost_nothing_it_confirmed() {
             open.contains(&id),
             "{id} is open exactly when it has no outcome"
         );
-        assert!(record.outcome.is_some() || !settled.contains(&id), "{id} was settled");
+        assert!(record.outcome.is_some() || !closed.contains(&id), "{id} was closed");
     }
 
-    // All that was sent and not settled comes again; nothing that was settled does. What was being settled when the
-    // process died may do either.
-    let mut due: HashSet<_> = confirmed.difference(&settling).copied().collect();
+    // All that was sent and not acknowledged comes again; nothing that was acknowledged does. What was being acknowledged
+    // when the process died may do either.
+    let mut due: HashSet<_> = confirmed.difference(&acknowledging).copied().collect();
     let mut receiver = engines.bus.offline.receiver().await.unwrap();
     while !due.is_empty() {
         let batch = receiver.receive(100).await.unwrap();
         for delivery in &batch {
             let id = delivery.event.payload.message.id;
-            assert!(!pushed.contains(&id), "{id} was settled");
+            assert!(!pushed.contains(&id), "{id} was acknowledged");
             due.remove(&id);
         }
-        settle(batch, Verdict::Done).await;
+        ack(batch).await;
     }
 }
 
@@ -157,13 +158,15 @@ async fn a_retry_keeps_its_time_and_its_count_over_a_restart() {
         let batch = engines.bus.offline.receiver().await.unwrap().receive(10).await.unwrap();
         drop(batch);
         let mut receiver = engines.bus.offline.receiver().await.unwrap();
-        settle(receiver.receive(10).await.unwrap(), Verdict::RetryAfter(Duration::from_millis(300))).await;
+        let batch = receiver.receive(10).await.unwrap();
+        let receipts = batch.into_iter().map(|delivery| delivery.receipt);
+        bus::retry(receipts, Duration::from_millis(300)).await.unwrap();
     }
     let engines = open(dir.path()).engines();
     let mut receiver = engines.bus.offline.receiver().await.unwrap();
     let batch = receiver.receive(10).await.unwrap();
     assert_eq!((batch[0].event.clone(), batch[0].attempt), (event, 2));
-    settle(batch, Verdict::Done).await;
+    ack(batch).await;
 }
 
 #[tokio::test]
@@ -178,7 +181,7 @@ async fn a_directory_has_one_owner_at_a_time() {
     let late = held.store.intake.append(&[accepted("late")]).await.unwrap_err();
     assert!(matches!(late, EngineError::Unavailable { applied: Applied::No, .. }), "{late}");
     open(dir.path()).close().await;
-    assert!(!dir.path().join("naru.db-wal").exists(), "the log was brought home");
+    assert!(!dir.path().join("naru.db-wal").exists(), "all of the log is in the database");
 }
 
 #[tokio::test]
@@ -190,40 +193,106 @@ async fn data_made_otherwise_is_refused() {
     assert!(refused.to_string().contains("made with 32 partitions, 16 are configured"), "{refused}");
 
     let database = rusqlite::Connection::open(dir.path().join(Embedded::DATABASE)).unwrap();
-    database.execute_batch("PRAGMA user_version = 99").unwrap();
-    let refused = Embedded::open(dir.path(), Options::default()).err().unwrap();
-    assert!(refused.to_string().contains("schema version 99"), "{refused}");
+    for (version, why) in [(2, "of an older layout (schema 2)"), (99, "of a later layout (schema 99)")] {
+        database.execute_batch(&format!("PRAGMA user_version = {version}")).unwrap();
+        let refused = Embedded::open(dir.path(), Options::default()).err().unwrap().to_string();
+        assert!(refused.contains(why), "{refused}");
+        assert!(refused.contains(&dir.path().display().to_string()), "{refused}");
+        assert_eq!(version == 2, refused.contains("move it away or delete it"), "{refused}");
+    }
 }
 
 #[tokio::test]
-async fn data_of_version_1_opens_and_keeps_what_it_holds() {
+async fn a_batch_costs_two_hand_overs_to_the_writer_one_sync_and_no_read() {
     let dir = tempdir().unwrap();
-    let event = offline(&accepted("안녕하세요"));
-    {
-        let database = rusqlite::Connection::open(dir.path().join(Embedded::DATABASE)).unwrap();
-        database.execute_batch(include_str!("../src/schema.1.sql")).unwrap();
-        database
-            .execute_batch(
-                "PRAGMA user_version = 1;
-                 INSERT INTO devices (userId, deviceId, platform, token, environment, registeredAt)
-                     VALUES ('ada', 'phone', 'fcm', 'token', 'production', 1795339800042)",
-            )
-            .unwrap();
-        let queued = "INSERT INTO queue (hop, visibleAt, eventId, event) VALUES ('offline', 0, ?1, ?2)";
-        let json = serde_json::to_string(&event).unwrap();
-        database.execute(queued, rusqlite::params![event.event_id.0.as_bytes(), json]).unwrap();
+    let embedded = open(dir.path());
+    let store = embedded.engines().store;
+    let rooms: Vec<_> = (0..8).map(|number| group(&format!("room_{number}"))).collect();
+    for room in &rooms {
+        store.rooms.create(room.clone()).await.unwrap();
     }
-    for _ in ["the first start of version 2", "the next one"] {
-        let engines = open(dir.path()).engines();
-        let devices = engines.store.devices.of_users(&[ada()]).await.unwrap();
-        assert_eq!(devices.len(), 1);
-        assert!(!devices[0].hides_content, "nobody had asked for it");
-        let mut receiver = engines.bus.offline.receiver().await.unwrap();
-        assert_eq!(receiver.receive(10).await.unwrap()[0].event, event);
+    let ids: Vec<_> = rooms.iter().map(|room| room.id.clone()).collect();
+    let count =
+        || (embedded.writer_hand_overs(), embedded.syncs(), embedded.commits(), embedded.reader_hand_overs());
+    let (writes, syncs, commits, reads) = count();
+    for seq in 1..=10 {
+        let entries: Vec<_> =
+            ids.iter().map(|room| Accepted { chat_room_id: room.clone(), ..accepted("x") }).collect();
+        store.intake.append(&entries).await.unwrap();
+        for room in store.rooms.current(&ids).await.unwrap() {
+            let room = room.unwrap();
+            let members = store.rooms.members_at(&room.id, room.member_version).await.unwrap();
+            assert_eq!(members, Some(room.member_ids.clone()));
+        }
+        let run: Vec<_> = entries.iter().map(|entry| entry.at(Seq(seq))).collect();
+        assert_eq!(store.messages.append_run(&run).await.unwrap().stored, run.len());
     }
-    let version = rusqlite::Connection::open(dir.path().join(Embedded::DATABASE)).unwrap();
-    let version = version.query_row("PRAGMA user_version", [], |row| row.get::<_, u32>(0)).unwrap();
-    assert_eq!(version, 2);
+    assert_eq!(count(), (writes + 20, syncs + 10, commits + 20, reads));
+}
+
+#[tokio::test]
+async fn what_a_sender_is_told_of_the_intake_is_synced() {
+    let dir = tempdir().unwrap();
+    let embedded = open(dir.path());
+    let intake = embedded.engines().store.intake;
+    let syncs = embedded.syncs();
+    let first = accepted("one");
+    let again =
+        |content: &str| Accepted { client_message_id: first.client_message_id.clone(), ..accepted(content) };
+    assert_eq!(intake.append(std::slice::from_ref(&first)).await.unwrap(), [Appended::New]);
+    let saved = Closing { id: first.id, outcome: Outcome::Saved { seq: Seq(1) } };
+    assert!(matches!(intake.append(&[again("one")]).await.unwrap()[..], [Appended::Resend(_)]));
+    intake.close(&[saved]).await.unwrap();
+    assert_eq!(embedded.syncs(), syncs, "nothing was told that does not stand on a synced save");
+
+    assert_eq!(intake.append(&[again("two")]).await.unwrap(), [Appended::Conflict]);
+    assert_eq!(embedded.syncs(), syncs + 1, "a conflict is told at once");
+    let refused = accepted("three");
+    intake.append(std::slice::from_ref(&refused)).await.unwrap();
+    let outcome = Outcome::Rejected { reason: Rejection::NotAMember };
+    intake.close(&[Closing { id: refused.id, outcome }]).await.unwrap();
+    assert_eq!(embedded.syncs(), syncs + 2, "so is a rejection");
+}
+
+/// R3 under concurrency: readers fill what they missed while changes overtake them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_room_that_was_changed_is_not_answered_as_it_was_before() {
+    let dir = tempdir().unwrap();
+    let embedded = open(dir.path());
+    let rooms = embedded.engines().store.rooms;
+    let id = group("room").id;
+    let Created::New(room) = rooms.create(group("room")).await.unwrap() else { panic!("it is new") };
+    let newest = Arc::new(AtomicU32::new(room.member_version.0));
+    let mut readers = JoinSet::new();
+    for _ in 0..4 {
+        let (rooms, id, newest) = (rooms.clone(), id.clone(), newest.clone());
+        readers.spawn(async move {
+            while newest.load(Ordering::SeqCst) < 200 {
+                let at_least = newest.load(Ordering::SeqCst);
+                let room = rooms.current(std::slice::from_ref(&id)).await.unwrap().remove(0).unwrap();
+                assert!(room.member_version.0 >= at_least, "{} after {at_least}", room.member_version.0);
+                // Others of whom nothing is known, so that there is always something to read and to fill.
+                let others = [id.clone(), RoomId::new("no_such_room").unwrap()];
+                rooms.current(&others).await.unwrap();
+            }
+        });
+    }
+    for number in 0..200 {
+        let change = MemberChange::Add(UserId::new(format!("user_{number}")).unwrap());
+        let Changed::Now(room) = rooms.change(&id, change, 1000).await.unwrap() else { panic!("it changes") };
+        newest.store(room.member_version.0, Ordering::SeqCst);
+    }
+    readers.join_all().await;
+}
+
+fn group(id: &str) -> NewRoom {
+    NewRoom {
+        id: RoomId::new(id).unwrap(),
+        kind: RoomKind::Group,
+        name: None,
+        member_ids: [ada()].into(),
+        maker_id: None,
+    }
 }
 
 #[tokio::test]
@@ -262,14 +331,14 @@ async fn a_write_that_is_refused_leaves_its_neighbours_alone() {
 }
 
 #[tokio::test]
-async fn who_lags_is_told_what_it_lost_and_delays_nobody() {
+async fn a_subscription_that_lags_is_told_what_it_lost_and_delays_no_other() {
     let dir = tempdir().unwrap();
     let options = Options { live_backlog: 3, ..Options::default() };
     let embedded = Embedded::open(dir.path(), options).unwrap();
     let live = embedded.engines().live;
     let [slow, quick] = ["slow", "quick"].map(|id| GatewayId::new(id).unwrap());
-    let mut slow = live.subscribe(&slow).await.unwrap();
-    let mut quick = live.subscribe(&quick).await.unwrap();
+    let mut slow = live.subscribe(&slow, Arc::new(|_| true)).await.unwrap();
+    let mut quick = live.subscribe(&quick, Arc::new(|_| true)).await.unwrap();
     let event = |seq| LiveEvent {
         recipients: [ada()].into(),
         origin: None,

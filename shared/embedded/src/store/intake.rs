@@ -20,7 +20,8 @@ impl Intake for Database {
         let append = move |transaction: &Transaction<'_>| {
             entries.iter().map(|entry| append(transaction, entry)).collect::<Result<Vec<_>>>()
         };
-        self.write_then(Sync::When(|answers: &Vec<_>| answers.contains(&Appended::Conflict)), append, |_| {}).await
+        self.write_then(Sync::When(|answers: &Vec<_>| answers.contains(&Appended::Conflict)), append, |_| {})
+            .await
     }
 
     async fn get(&self, ids: &[MessageId]) -> EngineResult<Vec<Option<IntakeRecord>>> {

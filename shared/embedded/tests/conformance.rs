@@ -1,10 +1,10 @@
-//! The conformance suite on the embedded engines: as they are, within decorators that must not be noticed, and within
-//! sins that must be.
+//! The conformance suite on the embedded engines: as they are, within decorators that must not be noticed, and with
+//! defects that must be.
 
-#[path = "conformance/broken.rs"]
-mod broken;
-#[path = "conformance/sins.rs"]
-mod sins;
+#[path = "conformance/defects.rs"]
+mod defects;
+#[path = "conformance/faulty_engine.rs"]
+mod faulty_engine;
 
 use std::env;
 use std::path::PathBuf;
@@ -18,9 +18,9 @@ use naru_engines::faults::{Counted, Flaky, Outage, Recorder, Slow, tapped};
 use naru_engines::{Engines, conformance_suite};
 use tempfile::TempDir;
 
-/// Embedded engines in a new directory `within` another, dressed up.
+/// Embedded engines in a new directory `within` another, decorated.
 struct Fresh {
-    dress: fn(Engines) -> Engines,
+    decorate: fn(Engines) -> Engines,
     options: Options,
     within: PathBuf,
     dir: Option<TempDir>,
@@ -28,19 +28,19 @@ struct Fresh {
 }
 
 impl Fresh {
-    fn dressed(dress: fn(Engines) -> Engines) -> Self {
-        // Soon full, so that hearing the end of a flood is soon done, however slow each step is.
+    fn decorated(decorate: fn(Engines) -> Engines) -> Self {
+        // Soon full, so that the end of a flood is soon read, however slow each step is.
         let options = Options { live_backlog: 256, ..Options::default() };
-        Self { dress, options, within: env::temp_dir(), dir: None, running: None }
+        Self { decorate, options, within: env::temp_dir(), dir: None, running: None }
     }
 
-    /// Without a farewell to what ran before.
+    /// What ran before is not closed first.
     fn start(&mut self) -> Engines {
         self.running = None;
         let new = || tempfile::tempdir_in(&self.within).expect("a directory");
         let dir = self.dir.get_or_insert_with(new).path();
         let embedded = Embedded::open(dir, self.options.clone()).expect("the directory is released");
-        let engines = (self.dress)(embedded.engines());
+        let engines = (self.decorate)(embedded.engines());
         self.running = Some(embedded);
         engines
     }
@@ -60,20 +60,19 @@ impl<Part: From<Engines> + Clone + Send + Sync + 'static> Subject<Part> for Fres
 }
 
 fn as_it_is() -> Fresh {
-    Fresh::dressed(|engines| engines)
+    Fresh::decorated(|engines| engines)
 }
 
 conformance_suite!(store, bus, live: as_it_is);
 
-/// With room for a few events only.
+/// With capacity for a few events only.
 struct Narrow(Fresh);
 
 #[async_trait]
 impl Subject<BoundedBus> for Narrow {
     async fn open(&mut self) -> BoundedBus {
         self.0.options.buffered_events = 100;
-        self.0.options.newest_events = 100;
-        BoundedBus { bus: self.0.start().bus, hops: &["accepted", "saved"], capacity: 100, newest: 100 }
+        BoundedBus { bus: self.0.start().bus, hops: &["accepted", "saved"], capacity: 100 }
     }
 
     async fn reopen(&mut self) -> BoundedBus {
@@ -118,7 +117,7 @@ mod decorated {
     use super::*;
 
     fn all_at_once() -> Fresh {
-        Fresh::dressed(|engines| {
+        Fresh::decorated(|engines| {
             let delay = Duration::from_millis(1);
             let engines = tapped(engines, Arc::new(Counted::default()));
             let engines = tapped(engines, Arc::new(Slow { before: delay, after: delay }));

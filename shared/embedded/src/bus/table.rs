@@ -369,7 +369,9 @@ impl<T: Payload> Leaving<T> {
     fn finish(mut self, again_at: Option<i64>) {
         let places = std::mem::take(&mut self.places);
         self.shared.change(|state| {
-            places.iter().for_each(|place| drop(state.known.remove(&place.place)));
+            for place in &places {
+                state.known.remove(&place.place);
+            }
             let again = again_at.map_or(Cursor::END, Cursor::before);
             state.cursor = state.cursor.min(again);
         });

@@ -19,10 +19,10 @@ pub(super) async fn b1_what_was_sent_arrives<T: Payload + PartialEq>(on: On<T>) 
 
 /// Whatever an engine carries together, and however large that may be.
 pub(super) async fn b1_however_much_is_sent_together_it_arrives_whole<T: Payload + PartialEq>(on: On<T>) {
-    let events = on.events(&room(), 1_000);
+    let events = on.events(&room(), 400);
     on.send(&events).await;
     let mut receiver = on.receiver().await;
-    let received = drained(&mut receiver, 1_000, 64).await;
+    let received = drained(&mut receiver, 400, 64).await;
     match on.hop.kind {
         Kind::Ordered => assert_eq!(received, events),
         Kind::Durable => assert_eq!(sorted(received), sorted(events)),
@@ -220,11 +220,12 @@ pub(super) async fn s2_what_was_sent_together_is_retried_each_after_its_own_dela
         expected.push((delay, event));
     }
     ack([done.receipt]).await.unwrap();
-    for (delay, event) in expected.into_iter().skip(1).rev() {
+    for _ in 0..2 {
         let again = one(&mut receiver).await;
         let waited = asked.elapsed() + ROUNDING;
-        assert_eq!((again.attempt, &again.event), (2, &event));
-        assert!((delay..delay + SOON).contains(&waited), "again after {waited:?}, {delay:?} was asked");
+        let (delay, _) = expected.iter().find(|(_, event)| *event == again.event).expect("it was retried");
+        assert_eq!(again.attempt, 2);
+        assert!((*delay..*delay + SOON).contains(&waited), "again after {waited:?}, {delay:?} was asked");
         ack([again.receipt]).await.unwrap();
     }
 }

@@ -1,21 +1,23 @@
-//! The embedded engines, each time with one sin. Whatever is not the sin passes through.
+//! The embedded engines, each time with one defect. Whatever it does not concern passes through.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use naru_engines::bus::{Bus, Delivery, Ledger, Queue, Receipt, Receiver, Verdict};
-use naru_engines::live::{Attachment, Leases, Live, Location, Presence, Proofs, Seen, Signal, Subscription};
+use naru_engines::bus::{Acknowledge, Bus, Delivery, Queue, Receipt, Receiver, ack, retry};
+use naru_engines::live::{
+    Attachment, IsHere, Leases, Live, Location, Presence, Proofs, Seen, Signal, Subscription,
+};
 use naru_engines::store::{
-    Advance, Appended, Changed, Created, Device, DevicePosition, Devices, Intake, IntakeRecord, MemberChange,
-    MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedCursor, ParkedPush, Platform, Positions,
-    Pushes, RoomCursor, RoomSummary, Rooms, Run, RunConflict, Settlement, Window,
+    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakeRecord,
+    MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedCursor, ParkedPush,
+    Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, Run, RunConflict, Window,
 };
 use naru_engines::{EngineResult, Engines, faults};
 use naru_model::hops::{Accepted, Payload};
-use naru_model::live::{Confirmation, LiveEvent};
+use naru_model::live::{Confirmation, LiveEvent, News};
 use naru_model::message::Outcome;
 use naru_model::{
     DeviceId, Event, EventId, GatewayId, MemberVersion, Message, MessageId, Room, RoomId, Seq, SessionId,
@@ -24,7 +26,7 @@ use naru_model::{
 
 /// What can be wrong with an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Sin {
+pub(crate) enum Defect {
     None,
     /// The next process starts with nothing.
     ForgetsAtDeath,
@@ -33,7 +35,7 @@ pub(crate) enum Sin {
     ConflictUnnoticed,
     AnswersOutOfOrder,
     OpenForgetsOrder,
-    SettleOverwrites,
+    CloseOverwrites,
 
     RunGoesOnAfterConflict,
     TakenPlaceAccepted,
@@ -41,6 +43,9 @@ pub(crate) enum Sin {
     HeadsStale,
     WindowSaysThereIsNoMore,
     UnreadNotCounted,
+    SendingIsNotReading,
+    BumpIgnored,
+    BumpGoesBack,
 
     MadeTwice,
     MembersOfTheLatestVersion,
@@ -67,23 +72,27 @@ pub(crate) enum Sin {
     ParkedAgainIsDropped,
 
     LosesEvents,
+    SendsTheBeginningOfABatch,
     KnowsOldEventsAndDropsThem,
     RoomOutOfOrder,
     RoomInTwoHands,
-    GivenBackToTheEnd,
-    DelayIgnored,
+    DroppedToTheEnd,
     DeliveredTwice,
     BatchTooLarge,
-    DoneBeforeTheEffect,
-    DoneComesAgain,
+    AckedAtReceive,
+    AckedComesAgain,
+    PartAcksTheBatch,
     RetryIsNoAttempt,
     RetryAtOnce,
+    LongestDelayForAll,
     GrowsWithoutBound,
-    KeepsTheOldest,
 
     LiveLosesInSilence,
     LiveOutOfOrder,
     LiveBlocksOnTheSlow,
+    ElsewhereForEveryone,
+    ElsewhereIsLost,
+    WhoIsHereIsAskedOnce,
     ConfirmedToEveryone,
 
     DeadLeasesCount,
@@ -92,57 +101,55 @@ pub(crate) enum Sin {
     ReplacedStillCounts,
     LastSeenIsAlwaysNow,
     UnknownIsOffline,
-    ProofForAnybody,
+    ProofForAnyone,
+    ProofsAreCutOff,
     LeaseToEveryone,
 }
 
-/// These engines with that sin.
-pub(crate) fn sinful(engines: Engines, sin: Sin) -> Engines {
+/// These engines with that defect.
+pub(crate) fn faulty(engines: Engines, defect: Defect) -> Engines {
+    let kept = Arc::new(Mutex::default());
     let mut store = engines.store;
-    store.intake = Broken::new(store.intake, sin);
-    store.messages = Broken::new(store.messages, sin);
-    store.rooms = Broken::new(store.rooms, sin);
-    store.positions = Broken::new(store.positions, sin);
-    store.devices = Broken::new(store.devices, sin);
-    store.pushes = Broken::new(store.pushes, sin);
+    store.intake = FaultyEngine::new(store.intake, defect, &kept);
+    store.messages = FaultyEngine::new(store.messages, defect, &kept);
+    store.rooms = FaultyEngine::new(store.rooms, defect, &kept);
+    store.positions = FaultyEngine::new(store.positions, defect, &kept);
+    store.devices = FaultyEngine::new(store.devices, defect, &kept);
+    store.pushes = FaultyEngine::new(store.pushes, defect, &kept);
     Engines {
         store,
-        bus: sinful_bus(engines.bus, sin),
-        live: Broken::new(engines.live, sin),
-        presence: Broken::new(engines.presence, sin),
-        proofs: Broken::new(engines.proofs, sin),
-        leases: Broken::new(engines.leases, sin),
+        bus: faulty_bus(engines.bus, defect, &kept),
+        live: FaultyEngine::new(engines.live, defect, &kept),
+        presence: FaultyEngine::new(engines.presence, defect, &kept),
+        proofs: FaultyEngine::new(engines.proofs, defect, &kept),
+        leases: FaultyEngine::new(engines.leases, defect, &kept),
     }
 }
 
-fn sinful_bus(bus: Bus, sin: Sin) -> Bus {
-    match sin {
-        Sin::LosesEvents => faults::losing(bus, 1, 0.5),
-        // What is no sin at a hand-over is one when there was none.
-        Sin::RoomOutOfOrder => faults::reordering(bus, 1, 1.0),
+fn faulty_bus(bus: Bus, defect: Defect, kept: &Arc<Mutex<Kept>>) -> Bus {
+    match defect {
+        Defect::LosesEvents => faults::losing(bus, 1, 0.5),
+        // What a hand-over may do is a defect when there was none.
+        Defect::RoomOutOfOrder => faults::reordering(bus, 1, 1.0),
         _ => Bus {
-            accepted: Broken::new(bus.accepted, sin),
-            saved: Broken::new(bus.saved, sin),
-            offline: Broken::new(bus.offline, sin),
-            owed: Broken::new(bus.owed, sin),
-            push_fcm: Broken::new(bus.push_fcm, sin),
-            push_apns: Broken::new(bus.push_apns, sin),
-            push_webhook: Broken::new(bus.push_webhook, sin),
-            outcome: Broken::new(bus.outcome, sin),
+            accepted: FaultyEngine::new(bus.accepted, defect, kept),
+            saved: FaultyEngine::new(bus.saved, defect, kept),
+            offline: FaultyEngine::new(bus.offline, defect, kept),
+            push_fcm: FaultyEngine::new(bus.push_fcm, defect, kept),
+            push_apns: FaultyEngine::new(bus.push_apns, defect, kept),
+            push_webhook: FaultyEngine::new(bus.push_webhook, defect, kept),
         },
     }
 }
 
-/// How many events there is room for, where that is not many.
-pub(crate) const BOUND: usize = 100;
-
-struct Broken<T: ?Sized> {
+/// A part of the engines.
+struct FaultyEngine<T: ?Sized> {
     inner: Arc<T>,
-    sin: Sin,
-    kept: Mutex<Kept>,
+    defect: Defect,
+    kept: Arc<Mutex<Kept>>,
 }
 
-/// What a sin needs to remember.
+/// What a defect needs to remember.
 #[derive(Default)]
 struct Kept {
     outcomes: HashMap<MessageId, Outcome>,
@@ -152,35 +159,41 @@ struct Kept {
     claims: Vec<Device>,
     events: HashSet<EventId>,
     gateways: Vec<GatewayId>,
-    unheard: Vec<Weak<AtomicUsize>>,
+    bumped: HashMap<RoomId, Timestamp>,
+    unread: Vec<Weak<AtomicUsize>>,
     sessions: Vec<Attachment>,
     located: HashMap<UserId, Location>,
     proven: HashSet<MessageId>,
 }
 
-impl<T: ?Sized> Broken<T> {
-    fn new(inner: Arc<T>, sin: Sin) -> Arc<Self> {
-        Arc::new(Self { inner, sin, kept: Mutex::default() })
+impl<T: ?Sized> FaultyEngine<T> {
+    fn new(inner: Arc<T>, defect: Defect, kept: &Arc<Mutex<Kept>>) -> Arc<Self> {
+        Arc::new(Self { inner, defect, kept: kept.clone() })
     }
 
-    fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
-        self.kept.lock().expect("no panic in here")
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        locked(&self.kept)
     }
 }
 
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no panic in here")
+}
+
 #[async_trait]
-impl Intake for Broken<dyn Intake> {
+impl Intake for FaultyEngine<dyn Intake> {
     async fn append(&self, entries: &[Accepted]) -> EngineResult<Vec<Appended>> {
         let mut answers = self.inner.append(entries).await?;
         for answer in &mut answers {
-            match (self.sin, &answer) {
-                (Sin::ResendIsNew, Appended::Resend(_)) | (Sin::ConflictUnnoticed, Appended::Conflict) => {
+            match (self.defect, &answer) {
+                (Defect::ResendIsNew, Appended::Resend(_))
+                | (Defect::ConflictUnnoticed, Appended::Conflict) => {
                     *answer = Appended::New;
                 }
                 _ => {}
             }
         }
-        if self.sin == Sin::AnswersOutOfOrder {
+        if self.defect == Defect::AnswersOutOfOrder {
             answers.reverse();
         }
         Ok(answers)
@@ -197,30 +210,30 @@ impl Intake for Broken<dyn Intake> {
 
     async fn open(&self, until: Timestamp, limit: usize) -> EngineResult<Vec<Accepted>> {
         let mut open = self.inner.open(until, limit).await?;
-        if self.sin == Sin::OpenForgetsOrder {
+        if self.defect == Defect::OpenForgetsOrder {
             open.reverse();
         }
         Ok(open)
     }
 
-    async fn settle(&self, settlements: &[Settlement]) -> EngineResult<()> {
-        self.inner.settle(settlements).await?;
-        if self.sin == Sin::SettleOverwrites {
-            self.kept().outcomes.extend(settlements.iter().map(|end| (end.id, end.outcome)));
+    async fn close(&self, closings: &[Closing]) -> EngineResult<()> {
+        self.inner.close(closings).await?;
+        if self.defect == Defect::CloseOverwrites {
+            self.kept().outcomes.extend(closings.iter().map(|end| (end.id, end.outcome)));
         }
         Ok(())
     }
 }
 
 #[async_trait]
-impl Messages for Broken<dyn Messages> {
+impl Messages for FaultyEngine<dyn Messages> {
     async fn find(&self, ids: &[MessageId]) -> EngineResult<Vec<Option<Message>>> {
         self.inner.find(ids).await
     }
 
     async fn heads(&self, rooms: &[RoomId]) -> EngineResult<Vec<Seq>> {
         let heads = self.inner.heads(rooms).await?;
-        if self.sin != Sin::HeadsStale {
+        if self.defect != Defect::HeadsStale {
             return Ok(heads);
         }
         let mut kept = self.kept();
@@ -233,31 +246,37 @@ impl Messages for Broken<dyn Messages> {
 
     async fn append_run(&self, run: &[Message]) -> EngineResult<Run> {
         let answer = self.inner.append_run(run).await?;
-        match (self.sin, &answer.stopped_by) {
-            (Sin::RunGoesOnAfterConflict, Some(_)) => {
+        match (self.defect, &answer.stopped_by) {
+            (Defect::RunGoesOnAfterConflict, Some(_)) => {
                 let mut rest = &run[answer.stored + 1..];
                 while let Run { stored, stopped_by: Some(_) } = self.inner.append_run(rest).await? {
                     rest = &rest[stored + 1..];
                 }
                 Ok(answer)
             }
-            (Sin::TakenPlaceAccepted, Some(RunConflict::SeqTaken))
-            | (Sin::RepeatedIdAccepted, Some(RunConflict::AlreadySaved(_))) => {
+            (Defect::TakenPlaceAccepted, Some(RunConflict::SeqTaken))
+            | (Defect::RepeatedIdAccepted, Some(RunConflict::AlreadySaved(_))) => {
                 Ok(Run { stored: run.len(), stopped_by: None })
             }
             _ => Ok(answer),
         }
     }
 
+    async fn bump(&self, newest: &[Message]) -> EngineResult<()> {
+        let bumped = newest.iter().map(|message| (message.chat_room_id.clone(), message.timestamp));
+        self.kept().bumped.extend(bumped);
+        self.inner.bump(newest).await
+    }
+
     async fn range(&self, room: &RoomId, window: Window, limit: usize) -> EngineResult<(Vec<Message>, bool)> {
         let (messages, more) = self.inner.range(room, window, limit).await?;
-        Ok((messages, more && self.sin != Sin::WindowSaysThereIsNoMore))
+        Ok((messages, more && self.defect != Defect::WindowSaysThereIsNoMore))
     }
 }
 
-impl Broken<dyn Rooms> {
+impl FaultyEngine<dyn Rooms> {
     fn counted(&self, mut summary: RoomSummary) -> RoomSummary {
-        if self.sin == Sin::UnreadNotCounted {
+        if self.defect == Defect::UnreadNotCounted {
             summary.unread_count = 0;
         }
         summary
@@ -265,17 +284,17 @@ impl Broken<dyn Rooms> {
 }
 
 #[async_trait]
-impl Rooms for Broken<dyn Rooms> {
+impl Rooms for FaultyEngine<dyn Rooms> {
     async fn create(&self, room: NewRoom) -> EngineResult<Created> {
         Ok(match self.inner.create(room).await? {
-            Created::Existing(room) if self.sin == Sin::MadeTwice => Created::New(room),
+            Created::Existing(room) if self.defect == Defect::MadeTwice => Created::New(room),
             answer => answer,
         })
     }
 
     async fn current(&self, ids: &[RoomId]) -> EngineResult<Vec<Option<Arc<Room>>>> {
         let mut rooms = self.inner.current(ids).await?;
-        if self.sin == Sin::CurrentStale {
+        if self.defect == Defect::CurrentStale {
             let mut kept = self.kept();
             for room in rooms.iter_mut().flatten() {
                 *room = kept.rooms.entry(room.id.clone()).or_insert_with(|| room.clone()).clone();
@@ -286,15 +305,15 @@ impl Rooms for Broken<dyn Rooms> {
 
     async fn members_at(&self, room: &RoomId, version: MemberVersion) -> EngineResult<Option<Arc<[UserId]>>> {
         let members = self.inner.members_at(room, version).await?;
-        if self.sin != Sin::MembersOfTheLatestVersion || members.is_none() {
+        if self.defect != Defect::MembersOfTheLatestVersion || members.is_none() {
             return Ok(members);
         }
         let now = self.inner.current(std::slice::from_ref(room)).await?.remove(0);
         Ok(now.map(|room| room.member_ids.clone()))
     }
 
-    async fn change(&self, room: &RoomId, change: MemberChange, most: usize) -> EngineResult<Changed> {
-        self.inner.change(room, change, most).await
+    async fn change(&self, room: &RoomId, change: MemberChange, max: usize) -> EngineResult<Changed> {
+        self.inner.change(room, change, max).await
     }
 
     async fn of_user(
@@ -304,8 +323,17 @@ impl Rooms for Broken<dyn Rooms> {
         limit: usize,
     ) -> EngineResult<(Vec<RoomSummary>, Option<RoomCursor>)> {
         let (rooms, next) = self.inner.of_user(user, cursor, limit).await?;
-        let rooms = rooms.into_iter().map(|summary| self.counted(summary)).collect();
-        Ok((rooms, next.filter(|_| self.sin != Sin::ListEndsEarly)))
+        let mut rooms: Vec<_> = rooms.into_iter().map(|summary| self.counted(summary)).collect();
+        match self.defect {
+            // An order of its own.
+            Defect::BumpIgnored => rooms.sort_by_key(|summary| summary.room.id.clone()),
+            Defect::BumpGoesBack => {
+                let bumped = &self.kept().bumped;
+                rooms.sort_by_key(|summary| std::cmp::Reverse(bumped.get(&summary.room.id).copied()));
+            }
+            _ => {}
+        }
+        Ok((rooms, next.filter(|_| self.defect != Defect::ListEndsEarly)))
     }
 
     async fn summary(&self, room: &RoomId, user: &UserId) -> EngineResult<Option<RoomSummary>> {
@@ -314,7 +342,7 @@ impl Rooms for Broken<dyn Rooms> {
 
     async fn configure(&self, room: &RoomId, user: &UserId, settings: MemberSettings) -> EngineResult<bool> {
         let done = self.inner.configure(room, user, settings).await?;
-        if self.sin == Sin::SettingsShared && done {
+        if self.defect == Defect::SettingsShared && done {
             for room in self.inner.current(std::slice::from_ref(room)).await?.into_iter().flatten() {
                 for member in room.member_ids.iter() {
                     self.inner.configure(&room.id, member, settings).await?;
@@ -330,18 +358,18 @@ impl Rooms for Broken<dyn Rooms> {
 }
 
 #[async_trait]
-impl Positions for Broken<dyn Positions> {
+impl Positions for FaultyEngine<dyn Positions> {
     async fn advance(&self, steps: &[Advance]) -> EngineResult<Vec<Moved>> {
         let mut answers = self.inner.advance(steps).await?;
         for (step, moved) in steps.iter().zip(&mut answers) {
             let told = Moved { received: Some(step.received), read: Some(step.read) };
             let is_member =
                 !self.inner.of_device(&step.user, &DeviceId::new("-").expect("an id")).await?.is_empty();
-            if self.sin == Sin::MoveToldAlways || self.sin == Sin::StrangersMove && !is_member {
+            if self.defect == Defect::MoveToldAlways || self.defect == Defect::StrangersMove && !is_member {
                 *moved = told;
             }
         }
-        if matches!(self.sin, Sin::PositionsGoBackward | Sin::PositionBeyondHead) {
+        if matches!(self.defect, Defect::PositionsGoBackward | Defect::PositionBeyondHead) {
             let last = |step: &Advance| ((step.room.clone(), step.user.clone()), step.clone());
             self.kept().steps.extend(steps.iter().map(last));
         }
@@ -350,14 +378,17 @@ impl Positions for Broken<dyn Positions> {
 
     async fn get(&self, members: &[(RoomId, UserId)]) -> EngineResult<Vec<MemberPosition>> {
         let mut asked = members.to_vec();
-        if self.sin == Sin::PositionsOfTheFirstRoom {
+        if self.defect == Defect::PositionsOfTheFirstRoom {
             asked.iter_mut().for_each(|(room, _)| room.clone_from(&members[0].0));
         }
         let mut positions = self.inner.get(&asked).await?;
         let kept = self.kept();
         for (member, position) in members.iter().zip(&mut positions) {
+            if self.defect == Defect::SendingIsNotReading {
+                position.read = Seq::ZERO;
+            }
             let Some(step) = kept.steps.get(member) else { continue };
-            let goes = if self.sin == Sin::PositionsGoBackward { Seq::min } else { Seq::max };
+            let goes = if self.defect == Defect::PositionsGoBackward { Seq::min } else { Seq::max };
             position.read = goes(position.read, step.read);
             position.received = goes(position.received, step.received);
         }
@@ -366,9 +397,9 @@ impl Positions for Broken<dyn Positions> {
 
     async fn unread(&self, users: &[UserId]) -> EngineResult<Vec<u64>> {
         let mut unread = self.inner.unread(users).await?;
-        match self.sin {
-            Sin::UnreadNotCounted => unread.fill(0),
-            Sin::UnreadOfTheFirst => {
+        match self.defect {
+            Defect::UnreadNotCounted => unread.fill(0),
+            Defect::UnreadOfTheFirst => {
                 let first = unread.first().copied().unwrap_or(0);
                 unread.fill(first);
             }
@@ -383,7 +414,7 @@ impl Positions for Broken<dyn Positions> {
 }
 
 #[async_trait]
-impl Devices for Broken<dyn Devices> {
+impl Devices for FaultyEngine<dyn Devices> {
     async fn claim(&self, device: Device) -> EngineResult<()> {
         self.kept().claims.push(device.clone());
         self.inner.claim(device).await
@@ -391,14 +422,14 @@ impl Devices for Broken<dyn Devices> {
 
     async fn of_users(&self, users: &[UserId]) -> EngineResult<Vec<Device>> {
         let mut devices = self.inner.of_users(users).await?;
-        if self.sin == Sin::TokenWithTwoOwners {
+        if self.defect == Defect::TokenWithTwoOwners {
             let kept = self.kept();
             let had =
                 kept.claims.iter().filter(|claim| users.contains(&claim.user) && !devices.contains(claim));
             let had: Vec<_> = had.cloned().collect();
             devices.extend(had);
         }
-        if self.sin == Sin::ContentShown {
+        if self.defect == Defect::ContentShown {
             devices.iter_mut().for_each(|device| device.hides_content = false);
         }
         Ok(devices)
@@ -410,24 +441,26 @@ impl Devices for Broken<dyn Devices> {
 
     async fn remove_token(&self, platform: Platform, token: &str, before: Timestamp) -> EngineResult<bool> {
         let any = Timestamp::now().after(Duration::from_secs(3_600));
-        let before = if self.sin == Sin::NewTokenRemoved { any } else { before };
+        let before = if self.defect == Defect::NewTokenRemoved { any } else { before };
         self.inner.remove_token(platform, token, before).await
     }
 
     async fn forget_unseen(&self, before: Timestamp) -> EngineResult<u64> {
         let late = before.after(Duration::from_millis(1));
-        self.inner.forget_unseen(if self.sin == Sin::SeenDevicesForgotten { late } else { before }).await
+        self.inner
+            .forget_unseen(if self.defect == Defect::SeenDevicesForgotten { late } else { before })
+            .await
     }
 }
 
 #[async_trait]
-impl Pushes for Broken<dyn Pushes> {
+impl Pushes for FaultyEngine<dyn Pushes> {
     async fn done(&self, events: &[EventId]) -> EngineResult<Vec<bool>> {
         self.inner.done(events).await
     }
 
     async fn record(&self, taken: &[(EventId, String)]) -> EngineResult<()> {
-        if self.sin == Sin::RecordForgotten { Ok(()) } else { self.inner.record(taken).await }
+        if self.defect == Defect::RecordForgotten { Ok(()) } else { self.inner.record(taken).await }
     }
 
     async fn park(&self, push: ParkedPush) -> EngineResult<()> {
@@ -435,12 +468,12 @@ impl Pushes for Broken<dyn Pushes> {
     }
 
     async fn parked(&self, after: Option<&ParkedCursor>, limit: usize) -> EngineResult<Vec<ParkedPush>> {
-        let after = after.filter(|_| self.sin != Sin::ListBeginsAgain);
+        let after = after.filter(|_| self.defect != Defect::ListBeginsAgain);
         let mut parked = self.inner.parked(after, limit).await?;
-        if self.sin == Sin::ListForgetsItsOrder {
+        if self.defect == Defect::ListForgetsItsOrder {
             parked.sort_by_key(|push| push.event_id.0);
         }
-        if self.sin == Sin::ListingTakesAway {
+        if self.defect == Defect::ListingTakesAway {
             for push in &parked {
                 self.inner.drop_parked(push.event_id).await?;
             }
@@ -449,7 +482,7 @@ impl Pushes for Broken<dyn Pushes> {
     }
 
     async fn find_parked(&self, event: EventId) -> EngineResult<Option<ParkedPush>> {
-        if self.sin == Sin::FindsAnother {
+        if self.defect == Defect::FindsAnother {
             return Ok(self.inner.parked(None, 1).await?.pop());
         }
         self.inner.find_parked(event).await
@@ -460,7 +493,7 @@ impl Pushes for Broken<dyn Pushes> {
     }
 
     async fn drop_parked_at(&self, place: &ParkedCursor) -> EngineResult<bool> {
-        if self.sin == Sin::ParkedAgainIsDropped {
+        if self.defect == Defect::ParkedAgainIsDropped {
             return self.inner.drop_parked(place.event_id).await;
         }
         self.inner.drop_parked_at(place).await
@@ -468,122 +501,145 @@ impl Pushes for Broken<dyn Pushes> {
 }
 
 #[async_trait]
-impl<T: Payload> Queue<T> for Broken<dyn Queue<T>> {
+impl<T: Payload> Queue<T> for FaultyEngine<dyn Queue<T>> {
     async fn send(&self, mut events: Vec<Event<T>>) -> EngineResult<()> {
-        if self.sin == Sin::KnowsOldEventsAndDropsThem {
-            let mut kept = self.kept();
-            events.retain(|event| kept.events.insert(event.event_id));
-        }
-        if self.sin == Sin::KeepsTheOldest {
-            let mut kept = self.kept();
-            events.retain(|event| kept.events.len() < BOUND && kept.events.insert(event.event_id));
-        }
-        if self.sin == Sin::DeliveredTwice {
-            self.inner.send(events.clone()).await?;
+        match self.defect {
+            Defect::SendsTheBeginningOfABatch => events.truncate(256),
+            Defect::KnowsOldEventsAndDropsThem => {
+                let mut kept = self.kept();
+                events.retain(|event| kept.events.insert(event.event_id));
+            }
+            Defect::DeliveredTwice => self.inner.send(events.clone()).await?,
+            _ => {}
         }
         self.inner.send(events).await
     }
 
-    async fn send_later(&self, delay: Duration, events: Vec<Event<T>>) -> EngineResult<()> {
-        let delay = if self.sin == Sin::DelayIgnored { Duration::ZERO } else { delay };
-        self.inner.send_later(delay, events).await
-    }
-
     async fn receiver(&self) -> EngineResult<Box<dyn Receiver<T>>> {
         let inner = self.inner.receiver().await?;
-        let ledger = BrokenLedger { sin: self.sin, queue: self.inner.clone(), held: Mutex::default() };
-        Ok(Box::new(BrokenReceiver { inner, ledger: Arc::new(ledger), next_tag: 0 }))
+        let (queue, defect) = (self.inner.clone(), self.defect);
+        let held = Held { defect, queue, deliveries: Mutex::default(), longest: Mutex::default() };
+        Ok(Box::new(FaultyReceiver { inner, held: Arc::new(held), next_tag: 0 }))
     }
 }
 
-struct BrokenReceiver<T: Payload> {
+struct FaultyReceiver<T: Payload> {
     inner: Box<dyn Receiver<T>>,
-    ledger: Arc<BrokenLedger<T>>,
+    held: Arc<Held<T>>,
     next_tag: u64,
 }
 
 #[async_trait]
-impl<T: Payload> Receiver<T> for BrokenReceiver<T> {
-    async fn receive(&mut self, most: usize) -> EngineResult<Vec<Delivery<T>>> {
-        let sin = self.ledger.sin;
-        let most = if sin == Sin::BatchTooLarge { 1_000 } else { most };
+impl<T: Payload> Receiver<T> for FaultyReceiver<T> {
+    async fn receive(&mut self, max: usize) -> EngineResult<Vec<Delivery<T>>> {
+        let defect = self.held.defect;
+        let max = if defect == Defect::BatchTooLarge { 1_000 } else { max };
         let mut deliveries = Vec::new();
-        for Delivery { event, attempt, receipt } in self.inner.receive(most).await? {
-            let attempt = if sin == Sin::RetryIsNoAttempt { 1 } else { attempt };
-            let receipt = if matches!(sin, Sin::DoneBeforeTheEffect | Sin::RoomInTwoHands) {
-                receipt.settle(Verdict::Done).await?;
+        let batch = self.next_tag;
+        for Delivery { event, attempt, receipt } in self.inner.receive(max).await? {
+            let attempt = if defect == Defect::RetryIsNoAttempt { 1 } else { attempt };
+            let receipt = if matches!(defect, Defect::AckedAtReceive | Defect::RoomInTwoHands) {
+                ack([receipt]).await?;
                 None
             } else {
                 Some(receipt)
             };
-            self.next_tag += 1;
-            self.ledger.held().insert(self.next_tag, (event.clone(), receipt));
-            let receipt = Receipt::new(self.next_tag, self.ledger.clone());
+            let held = HeldDelivery { batch, event: event.clone(), receipt };
+            locked(&self.held.deliveries).insert(self.next_tag, held);
+            let receipt = Receipt::new(self.next_tag, self.held.clone());
             deliveries.push(Delivery { event, attempt, receipt });
+            self.next_tag += 1;
         }
         Ok(deliveries)
     }
 }
 
-/// By tag; without a receipt the engine was told long ago that it is done.
-type Held<T> = HashMap<u64, (Event<T>, Option<Receipt>)>;
-
-struct BrokenLedger<T: Payload> {
-    sin: Sin,
+struct Held<T: Payload> {
+    defect: Defect,
     queue: Arc<dyn Queue<T>>,
-    held: Mutex<Held<T>>,
+    /// By tag.
+    deliveries: Mutex<HashMap<u64, HeldDelivery<T>>>,
+    longest: Mutex<Duration>,
 }
 
-impl<T: Payload> BrokenLedger<T> {
-    fn held(&self) -> std::sync::MutexGuard<'_, Held<T>> {
-        self.held.lock().expect("no panic in here")
+struct HeldDelivery<T: Payload> {
+    batch: u64,
+    event: Event<T>,
+    /// None: it was acknowledged when it was received.
+    receipt: Option<Receipt>,
+}
+
+impl<T: Payload> Held<T> {
+    fn take(&self, tags: &[u64]) -> Vec<HeldDelivery<T>> {
+        let mut deliveries = locked(&self.deliveries);
+        let mut taken: Vec<_> = tags.iter().filter_map(|tag| deliveries.remove(tag)).collect();
+        if self.defect == Defect::PartAcksTheBatch {
+            let batches: HashSet<_> = taken.iter().map(|delivery| delivery.batch).collect();
+            let rest = deliveries.extract_if(|_, delivery| batches.contains(&delivery.batch));
+            taken.extend(rest.map(|(_, delivery)| delivery));
+        }
+        taken
     }
 }
 
-impl<T: Payload> std::fmt::Debug for BrokenLedger<T> {
+impl<T: Payload> std::fmt::Debug for Held<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?}", self.sin)
+        write!(f, "{:?}", self.defect)
     }
 }
 
 #[async_trait]
-impl<T: Payload> Ledger for BrokenLedger<T> {
-    async fn settle(&self, verdicts: Vec<(u64, Verdict)>) -> EngineResult<()> {
-        for (tag, verdict) in verdicts {
-            let Some((event, receipt)) = self.held().remove(&tag) else { continue };
-            let (verdict, copies) = match (self.sin, verdict) {
-                (Sin::DoneComesAgain, Verdict::Done) => (Verdict::Done, 1),
-                (Sin::GivenBackToTheEnd, Verdict::GiveBack) => (Verdict::Done, 1),
-                (Sin::RoomInTwoHands, Verdict::GiveBack | Verdict::RetryAfter(_)) => (Verdict::Done, 1),
-                (Sin::RetryAtOnce, Verdict::RetryAfter(_)) => (Verdict::RetryAfter(Duration::ZERO), 0),
-                (_, verdict) => (verdict, 0),
-            };
-            if let Some(receipt) = receipt {
-                receipt.settle(verdict).await?;
+impl<T: Payload> Acknowledge for Held<T> {
+    async fn ack(&self, tags: Vec<u64>) -> EngineResult<()> {
+        for HeldDelivery { event, receipt, .. } in self.take(&tags) {
+            ack(receipt).await?;
+            if self.defect == Defect::AckedComesAgain {
+                self.queue.send(vec![event]).await?;
             }
-            self.queue.send(vec![event; copies]).await?;
+        }
+        Ok(())
+    }
+
+    async fn retry(&self, tags: Vec<u64>, after: Duration) -> EngineResult<()> {
+        let after = match self.defect {
+            Defect::RetryAtOnce => Duration::ZERO,
+            Defect::LongestDelayForAll => {
+                let mut longest = locked(&self.longest);
+                *longest = after.max(*longest);
+                *longest
+            }
+            _ => after,
+        };
+        for HeldDelivery { event, receipt, .. } in self.take(&tags) {
+            match receipt {
+                Some(receipt) => retry([receipt], after).await?,
+                None => self.queue.send(vec![event]).await?,
+            }
         }
         Ok(())
     }
 
     fn dropped(&self, tag: u64) {
-        let held = self.held().remove(&tag);
-        if let (Sin::RoomInTwoHands, Some((event, _))) = (self.sin, held) {
+        let held = locked(&self.deliveries).remove(&tag);
+        if let (Defect::RoomInTwoHands | Defect::DroppedToTheEnd, Some(held)) = (self.defect, held) {
             let queue = self.queue.clone();
-            tokio::spawn(async move { queue.send(vec![event]).await });
+            tokio::spawn(async move {
+                ack(held.receipt).await?;
+                queue.send(vec![held.event]).await
+            });
         }
     }
 }
 
 #[async_trait]
-impl Live for Broken<dyn Live> {
+impl Live for FaultyEngine<dyn Live> {
     async fn publish(&self, mut events: Vec<LiveEvent>) -> EngineResult<()> {
-        if self.sin == Sin::LiveOutOfOrder {
+        if self.defect == Defect::LiveOutOfOrder {
             events.reverse();
         }
-        if self.sin == Sin::LiveBlocksOnTheSlow {
-            let unheard: Vec<_> = self.kept().unheard.iter().filter_map(Weak::upgrade).collect();
-            for count in unheard {
+        if self.defect == Defect::LiveBlocksOnTheSlow {
+            let unread: Vec<_> = self.kept().unread.iter().filter_map(Weak::upgrade).collect();
+            for count in unread {
                 while count.load(Ordering::SeqCst) > 100 {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
@@ -595,7 +651,8 @@ impl Live for Broken<dyn Live> {
 
     async fn confirm(&self, gateway: &GatewayId, confirmations: Vec<Confirmation>) -> EngineResult<()> {
         let everyone = self.kept().gateways.clone();
-        for other in everyone.iter().filter(|other| self.sin == Sin::ConfirmedToEveryone && *other != gateway)
+        for other in
+            everyone.iter().filter(|other| self.defect == Defect::ConfirmedToEveryone && *other != gateway)
         {
             self.inner.confirm(other, confirmations.clone()).await?;
         }
@@ -606,43 +663,70 @@ impl Live for Broken<dyn Live> {
         self.inner.evict(gateway, session).await
     }
 
-    async fn subscribe(&self, gateway: &GatewayId) -> EngineResult<Box<dyn Subscription>> {
-        let unheard = Arc::new(AtomicUsize::new(0));
-        let inner = self.inner.subscribe(gateway).await?;
+    async fn subscribe(&self, gateway: &GatewayId, is_here: IsHere) -> EngineResult<Box<dyn Subscription>> {
+        let unread = Arc::new(AtomicUsize::new(0));
+        let inner = self.inner.subscribe(gateway, is_here.clone()).await?;
         let mut kept = self.kept();
         kept.gateways.push(gateway.clone());
-        kept.unheard.push(Arc::downgrade(&unheard));
-        Ok(Box::new(BrokenSubscription { inner, sin: self.sin, unheard }))
+        kept.unread.push(Arc::downgrade(&unread));
+        let (defect, were_here) = (self.defect, HashMap::new());
+        Ok(Box::new(FaultySubscription { inner, defect, is_here, were_here, unread }))
     }
 }
 
-struct BrokenSubscription {
+struct FaultySubscription {
     inner: Box<dyn Subscription>,
-    sin: Sin,
-    unheard: Arc<AtomicUsize>,
+    defect: Defect,
+    is_here: IsHere,
+    /// What was answered for each user when it was first asked.
+    were_here: HashMap<UserId, bool>,
+    unread: Arc<AtomicUsize>,
+}
+
+impl FaultySubscription {
+    /// Whether no recipient is here, as far as this engine knows.
+    fn is_elsewhere(&mut self, event: &LiveEvent) -> bool {
+        let Self { defect, is_here, were_here, .. } = self;
+        let mut is_here = |user: &UserId| match defect {
+            Defect::WhoIsHereIsAskedOnce => {
+                *were_here.entry(user.clone()).or_insert_with(|| is_here(user.as_str()))
+            }
+            _ => is_here(user.as_str()),
+        };
+        !event.recipients.iter().any(&mut is_here)
+    }
 }
 
 #[async_trait]
-impl Subscription for BrokenSubscription {
+impl Subscription for FaultySubscription {
     async fn next(&mut self) -> Option<Signal> {
         loop {
             let signal = self.inner.next().await?;
-            match (self.sin, &signal) {
-                (Sin::LiveLosesInSilence, Signal::Interrupted | Signal::Restored) => continue,
-                (Sin::LiveBlocksOnTheSlow, Signal::Event(_)) => {
-                    self.unheard.fetch_sub(1, Ordering::SeqCst);
-                }
-                _ => {}
+            let event = match (self.defect, &signal) {
+                (Defect::LiveLosesInSilence, Signal::Interrupted | Signal::Restored) => continue,
+                (_, Signal::Event(event)) => event.clone(),
+                _ => return Some(signal),
+            };
+            if self.defect == Defect::LiveBlocksOnTheSlow {
+                self.unread.fetch_sub(1, Ordering::SeqCst);
             }
-            return Some(signal);
+            let News::Chat(message) = &event.news else { return Some(signal) };
+            let elsewhere = Signal::Elsewhere { room: message.chat_room_id.clone(), seq: message.seq };
+            match (self.defect, self.is_elsewhere(&event)) {
+                (Defect::ElsewhereForEveryone, _) | (Defect::WhoIsHereIsAskedOnce, true) => {
+                    return Some(elsewhere);
+                }
+                (Defect::ElsewhereIsLost, true) => {}
+                _ => return Some(signal),
+            }
         }
     }
 }
 
 #[async_trait]
-impl Presence for Broken<dyn Presence> {
+impl Presence for FaultyEngine<dyn Presence> {
     async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<()> {
-        let ttl = if self.sin == Sin::DeadLeasesCount { Duration::from_secs(600) } else { ttl };
+        let ttl = if self.defect == Defect::DeadLeasesCount { Duration::from_secs(600) } else { ttl };
         self.inner.renew(gateway, ttl).await
     }
 
@@ -652,14 +736,14 @@ impl Presence for Broken<dyn Presence> {
 
     async fn attach(&self, session: &Attachment) -> EngineResult<Option<Attachment>> {
         self.kept().sessions.push(session.clone());
-        if self.sin == Sin::ReplacedStillCounts {
+        if self.defect == Defect::ReplacedStillCounts {
             return self.inner.attach(&Attachment { device: None, ..session.clone() }).await;
         }
         self.inner.attach(session).await
     }
 
     async fn detach(&self, session: &Attachment) -> EngineResult<()> {
-        if self.sin == Sin::DetachTakesAllSessions {
+        if self.defect == Defect::DetachTakesAllSessions {
             let all = self.kept().sessions.clone();
             for other in all.iter().filter(|other| other.user == session.user) {
                 self.inner.detach(other).await?;
@@ -669,9 +753,9 @@ impl Presence for Broken<dyn Presence> {
     }
 
     async fn locate(&self, users: &[UserId]) -> EngineResult<Vec<Location>> {
-        match (self.sin, self.inner.locate(users).await) {
-            (Sin::UnknownIsOffline, Err(_)) => Ok(vec![Location::default(); users.len()]),
-            (Sin::AttachShowsLate, Ok(now)) => {
+        match (self.defect, self.inner.locate(users).await) {
+            (Defect::UnknownIsOffline, Err(_)) => Ok(vec![Location::default(); users.len()]),
+            (Defect::AttachShowsLate, Ok(now)) => {
                 let mut kept = self.kept();
                 let before = |(user, now): (&UserId, Location)| {
                     kept.located.insert(user.clone(), now).unwrap_or_default()
@@ -684,7 +768,7 @@ impl Presence for Broken<dyn Presence> {
 
     async fn seen(&self, users: &[UserId]) -> EngineResult<Vec<Seen>> {
         let mut seen = self.inner.seen(users).await?;
-        if self.sin == Sin::LastSeenIsAlwaysNow {
+        if self.defect == Defect::LastSeenIsAlwaysNow {
             seen.iter_mut().for_each(|seen| seen.last_seen_at = Some(Timestamp::now()));
         }
         Ok(seen)
@@ -692,29 +776,26 @@ impl Presence for Broken<dyn Presence> {
 }
 
 #[async_trait]
-impl Proofs for Broken<dyn Proofs> {
+impl Proofs for FaultyEngine<dyn Proofs> {
     async fn record(&self, proofs: &[(MessageId, UserId)], keep: Duration) -> EngineResult<()> {
         self.kept().proven.extend(proofs.iter().map(|(message, _)| message));
-        self.inner.record(proofs, keep).await
+        let max = if self.defect == Defect::ProofsAreCutOff { 1_000 } else { usize::MAX };
+        self.inner.record(&proofs[..proofs.len().min(max)], keep).await
     }
 
-    async fn proven(
-        &self,
-        message: MessageId,
-        room: &RoomId,
-        seq: Seq,
-        users: &[UserId],
-    ) -> EngineResult<Vec<bool>> {
-        if self.sin == Sin::ProofForAnybody && self.kept().proven.contains(&message) {
-            return Ok(vec![true; users.len()]);
+    async fn proven(&self, asked: &[(MessageId, UserId)]) -> EngineResult<Vec<bool>> {
+        let mut proven = self.inner.proven(asked).await?;
+        if self.defect == Defect::ProofForAnyone {
+            let kept = self.kept();
+            proven = asked.iter().map(|(message, _)| kept.proven.contains(message)).collect();
         }
-        self.inner.proven(message, room, seq, users).await
+        Ok(proven)
     }
 }
 
 #[async_trait]
-impl Leases for Broken<dyn Leases> {
+impl Leases for FaultyEngine<dyn Leases> {
     async fn hold(&self, name: &str, holder: &str, ttl: Duration) -> EngineResult<bool> {
-        Ok(self.inner.hold(name, holder, ttl).await? || self.sin == Sin::LeaseToEveryone)
+        Ok(self.inner.hold(name, holder, ttl).await? || self.defect == Defect::LeaseToEveryone)
     }
 }

@@ -1,8 +1,6 @@
 //! RECEIVED and READ: proofs of what was delivered, stored in batches, then told to the room. They only go forward, so one
-//! that is lost is made up for by the next, and of several in one batch the furthest stands for all.
+//! that is lost is made up for by the next.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,10 +16,10 @@ use crate::refusal::Refusal;
 use crate::rooms::FRESH;
 use crate::sessions::Session;
 
-/// How many steps are stored in one write, before those of one device in one room are put together …
+/// How many steps are stored in one write …
 const BATCH: usize = 1024;
 /// … and how long one that follows closely on another waits for more.
-const LINGER: Linger = Linger { span: Duration::from_millis(100), enough: BATCH };
+const LINGER: Linger = Linger { span: Duration::from_millis(20), enough: BATCH };
 /// How many may wait; beyond, a session that takes steps waits too.
 const QUEUE: usize = 4096;
 /// A user who takes a step was a member this long ago at most. The store moves only present members.
@@ -72,7 +70,8 @@ pub(crate) async fn run(gateway: &Arc<Gateway>, steps: mpsc::Receiver<Taken>) {
     let mut batches = Batches::new(steps, Limits { max: BATCH, max_size: BATCH, size, linger: LINGER });
     let mut batch = Vec::new();
     while batches.next(&mut batch).await {
-        let (advances, sessions) = merged(batch.drain(..));
+        let (advances, sessions): (Vec<Advance>, Vec<SessionId>) =
+            batch.drain(..).map(|Taken { advance, session }| (advance, session)).unzip();
         match gateway.engines.store.positions.advance(&advances).await {
             Ok(moved) => tell(gateway, advances.into_iter().zip(sessions).zip(moved)).await,
             Err(error) => {
@@ -80,28 +79,6 @@ pub(crate) async fn run(gateway: &Arc<Gateway>, steps: mpsc::Receiver<Taken>) {
             }
         }
     }
-}
-
-/// One step for each device in each room: the furthest. It counts as the last session's that took one.
-fn merged(batch: impl Iterator<Item = Taken>) -> (Vec<Advance>, Vec<SessionId>) {
-    let (mut advances, mut sessions) = (Vec::<Advance>::new(), Vec::new());
-    let mut places = HashMap::new();
-    for Taken { advance, session } in batch {
-        match places.entry((advance.room.clone(), advance.user.clone(), advance.device.clone())) {
-            Entry::Vacant(entry) => {
-                entry.insert(advances.len());
-                advances.push(advance);
-                sessions.push(session);
-            }
-            Entry::Occupied(entry) => {
-                let merged = &mut advances[*entry.get()];
-                merged.received = merged.received.max(advance.received);
-                merged.read = merged.read.max(advance.read);
-                sessions[*entry.get()] = session;
-            }
-        }
-    }
-    (advances, sessions)
 }
 
 async fn tell(gateway: &Gateway, steps: impl Iterator<Item = ((Advance, SessionId), Moved)>) {
@@ -138,32 +115,5 @@ async fn tell(gateway: &Gateway, steps: impl Iterator<Item = ((Advance, SessionI
     }
     if let Err(error) = gateway.engines.live.publish(events).await {
         tracing::debug!(%error, "positions were not told; they are stored");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use naru_model::{DeviceId, UserId};
-
-    use super::*;
-
-    fn step(device: &str, received: u64, read: u64, session: &str) -> Taken {
-        let advance = Advance {
-            room: RoomId::new("r").unwrap(),
-            user: UserId::new("ada").unwrap(),
-            device: Some(DeviceId::new(device).unwrap()),
-            received: Seq(received),
-            read: Seq(read),
-        };
-        Taken { advance, session: SessionId::new(session).unwrap() }
-    }
-
-    #[test]
-    fn of_the_steps_of_a_device_the_furthest_stands_for_all() {
-        let steps = [step("phone", 3, 0, "one"), step("laptop", 9, 9, "two"), step("phone", 2, 2, "three")];
-        let (advances, sessions) = merged(steps.into_iter());
-        let positions: Vec<_> = advances.iter().map(|step| (step.received.0, step.read.0)).collect();
-        assert_eq!(positions, [(3, 2), (9, 9)]);
-        assert_eq!(sessions.iter().map(SessionId::as_str).collect::<Vec<_>>(), ["three", "two"]);
     }
 }

@@ -9,7 +9,10 @@ use super::given::{Place, Process};
 naru_engines::conformance_suite!(bus, bounded: fresh);
 
 fn fresh() -> Fresh {
-    Fresh { place: Place::shared(), processes: Vec::new() }
+    let mut place = Place::shared();
+    // The suite's rooms are apart in so many.
+    place.options.partitions = 32;
+    Fresh { place, processes: Vec::new() }
 }
 
 /// A deployment of its own. A process of it dies by having its cable cut: it closes nothing.

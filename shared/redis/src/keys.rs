@@ -44,19 +44,19 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// A command of Redis.
-    pub(crate) fn command(name: &'static str, key: String) -> Self {
+    /// A command of Redis, on one key or on one server on several.
+    pub(crate) fn command(name: &'static str, keys: &[String]) -> Self {
         let mut command = Cmd::new();
-        command.arg(name).arg(key);
+        command.arg(name).arg(keys);
         Self { command, script: None }
     }
 
-    /// A script of Naru.
+    /// A script of Naru, on one key.
     pub(crate) fn script(script: &'static Lua, key: String) -> Self {
         Self::script_on_all(script, &[key])
     }
 
-    /// A script of Naru on several keys: not for a cluster.
+    /// A script of Naru, on one server on several keys.
     pub(crate) fn script_on_all(script: &'static Lua, keys: &[String]) -> Self {
         let mut command = Cmd::new();
         command.arg("EVALSHA").arg(script.hash()).arg(keys.len()).arg(keys);
@@ -120,6 +120,11 @@ impl Keys {
 
     pub(crate) fn is_cluster(&self) -> bool {
         matches!(self, Self::Cluster { .. })
+    }
+
+    /// How many keys one command may name.
+    pub(crate) fn per_command(&self) -> usize {
+        if self.is_cluster() { 1 } else { 5_000 }
     }
 
     /// Answers one request.

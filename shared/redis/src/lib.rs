@@ -3,7 +3,7 @@
 //! | part | where | when Redis loses it |
 //! |---|---|---|
 //! | live | Pub/Sub: `chat:<room>`, `naru:news`, `naru:gateway:<id>` | gateways receive `Interrupted`, and phones `SYNC` |
-//! | presence | keys `naru:gateway:<id>`, `naru:user:<id>` | gateways attach their sessions again; last seen begins anew |
+//! | presence | keys `naru:gateway:<id>`, `naru:presence:<user>` | gateways attach their sessions again; last seen begins anew |
 //! | proofs | keys `naru:proofs:<time>:<shard>` | a push too many |
 //! | leases | keys `naru:lease:<name>` | somebody else may take over |
 //!
@@ -30,6 +30,9 @@
 //! **What a broken link between two nodes loses is not announced**: it is the one loss that L1 does not cover here.
 //! A phone sees by the `seq` that something is missing. Between messages published by different processes through
 //! different nodes there is no order, either.
+//!
+//! Each key is asked for by a command of its own, all of them at once: looking up 256 users is 256 commands there, and two
+//! on one server. The proofs of one time are spread over eight sets, so that no node has all the work of the moment.
 
 mod error;
 mod keys;

@@ -27,17 +27,14 @@ pub(crate) fn gateway_channel(gateway: &GatewayId) -> String {
     format!("naru:gateway:{gateway}")
 }
 
-/// What a gateway's key begins with; its id follows.
-pub(crate) const GATEWAY_KEY: &str = "naru:gateway:";
-
 /// A gateway's lease: a hash of `renewed` and `until`, and `resigned` once it has left.
 pub(crate) fn gateway_key(gateway: &GatewayId) -> String {
-    format!("{GATEWAY_KEY}{gateway}")
+    format!("naru:gateway:{gateway}")
 }
 
-/// A user's presence: a hash of `seen` and, for each session, `session:<id>`.
+/// A user's presence: a string.
 pub(crate) fn user_key(user: &UserId) -> String {
-    format!("naru:user:{user}")
+    format!("naru:presence:{user}")
 }
 
 /// Who has proven to have which messages of one bucket: a set.

@@ -79,7 +79,7 @@ impl Proofs for RedisProofs {
     }
 
     async fn proven(&self, asked: &[(MessageId, UserId)]) -> EngineResult<Vec<bool>> {
-        let (requests, places) = self.requests(asked, |key| Request::command("SMISMEMBER", key));
+        let (requests, places) = self.requests(asked, |key| Request::command("SMISMEMBER", &[key]));
         let answers: Vec<Vec<bool>> = self.keys.all(requests).await?;
         let mut proven = vec![false; asked.len()];
         for (place, answer) in places.concat().into_iter().zip(answers.concat()) {

@@ -1,6 +1,18 @@
 -- Removes sessions. KEYS: the user. ARGV: how many milliseconds to remember when a user without sessions was last
--- seen; when these were last seen, or '' for now; the sessions' fields. Sessions that are not there change nothing.
-if redis.call('HDEL', KEYS[1], unpack(ARGV, 3)) == 0 then
+-- seen; when these were last seen, or '' for now; the sessions. Sessions that are not there change nothing.
+local record = redis.call('GET', KEYS[1]) or ''
+local unwanted, kept, is_changed = {}, {}, false
+for i = 3, #ARGV do
+  unwanted[ARGV[i]] = true
+end
+for line, session in string.gmatch(record, '(\n([^\t]+)[^\n]*)') do
+  if unwanted[session] then
+    is_changed = true
+  else
+    table.insert(kept, line)
+  end
+end
+if not is_changed then
   return
 end
 local at = tonumber(ARGV[2])
@@ -8,10 +20,9 @@ if not at then
   local time = redis.call('TIME')
   at = time[1] * 1000 + math.floor(time[2] / 1000)
 end
-local seen = tonumber(redis.call('HGET', KEYS[1], 'seen') or 0)
-if at > seen then
-  redis.call('HSET', KEYS[1], 'seen', at)
-end
-if redis.call('HLEN', KEYS[1]) == 1 then
-  redis.call('PEXPIRE', KEYS[1], ARGV[1])
+local seen = math.max(at, tonumber(string.match(record, '^%d+')))
+if #kept > 0 then
+  redis.call('SET', KEYS[1], seen .. table.concat(kept))
+else
+  redis.call('SET', KEYS[1], seen, 'PX', ARGV[1])
 end

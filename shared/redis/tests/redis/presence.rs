@@ -34,7 +34,7 @@ impl Connected {
     }
 
     fn user_key(&self) -> String {
-        format!("naru:user:{}", self.session.user)
+        format!("naru:presence:{}", self.session.user)
     }
 
     async fn raw<T: redis::FromRedisValue>(&mut self, command: &[&str]) -> T {
@@ -45,6 +45,20 @@ impl Connected {
 
     async fn seen(&self) -> Seen {
         self.naru.presence.seen(std::slice::from_ref(&self.session.user)).await.unwrap()[0]
+    }
+
+    /// How many sessions are stored.
+    async fn sessions(&mut self) -> usize {
+        let key = self.user_key();
+        self.raw::<String>(&["GET", &key]).await.lines().count() - 1
+    }
+
+    /// As if all sessions had been attached no later than at this moment.
+    async fn attached_before(&mut self, moment: Timestamp) {
+        let key = self.user_key();
+        let record: String = self.raw(&["GET", &key]).await;
+        let (_, sessions) = record.split_once('\n').expect("a session");
+        self.raw::<()>(&["SET", &key, &format!("{}\n{sessions}", moment.as_millis())]).await;
     }
 
     /// As if the gateway had last renewed its lease at this moment.
@@ -80,13 +94,13 @@ async fn sessions_of_a_gateway_are_removed_after_a_day_of_silence() {
     let recently = Timestamp::now().before(DAY - Duration::from_secs(60));
     ada.silent_since(recently).await;
     assert!(!ada.seen().await.online);
-    assert_eq!(ada.raw::<u64>(&["HLEN", &key]).await, 2);
+    assert_eq!(ada.sessions().await, 1);
 
     let long_ago = Timestamp::now().before(2 * DAY);
     ada.silent_since(long_ago).await;
     let attached = ada.seen().await.last_seen_at.expect("they were here");
     assert!(attached > long_ago, "attaching was later than the last renewal");
-    assert_eq!(ada.raw::<u64>(&["HLEN", &key]).await, 1, "only when they were last seen");
+    assert_eq!(ada.sessions().await, 0, "only when they were last seen");
     assert!(ada.raw::<i64>(&["PTTL", &key]).await > 0);
     assert_eq!(ada.seen().await, Seen { online: false, last_seen_at: Some(attached) });
 }
@@ -94,44 +108,42 @@ async fn sessions_of_a_gateway_are_removed_after_a_day_of_silence() {
 #[tokio::test]
 async fn locating_removes_such_sessions_too() {
     let mut ada = Connected::new().await;
-    let key = ada.user_key();
     let gateway = format!("naru:gateway:{}", ada.session.gateway);
     let others = Connected::new().await;
     let users = [others.session.user.clone(), ada.session.user.clone()];
-    let long_ago = Timestamp::now().before(2 * DAY).as_millis().to_string();
+    let long_ago = Timestamp::now().before(2 * DAY);
     for forgotten in [false, true] {
         ada.naru.presence.renew(&ada.session.gateway, Duration::from_secs(600)).await.unwrap();
         ada.naru.presence.attach(&ada.session).await.unwrap();
         if forgotten {
             ada.raw::<()>(&["DEL", &gateway]).await;
             ada.naru.presence.locate(&users).await.unwrap();
-            assert_eq!(ada.raw::<u64>(&["HLEN", &key]).await, 2, "its renewal may be on its way");
-            ada.raw::<()>(&["HSET", &key, "seen", &long_ago]).await;
+            assert_eq!(ada.sessions().await, 1, "its renewal may be on its way");
+            ada.attached_before(long_ago).await;
         } else {
             ada.raw::<()>(&["HSET", &gateway, "until", "0"]).await;
             ada.naru.presence.locate(&users).await.unwrap();
-            assert_eq!(ada.raw::<u64>(&["HLEN", &key]).await, 2, "it may be renewed yet");
-            ada.raw::<()>(&["HSET", &gateway, "renewed", &long_ago]).await;
+            assert_eq!(ada.sessions().await, 1, "it may be renewed yet");
+            ada.silent_since(long_ago).await;
         }
         let locations = ada.naru.presence.locate(&users).await.unwrap();
         assert_eq!(locations[0].gateways, std::slice::from_ref(&others.session.gateway));
         assert_eq!(locations[1].gateways, []);
-        assert_eq!(ada.raw::<u64>(&["HLEN", &key]).await, 1, "only when they were last seen");
+        assert_eq!(ada.sessions().await, 0, "only when they were last seen");
     }
 }
 
 #[tokio::test]
 async fn a_gateway_nobody_remembers_is_given_time_to_come_back() {
     let mut ada = Connected::new().await;
-    let key = ada.user_key();
     let gateway = format!("naru:gateway:{}", ada.session.gateway);
     ada.raw::<()>(&["DEL", &gateway]).await;
     assert!(!ada.seen().await.online);
-    assert_eq!(ada.raw::<u64>(&["HLEN", &key]).await, 2, "its renewal may be on its way");
+    assert_eq!(ada.sessions().await, 1, "its renewal may be on its way");
     let long_ago = Timestamp::now().before(2 * DAY);
-    ada.raw::<()>(&["HSET", &key, "seen", &long_ago.as_millis().to_string()]).await;
+    ada.attached_before(long_ago).await;
     assert_eq!(ada.seen().await, Seen { online: false, last_seen_at: Some(long_ago) });
-    assert_eq!(ada.raw::<u64>(&["HLEN", &key]).await, 1);
+    assert_eq!(ada.sessions().await, 0);
 }
 
 #[tokio::test]
@@ -150,9 +162,11 @@ async fn a_gateway_that_has_resigned_does_not_come_back() {
 async fn a_user_whose_record_is_unreadable_is_not_offline() {
     let mut ada = Connected::new().await;
     let key = ada.user_key();
-    ada.raw::<()>(&["HSET", &key, "session:", "nobody"]).await;
     let users = [ada.session.user.clone()];
-    assert!(!ada.naru.presence.locate(&users).await.unwrap_err().is_transient());
-    ada.raw::<()>(&["SET", &key, "nonsense"]).await;
-    assert!(!ada.naru.presence.locate(&users).await.unwrap_err().is_transient());
+    for record in
+        ["", "nonsense", "1\n", "1\nsession\tgateway", "1\n\tgateway\tdevice", "1\nsession\t\tdevice"]
+    {
+        ada.raw::<()>(&["SET", &key, record]).await;
+        assert!(!ada.naru.presence.locate(&users).await.unwrap_err().is_transient(), "{record:?}");
+    }
 }

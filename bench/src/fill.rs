@@ -14,7 +14,7 @@ use tokio::task::spawn_blocking;
 use crate::{
     ledger::Schedule,
     load::{Driver, Room},
-    session::{Server, new_run},
+    session::{Protocol, Server, new_run},
 };
 
 /// Messages that are under way at a time.
@@ -38,6 +38,7 @@ pub struct Amount {
 pub struct Report {
     pub messages: u32,
     pub rooms: u32,
+    /// 0 if pairs of users need none.
     pub rooms_seconds: f64,
     pub messages_seconds: f64,
 }
@@ -54,7 +55,8 @@ pub async fn run(server: &Server, amount: &Amount) -> anyhow::Result<Report> {
     let start = Instant::now();
     let members = pairs.iter().map(|pair| pair.map(|user| users[user].clone())).collect();
     let ids = server.make_rooms(members).await?;
-    let rooms_seconds = start.elapsed().as_secs_f64();
+    let has_rooms = server.protocol != Protocol::Xmpp;
+    let rooms_seconds = if has_rooms { start.elapsed().as_secs_f64() } else { 0.0 };
     let rooms = ids.into_iter().zip(pairs).map(|(id, members)| Room { id, members }).collect();
     let (server, total, content) =
         (server.clone(), amount.messages as usize, "x".repeat(amount.bytes as usize));
@@ -88,12 +90,17 @@ fn pairs(users: usize, count: usize) -> Vec<[usize; 2]> {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { messages, rooms, rooms_seconds, messages_seconds } = self;
-        write!(
-            f,
-            "{rooms} rooms in {rooms_seconds:.1} s ({:.0}/s), {messages} messages in {messages_seconds:.1} s ({:.0}/s)",
-            f64::from(*rooms) / rooms_seconds,
-            f64::from(*messages) / messages_seconds
-        )
+        let per_second = |count: u32, seconds: f64| f64::from(count) / seconds;
+        match rooms_seconds {
+            0.0 => write!(f, "{rooms} pairs of users")?,
+            _ => write!(
+                f,
+                "{rooms} rooms in {rooms_seconds:.1} s ({:.0}/s)",
+                per_second(*rooms, *rooms_seconds)
+            )?,
+        }
+        let rate = per_second(*messages, *messages_seconds);
+        write!(f, ", {messages} messages in {messages_seconds:.1} s ({rate:.0}/s)")
     }
 }
 

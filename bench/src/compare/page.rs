@@ -27,7 +27,8 @@ pub fn html(comparison: &Comparison) -> String {
     let _ = write!(
         body,
         "<h1>Naru in comparison</h1><p>{}: {} cores ({}), {} MiB, Linux {}. Everything ran on this machine, with the load tool; \
-         one system at a time, in interleaved rounds. Messages are due at fixed times, and latencies count from then.</p>\
+         one system at a time, in interleaved rounds. Messages are due at fixed times, and latencies count from then. An ACK says that the \
+         message is on disk; ejabberd's says so of the sender's copy only. Lower is better everywhere.</p>\
          <p><code>{}</code></p><p>{}</p>",
         escape(&comparison.started),
         machine.cores,
@@ -67,9 +68,14 @@ pub fn html(comparison: &Comparison) -> String {
     body += "<h2>All figures</h2>";
     for (title, rows) in table::tables(comparison) {
         let _ = write!(body, "<h3>{}</h3><div class=\"scroll\"><table>", escape(&title));
+        // A column of words reads from the left.
+        let is_text = |column: usize| column > 0 && rows[1][column].contains(char::is_alphabetic);
         for (number, row) in rows.iter().enumerate() {
             let tag = if number == 0 { "th" } else { "td" };
-            let cells = row.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell)));
+            let cells = row.iter().enumerate().map(|(column, cell)| {
+                let class = if is_text(column) { " class=\"text\"" } else { "" };
+                format!("<{tag}{class}>{}</{tag}>", escape(cell))
+            });
             let _ = write!(body, "<tr>{}</tr>", cells.collect::<String>());
         }
         body += "</table></div>";

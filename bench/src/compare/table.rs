@@ -15,7 +15,7 @@ const FIGURES: [(&str, Figure); 6] = [
     ("ACK p99", |report| report.totals.ack.p99),
     ("delivery p50", |report| report.totals.delivery.p50),
     ("delivery p99", |report| report.totals.delivery.p99),
-    ("CPU s per 1,000", cpu),
+    ("CPU s/1,000", cpu),
     ("delivered/s", |report| report.totals.delivered_per_second),
 ];
 

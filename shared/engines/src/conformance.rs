@@ -8,7 +8,7 @@
 //! ```
 //!
 //! This makes one `#[tokio::test]` per case (`store::intake::i1_…`). The same cases are data, too: [`store::CASES`] and
-//! its like, for whoever wants to run them otherwise (deliberately broken engines do).
+//! its like, to be run otherwise (on deliberately faulty engines).
 //!
 //! | sub-suite | part | for |
 //! |---|---|---|
@@ -201,8 +201,8 @@ use crate::store::Store;
 /// An engine under test, or the part of it that a sub-suite is for.
 #[async_trait]
 pub trait Subject<Part: Clone + Send + Sync + 'static>: Send {
-    /// Starts a process of a new deployment. Its bus and, when the cases ask for death, its store are used by nobody
-    /// else; cases may share the rest.
+    /// Starts a process of a new deployment. Its bus and, when the cases ask for death, its store are the case's
+    /// own; cases may share the rest.
     async fn open(&mut self) -> Part;
 
     /// The process dies and another of the same deployment starts: nothing survives but what the engine keeps for it.

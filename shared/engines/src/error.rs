@@ -1,4 +1,4 @@
-//! What an engine's failure means for whoever asked. It never speaks of HTTP or of a client.
+//! What an engine's failure means for its caller. It does not know HTTP or clients.
 
 /// The cause of a failure, as the driver gave it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;

@@ -10,7 +10,7 @@ use naru_model::{DeviceId, GatewayId, MessageId, RoomId, Seq, SessionId, Timesta
 
 use crate::EngineResult;
 
-/// What a gateway hears.
+/// What a gateway is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// Something happened in a room.
@@ -33,18 +33,18 @@ pub enum Signal {
 }
 
 /// Whether a user has a session with the gateway that subscribes. Asked for each recipient of an event before the rest of
-/// it is read: so what concerns nobody here costs next to nothing.
+/// it is read: so what concerns no user here costs next to nothing.
 pub type IsHere = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// Publish and subscribe.
 ///
-/// - **L1 to every gateway** – an event published after a subscription was made is heard by it, unless it hears
-///   `Interrupted` (then `Restored`) in its place. Nothing is lost in silence. An engine may answer `Elsewhere` in place
+/// - **L1 to every gateway** – an event published after a subscription was made comes to it, or else
+///   `Interrupted` (then `Restored`) does in its place. Nothing is lost in silence. An engine may answer `Elsewhere` in place
 ///   of a message none of whose recipients [is here](IsHere), and nothing in place of other events of that kind.
 /// - **L2 order** – events of one publisher come in the order they were published.
-/// - **L3 never blocked** – a subscriber that does not listen delays neither publishers nor other subscribers.
-/// - **L4 addressed** – confirmations and evictions go to the gateway they name and to no other; one that nobody
-///   hears is no error.
+/// - **L3 never blocked** – a subscription that is not read delays neither publishers nor other subscribers.
+/// - **L4 addressed** – confirmations and evictions go to the gateway they name and to no other; a gateway
+///   that is not there is no error.
 #[async_trait]
 pub trait Live: Send + Sync {
     /// Tells every gateway: see L1 to L3.
@@ -56,11 +56,11 @@ pub trait Live: Send + Sync {
     /// Tells one gateway to close a session: see L4.
     async fn evict(&self, gateway: &GatewayId, session: &SessionId) -> EngineResult<()>;
 
-    /// Listens as a gateway.
+    /// Subscribes as a gateway.
     async fn subscribe(&self, gateway: &GatewayId, is_here: IsHere) -> EngineResult<Box<dyn Subscription>>;
 }
 
-/// What one gateway hears.
+/// What one gateway is told.
 #[async_trait]
 pub trait Subscription: Send {
     /// The next signal; waits for it. None when the engine has closed for good. Cancelling loses nothing.

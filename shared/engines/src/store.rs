@@ -254,7 +254,7 @@ pub struct RoomCursor {
 ///   direct room at version 1.
 /// - **R5 list** – `of_user` lists each room of the user once, latest activity (newest message, else making) first;
 ///   the cursor is the last room's place; a walk by cursors meets every room that did not move meanwhile.
-/// - **R6 settings** are the member's own and touch nobody else's.
+/// - **R6 settings** are the member's own and touch no other's.
 #[async_trait]
 pub trait Rooms: Send + Sync {
     /// See R1.
@@ -343,7 +343,7 @@ pub struct DevicePosition {
 /// - **P5 unread** – `unread` is the sum, over the rooms a user is in now, of the room's head minus the user's read position:
 ///   as exact as the counts in lists of rooms (M5).
 /// - **P6 told apart** – `get` answers each member of each room that it is asked of, whatever else it is asked of; nothing is
-///   known of whoever was never there.
+///   known of a user who was never there.
 #[async_trait]
 pub trait Positions: Send + Sync {
     /// Takes steps, in order; one answer each. See P1 to P4.
@@ -403,7 +403,7 @@ pub struct Device {
 
 /// The device registry.
 ///
-/// - **D1 last owner wins** – a token belongs to the user and device that claimed it last; whoever had it before
+/// - **D1 last owner wins** – a token belongs to the user and device that claimed it last; its owner before
 ///   has it no more.
 /// - **D2 one token per device** – claiming a device again replaces its token.
 /// - **D3 conditional removal** – `remove_token` removes a token only if it is still there and was registered before

@@ -22,7 +22,7 @@ pub struct Work {
     /// How many events a batch holds at most.
     pub max_batch: usize,
     /// How many batches are in flight at most. While they are, the next one forms: so batches grow with the load, and
-    /// a lone event waits for nobody.
+    /// a lone event does not wait for others.
     pub max_in_flight: usize,
     /// How long a batch waits before it comes again, by its attempt, counted from 1.
     pub backoff: fn(u32) -> Duration,
@@ -76,7 +76,7 @@ fn propagate<T: Default>(ended: Result<T, JoinError>) -> T {
     match ended.map_err(JoinError::try_into_panic) {
         Ok(answer) => answer,
         Err(Ok(panic)) => std::panic::resume_unwind(panic),
-        // Cancelled with its runtime: nobody waits for the answer.
+        // Cancelled with its runtime: the answer is not awaited.
         Err(Err(_)) => T::default(),
     }
 }

@@ -1,4 +1,4 @@
-//! What cases begin with: ids that nobody else has, messages, rooms.
+//! What cases begin with: ids of their own, messages, rooms.
 
 use std::array;
 
@@ -24,7 +24,7 @@ pub(super) fn device() -> DeviceId {
     DeviceId::new(format!("phone's $ 폰/{}", MessageId::generate())).expect("a device id")
 }
 
-/// A message that nobody has sent before.
+/// A message that was not sent before.
 pub(super) fn accepted(room: &RoomId, sender: &UserId) -> Accepted {
     let id = MessageId::generate();
     Accepted {

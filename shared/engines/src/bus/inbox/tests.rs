@@ -132,19 +132,23 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// A delivery's tag, room and number.
+type Delivered = (u64, usize, u64);
+/// What a holder has of a batch.
+type Batch = (u64, Vec<Delivered>);
+
 /// What the contract makes of the same steps.
 #[derive(Default)]
 struct Expected {
     /// What was not acknowledged, in the order of sending, each with its attempt and the moment before which it does not
     /// come.
     rooms: [BTreeMap<u64, (u32, Option<Instant>)>; ROOMS],
-    /// Each with its holder; of each delivery its tag, room and number.
-    in_hand: Vec<(u64, Vec<(u64, usize, u64)>)>,
+    in_hand: Vec<Batch>,
 }
 
 impl Expected {
     /// The first so many of a batch leave its holder's hands.
-    fn leave(&mut self, batch: usize, count: usize) -> Option<(u64, Vec<(u64, usize, u64)>)> {
+    fn leave(&mut self, batch: usize, count: usize) -> Option<Batch> {
         let batch = batch.checked_rem(self.in_hand.len())?;
         let (holder, deliveries) = &mut self.in_hand[batch];
         let left = (*holder, deliveries.drain(..count.min(deliveries.len())).collect());
@@ -153,7 +157,7 @@ impl Expected {
     }
 
     /// They were acknowledged.
-    fn forget(&mut self, deliveries: &[(u64, usize, u64)]) {
+    fn forget(&mut self, deliveries: &[Delivered]) {
         for (_, room, number) in deliveries {
             self.rooms[*room].remove(number);
         }

@@ -38,7 +38,7 @@ pub(super) async fn b1_a_waiting_receiver_is_woken<T: Payload + PartialEq>(on: O
     assert_eq!(waiting.await.unwrap(), events);
 }
 
-/// Whoever can't know whether an event was sent sends it again, with the same id: it must not be taken for old.
+/// A sender that can't know whether an event was sent sends it again, with the same id: it must not be taken for old.
 pub(super) async fn b1_sent_again_it_comes_again<T: Payload + PartialEq>(on: On<T>) {
     let events = on.scattered(1);
     let mut receiver = on.receiver().await;

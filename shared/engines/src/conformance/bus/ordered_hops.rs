@@ -36,7 +36,7 @@ pub(super) async fn b4_a_room_is_never_in_two_unacknowledged_batches<T: Payload 
         ack([batch.remove(0).receipt]).await.unwrap();
     }
 
-    // Everyone listens, and all that comes meanwhile is of other rooms.
+    // Both receive, and all that comes meanwhile is of other rooms.
     for room in others {
         let passing = on.event(room);
         on.send(from_ref(&passing)).await;

@@ -100,7 +100,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { partitions: 32, answer_within: Duration::from_secs(10), commands: None }
+        Self { partitions: 16, answer_within: Duration::from_secs(10), commands: None }
     }
 }
 

@@ -19,10 +19,10 @@ fn refusal(opened: EngineResult<Mongo>) -> String {
 #[tokio::test]
 async fn another_number_of_partitions_is_refused() {
     let fresh = Fresh::new();
-    assert_eq!(fresh.store().await.partitions, 32);
-    let options = Options { partitions: 16, ..Options::default() };
+    assert_eq!(fresh.store().await.partitions, 16);
+    let options = Options { partitions: 8, ..Options::default() };
     let why = refusal(Mongo::open(url(), &fresh.name, options).await);
-    assert_eq!(why, "mongodb refused: the data was made with 32 partitions, 16 are configured");
+    assert_eq!(why, "mongodb refused: the data was made with 16 partitions, 8 are configured");
     fresh.open().await.ping().await.unwrap();
 }
 
@@ -49,7 +49,7 @@ async fn data_of_another_version_is_refused_and_left_as_it_is() {
             ),
         ),
     ] {
-        let made = doc! { "_id": "store", "schemaVersion": version, "partitions": 32 };
+        let made = doc! { "_id": "store", "schemaVersion": version, "partitions": 16 };
         meta.insert_one(made.clone()).await.unwrap();
         let why = refusal(Mongo::open(url(), &fresh.name, Options::default()).await);
         assert_eq!(why, format!("mongodb refused: {expected}"));

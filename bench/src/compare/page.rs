@@ -28,7 +28,7 @@ pub fn html(comparison: &Comparison) -> String {
         body,
         "<h1>Naru in comparison</h1><p>{}: {} cores ({}), {} MiB, Linux {}. Everything ran on this machine, with the load tool; \
          one system at a time, in interleaved rounds. Messages are due at fixed times, and latencies count from then. An ACK says that the \
-         message is on disk; ejabberd's says so of the sender's copy only. Lower is better everywhere.</p>\
+         message is on disk; ejabberd's says so of the sender's copy only. In the plots lower is better.</p>\
          <p><code>{}</code></p><p>{}</p>",
         escape(&comparison.started),
         machine.cores,

@@ -22,7 +22,7 @@
 //!   these. So the database never holds more than the log that is on disk.
 //! - *A synced write fails or its sync does*: everyone in the group is answered `Unknown`, as before.
 //!
-//! What may therefore be unsynced is what nobody outside is told of, or what is told only after a later, synced commit:
+//! What may therefore be unsynced is what no client is told of, or what is told only after a later, synced commit:
 //!
 //! - an intake entry that is `New`: its sender is answered when the run that saves it was synced, or not at all, and
 //!   then sends it again;

@@ -23,7 +23,7 @@ pub(crate) fn open(dir: &Path, partitions: u32) -> EngineResult<Database> {
     let hold = claim(dir)?;
     let path = dir.join(Embedded::DATABASE);
     let mut writer = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
-    // A checkpoint every 16 MB. The writer says for each commit whether it is synced.
+    // A checkpoint every 16 MB. The writer sets for each commit whether it is synced.
     let pragmas = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;
         PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -65536";
     writer.execute_batch(pragmas).map_err(engine_error)?;

@@ -89,6 +89,6 @@ fn advance(connection: &Connection, step: &Advance) -> Result<Moved> {
     receive.execute(params![room, user, device, received])?;
 
     let sql = "UPDATE members SET read = ?3 WHERE chatRoomId = ?1 AND userId = ?2 AND read < ?3";
-    let is_read = connection.prepare_cached(sql)?.execute(params![room, user, read])? > 0;
+    let is_read = read > 0 && connection.prepare_cached(sql)?.execute(params![room, user, read])? > 0;
     Ok(Moved { received: moved(received, received > furthest), read: moved(read, is_read) })
 }

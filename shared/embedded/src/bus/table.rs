@@ -386,3 +386,115 @@ impl<T: Payload> Drop for Leaving<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use naru_engines::bus::{ack, retry};
+    use naru_model::{EventId, RoomId, Trace};
+    use serde::{Deserialize, Serialize};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+    struct Numbered(RoomId, usize);
+
+    impl Payload for Numbered {
+        fn event_id(&self) -> EventId {
+            EventId::derive(&[&self.1.to_be_bytes()])
+        }
+
+        fn room(&self) -> &RoomId {
+            &self.0
+        }
+    }
+
+    fn events(numbers: std::ops::Range<usize>) -> Vec<Event<Numbered>> {
+        let room = RoomId::new("r").unwrap();
+        numbers.map(|number| Event::new(Numbered(room.clone(), number), Trace::start())).collect()
+    }
+
+    fn queue(dir: &TempDir) -> TableQueue<Numbered> {
+        let database = crate::open::open(dir.path(), 1).unwrap();
+        TableQueue::new("test", Arc::new(database), Clock::start())
+    }
+
+    #[tokio::test]
+    async fn what_is_not_received_stays_in_the_table() {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = queue(&dir);
+        let mut receiver = queue.receiver().await.unwrap();
+        // Once it was looked for, what is sent goes straight to the receivers; but not all of it.
+        queue.send(events(0..1)).await.unwrap();
+        ack(receiver.receive(1).await.unwrap().into_iter().map(|delivery| delivery.receipt)).await.unwrap();
+        for nth in 0..30 {
+            queue.send(events(1 + nth * 100..1 + (nth + 1) * 100)).await.unwrap();
+        }
+        let mut received = Vec::new();
+        while received.len() < 3_000 {
+            let waiting = lock(&queue.0.state).inbox.waiting();
+            assert!(waiting <= PAGE, "{waiting} wait in memory");
+            let batch = receiver.receive(70).await.unwrap();
+            received.extend(batch.iter().map(|delivery| delivery.event.payload.1));
+            ack(batch.into_iter().map(|delivery| delivery.receipt)).await.unwrap();
+        }
+        assert_eq!(received, (1..3_001).collect::<Vec<_>>());
+        assert!(lock(&queue.0.state).known.is_empty());
+    }
+
+    /// Looks, hand-overs and acknowledgements in every order that two receivers and a busy sender make of them.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn every_event_is_acknowledged_once_while_looks_and_hand_overs_alternate() {
+        const COUNT: usize = 3_000;
+        let dir = tempfile::tempdir().unwrap();
+        let queue = Arc::new(queue(&dir));
+        let acked = Arc::new(Mutex::new(HashMap::<usize, u32>::new()));
+        let all_acked = Arc::new(Notify::new());
+        let mut receivers = tokio::task::JoinSet::new();
+        for _ in 0..2 {
+            let (mut receiver, acked) = (queue.receiver().await.unwrap(), acked.clone());
+            let all_acked = all_acked.clone();
+            receivers.spawn(async move {
+                for round in 0_usize.. {
+                    let (mut done, mut receipts) = (Vec::new(), Vec::new());
+                    for Delivery { event, attempt, receipt } in receiver.receive(1 + round % 9).await.unwrap()
+                    {
+                        match (event.payload.1 + round) % 4 {
+                            0 => drop(receipt),
+                            1 if attempt == 1 => retry([receipt], Duration::ZERO).await.unwrap(),
+                            _ => {
+                                done.push(event.payload.1);
+                                receipts.push(receipt);
+                            }
+                        }
+                    }
+                    ack(receipts).await.unwrap();
+                    for number in done {
+                        *lock(&acked).entry(number).or_default() += 1;
+                    }
+                    if lock(&acked).len() == COUNT {
+                        all_acked.notify_one();
+                    }
+                }
+            });
+        }
+        let mut next = 0;
+        for size in (1..40).cycle() {
+            let end = COUNT.min(next + size);
+            queue.send(events(next..end)).await.unwrap();
+            next = end;
+            if next == COUNT {
+                break;
+            }
+        }
+        tokio::time::timeout(Duration::from_secs(60), all_acked.notified()).await.unwrap();
+        receivers.shutdown().await;
+        assert!(lock(&acked).values().all(|count| *count == 1), "each once");
+        let rows = queue.0.database.read(|transaction| {
+            transaction.query_row("SELECT count(*) FROM queue", [], |row| row.get::<_, i64>(0))
+        });
+        assert_eq!(rows.await.unwrap(), 0);
+    }
+}

@@ -105,8 +105,7 @@ impl Driver {
         let first = self.schedule.start.saturating_duration_since(Instant::now()).max(MIN_TICK);
         let spec = Itimerspec { it_interval: timespec(tick.max(MIN_TICK)), it_value: timespec(first) };
         timerfd_settime(&timer, TimerfdTimerFlags::empty(), &spec)?;
-        // Edge-triggered, each expiry is told once without having to be read.
-        epoll::add(&self.epoll, timer.as_fd(), EventData::new_u64(TIMER), EventFlags::IN | EventFlags::ET)?;
+        epoll::add(&self.epoll, timer.as_fd(), EventData::new_u64(TIMER), EventFlags::IN)?;
         let mut next = 0;
         while next < self.schedule.total {
             while next < self.schedule.total && self.schedule.due(next) <= Instant::now() {
@@ -114,6 +113,8 @@ impl Driver {
                 next += 1;
             }
             self.poll(LOOK_EVERY)?;
+            // A periodic timer goes on when it is read; one that has not expired has nothing to read.
+            let _expiries = rustix::io::read(&timer, &mut [0; 8]);
         }
         epoll::delete(&self.epoll, timer.as_fd())?;
         let deadline = self.schedule.due(self.schedule.total) + settle;

@@ -1,8 +1,9 @@
 //! The database: one thread that writes, in groups, and a few that read.
 //!
 //! A write is answered after the commit it was part of, so a caller that was answered finds it in the next read. Writes
-//! that arrive while a commit is under way form the next group: one commit for all of them. A read never waits for a
-//! write.
+//! that arrive while a commit is under way form the next group: one commit for all of them. A group waits for nothing
+//! more: a caller whose batches would shrink because an unsynced commit is fast waits for more before it writes. A read
+//! never waits for a write.
 //!
 //! # What is synced
 //!
@@ -39,7 +40,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
 
 use naru_engines::{Applied, EngineError, EngineResult};
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
@@ -54,11 +54,6 @@ pub(crate) const ENGINE: &str = "the embedded engine";
 const WAITING: usize = 1024;
 /// How many commands share one commit at most: it bounds how long the first of them waits for the last.
 const GROUP: usize = 256;
-
-/// The writer takes one group per [`PACE`] in the long run, and [`BURST`] groups at once after a pause: so a lone message
-/// waits for nothing, and under load a group holds what arrived in that time, however fast the disk is.
-const PACE: Duration = Duration::from_millis(2);
-const BURST: u32 = 8;
 
 /// Whether a command's caller relies on the disk, or only on the process: see the module's text.
 pub(crate) enum Sync<T> {
@@ -281,10 +276,7 @@ enum Failure {
 impl Writer {
     fn run(mut self, mut commands: mpsc::Receiver<Box<dyn Command>>, closing: &AtomicBool) {
         let mut group = Group::with_capacity(GROUP);
-        let mut next = Instant::now();
         while commands.blocking_recv_many(&mut group, GROUP) > 0 {
-            let now = Instant::now();
-            next = next.max(now.checked_sub(PACE * BURST).unwrap_or(now)) + PACE;
             // Those that need no sync don't wait for that of the others.
             let (synced, unsynced) = group.drain(..).partition(|command| command.needs_sync());
             self.write(unsynced);
@@ -293,8 +285,6 @@ impl Writer {
                 // What was taken is still done; what comes now is refused.
                 commands.close();
             }
-            // A thread that sleeps until then need not be woken for each command that arrives meanwhile.
-            thread::sleep(next.saturating_duration_since(Instant::now()));
         }
         self.checkpoint();
     }

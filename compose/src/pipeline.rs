@@ -88,11 +88,16 @@ pub struct Pipeline {
     drain_deadline: Duration,
 }
 
+/// Sees an embedded engine.
+pub type SeesEmbedded = dyn FnOnce(&Embedded) + Send;
+
 /// What a test may put in the place of the ordinary.
 #[derive(Default)]
 pub struct Changes {
     /// Wraps the engines, before any worker sees them.
     pub engines: Option<Box<dyn FnOnce(Engines) -> Engines + Send>>,
+    /// Sees the embedded engine, before any worker does.
+    pub embedded: Option<Box<SeesEmbedded>>,
     /// Changes the notifier, before it starts.
     pub notifier: Option<Box<dyn FnOnce(Notifier) -> Notifier + Send>>,
 }
@@ -139,6 +144,9 @@ impl Pipeline {
         let Some(standing) = Standing::on(engine, &data_dir, settings, &health, &shutdown).await? else {
             return Ok(None);
         };
+        if let (Standing::Embedded(embedded), Some(see)) = (&standing, changes.embedded) {
+            see(embedded);
+        }
         let mut engines = standing.engines();
         if let Some(change) = changes.engines {
             engines = change(engines);

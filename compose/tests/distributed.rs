@@ -5,6 +5,7 @@
 
 mod account;
 mod cluster;
+pub mod costs;
 mod forward;
 mod journey;
 mod kills;

@@ -82,7 +82,7 @@ impl World {
         // The subscription is listened to again when it has heard something.
         let nobody =
             News::Typing { chat_room_id: RoomId::new("nowhere").expect("a room id"), user_id: user("A") };
-        self.publish(LiveEvent { recipients: Arc::new([]), origin: None, news: nobody }).await;
+        self.publish(LiveEvent { recipients: [user("A")].into(), origin: None, news: nobody }).await;
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod api;
 mod bad_input;
+mod costs;
 mod crash;
 mod distributed;
 mod faults;

@@ -13,6 +13,8 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::costs::Load;
+
 /// The secret that signs tokens here.
 pub const SECRET: &str = "a secret for tests";
 /// The secret that signs webhook calls here.
@@ -81,6 +83,25 @@ impl Naru {
             }
         };
         tokio::time::timeout(PATIENCE, counting).await.unwrap_or_else(|_| panic!("never counted: {line}"));
+    }
+
+    /// What the metrics have under this name.
+    pub async fn counted(&self, name: &str) -> u64 {
+        let (_, page) = Http::without_token(&self.url).get("/metrics").await;
+        let page = page.as_str().expect("a text");
+        let counted = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        counted.map_or(0, |count| count.parse().expect("a count"))
+    }
+
+    /// How much there was to do.
+    pub async fn load(&self) -> Load {
+        Load {
+            messages: self.counted("naru_persister_saved_total").await,
+            intake: self.counted("naru_gateway_intake_batch_count").await,
+            persist: self.counted("naru_persister_batch_count").await,
+            publish: self.counted("naru_fanout_batch_count").await,
+            lasted: Duration::ZERO,
+        }
     }
 
     /// This person's HTTP API.

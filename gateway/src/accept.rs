@@ -34,9 +34,16 @@ use crate::telemetry::Telemetry;
 const MAX_BATCH: usize = 256;
 /// … and how many bytes of content, beyond which it takes no more.
 const MAX_BATCH_BYTES: usize = 1024 * 1024;
-/// A write begins no sooner than this after the one before it, unless it holds enough: at a few hundred messages a second
-/// a store that answers within a millisecond would otherwise be asked for each by itself.
-const LINGER: Linger = Linger { span: Duration::from_millis(1), enough: 32 };
+/// Where more than 1,200 messages come a second, a write begins no sooner than this after the one before it, unless it holds
+/// enough: a store that answers within a millisecond would otherwise be asked for each by itself. (Measured embedded at 2,000
+/// messages/s: 0.09 CPU-s per 1,000 messages instead of 0.25, and an `ACK` after 1.9 ms instead of 0.4 ms. At 1,000/s the CPU is
+/// there, and nothing waits.) Where a write takes milliseconds, the next one begins as long after it.
+const LINGER: Linger = Linger {
+    span: Duration::from_millis(2),
+    enough: 32,
+    busy_from: 120,
+    max_costly: Duration::from_millis(5),
+};
 /// How many written messages may wait for their hand-over; beyond, the intake waits too.
 const HAND_OVER_QUEUE: usize = 2 * MAX_BATCH;
 /// For how long a write that fails is tried again before its senders are told that its fate is unknown. Clients wait

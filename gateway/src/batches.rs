@@ -25,19 +25,51 @@ pub(crate) struct Limits<T> {
 pub(crate) struct Linger {
     /// Not sooner than this after the batch before it was done …
     pub(crate) span: Duration,
-    /// … unless it holds this many: enough to be worth a round trip of its own.
+    /// … unless it holds this many: enough to be worth a round trip of its own, …
     pub(crate) enough: usize,
+    /// … or fewer than this many came in the last [`WINDOW`]: then latency is worth more than what a batch saves.
+    pub(crate) busy_from: usize,
+    /// Where a batch takes milliseconds, the next one begins no sooner than as long after it, and than this at most.
+    pub(crate) max_costly: Duration,
 }
+
+/// What came in the last whole one says how much is coming.
+const WINDOW: Duration = Duration::from_millis(100);
 
 impl Linger {
     /// A batch waits for nothing.
-    pub(crate) const NONE: Linger = Linger { span: Duration::ZERO, enough: 0 };
+    pub(crate) const NONE: Linger =
+        Linger { span: Duration::ZERO, enough: 0, busy_from: 0, max_costly: Duration::ZERO };
 
-    /// How long a batch of `waiting` waits for more. `idle`: since the last one was done; none for the first one.
-    fn wait(self, waiting: usize, idle: Option<Duration>) -> Duration {
-        match idle {
-            Some(idle) if waiting < self.enough => self.span.saturating_sub(idle),
-            _ => Duration::ZERO,
+    /// How long a batch of `waiting` waits for more. `done`: how long ago the last one was done, and how long it took; none for
+    /// the first one. `came`: in the last window.
+    fn wait(self, waiting: usize, done: Option<(Duration, Duration)>, came: usize) -> Duration {
+        let Some((idle, took)) = done.filter(|_| waiting < self.enough) else { return Duration::ZERO };
+        let span = if came >= self.busy_from { self.span } else { Duration::ZERO };
+        // Less than a timer can tell is nothing.
+        let costly = Some(took.min(self.max_costly)).filter(|span| *span >= Duration::from_millis(1));
+        span.max(costly.unwrap_or_default()).saturating_sub(idle)
+    }
+}
+
+/// How many came in the last window. It reads no clock.
+#[derive(Debug, Default)]
+struct Recent {
+    began: Option<Instant>,
+    count: usize,
+    last: usize,
+}
+
+impl Recent {
+    fn add(&mut self, count: usize, now: Instant) {
+        let age = self.began.map(|began| now.duration_since(began));
+        match age {
+            Some(age) if age < WINDOW => self.count += count,
+            // After a pause the window before was empty.
+            _ => {
+                self.last = if age.is_some_and(|age| age < 2 * WINDOW) { self.count } else { 0 };
+                (self.began, self.count) = (Some(now), count);
+            }
         }
     }
 }
@@ -46,21 +78,23 @@ impl Linger {
 pub(crate) struct Batches<T> {
     queue: mpsc::Receiver<T>,
     limits: Limits<T>,
-    /// A batch was handed out; the caller that asks for the next one is done with it.
-    is_in_flight: bool,
-    done_at: Option<Instant>,
+    /// Since when a batch is handed out; the caller that asks for the next one is done with it.
+    in_flight: Option<Instant>,
+    /// When the last one was done, and how long it took.
+    done: Option<(Instant, Duration)>,
+    recent: Recent,
 }
 
 impl<T> Batches<T> {
     pub(crate) fn new(queue: mpsc::Receiver<T>, limits: Limits<T>) -> Self {
-        Self { queue, limits, is_in_flight: false, done_at: None }
+        Self { queue, limits, in_flight: None, done: None, recent: Recent::default() }
     }
 
     /// Waits for the next batch and puts it into `batch`, which the caller has emptied; `false` when no more will come.
     /// Cancelled, it leaves in `batch` what it has taken from the queue.
     pub(crate) async fn next(&mut self, batch: &mut Vec<T>) -> bool {
-        if std::mem::take(&mut self.is_in_flight) {
-            self.done_at = Some(Instant::now());
+        if let Some(began) = self.in_flight.take() {
+            self.done = Some((Instant::now(), began.elapsed()));
         }
         if batch.is_empty() {
             match self.queue.recv().await {
@@ -69,13 +103,14 @@ impl<T> Batches<T> {
             }
         }
         self.fill(batch);
-        let idle = self.done_at.map(|done_at| done_at.elapsed());
-        let wait = self.limits.linger.wait(batch.len(), idle);
+        let done = self.done.map(|(at, took)| (at.elapsed(), took));
+        let wait = self.limits.linger.wait(batch.len(), done, self.recent.last);
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
             self.fill(batch);
         }
-        self.is_in_flight = true;
+        self.recent.add(batch.len(), Instant::now());
+        self.in_flight = Some(Instant::now());
         true
     }
 
@@ -96,7 +131,8 @@ impl<T> Batches<T> {
 mod tests {
     use super::*;
 
-    const LINGER: Linger = Linger { span: Duration::from_millis(2), enough: 3 };
+    const LINGER: Linger =
+        Linger { span: Duration::from_millis(2), enough: 3, busy_from: 0, max_costly: Duration::ZERO };
 
     fn batches(linger: Linger) -> (mpsc::Sender<usize>, Batches<usize>) {
         let (sender, queue) = mpsc::channel(16);
@@ -105,14 +141,38 @@ mod tests {
 
     #[test]
     fn only_a_small_batch_right_after_another_one_waits() {
-        let wait = |waiting, idle| LINGER.wait(waiting, idle).as_micros();
+        let quick = Duration::from_micros(100);
+        let wait = |waiting, idle: Option<Duration>| {
+            LINGER.wait(waiting, idle.map(|idle| (idle, quick)), 0).as_micros()
+        };
         assert_eq!(wait(1, None), 0, "the first one waits for nothing");
         assert_eq!(wait(1, Some(Duration::ZERO)), 2_000);
         assert_eq!(wait(2, Some(Duration::from_micros(500))), 1_500);
         assert_eq!(wait(1, Some(Duration::from_millis(2))), 0, "after a pause nothing is waited for");
         assert_eq!(wait(1, Some(Duration::from_secs(9))), 0);
         assert_eq!(wait(3, Some(Duration::ZERO)), 0, "it is enough");
-        assert_eq!(Linger::NONE.wait(1, Some(Duration::ZERO)), Duration::ZERO);
+        assert_eq!(Linger::NONE.wait(1, Some((Duration::ZERO, quick)), 9), Duration::ZERO);
+    }
+
+    #[test]
+    fn where_little_comes_nothing_waits() {
+        let linger = Linger { busy_from: 100, ..LINGER };
+        let (start, mut recent) = (Instant::now(), Recent::default());
+        let mut came = |millis, count| {
+            recent.add(count, start + Duration::from_millis(millis));
+            recent.last
+        };
+        assert_eq!([came(0, 40), came(50, 60), came(99, 1)], [0, 0, 0], "the first window is not over");
+        assert_eq!([came(100, 7), came(199, 8)], [101, 101]);
+        assert_eq!(came(200, 1), 15);
+        assert_eq!(came(1_000, 1), 0, "after a pause");
+        let just_done = |took| Some((Duration::ZERO, Duration::from_micros(took)));
+        assert_eq!(linger.wait(1, just_done(100), 99), Duration::ZERO);
+        assert_eq!(linger.wait(1, just_done(100), 100), LINGER.span);
+        let linger = Linger { max_costly: Duration::from_millis(5), ..linger };
+        assert_eq!(linger.wait(1, just_done(900), 1), Duration::ZERO, "less than a timer can tell");
+        assert_eq!(linger.wait(1, just_done(3_000), 1), Duration::from_millis(3));
+        assert_eq!(linger.wait(1, just_done(30_000), 1), Duration::from_millis(5));
     }
 
     #[tokio::test(start_paused = true)]

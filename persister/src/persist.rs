@@ -29,9 +29,14 @@ const BATCH: usize = 256;
 const REMEMBERED: usize = 65_536;
 /// How often a run is tried that keeps meeting another persister's before its batch is retried.
 const TRIES: usize = 32;
-/// One batch is in flight: what comes meanwhile forms the next one. (Two were tried: the batches shrink, and each costs the
-/// store the same.)
-const WORK: Work = Work { name: "persist", max_batch: BATCH, max_in_flight: 1, backoff };
+/// One batch in flight: what comes meanwhile, and for a moment after it, forms the next one.
+const WORK: Work = Work {
+    name: "persist",
+    max_batch: BATCH,
+    max_in_flight: 1,
+    max_linger: Duration::from_millis(5),
+    backoff,
+};
 
 /// The wait before a failed batch comes again: up to 100 ms, doubling with each failure in a row, up to 5 s.
 fn backoff(attempt: u32) -> Duration {

@@ -37,7 +37,7 @@ impl Cluster {
         });
         let (mongodb_url, amqp_url, redis) = services.await.expect("services");
         let redis_url = redis.url();
-        Self { _redis: Some(redis), ..Self::on(mongodb_url, amqp_url, redis_url).await }
+        Self::on(mongodb_url, amqp_url, redis_url).await.owning(redis)
     }
 
     /// On these services.
@@ -57,6 +57,11 @@ impl Cluster {
         ];
         let logs = tempfile::tempdir().expect("a folder for the logs");
         Self { backend, mongodb_url, mongodb_database, amqp_url, redis_url, environment, logs, _redis: None }
+    }
+
+    /// With this Redis for as long as it lasts.
+    pub fn owning(self, redis: Service) -> Self {
+        Self { _redis: Some(redis), ..self }
     }
 
     /// With this variable for every process that is started from now on.

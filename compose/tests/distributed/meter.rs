@@ -47,9 +47,12 @@ impl Metered {
                 }
                 let ((from_client, to_client), (from_server, to_server)) =
                     (client.into_split(), server.into_split());
-                let is_amqp = matches!(protocol, Protocol::Amqp);
+                // AMQP's broker sends on its own account; what the others send are answers.
+                let answers = match protocol {
+                    Protocol::Amqp => Reader::new(protocol),
+                    Protocol::Mongodb | Protocol::Redis => Reader::default(),
+                };
                 tokio::spawn(pump(from_client, to_server, Reader::new(protocol), counting.clone()));
-                let answers = is_amqp.then(|| Reader::new(protocol)).unwrap_or_default();
                 tokio::spawn(pump(from_server, to_client, answers, counting.clone()));
             }
         });
@@ -174,20 +177,22 @@ fn redis(bytes: &[u8]) -> Option<(usize, Option<String>)> {
         at += length + 2;
         bytes.get(at - 1)?;
     }
+    Some((at, Some(named(&words))))
+}
+
+/// A command's name, with the part of Naru's that it concerns: `PUBLISH chat`, `MGET naru:presence`.
+fn named(words: &[String]) -> String {
     let name = words[0].to_ascii_uppercase();
-    // The channel says what a PUBLISH is for.
-    let name = match words.get(1) {
-        Some(channel) if name == "PUBLISH" => {
-            let kind = if channel.starts_with("chat:") {
-                "chat"
-            } else {
-                channel.split(':').take(2).last().unwrap_or_default()
-            };
-            format!("PUBLISH {kind}")
-        }
-        _ => name,
-    };
-    Some((at, Some(name)))
+    // A gateway that hears itself.
+    if name == "PUBLISH" && words.get(2).is_some_and(|payload| payload.contains("\"BEAT\"")) {
+        return "PUBLISH beat".to_owned();
+    }
+    let key = words.get(if name.starts_with("EVAL") { 3 } else { 1 });
+    let part = key.filter(|key| key.starts_with("naru:") || key.starts_with("chat:")).map(|key| {
+        let parts = if key.starts_with("naru:") { 2 } else { 1 };
+        key.split(':').take(parts).collect::<Vec<_>>().join(":")
+    });
+    [Some(name), part].into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -197,6 +202,8 @@ mod tests {
     #[test]
     fn messages_are_cut_wherever_the_bytes_are() {
         let mut reader = Reader::new(Protocol::Redis);
+        let presence = b"*2\r\n$4\r\nMGET\r\n$15\r\nnaru:presence:a\r\n";
+        assert_eq!(reader.read(presence), ["MGET naru:presence"]);
         let said = b"*3\r\n$7\r\nPUBLISH\r\n$8\r\nchat:A_B\r\n$2\r\n{}\r\n*1\r\n$4\r\nPING\r\n";
         let names: Vec<String> = said.chunks(3).flat_map(|chunk| reader.read(chunk)).collect();
         assert_eq!(names, ["PUBLISH chat", "PING"]);

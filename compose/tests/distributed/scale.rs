@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::cluster::{Cluster, counted, until, within};
 use super::traffic::{Traffic, Wait, at};
 
-/// Rooms enough that each of the 32 partitions has some.
+/// Rooms enough that each of the 16 partitions has some.
 const TALKS: usize = 128;
 /// About a hundred messages a second.
 const THINKS_FOR: Duration = Duration::from_millis(1_200);

@@ -28,11 +28,11 @@ mod store;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use naru_engines::{EngineResult, Engines};
 
-use crate::database::{Counts, Database};
+pub use crate::database::Counts;
+use crate::database::Database;
 use crate::live::PubSub;
 
 /// What can be chosen.
@@ -48,7 +48,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { partitions: 32, buffered_events: 65_536, live_backlog: 16_384 }
+        Self { partitions: 16, buffered_events: 65_536, live_backlog: 16_384 }
     }
 }
 
@@ -87,28 +87,9 @@ impl Embedded {
         self.engines.clone()
     }
 
-    /// How many transactions were committed: with writes from many callers far fewer than writes.
-    pub fn commits(&self) -> u64 {
-        self.count(|counts| &counts.commits)
-    }
-
-    /// How many of them were synced to disk by themselves. The syncs of checkpoints are not counted.
-    pub fn syncs(&self) -> u64 {
-        self.count(|counts| &counts.syncs)
-    }
-
-    /// How many commands were handed to the writer's thread.
-    pub fn writer_hand_overs(&self) -> u64 {
-        self.count(|counts| &counts.writes)
-    }
-
-    /// How many reads were handed to a reader's thread.
-    pub fn reader_hand_overs(&self) -> u64 {
-        self.count(|counts| &counts.reads)
-    }
-
-    fn count(&self, of: fn(&Counts) -> &AtomicU64) -> u64 {
-        of(&self.database.counts).load(Ordering::Relaxed)
+    /// What was done since the start; it goes on counting.
+    pub fn counts(&self) -> Arc<Counts> {
+        self.database.counts.clone()
     }
 
     /// Finishes what was taken, writes the whole log into the database and releases the directory. Engines that are still

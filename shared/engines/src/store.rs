@@ -349,7 +349,7 @@ pub trait Positions: Send + Sync {
     /// Takes steps, in order; one answer each. See P1 to P4.
     async fn advance(&self, steps: &[Advance]) -> EngineResult<Vec<Moved>>;
 
-    /// How far these members of these rooms are, in their order: see P6. One round trip.
+    /// How far these members of these rooms are, in their order: see P6. A fixed number of round trips.
     async fn get(&self, members: &[(RoomId, UserId)]) -> EngineResult<Vec<MemberPosition>>;
 
     /// How many messages each of these users has not read, in their order: see P5. A fixed number of round trips, however

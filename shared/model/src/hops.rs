@@ -12,9 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use crate::message::Accepted;
-use crate::{
-    DeviceId, EventId, MemberVersion, Message, MessageId, Origin, RoomId, Seq, Timestamp, UserId,
-};
+use crate::{DeviceId, EventId, MemberVersion, Message, MessageId, Origin, RoomId, Seq, Timestamp, UserId};
 
 /// What a hop promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,12 +51,10 @@ pub trait Payload: Serialize + DeserializeOwned + Clone + std::fmt::Debug + Send
 }
 
 /// A message lies in the intake.
-pub const ACCEPTED: Hop =
-    Hop { name: "accepted", from: "gateway", to: "persister", kind: Kind::Ordered };
+pub const ACCEPTED: Hop = Hop { name: "accepted", from: "gateway", to: "persister", kind: Kind::Ordered };
 
 /// A message has its place in `chat_messages`.
-pub const SAVED: Hop =
-    Hop { name: "saved", from: "persister", to: "fanout", kind: Kind::Ordered };
+pub const SAVED: Hop = Hop { name: "saved", from: "persister", to: "fanout", kind: Kind::Ordered };
 
 /// Some recipients of a message have no live session, or did not prove in time that they have it.
 pub const OFFLINE: Hop = Hop { name: "offline", from: "fanout", to: "notifier", kind: Kind::Durable };

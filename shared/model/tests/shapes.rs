@@ -3,9 +3,7 @@
 
 use insta::assert_json_snapshot;
 use naru_model::frame::{Ack, ServerFrame, SyncedRoom};
-use naru_model::hops::{
-    Accepted, Lane, Offline, PushEnvironment, PushJob, PushTarget, Saved,
-};
+use naru_model::hops::{Accepted, Lane, Offline, PushEnvironment, PushJob, PushTarget, Saved};
 use naru_model::live::{Confirmation, LiveEvent, News, Position};
 use naru_model::message::{Outcome, Rejection};
 use naru_model::{
@@ -71,13 +69,7 @@ fn push() -> PushJob {
 fn events_in_the_queues() {
     let saved = Saved { message: message(), member_version: MemberVersion::FIRST, origin: Some(origin()) };
     let offline = Offline { message: message(), recipients: vec![user("B")] };
-    let hidden = PushJob {
-        title: "".into(),
-        body: "".into(),
-        hides_content: true,
-        badge: Some(3),
-        ..push()
-    };
+    let hidden = PushJob { title: "".into(), body: "".into(), hides_content: true, badge: Some(3), ..push() };
     assert_json_snapshot!("accepted", Event::new(accepted(), trace()));
     assert_json_snapshot!("saved", Event::new(saved, trace()));
     assert_json_snapshot!("offline", Event::new(offline, trace()));

@@ -24,6 +24,10 @@ pub struct Work {
     /// How many batches are in flight at most. While they are, the next one forms: so batches grow with the load, and
     /// a lone event does not wait for others.
     pub max_in_flight: usize,
+    /// A batch begins no sooner after the one before it than twice the time that one took, and than this at most: where
+    /// a batch costs a store or a broker milliseconds, the next one forms for a few more, and holds more. Where it costs
+    /// less than half of one, and after a pause, nothing waits.
+    pub max_linger: Duration,
     /// How long a batch waits before it comes again, by its attempt, counted from 1.
     pub backoff: fn(u32) -> Duration,
 }
@@ -56,8 +60,9 @@ where
             biased;
             () = &mut stop => break,
             Some(ended) = in_flight.join_next() => {
-                let pause: Option<Duration> = propagate(ended);
-                paused_until = pause.map(|pause| Instant::now() + pause).max(paused_until);
+                let Ended { pause, took } = propagate(ended);
+                let wait = pause.or_else(|| linger(took, options.max_linger));
+                paused_until = wait.map(|wait| Instant::now() + wait).max(paused_until);
             }
             () = sleep_until(paused_until.unwrap_or_else(Instant::now)), if paused_until.is_some() => paused_until = None,
             deliveries = receiver.receive(options.max_batch), if is_free => {
@@ -71,6 +76,19 @@ where
     Ok(())
 }
 
+/// How long after a batch that took so long the next one begins; none where it is less than a timer can tell.
+fn linger(took: Duration, max: Duration) -> Option<Duration> {
+    Some(max.min(2 * took)).filter(|linger| *linger >= Duration::from_millis(1))
+}
+
+/// How a batch ended.
+#[derive(Default)]
+struct Ended {
+    /// For how long the queue is not to be read: what failed would fail again.
+    pause: Option<Duration>,
+    took: Duration,
+}
+
 /// A panic in a batch is the worker's.
 fn propagate<T: Default>(ended: Result<T, JoinError>) -> T {
     match ended.map_err(JoinError::try_into_panic) {
@@ -81,17 +99,17 @@ fn propagate<T: Default>(ended: Result<T, JoinError>) -> T {
     }
 }
 
-/// One batch, to its acknowledgement or its next try; for how long the queue is not to be read after that.
+/// One batch, to its acknowledgement or its next try.
 async fn finish<T, Done>(
     deliveries: Vec<Delivery<T>>,
     options: Work,
     work: impl Fn(Vec<Event<T>>) -> Done + Send,
-) -> Option<Duration>
+) -> Ended
 where
     T: Payload,
     Done: Future<Output = EngineResult<()>> + Send,
 {
-    let mut pause = None;
+    let (mut pause, began) = (None, Instant::now());
     let mut batches = vec![deliveries];
     while let Some(batch) = batches.pop() {
         let attempt = batch.iter().map(|delivery| delivery.attempt).max().unwrap_or(1);
@@ -110,7 +128,7 @@ where
             }
         }
     }
-    pause
+    Ended { pause, took: began.elapsed() }
 }
 
 fn receipts<T: Payload>(batch: Vec<Delivery<T>>) -> impl Iterator<Item = Receipt> {

@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         settings.pick::<Config>()?;
         Ok(gateway::check(&settings.pick()?)?)
     };
-    service::main(&DOOR, check, async |service| {
+    service::main(&DOOR, None, check, async |service| {
         let (config, tokens) = (service.settings.pick()?, service.settings.pick()?);
         let (engines, metrics, health) =
             (service.engines.clone(), service.metrics.clone(), service.health.clone());

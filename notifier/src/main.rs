@@ -14,7 +14,7 @@ const DOOR: Door = Door {
 
 fn main() -> ExitCode {
     let check = |settings: &Settings| Ok(notifier::check(&settings.pick()?)?);
-    service::main(&DOOR, check, async |service| {
+    service::main(&DOOR, Some(1), check, async |service| {
         Notifier::new(service.settings.pick()?, service.engines.clone(), &service.metrics)?
             .spawn_on(&service.supervisor);
         Ok(None)

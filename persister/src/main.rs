@@ -14,7 +14,7 @@ const DOOR: Door = Door {
 
 fn main() -> ExitCode {
     let check = |settings: &Settings| Ok(settings.pick::<Config>().map(drop)?);
-    service::main(&DOOR, check, async |service| {
+    service::main(&DOOR, Some(1), check, async |service| {
         let config = service.settings.pick()?;
         persister::run(&config, service.engines.clone(), &service.metrics, &service.supervisor);
         Ok(None)

@@ -55,8 +55,12 @@ struct Deadline {
 
 /// The whole `main` of a service: `check` refuses a configuration that can't work, before anything is waited for; `start`
 /// starts its tasks, and answers its own address if it has one besides the admin address.
+///
+/// `threads`: how many run its tasks; none for one per core. A worker that mostly waits for services needs one, and wakes no
+/// other thread for each answer (measured at 300 messages/s: a tenth less CPU).
 pub fn main(
     door: &Door,
+    threads: Option<usize>,
     check: impl FnOnce(&Settings) -> anyhow::Result<()>,
     start: impl AsyncFnOnce(&Service) -> anyhow::Result<Option<SocketAddr>>,
 ) -> ExitCode {
@@ -69,7 +73,11 @@ pub fn main(
         }
         prepare(&settings)?;
         check(&settings)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        if let Some(threads) = threads {
+            runtime.worker_threads(threads);
+        }
+        let runtime = runtime.enable_all().build()?;
         runtime.block_on(serve(door, settings, start))
     })();
     report(door, outcome)

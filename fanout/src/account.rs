@@ -43,20 +43,23 @@ const MAX_BYTES: usize = 64 << 20;
 /// What a waiting message costs beside its content.
 const BYTES_EACH: usize = 300;
 /// How many batches may wait to be taken over; beyond, the fanout waits.
-const MAX_BATCHES: usize = 256;
+const MAX_BATCHES: usize = 8;
 
 /// A published message, and the recipients of whom it is not known that they have it.
 #[derive(Debug)]
 pub(crate) struct Published {
-    pub(crate) message: Message,
-    pub(crate) trace: Trace,
+    message: Message,
+    trace: Trace,
     /// Empty: every recipient is accounted for.
-    pub(crate) unproven: Vec<UserId>,
+    unproven: Vec<UserId>,
+    /// What it counts for in the budget, however many have proven to have it since.
+    bytes: usize,
 }
 
 impl Published {
-    fn bytes(&self) -> usize {
-        BYTES_EACH + self.message.content.len()
+    pub(crate) fn new(message: Message, trace: Trace, unproven: Vec<UserId>) -> Self {
+        let bytes = BYTES_EACH + message.content.len() + size_of_val(&*unproven);
+        Self { message, trace, unproven, bytes }
     }
 }
 
@@ -125,7 +128,7 @@ impl Accountant {
             if published.unproven.is_empty() {
                 ledger.close(&published);
             } else {
-                ledger.bytes += published.bytes();
+                ledger.bytes += published.bytes;
                 ledger.unproven.push_back((now, published));
             }
         }
@@ -181,7 +184,7 @@ impl Accountant {
         for (at, mut published) in waiting {
             published.unproven.retain(|_| !proven.next().unwrap_or(false));
             if published.unproven.is_empty() {
-                ledger.bytes -= published.bytes();
+                ledger.bytes -= published.bytes;
                 ledger.close(&published);
             } else {
                 left.push_back((at, published));
@@ -197,12 +200,12 @@ impl Accountant {
         }
         let missed = unproven
             .iter()
-            .map(|(_, Published { message, trace, unproven })| (message, unproven.clone(), *trace));
+            .map(|(_, Published { message, trace, unproven, .. })| (message, unproven.clone(), *trace));
         match enqueue_offline(&self.engines, &self.telemetry, missed).await {
             Ok(()) => {
                 for (_, published) in unproven {
                     self.telemetry.without_proof.inc_by(published.unproven.len() as u64);
-                    ledger.bytes -= published.bytes();
+                    ledger.bytes -= published.bytes;
                     ledger.close(&published);
                 }
             }

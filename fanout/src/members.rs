@@ -30,7 +30,8 @@ impl MemberCache {
         Self { rooms, remembered: Arc::new(Cache::new(REMEMBERED)) }
     }
 
-    /// The members of these versions. A version that does not exist has none.
+    /// The members of these versions; nothing for a version that the store does not know, or not yet: a primary that
+    /// lags may know it later.
     pub(crate) async fn of(&self, versions: HashSet<Version>) -> EngineResult<Members> {
         let (mut members, mut unknown) = (Members::new(), Vec::new());
         for version in versions {
@@ -40,10 +41,10 @@ impl MemberCache {
             }
         }
         let read = unknown.into_iter().map(|version| async move {
-            let members = self.rooms.members_at(&version.0, version.1).await?.unwrap_or_default();
-            Ok((version, members))
+            let members = self.rooms.members_at(&version.0, version.1).await?;
+            Ok(members.map(|members| (version, members)))
         });
-        for (version, read) in try_join_all(read).await? {
+        for (version, read) in try_join_all(read).await?.into_iter().flatten() {
             self.remembered.insert(version.clone(), read.clone());
             members.insert(version, read);
         }

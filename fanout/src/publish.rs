@@ -75,14 +75,22 @@ impl Fanout {
         let published = self.fan_out(events).await.inspect_err(|_| {
             self.telemetry.retried.inc();
         })?;
-        // The accountant lives as long as the fanout does; without it the sweep finds the entries.
+        // The channel outlives every run of the accountant.
         let _gone = self.published.send(published).await;
         Ok(())
     }
 
-    async fn fan_out(&self, events: Vec<Event<Saved>>) -> EngineResult<Vec<Published>> {
+    async fn fan_out(&self, mut events: Vec<Event<Saved>>) -> EngineResult<Vec<Published>> {
         let versions: HashSet<Version> = events.iter().map(|event| version(&event.payload)).collect();
         let members = self.members.of(versions).await?;
+        let count = events.len();
+        events.retain(|event| members.contains_key(&version(&event.payload)));
+        if events.len() < count {
+            tracing::warn!(
+                messages = count - events.len(),
+                "members are not known: left open, for the sweep"
+            );
+        }
         let members_of = |saved: &Saved| members.get(&version(saved)).map_or(&[][..], |members| members);
         let whereabouts = self.locate(&members).await;
         let mut routed: Vec<Routed> = events
@@ -117,7 +125,7 @@ impl Fanout {
         }
         let published = both.into_iter().map(|Routed { saved, trace, route }| {
             let unproven = if self.grace.is_some() { route.to_prove } else { Vec::new() };
-            Published { message: saved.message, trace, unproven }
+            Published::new(saved.message, trace, unproven)
         });
         Ok(published.collect())
     }

@@ -272,7 +272,7 @@ impl Bound {
         spawn_owning(supervisor, "hand-over", async move { owner.until_drained(hand_over.run()).await });
         let owner = gateway.clone();
         spawn_owning(supervisor, "positions", async move {
-            owner.until_drained(positions::run(&owner, steps)).await;
+            positions::run(&owner, steps).await;
         });
         let owner = gateway.clone();
         spawn_owning(supervisor, "proofs", async move { proof::run(&owner, proofs).await });
@@ -321,15 +321,17 @@ fn spawn_owning(
 impl Gateway {
     /// Works until the gateway has drained: what is in hand when shutdown comes is finished first.
     async fn until_drained(&self, work: impl Future<Output = ()>) {
-        let drained = async {
-            self.draining.cancelled().await;
-            self.sessions.emptied().await;
-            self.pending.emptied().await;
-        };
         tokio::select! {
             () = work => {}
-            () = drained => {}
+            () = self.drained() => {}
         }
+    }
+
+    /// Waits until, after shutdown, every session has ended and every message in hand was answered.
+    async fn drained(&self) {
+        self.draining.cancelled().await;
+        self.sessions.emptied().await;
+        self.pending.emptied().await;
     }
 
     /// Leaves presence, and waits until everything published before has been forwarded: see [`DrainBarrier`].

@@ -1,5 +1,5 @@
 //! RECEIVED and READ: proofs of what was delivered, stored in batches, then told to the room. They only go forward, so one
-//! that is lost is made up for by the next.
+//! that could not be stored is made up for by the next.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,12 +65,23 @@ impl Gateway {
     }
 }
 
-/// Stores steps in batches and tells of those that moved something.
+/// Stores steps in batches and tells of those that moved something; what was taken before the gateway has drained is stored,
+/// since no client says its last READ again.
 pub(crate) async fn run(gateway: &Arc<Gateway>, steps: mpsc::Receiver<Taken>) {
     let size = |_: &Taken| 1;
     let mut batches = Batches::new(steps, Limits { max: BATCH, max_size: BATCH, size, linger: LINGER });
     let mut batch = Vec::new();
-    while batches.next(&mut batch).await {
+    loop {
+        let is_over = tokio::select! {
+            more = batches.next(&mut batch) => !more,
+            () = gateway.drained() => true,
+        };
+        if is_over {
+            batches.fill(&mut batch);
+        }
+        if batch.is_empty() {
+            return;
+        }
         let (advances, sessions): (Vec<Advance>, Vec<SessionId>) =
             batch.drain(..).map(|Taken { advance, session }| (advance, session)).unzip();
         match gateway.engines.store.positions.advance(&advances).await {

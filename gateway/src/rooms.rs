@@ -55,7 +55,8 @@ impl RoomCache {
         Ok(rooms)
     }
 
-    /// The room, if `user` is a member by what is at most this old.
+    /// The room, if `user` is a member by what is at most this old. Who was not is looked up: they may have been added
+    /// through another gateway.
     pub(crate) async fn of_member_within(
         &self,
         age: Duration,
@@ -63,7 +64,10 @@ impl RoomCache {
         user: &UserId,
     ) -> EngineResult<Option<Arc<Room>>> {
         let room = self.within(age, std::slice::from_ref(id)).await?.pop().flatten();
-        Ok(room.filter(|room| room.has(user)))
+        match room.filter(|room| room.has(user)) {
+            Some(room) => Ok(Some(room)),
+            None => self.of_member(id, user).await,
+        }
     }
 
     /// What a change of members through this gateway has made of a room.

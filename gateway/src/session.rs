@@ -45,6 +45,10 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
     tracing::debug!(session = %session.id, user = %session.identity.user, "connected");
     gateway.telemetry.connections.inc();
     gateway.sessions.add(&session);
+    // One that came while the gateway began to drain may have been added after all others were sent away.
+    if gateway.draining.is_cancelled() {
+        session.close(Close::GoingAway);
+    }
     let (attachment, is_known) = attach(&gateway, &session).await;
     // From `add` on live messages may come; nothing is written before this.
     session.send_first(welcome(&gateway, &session));

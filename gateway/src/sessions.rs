@@ -233,7 +233,10 @@ impl Session {
 
     /// How many places are taken, or will be: frames that wait, sends without an answer, answers that wait for others.
     fn taken(&self) -> usize {
-        self.queue().frames.len() + self.unanswered.load(Ordering::Relaxed) + self.sending().answers.len()
+        // One lock after the other: in one expression both would be held, and an answer takes them the other way round.
+        let frames = self.queue().frames.len();
+        let answers = self.sending().answers.len();
+        frames + self.unanswered.load(Ordering::Relaxed) + answers
     }
 
     /// Drops what waits: it will not be read. An answer that waits for its share of the queue goes on.

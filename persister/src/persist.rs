@@ -107,13 +107,25 @@ impl Persister {
             events
                 .push(Event::new(Saved { message, member_version, origin: accepted.origin }, accepted.trace));
         }
-        let rejection = Outcome::Rejected { reason: Rejection::NotAMember };
-        for message in &rejected {
-            confirmations.add(message.origin.as_ref(), message.id, rejection);
-        }
-        let (handed_on, ()) =
-            join(self.hand_on(events, &rejected, rejection), self.confirm(confirmations)).await;
+        self.reject(&rejected, &mut confirmations).await?;
+        let (handed_on, ()) = join(self.hand_on(events), self.confirm(confirmations)).await;
         handed_on
+    }
+
+    /// Closes rejected messages: only their senders have to know of them, and are told when it is written down. Otherwise one
+    /// that comes again could be saved after all, if its sender was added meanwhile.
+    async fn reject(&self, rejected: &[Accepted], confirmations: &mut Confirmations) -> EngineResult<()> {
+        if rejected.is_empty() {
+            return Ok(());
+        }
+        let outcome = Outcome::Rejected { reason: Rejection::NotAMember };
+        let closings: Vec<_> = rejected.iter().map(|message| Closing { id: message.id, outcome }).collect();
+        self.engines.store.intake.close(&closings).await?;
+        self.telemetry.rejected.inc_by(rejected.len() as u64);
+        for message in rejected {
+            confirmations.add(message.origin.as_ref(), message.id, outcome);
+        }
+        Ok(())
     }
 
     /// Finds out, in one look-up each, who is in the rooms, and what is missing before what.
@@ -258,19 +270,8 @@ impl Persister {
         Ok(heads)
     }
 
-    /// Hands saved messages to the fanout, and closes rejected ones: only their senders have to know of them.
-    async fn hand_on(
-        &self,
-        events: Vec<Event<Saved>>,
-        rejected: &[Accepted],
-        rejection: Outcome,
-    ) -> EngineResult<()> {
-        if !rejected.is_empty() {
-            self.telemetry.rejected.inc_by(rejected.len() as u64);
-            let closing = |message: &Accepted| Closing { id: message.id, outcome: rejection };
-            let closings: Vec<_> = rejected.iter().map(closing).collect();
-            self.engines.store.intake.close(&closings).await?;
-        }
+    /// Hands saved messages to the fanout.
+    async fn hand_on(&self, events: Vec<Event<Saved>>) -> EngineResult<()> {
         match events.is_empty() {
             true => Ok(()),
             false => self.engines.bus.saved.send(events).await,

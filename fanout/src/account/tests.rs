@@ -59,7 +59,7 @@ impl Books {
         let message = accepted.at(Seq(seq));
         self.engines.store.messages.append_run(std::slice::from_ref(&message)).await.expect("it is saved");
         let unproven = unproven.iter().map(|name| user(name)).collect();
-        let published = Published { message, trace: accepted.trace, unproven };
+        let published = Published::new(message, accepted.trace, unproven);
         self.published.send(vec![published]).await.expect("the accountant runs");
         id
     }
@@ -147,7 +147,7 @@ async fn entries_are_closed_after_their_rooms_were_moved_up() {
 
 #[tokio::test]
 async fn beyond_its_budget_the_oldest_are_handed_over_early() {
-    let books = Books::open(HOUR, 5 * BYTES_EACH, &[]);
+    let books = Books::open(HOUR, 5 * (BYTES_EACH + 20), &[]);
     let mut ids = Vec::new();
     for seq in 1..=8 {
         ids.push(books.publish(seq, &["ben"]).await);

@@ -95,7 +95,12 @@ impl Publisher {
         while next < messages.len() {
             let batch = next..messages.len().min(next + BATCH);
             let end = batch.end;
-            match self.batch(session, messages.clone(), batch, deadline).await? {
+            let answer = match self.batch(session, messages.clone(), batch, deadline).await {
+                // Those before it are there.
+                Err(Unpublished::Full) if next > 0 => return Err(Unpublished::Unconfirmed(self.timeout)),
+                answer => answer?,
+            };
+            match answer {
                 Answer::Confirmed => {
                     next = end;
                     deadline = Instant::now() + self.timeout;

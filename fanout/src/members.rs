@@ -51,3 +51,34 @@ impl MemberCache {
         Ok(members)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use naru_embedded::{Embedded, Options};
+    use naru_engines::store::{MemberChange, NewRoom};
+    use naru_model::RoomKind;
+    use naru_model::room::sorted_members;
+
+    use super::*;
+
+    /// Remembered as a version without members, it would be one for ever.
+    #[tokio::test]
+    async fn a_version_that_is_not_known_yet_is_not_one_without_members() {
+        let directory = tempfile::tempdir().unwrap();
+        let rooms = Embedded::open(directory.path(), Options::default()).unwrap().engines().store.rooms;
+        let (id, [ada, ben, cleo]) =
+            (RoomId::new("group").unwrap(), ["ada", "ben", "cleo"].map(|name| UserId::new(name).unwrap()));
+        let new = NewRoom {
+            id: id.clone(),
+            kind: RoomKind::Group,
+            name: None,
+            member_ids: sorted_members([ada, ben]),
+            maker_id: None,
+        };
+        rooms.create(new).await.unwrap();
+        let (cache, second) = (MemberCache::new(rooms.clone()), (id.clone(), MemberVersion(2)));
+        assert_eq!(cache.of(HashSet::from([second.clone()])).await.unwrap(), Members::new());
+        rooms.change(&id, MemberChange::Add(cleo), 9).await.unwrap();
+        assert_eq!(cache.of(HashSet::from([second.clone()])).await.unwrap()[&second].len(), 3);
+    }
+}

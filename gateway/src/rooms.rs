@@ -90,3 +90,35 @@ impl RoomCache {
         self.remembered.insert(room.id.clone(), Remembered { room, read_at: Instant::now() });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use naru_embedded::{Embedded, Options};
+    use naru_engines::store::{MemberChange, NewRoom};
+    use naru_model::RoomKind;
+    use naru_model::room::sorted_members;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_member_who_was_added_through_another_gateway_is_known_at_once() {
+        const LONG: Duration = Duration::from_secs(3600);
+        let directory = tempfile::tempdir().unwrap();
+        let rooms = Embedded::open(directory.path(), Options::default()).unwrap().engines().store.rooms;
+        let (id, [ada, ben, cleo]) =
+            (RoomId::new("group").unwrap(), ["ada", "ben", "cleo"].map(|name| UserId::new(name).unwrap()));
+        let new = NewRoom {
+            id: id.clone(),
+            kind: RoomKind::Group,
+            name: None,
+            member_ids: sorted_members([ada.clone(), ben]),
+            maker_id: None,
+        };
+        rooms.create(new).await.unwrap();
+        let cache = RoomCache::new(rooms.clone());
+        assert!(cache.of_member_within(LONG, &id, &ada).await.unwrap().is_some());
+        assert!(cache.of_member_within(LONG, &id, &cleo).await.unwrap().is_none());
+        rooms.change(&id, MemberChange::Add(cleo.clone()), 9).await.unwrap();
+        assert!(cache.of_member_within(LONG, &id, &cleo).await.unwrap().is_some());
+    }
+}

@@ -459,6 +459,28 @@ mod tests {
         std::iter::from_fn(|| session.try_next()).map(|out| out.message.to_string()).collect()
     }
 
+    /// An answer locks the answers, then the queue: what counts both must hold one lock at a time.
+    #[test]
+    fn what_counts_the_places_taken_never_waits_for_an_answer_that_waits_for_it() {
+        const TIMES: usize = 300_000;
+        let (session, (done, ended)) = (session(), std::sync::mpsc::channel());
+        let (counting, counted) = (session.clone(), done.clone());
+        std::thread::spawn(move || {
+            (0..TIMES).for_each(|_| drop(std::hint::black_box(counting.taken())));
+            counted.send(())
+        });
+        std::thread::spawn(move || {
+            for _ in 0..TIMES {
+                session.answer(Some(session.ticket()), "done");
+                session.give_up();
+            }
+            done.send(())
+        });
+        for _ in 0..2 {
+            ended.recv_timeout(std::time::Duration::from_secs(30)).expect("one waits for the other");
+        }
+    }
+
     #[test]
     fn answers_to_plain_frames_keep_the_order_of_the_frames() {
         let session = session();

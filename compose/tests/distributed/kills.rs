@@ -41,7 +41,7 @@ async fn a_hundred_kills_of_any_worker_lose_nothing() {
         processes.push(cluster.run(worker).await);
     }
     let (tell, gateways) = watch::channel(at(&[&processes[0], &processes[1]]));
-    let traffic = Traffic::start("kills", TALKS, THINKS_FOR, &gateways).await;
+    let traffic = Traffic::start("kills", 0..TALKS, THINKS_FOR, &gateways).await;
 
     let (begun, mut kills) = (Instant::now(), [0; WORKERS.len()]);
     for _ in 0..rounds {

@@ -60,7 +60,7 @@ async fn outage(
     backend: &mut Webhook,
 ) {
     let name = format!("{}-{leaves:?}", kind.as_str()).to_lowercase();
-    let traffic = Traffic::start(&name, TALKS, THINKS_FOR, gateways).await;
+    let traffic = Traffic::start(&name, 0..TALKS, THINKS_FOR, gateways).await;
     traffic.goes_on(10 * TALKS as u64).await;
     let memory = memory_of(processes);
 

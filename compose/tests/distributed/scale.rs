@@ -3,13 +3,16 @@
 use std::time::{Duration, Instant};
 
 use naru_client::ServerProcess;
+use naru_model::{RoomId, partition_of};
 use tokio::sync::watch;
 
 use super::cluster::{Cluster, counted, until, within};
 use super::traffic::{Traffic, Wait, at};
 
-/// Rooms enough that each of the 16 partitions has some.
-const TALKS: usize = 128;
+/// Rooms for each of the 16 partitions: as many in each, so that a worker's share of the partitions is its share of the work.
+const TALKS_EACH: usize = 8;
+const PARTITIONS: usize = 16;
+const TALKS: usize = TALKS_EACH * PARTITIONS;
 /// About a hundred messages a second.
 const THINKS_FOR: Duration = Duration::from_millis(1_200);
 /// Within this, the work is shared out: partitions are let go a few at a time.
@@ -27,7 +30,7 @@ async fn three_share_the_work_and_two_take_over_from_one_that_dies() {
     let mut fanouts = vec![cluster.run("fanout").await];
     let (_tell, addresses) = watch::channel(at(&[&gateways[0], &gateways[1]]));
     let begun = Instant::now();
-    let traffic = Traffic::start("scale", TALKS, THINKS_FOR, &addresses).await;
+    let traffic = Traffic::start("scale", spread_evenly(), THINKS_FOR, &addresses).await;
     traffic.goes_on(2 * TALKS as u64).await;
 
     let joined = Instant::now();
@@ -61,6 +64,18 @@ async fn three_share_the_work_and_two_take_over_from_one_that_dies() {
         );
     }
     assert!(takeover.lasted < TAKEOVER, "somebody waited for an acknowledgement: {takeover:?}");
+}
+
+/// Numbers of talks whose rooms are spread evenly over the partitions.
+fn spread_evenly() -> Vec<usize> {
+    let mut rooms = [0; PARTITIONS];
+    let has_place = |talk: &usize| {
+        let room = RoomId::new(format!("scale-listener{talk}_scale-writer{talk}")).expect("a room id");
+        let count = &mut rooms[partition_of(&room, PARTITIONS as u32) as usize];
+        *count += 1;
+        *count <= TALKS_EACH
+    };
+    (0..).filter(has_place).take(TALKS).collect()
 }
 
 /// Waits until each of them does its part of what is done.

@@ -95,7 +95,12 @@ pub struct Memories {
 impl Traffic {
     /// So many talks of people of this name, each in a room of its own. A writer thinks for that long between an answer and
     /// the next message: people do, and the stand-in for MongoDB takes a few hundred messages a second.
-    pub async fn start(name: &str, talks: usize, thinks_for: Duration, gateways: &Gateways) -> Self {
+    pub async fn start(
+        name: &str,
+        talks: impl IntoIterator<Item = usize>,
+        thinks_for: Duration,
+        gateways: &Gateways,
+    ) -> Self {
         let mut traffic = Self {
             writers: JoinSet::new(),
             listeners: JoinSet::new(),
@@ -104,7 +109,7 @@ impl Traffic {
             acknowledged: Arc::default(),
             served: Vec::new(),
         };
-        for talk in 0..talks {
+        for talk in talks {
             let [user, other] = [format!("{name}-writer{talk}"), format!("{name}-listener{talk}")];
             let first = gateways.borrow()[0].clone();
             let room = Http::new(&first, &token_of(&user)).create_room(&[&user, &other]).await;

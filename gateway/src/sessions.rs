@@ -466,7 +466,9 @@ mod tests {
         let (session, (done, ended)) = (session(), std::sync::mpsc::channel());
         let (counting, counted) = (session.clone(), done.clone());
         std::thread::spawn(move || {
-            (0..TIMES).for_each(|_| drop(std::hint::black_box(counting.taken())));
+            for _ in 0..TIMES {
+                std::hint::black_box(counting.taken());
+            }
             counted.send(())
         });
         std::thread::spawn(move || {

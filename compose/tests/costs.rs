@@ -20,8 +20,6 @@ pub const WRITERS: usize = 50;
 pub const BURST: usize = 20;
 /// A burst's batches hold so many messages on average.
 const MIN_MEAN_BATCH: u64 = 4;
-/// Into how many queues rooms are spread on each ordered hop.
-const QUEUES: u64 = 16;
 /// How often the fanout writes down what only counts.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -34,8 +32,8 @@ pub enum Per {
     Persist,
     /// A batch of the fanout.
     Publish,
-    /// A queue of an ordered hop and a batch that may touch it: of the intake, and of the persister.
-    Queue,
+    /// A batch that is handed over on an ordered hop: of the intake, or of the persister.
+    Hop,
     /// 250 ms.
     Tick,
     /// A message.
@@ -48,7 +46,7 @@ impl Per {
             Per::Intake => "intake batch",
             Per::Persist => "persister batch",
             Per::Publish => "fanout batch",
-            Per::Queue => "queue and batch",
+            Per::Hop => "batch of either",
             Per::Tick => "250 ms",
             Per::Message => "message",
         }
@@ -90,7 +88,7 @@ impl Load {
             Per::Intake => self.intake,
             Per::Persist => self.persist,
             Per::Publish => self.publish,
-            Per::Queue => QUEUES * (self.intake + self.persist),
+            Per::Hop => self.intake + self.persist,
             // One at either end.
             Per::Tick => 2 + u64::try_from(self.lasted.as_millis() / TICK.as_millis()).unwrap_or(u64::MAX),
             Per::Message => self.messages,

@@ -22,9 +22,8 @@ use crate::members::{MemberCache, Members, Version};
 use crate::route::{Route, Whereabouts, route};
 use crate::telemetry::Telemetry;
 
-/// One batch in flight: what comes meanwhile, and for a moment after it, forms the next one.
-const WORK: Work =
-    Work { name: "publish", max_batch: 256, max_in_flight: 1, max_linger: Duration::from_millis(5), backoff };
+/// One batch in flight: what comes meanwhile forms the next one.
+const WORK: Work = Work { name: "publish", max_batch: 256, max_in_flight: 1, backoff };
 
 /// The wait before a failed batch comes again: up to 100 ms, doubling with each failure in a row, up to 5 s.
 fn backoff(attempt: u32) -> Duration {

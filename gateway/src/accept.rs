@@ -24,7 +24,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
 use crate::Gateway;
-use crate::batches::{Batches, Limits, Linger};
+use crate::batches::{Batches, Limits, Linger, WINDOW};
 use crate::pending::{Asker, Pending, Waiter, waiter};
 use crate::refusal::Refusal;
 use crate::sessions::Session;
@@ -34,18 +34,10 @@ use crate::telemetry::Telemetry;
 const MAX_BATCH: usize = 256;
 /// … and how many bytes of content, beyond which it takes no more.
 const MAX_BATCH_BYTES: usize = 1024 * 1024;
-/// Where more than 1,200 messages come a second, a write begins no sooner than this after the one before it, unless it holds
-/// enough: a store that answers within a millisecond would otherwise be asked for each by itself. (Measured embedded at 2,000
-/// messages/s: 0.09 CPU-s per 1,000 messages instead of 0.25, and an `ACK` after 1.9 ms instead of 0.4 ms. At 1,000/s the CPU is
-/// there, and nothing waits.) Where a write takes milliseconds, the next one begins as long after it.
-const LINGER: Linger = Linger {
-    span: Duration::from_millis(2),
-    enough: 32,
-    busy_from: 120,
-    max_costly: Duration::from_millis(5),
-};
-/// How many written messages may wait for their hand-over; beyond, the intake waits too.
-const HAND_OVER_QUEUE: usize = 2 * MAX_BATCH;
+/// A write that holds so many waits for no more: it is worth a round trip of its own.
+const ENOUGH: usize = 32;
+/// How many written batches may wait for their hand-over; beyond, the intake waits too.
+const HAND_OVER_QUEUE: usize = 2;
 /// For how long a write that fails is tried again before its senders are told that its fate is unknown. Clients wait
 /// 10 s.
 const APPEND_WITHIN: Duration = Duration::from_secs(5);
@@ -179,10 +171,11 @@ async fn admit(
 /// Writes what has come to the intake, and passes on what was written.
 pub(crate) struct Intake {
     intake: Arc<dyn store::Intake>,
+    linger: store::Linger,
     messages: Arc<dyn Messages>,
     pending: Arc<Pending>,
     telemetry: Arc<Telemetry>,
-    written: mpsc::Sender<Accepted>,
+    written: mpsc::Sender<Vec<Accepted>>,
     fates: Fates,
 }
 
@@ -190,7 +183,7 @@ pub(crate) struct Intake {
 pub(crate) struct HandOver {
     accepted: Arc<dyn Queue<Accepted>>,
     telemetry: Arc<Telemetry>,
-    written: mpsc::Receiver<Accepted>,
+    written: mpsc::Receiver<Vec<Accepted>>,
 }
 
 /// Both steps, the first one's output being the second one's input.
@@ -204,22 +197,28 @@ pub(crate) fn steps(
     let hand_over = HandOver { accepted, telemetry: telemetry.clone(), written };
     let (intake, messages) = (engines.store.intake.clone(), engines.store.messages.clone());
     let (pending, fates) = (pending.clone(), Fates::default());
-    (Intake { intake, messages, pending, telemetry, written: sender, fates }, hand_over)
+    let linger = engines.store.linger;
+    (Intake { intake, linger, messages, pending, telemetry, written: sender, fates }, hand_over)
+}
+
+/// What a store says of its own appends, as a limit of batches.
+fn linger(store::Linger { span, from_per_second }: store::Linger) -> Linger {
+    Linger { span, enough: ENOUGH, busy_from: from_per_second * WINDOW.as_millis() as usize / 1_000 }
 }
 
 impl Intake {
     /// Runs until nothing can be submitted any more.
     pub(crate) async fn run(mut self, submissions: mpsc::Receiver<Submission>) {
         let size = |submission: &Submission| submission.accepted.content.len();
-        let limits = Limits { max: MAX_BATCH, max_size: MAX_BATCH_BYTES, size, linger: LINGER };
+        let linger = linger(self.linger);
+        let limits = Limits { max: MAX_BATCH, max_size: MAX_BATCH_BYTES, size, linger };
         let mut batches = Batches::new(submissions, limits);
         let mut batch = Vec::with_capacity(MAX_BATCH);
         while batches.next(&mut batch).await {
-            for accepted in self.accept(batch.drain(..)).await {
-                if self.written.send(accepted).await.is_err() {
-                    tracing::warn!("nothing is handed over any more; the sweep will find what was written");
-                    return;
-                }
+            let written = self.accept(batch.drain(..)).await;
+            if !written.is_empty() && self.written.send(written).await.is_err() {
+                tracing::warn!("nothing is handed over any more; the sweep will find what was written");
+                return;
             }
         }
     }
@@ -339,16 +338,17 @@ impl Intake {
 }
 
 impl HandOver {
-    /// Runs until nothing is written any more.
-    pub(crate) async fn run(self) {
-        let size = |accepted: &Accepted| accepted.content.len();
-        let limits = Limits { max: MAX_BATCH, max_size: MAX_BATCH_BYTES, size, linger: Linger::NONE };
-        let mut batches = Batches::new(self.written, limits);
-        let mut batch = Vec::with_capacity(MAX_BATCH);
-        while batches.next(&mut batch).await {
+    /// Runs until nothing is written any more. What was written while a hand-over was under way is handed over together.
+    pub(crate) async fn run(mut self) {
+        while let Some(mut batch) = self.written.recv().await {
+            while batch.len() < MAX_BATCH
+                && let Ok(more) = self.written.try_recv()
+            {
+                batch.extend(more);
+            }
             let count = batch.len();
             self.telemetry.hand_over_batch.observe(count as f64);
-            let events = batch.drain(..).map(|accepted| {
+            let events = batch.into_iter().map(|accepted| {
                 let trace = accepted.trace;
                 Event::new(accepted, trace)
             });
@@ -523,7 +523,9 @@ mod tests {
                 (self.engine.clone(), self.engine.clone(), self.pending.clone());
             let hand_over =
                 HandOver { accepted: self.engine.clone(), telemetry: telemetry.clone(), written: receiver };
-            (Intake { intake, messages, pending, telemetry, written, fates: Fates::default() }, hand_over)
+            let linger = store::Linger::NONE;
+            let fates = Fates::default();
+            (Intake { intake, linger, messages, pending, telemetry, written, fates }, hand_over)
         }
 
         fn submission(&self, accepted: &Accepted) -> Submission {

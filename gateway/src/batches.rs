@@ -23,32 +23,27 @@ pub(crate) struct Limits<T> {
 /// When a batch is taken though more may come.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Linger {
-    /// Not sooner than this after the batch before it was done …
+    /// Not sooner than this after the batch before it was taken …
     pub(crate) span: Duration,
     /// … unless it holds this many: enough to be worth a round trip of its own, …
     pub(crate) enough: usize,
     /// … or fewer than this many came in the last [`WINDOW`]: then latency is worth more than what a batch saves.
     pub(crate) busy_from: usize,
-    /// Where a batch takes milliseconds, the next one begins no sooner than as long after it, and than this at most.
-    pub(crate) max_costly: Duration,
 }
 
 /// What came in the last whole one says how much is coming.
-const WINDOW: Duration = Duration::from_millis(100);
+pub(crate) const WINDOW: Duration = Duration::from_millis(100);
 
 impl Linger {
-    /// A batch waits for nothing.
-    pub(crate) const NONE: Linger =
-        Linger { span: Duration::ZERO, enough: 0, busy_from: 0, max_costly: Duration::ZERO };
-
-    /// How long a batch of `waiting` waits for more. `done`: how long ago the last one was done, and how long it took; none for
-    /// the first one. `came`: in the last window.
-    fn wait(self, waiting: usize, done: Option<(Duration, Duration)>, came: usize) -> Duration {
-        let Some((idle, took)) = done.filter(|_| waiting < self.enough) else { return Duration::ZERO };
-        let span = if came >= self.busy_from { self.span } else { Duration::ZERO };
-        // Less than a timer can tell is nothing.
-        let costly = Some(took.min(self.max_costly)).filter(|span| *span >= Duration::from_millis(1));
-        span.max(costly.unwrap_or_default()).saturating_sub(idle)
+    /// How long a batch of `waiting` waits for more. `since_last`: since the last one was taken; none for the first one.
+    /// `came`: in the last window.
+    fn wait(self, waiting: usize, since_last: Option<Duration>, came: usize) -> Duration {
+        match since_last {
+            Some(since_last) if waiting < self.enough && came >= self.busy_from => {
+                self.span.saturating_sub(since_last)
+            }
+            _ => Duration::ZERO,
+        }
     }
 }
 
@@ -78,24 +73,19 @@ impl Recent {
 pub(crate) struct Batches<T> {
     queue: mpsc::Receiver<T>,
     limits: Limits<T>,
-    /// Since when a batch is handed out; the caller that asks for the next one is done with it.
-    in_flight: Option<Instant>,
-    /// When the last one was done, and how long it took.
-    done: Option<(Instant, Duration)>,
+    /// When the last one was taken.
+    last: Option<Instant>,
     recent: Recent,
 }
 
 impl<T> Batches<T> {
     pub(crate) fn new(queue: mpsc::Receiver<T>, limits: Limits<T>) -> Self {
-        Self { queue, limits, in_flight: None, done: None, recent: Recent::default() }
+        Self { queue, limits, last: None, recent: Recent::default() }
     }
 
     /// Waits for the next batch and puts it into `batch`, which the caller has emptied; `false` when no more will come.
     /// Cancelled, it leaves in `batch` what it has taken from the queue.
     pub(crate) async fn next(&mut self, batch: &mut Vec<T>) -> bool {
-        if let Some(began) = self.in_flight.take() {
-            self.done = Some((Instant::now(), began.elapsed()));
-        }
         if batch.is_empty() {
             match self.queue.recv().await {
                 Some(first) => batch.push(first),
@@ -103,14 +93,15 @@ impl<T> Batches<T> {
             }
         }
         self.fill(batch);
-        let done = self.done.map(|(at, took)| (at.elapsed(), took));
-        let wait = self.limits.linger.wait(batch.len(), done, self.recent.last);
+        let since_last = self.last.map(|last| last.elapsed());
+        let wait = self.limits.linger.wait(batch.len(), since_last, self.recent.last);
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
             self.fill(batch);
         }
-        self.recent.add(batch.len(), Instant::now());
-        self.in_flight = Some(Instant::now());
+        let now = Instant::now();
+        self.recent.add(batch.len(), now);
+        self.last = Some(now);
         true
     }
 
@@ -131,8 +122,7 @@ impl<T> Batches<T> {
 mod tests {
     use super::*;
 
-    const LINGER: Linger =
-        Linger { span: Duration::from_millis(2), enough: 3, busy_from: 0, max_costly: Duration::ZERO };
+    const LINGER: Linger = Linger { span: Duration::from_millis(2), enough: 3, busy_from: 0 };
 
     fn batches(linger: Linger) -> (mpsc::Sender<usize>, Batches<usize>) {
         let (sender, queue) = mpsc::channel(16);
@@ -141,17 +131,13 @@ mod tests {
 
     #[test]
     fn only_a_small_batch_right_after_another_one_waits() {
-        let quick = Duration::from_micros(100);
-        let wait = |waiting, idle: Option<Duration>| {
-            LINGER.wait(waiting, idle.map(|idle| (idle, quick)), 0).as_micros()
-        };
+        let wait = |waiting, since_last| LINGER.wait(waiting, since_last, 0).as_micros();
         assert_eq!(wait(1, None), 0, "the first one waits for nothing");
         assert_eq!(wait(1, Some(Duration::ZERO)), 2_000);
         assert_eq!(wait(2, Some(Duration::from_micros(500))), 1_500);
         assert_eq!(wait(1, Some(Duration::from_millis(2))), 0, "after a pause nothing is waited for");
         assert_eq!(wait(1, Some(Duration::from_secs(9))), 0);
         assert_eq!(wait(3, Some(Duration::ZERO)), 0, "it is enough");
-        assert_eq!(Linger::NONE.wait(1, Some((Duration::ZERO, quick)), 9), Duration::ZERO);
     }
 
     #[test]
@@ -166,13 +152,8 @@ mod tests {
         assert_eq!([came(100, 7), came(199, 8)], [101, 101]);
         assert_eq!(came(200, 1), 15);
         assert_eq!(came(1_000, 1), 0, "after a pause");
-        let just_done = |took| Some((Duration::ZERO, Duration::from_micros(took)));
-        assert_eq!(linger.wait(1, just_done(100), 99), Duration::ZERO);
-        assert_eq!(linger.wait(1, just_done(100), 100), LINGER.span);
-        let linger = Linger { max_costly: Duration::from_millis(5), ..linger };
-        assert_eq!(linger.wait(1, just_done(900), 1), Duration::ZERO, "less than a timer can tell");
-        assert_eq!(linger.wait(1, just_done(3_000), 1), Duration::from_millis(3));
-        assert_eq!(linger.wait(1, just_done(30_000), 1), Duration::from_millis(5));
+        assert_eq!(linger.wait(1, Some(Duration::ZERO), 99), Duration::ZERO);
+        assert_eq!(linger.wait(1, Some(Duration::ZERO), 100), LINGER.span);
     }
 
     #[tokio::test(start_paused = true)]
@@ -195,7 +176,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_batch_is_limited_in_number_and_size_and_keeps_the_order() {
-        let (sender, mut batches) = batches(Linger::NONE);
+        let (sender, mut batches) = batches(Linger { span: Duration::ZERO, ..LINGER });
         for size in [1, 2, 3, 4, 60, 60, 60] {
             sender.send(size).await.unwrap();
         }

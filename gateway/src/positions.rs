@@ -19,8 +19,7 @@ use crate::sessions::Session;
 /// How many steps are stored in one write …
 const BATCH: usize = 1024;
 /// … and how long one that follows closely on another waits for more.
-const LINGER: Linger =
-    Linger { span: Duration::from_millis(20), enough: BATCH, busy_from: 0, max_costly: Duration::ZERO };
+const LINGER: Linger = Linger { span: Duration::from_millis(20), enough: BATCH, busy_from: 0 };
 /// How many may wait; beyond, a session that takes steps waits too.
 const QUEUE: usize = 4096;
 /// A user who takes a step was a member this long ago at most. The store moves only present members.

@@ -304,12 +304,7 @@ pub(crate) async fn ask(gateway: &Gateway) {
 pub(crate) async fn run(gateway: &Gateway, queue: mpsc::Receiver<Proven>) {
     let size = |proven: &Proven| proven.messages.len();
     // One that follows closely on another waits a moment for more: there is time enough until they are asked for.
-    let linger = Linger {
-        span: gateway.asking.ask_after / 10,
-        enough: BATCH,
-        busy_from: 0,
-        max_costly: Duration::ZERO,
-    };
+    let linger = Linger { span: gateway.asking.ask_after / 10, enough: BATCH, busy_from: 0 };
     let mut batches = Batches::new(queue, Limits { max: BATCH, max_size: BATCH, size, linger });
     let mut batch = Vec::new();
     let mut ended = pin!(gateway.connections.wait());

@@ -54,7 +54,6 @@ impl Push {
             max_batch: 32,
             // A message to a large room, which makes a push for each of its members' devices, does not hold up the others.
             max_in_flight: 4,
-            max_linger: Duration::ZERO,
             backoff: |attempt| {
                 full_jitter(BACKOFF_BASE, BACKOFF_CAP, attempt.saturating_sub(1), &mut rand::rng())
             },

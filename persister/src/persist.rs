@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join;
+use futures_util::future::{join, join_all};
 use naru_engines::bus::{Work, work_on};
 use naru_engines::store::{Closing, RunConflict};
 use naru_engines::{Applied, EngineError, EngineResult, Engines};
@@ -29,14 +29,8 @@ const BATCH: usize = 256;
 const REMEMBERED: usize = 65_536;
 /// How often a run is tried that keeps meeting another persister's before its batch is retried.
 const TRIES: usize = 32;
-/// One batch in flight: what comes meanwhile, and for a moment after it, forms the next one.
-const WORK: Work = Work {
-    name: "persist",
-    max_batch: BATCH,
-    max_in_flight: 1,
-    max_linger: Duration::from_millis(5),
-    backoff,
-};
+/// One batch in flight: what comes meanwhile forms the next one.
+const WORK: Work = Work { name: "persist", max_batch: BATCH, max_in_flight: 1, backoff };
 
 /// The wait before a failed batch comes again: up to 100 ms, doubling with each failure in a row, up to 5 s.
 fn backoff(attempt: u32) -> Duration {
@@ -278,13 +272,14 @@ impl Persister {
         }
     }
 
-    /// Tells the gateways, one call each. A gateway that does not hear it looks in the store.
+    /// Tells the gateways, all at once. A gateway that does not hear it looks in the store.
     async fn confirm(&self, confirmations: Confirmations) {
-        for (gateway, confirmations) in confirmations.0 {
+        let tell = |(gateway, confirmations)| async move {
             if let Err(error) = self.engines.live.confirm(&gateway, confirmations).await {
                 tracing::debug!(%error, %gateway, "a gateway was not told; it will look");
             }
-        }
+        };
+        join_all(confirmations.0.into_iter().map(tell)).await;
     }
 }
 

@@ -35,7 +35,7 @@ async fn a_hundred_kills_of_any_worker_lose_nothing() {
     let mut rng = StdRng::seed_from_u64(seed);
 
     // Whoever has no proof of a delivery is pushed to soon, so that the end need not be waited for.
-    let mut cluster = Cluster::start().await.with("NARU_DELIVERY_GRACE", "1s");
+    let mut cluster = Cluster::start().await.with("NARU_DELIVERY_GRACE", "1s").with("NARU_PARTITIONS", "4");
     let mut processes: Vec<ServerProcess> = Vec::new();
     for worker in WORKERS {
         processes.push(cluster.run(worker).await);

@@ -9,9 +9,10 @@ use tokio::sync::watch;
 use super::cluster::{Cluster, counted, until, within};
 use super::traffic::{Traffic, Wait, at};
 
-/// Rooms for each of the 16 partitions: as many in each, so that a worker's share of the partitions is its share of the work.
-const TALKS_EACH: usize = 8;
+/// More than a deployment has unless it says so.
 const PARTITIONS: usize = 16;
+/// Rooms for each partition: as many in each, so that a worker's share of the partitions is its share of the work.
+const TALKS_EACH: usize = 8;
 const TALKS: usize = TALKS_EACH * PARTITIONS;
 /// About a hundred messages a second.
 const THINKS_FOR: Duration = Duration::from_millis(1_200);
@@ -24,7 +25,7 @@ const TAKEOVER: Duration = Duration::from_secs(5);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_share_the_work_and_two_take_over_from_one_that_dies() {
-    let cluster = Cluster::start().await;
+    let cluster = Cluster::start().await.with("NARU_PARTITIONS", &PARTITIONS.to_string());
     let gateways = [cluster.run("gateway").await, cluster.run("gateway").await];
     let mut persisters = vec![cluster.run("persister").await];
     let mut fanouts = vec![cluster.run("fanout").await];

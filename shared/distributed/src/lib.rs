@@ -10,6 +10,7 @@ use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::ensure;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, try_join3};
 use naru_engines::{EngineResult, Engines};
@@ -26,12 +27,15 @@ use tokio_util::sync::CancellationToken;
 const RETRY_BASE: Duration = Duration::from_millis(250);
 /// … up to this.
 const RETRY_CAP: Duration = Duration::from_secs(5);
+/// Each is two queues, and each process subscribes to all of those of its hop.
+const MAX_PARTITIONS: u32 = 64;
 
 #[derive(Deserialize)]
 struct Config {
     mongodb_url: String,
     mongodb_database: String,
     amqp_url: String,
+    partitions: u32,
     redis_url: String,
 }
 
@@ -64,12 +68,16 @@ impl Distributed {
         shutdown: &CancellationToken,
     ) -> anyhow::Result<Option<Self>> {
         let config: Config = settings.pick()?;
+        let partitions = config.partitions;
+        ensure!((1..=MAX_PARTITIONS).contains(&partitions), "partitions: from 1 to {MAX_PARTITIONS}");
         let all = try_join3(
             answering("mongodb", health, || {
-                Mongo::open(&config.mongodb_url, &config.mongodb_database, Default::default()).boxed()
+                let options = naru_mongo::Options { partitions, ..Default::default() };
+                Mongo::open(&config.mongodb_url, &config.mongodb_database, options).boxed()
             }),
             answering("rabbitmq", health, || {
-                let opening = Rabbit::open(&config.amqp_url, Default::default());
+                let options = naru_rabbit::Options { partitions, ..Default::default() };
+                let opening = Rabbit::open(&config.amqp_url, options);
                 // Opening does not wait for the broker; a service that can't do its part yet does not say that it serves.
                 async move {
                     let rabbit = opening.await?;

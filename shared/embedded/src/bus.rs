@@ -35,9 +35,7 @@ struct Carrier<'a> {
 impl Carrier<'_> {
     fn queue<T: Payload>(&self, hop: Hop) -> Arc<dyn Queue<T>> {
         match hop.kind {
-            Kind::Ordered => {
-                Arc::new(MemoryQueue::new(self.options.partitions, self.options.buffered_events))
-            }
+            Kind::Ordered => Arc::new(MemoryQueue::new(self.options.buffered_events)),
             Kind::Durable => Arc::new(TableQueue::new(hop.name, self.database.clone(), self.clock)),
         }
     }

@@ -38,8 +38,6 @@ use crate::live::PubSub;
 /// What can be chosen.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How many partitions rooms are spread over. Stored at first start; another number does not open afterwards.
-    pub partitions: u32,
     /// How many events that are not acknowledged each hop in memory holds before `send` waits.
     pub buffered_events: u32,
     /// How many signals a gateway may fall behind before it is answered `Interrupted`.
@@ -48,7 +46,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { partitions: 16, buffered_events: 65_536, live_backlog: 16_384 }
+        Self { buffered_events: 65_536, live_backlog: 16_384 }
     }
 }
 
@@ -67,12 +65,12 @@ impl Embedded {
     ///
     /// # Errors
     /// `Unavailable` when another process has it open or the disk can't be used; `Permanent` when the data is of
-    /// another layout than this version's, or was made with another number of partitions.
+    /// another layout than this version's.
     pub fn open(dir: &Path, options: Options) -> EngineResult<Self> {
-        let database = Arc::new(open::open(dir, options.partitions)?);
+        let database = Arc::new(open::open(dir)?);
         let pubsub = Arc::new(PubSub::new(options.live_backlog));
         let engines = Engines {
-            store: store::store(&database, options.partitions),
+            store: store::store(&database),
             bus: bus::bus(&database, &options),
             live: pubsub.clone(),
             presence: Arc::new(presence::Present::new(database.clone())),

@@ -1,5 +1,4 @@
-//! Opening the data: only one process at a time, only data that this version can read, only with the partitions it
-//! was made with.
+//! Opening the data: only one process at a time, only data that this version can read.
 
 use std::fs::{self, File, TryLockError};
 use std::path::Path;
@@ -19,7 +18,7 @@ const READERS: usize = 2;
 /// How many prepared statements each connection keeps: more than there are.
 const STATEMENTS: usize = 64;
 
-pub(crate) fn open(dir: &Path, partitions: u32) -> EngineResult<Database> {
+pub(crate) fn open(dir: &Path) -> EngineResult<Database> {
     let hold = claim(dir)?;
     let path = dir.join(Embedded::DATABASE);
     let mut writer = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
@@ -28,7 +27,6 @@ pub(crate) fn open(dir: &Path, partitions: u32) -> EngineResult<Database> {
         PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -65536";
     writer.execute_batch(pragmas).map_err(engine_error)?;
     lay_out(&mut writer, dir)?;
-    check_partitions(&writer, partitions)?;
     let readers = (0..READERS).map(|_| connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY));
     Database::start(writer, readers.collect::<Result<_, _>>()?, hold)
 }
@@ -96,17 +94,4 @@ fn lay_out(writer: &mut Connection, dir: &Path) -> EngineResult<()> {
             Err(EngineError::permanent(ENGINE, why))
         }
     }
-}
-
-fn check_partitions(writer: &Connection, partitions: u32) -> EngineResult<()> {
-    let stored = || {
-        writer.execute("INSERT OR IGNORE INTO meta (key, value) VALUES ('partitions', ?1)", [partitions])?;
-        writer.query_row("SELECT value FROM meta WHERE key = 'partitions'", [], |row| row.get::<_, u32>(0))
-    };
-    let stored = stored().map_err(engine_error)?;
-    if stored != partitions {
-        let why = format!("the data was made with {stored} partitions, {partitions} are configured");
-        return Err(EngineError::permanent(ENGINE, why));
-    }
-    Ok(())
 }

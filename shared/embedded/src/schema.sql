@@ -1,11 +1,6 @@
 -- Times are milliseconds since 1970 in UTC; `_id` of a message is the twelve bytes of its ObjectId.
 -- Columns are named like the fields of the documents they are in MongoDB.
 
-CREATE TABLE meta (
-    key   TEXT PRIMARY KEY,
-    value ANY NOT NULL
-) STRICT, WITHOUT ROWID;
-
 -- The event log. Nothing is ever removed, so `position` (SQLite's row id) is the order of appending.
 CREATE TABLE intake (
     position        INTEGER PRIMARY KEY,

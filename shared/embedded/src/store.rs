@@ -8,14 +8,20 @@ mod pushes;
 mod rooms;
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use naru_engines::store::Store;
+use naru_engines::store::{Linger, Store};
 use naru_model::{RoomId, UserId};
 use rusqlite::{Connection, Result};
 
 use crate::database::Database;
 
-pub(crate) fn store(database: &Arc<Database>, partitions: u32) -> Store {
+/// An append costs a tenth of a millisecond, so it is worth waiting only where there is much else to do. (Measured at 2,000
+/// messages/s: 0.09 CPU-s per 1,000 messages instead of 0.25, and an `ACK` after 1.9 ms instead of 0.4 ms. At 1,000/s the CPU is
+/// there, and nothing waits.)
+const LINGER: Linger = Linger { span: Duration::from_millis(2), from_per_second: 1_200 };
+
+pub(crate) fn store(database: &Arc<Database>) -> Store {
     Store {
         intake: database.clone(),
         messages: database.clone(),
@@ -23,7 +29,7 @@ pub(crate) fn store(database: &Arc<Database>, partitions: u32) -> Store {
         positions: database.clone(),
         devices: database.clone(),
         pushes: database.clone(),
-        partitions,
+        linger: LINGER,
     }
 }
 

@@ -31,7 +31,7 @@ impl Fresh {
     fn decorated(decorate: fn(Engines) -> Engines) -> Self {
         // Soon full, so that the end of a flood is soon read, however slow each step is.
         // The suite keeps up to 24 rooms apart.
-        let options = Options { live_backlog: 256, partitions: 32, ..Options::default() };
+        let options = Options { live_backlog: 256, ..Options::default() };
         Self { decorate, options, within: env::temp_dir(), dir: None, running: None }
     }
 

@@ -91,8 +91,8 @@ pub struct Delivery<T: Payload> {
 
 /// Where an engine is told what became of deliveries.
 ///
-/// - **S1 acknowledged** – a delivery that was acknowledged is not delivered again, unless its receiver is gone before all
-///   that was sent together with it is acknowledged: then it may come with the rest (B3).
+/// - **S1 acknowledged** – a delivery that was acknowledged is not delivered again, unless its process dies within a moment,
+///   or its receiver is gone before all that was sent together with it is acknowledged: then it may come with the rest (B3).
 /// - **S2 retried** – one that is to be retried comes again not before its delay is over, and soon after (within a
 ///   second when idle), with `attempt` one higher; a long delay does not hold up a short one.
 /// - **S3 dropped** – one that was dropped comes again soon, with the same `attempt`.

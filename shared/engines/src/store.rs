@@ -3,6 +3,7 @@
 //! with the same ids; every write here is idempotent on them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use naru_model::hops::{Accepted, Lane, PushEnvironment, PushJob};
@@ -30,9 +31,22 @@ pub struct Store {
     pub devices: Arc<dyn Devices>,
     /// What was pushed, and what could not be.
     pub pushes: Arc<dyn Pushes>,
-    /// The number of partitions rooms are spread over. Stored at first start; a store that was made with another
-    /// number than configured does not open.
-    pub partitions: u32,
+    /// How appends to the intake are best spaced.
+    pub linger: Linger,
+}
+
+/// When an append to the intake waits for more entries: only the store knows what an append costs, whatever it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Linger {
+    /// It begins no sooner than this after the one before it …
+    pub span: Duration,
+    /// … where so many entries come a second. Where fewer come, latency is worth more than what a batch saves.
+    pub from_per_second: usize,
+}
+
+impl Linger {
+    /// No append waits.
+    pub const NONE: Self = Self { span: Duration::ZERO, from_per_second: 0 };
 }
 
 /// What the intake knows of one message.

@@ -89,7 +89,8 @@ use crate::database::Database;
 /// What can be chosen.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How many partitions rooms are spread over. Stored at first start; another number does not open afterwards.
+    /// How many partitions the bus spreads rooms over: stored at first start, so that all processes agree. Another number does
+    /// not open afterwards.
     pub partitions: u32,
     /// How long one round trip may take, from looking for a primary to the answer. After that the request has failed as
     /// unavailable: a server that hangs, or that waits for a majority that is gone, must not hang its clients.
@@ -100,7 +101,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { partitions: 16, answer_within: Duration::from_secs(10), commands: None }
+        Self { partitions: 1, answer_within: Duration::from_secs(10), commands: None }
     }
 }
 
@@ -123,7 +124,7 @@ impl Mongo {
     /// or was made with another number of partitions.
     pub async fn open(url: &str, database: &str, options: Options) -> EngineResult<Self> {
         let database = Arc::new(open::open(url, database, &options).await?);
-        let store = store::store(&database, options.partitions);
+        let store = store::store(&database);
         Ok(Self { database, store })
     }
 

@@ -123,7 +123,10 @@ async fn check_meta(database: &Database, partitions: u32) -> EngineResult<()> {
     }
     if meta.partitions != partitions {
         let stored = meta.partitions;
-        return refuse(format!("the data was made with {stored} partitions, {partitions} are configured"));
+        return refuse(format!(
+            "this deployment has {stored} partitions, {partitions} are configured (the key `partitions`; \
+             docs/decisions/0012-one-partition-unless-asked.md says how to change it)"
+        ));
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! What one receiver holds: its events, and the messages they came in, which the broker waits for. No waiting and no input
-//! or output here; acks are put in line and handed out to be awaited.
+//! or output here; acks are put in the connection's line.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::{Duration, Instant};
 
 use crate::begun::Begun;
-use crate::unacked::Unacked;
+use crate::unacked::{Ack, Unacked};
 
 /// The inbox is this receiver's alone.
 const HOLDER: u64 = 0;
@@ -29,11 +29,10 @@ pub(crate) struct Placed<T: Payload> {
     pub(crate) attempt: u32,
 }
 
-/// An ack in line, to be awaited.
-pub(crate) type Ack = Begun<lapin::Result<()>>;
-
 pub(crate) struct Held<T: Payload> {
     inbox: Inbox<T>,
+    /// So many messages of a partition are acked at once, sooner than their time has come.
+    max_finished: usize,
     /// By partition.
     subscriptions: Vec<Subscription>,
     /// Why the queues can't be received from, if they never will.
@@ -58,10 +57,24 @@ struct Subscription {
     may_leave: Arc<Notify>,
 }
 
+impl Subscription {
+    /// Puts the acks of what is finished in line. By one caller at a time: in another order they would not be true.
+    fn ack(&mut self) -> Vec<Begun<lapin::Result<()>>> {
+        let Some(channel) = &self.channel else { return Vec::new() };
+        let begin = |Ack { tag, multiple }| {
+            let channel = channel.clone();
+            Begun::begin(async move { channel.basic_ack(tag, BasicAckOptions { multiple }).await })
+        };
+        self.unacked.acks().into_iter().map(begin).collect()
+    }
+}
+
 impl<T: Payload> Held<T> {
-    pub(crate) fn new(hop: &Hop, partitions: u32) -> Self {
+    /// `prefetch`: how many messages of a partition the broker pushes before it waits for an ack.
+    pub(crate) fn new(hop: &Hop, partitions: u32, prefetch: u16) -> Self {
         Self {
             inbox: Inbox::new(hop.kind, partitions),
+            max_finished: usize::from(prefetch / 4),
             subscriptions: (0..partitions).map(|_| Subscription::default()).collect(),
             refused: None,
             is_asked: false,
@@ -79,6 +92,8 @@ impl<T: Payload> Held<T> {
 
     /// The subscription has ended, or will: the broker delivers what is not acked again. What is in hand stays in hand.
     pub(crate) fn end(&mut self, partition: usize) {
+        // Not awaited, here and below: what does not get there comes again.
+        drop(self.subscriptions[partition].ack());
         let Subscription { number, may_leave, .. } = std::mem::take(&mut self.subscriptions[partition]);
         self.subscriptions[partition] = Subscription { number: number + 1, may_leave, ..Default::default() };
         self.inbox.clear(partition);
@@ -139,40 +154,45 @@ impl<T: Payload> Held<T> {
         (places.into_iter().map(placed).collect(), self.subscriptions[0].number, some_are_gone)
     }
 
-    /// These are finished. The acks, and whether some of them come again nevertheless.
-    pub(crate) fn ack(&mut self, tags: Vec<u64>) -> (Vec<Ack>, bool) {
+    /// These are finished; whether some of them come again nevertheless.
+    pub(crate) fn ack(&mut self, tags: Vec<u64>) -> bool {
         let Removed { places, some_are_gone } = self.inbox.remove(HOLDER, tags);
         let mut by_partition: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
         for Place { partition, place, .. } in places {
             by_partition.entry(partition).or_default().push(place);
         }
-        let acks =
-            by_partition.into_iter().flat_map(|(partition, places)| self.acknowledge(partition, places));
-        let acks = acks.collect();
+        for (partition, places) in by_partition {
+            self.acknowledge(partition, places);
+        }
         self.leave_where_possible();
-        (acks, some_are_gone)
+        some_are_gone
     }
 
-    /// The events at these places are finished, if their subscription has not ended.
-    pub(crate) fn finish(&mut self, partition: usize, number: u64, places: Vec<u64>) -> Option<Vec<Ack>> {
-        (self.subscriptions[partition].number == number).then(|| self.acknowledge(partition, places))
+    /// The events at these places are finished; `false` if their subscription has ended.
+    pub(crate) fn finish(&mut self, partition: usize, number: u64, places: Vec<u64>) -> bool {
+        let is_here = self.subscriptions[partition].number == number;
+        if is_here {
+            self.acknowledge(partition, places);
+        }
+        is_here
     }
 
     /// So many events of this message are finished that have no place.
     pub(crate) fn finish_unreadable(&mut self, partition: usize, number: u64, tag: u64, count: usize) {
-        // Not awaited: if it does not get there, they are set aside once more.
-        drop(self.finish(partition, number, vec![tag << INDEX_BITS; count]));
+        self.finish(partition, number, vec![tag << INDEX_BITS; count]);
     }
 
-    /// Acks are put in line while this is locked: in another order they would not be true.
-    fn acknowledge(&mut self, partition: usize, places: Vec<u64>) -> Vec<Ack> {
+    fn acknowledge(&mut self, partition: usize, places: Vec<u64>) {
         let this = &mut self.subscriptions[partition];
-        let Some(channel) = &this.channel else { return Vec::new() };
-        let begin = |channel: Channel, tag, multiple| {
-            Begun::begin(async move { channel.basic_ack(tag, BasicAckOptions { multiple }).await })
-        };
-        let acks = this.unacked.acknowledge(places.into_iter().map(|place| place >> INDEX_BITS));
-        acks.into_iter().map(|ack| begin(channel.clone(), ack.tag, ack.multiple)).collect()
+        if this.unacked.acknowledge(places.into_iter().map(|place| place >> INDEX_BITS)) >= self.max_finished
+        {
+            drop(this.ack());
+        }
+    }
+
+    /// Tells the broker what is finished: acks in line, which may be awaited.
+    pub(crate) fn ack_finished(&mut self) -> Vec<Begun<lapin::Result<()>>> {
+        self.subscriptions.iter_mut().flat_map(Subscription::ack).collect()
     }
 
     /// These wait here for their next try; whether some are gone.

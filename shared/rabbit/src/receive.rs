@@ -1,7 +1,9 @@
 //! Receiving a hop.
 //!
 //! Every partition has a subscription of its own, on a channel of its own, kept up by a task of its own; a durable hop is
-//! one partition. A message is acked when all its events are acknowledged.
+//! one partition. A message is acked when all its events are acknowledged: together with what else is finished within 50 ms,
+//! since the broker writes each ack down like a message. What if the process dies before? It comes again, and is recognised,
+//! like what comes again because the worker died before it acknowledged.
 //!
 //! **Ordered hops.** The broker has one active subscriber per partition and pushes to it alone, up to the prefetch; of what
 //! was pushed, one batch at a time is in a worker's hands. What is retried waits here, in its old place, and the broker
@@ -32,20 +34,23 @@ use naru_model::hops::{Hop, Kind, Payload};
 use naru_model::{Event, Timestamp};
 use rand::seq::SliceRandom;
 use tokio::sync::Notify;
-use tokio::time::{Instant, interval, sleep_until};
+use tokio::time::{Instant, interval, sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::ENGINE;
 use crate::bus::Broker;
 use crate::declare::Failure;
 use crate::envelope;
-use crate::held::{Ack, Held, Placed, lock};
+use crate::held::{Held, Placed, lock};
 use crate::link::Session;
 use crate::outage::Outage;
 use crate::subscription::{CHUNK, close, consume, failed, subscribe};
 
 /// A receiver of a durable hop that was not asked for so long keeps nothing.
 const UNASKED: Duration = Duration::from_secs(10);
+
+/// What is finished within so long is acked together, unless it is a quarter of the prefetch before.
+const ACK_WITHIN: Duration = Duration::from_millis(50);
 
 pub(crate) struct RabbitReceiver<T: Payload> {
     acknowledger: Arc<Acknowledger<T>>,
@@ -59,6 +64,8 @@ pub(crate) struct Shared<T: Payload> {
     pub(crate) held: Mutex<Held<T>>,
     /// There is more to receive, or `receive` waits.
     changed: Notify,
+    /// Something was finished.
+    finished: Notify,
 }
 
 /// Why a subscription ended without a failure.
@@ -82,8 +89,9 @@ impl<T: Payload> RabbitReceiver<T> {
     /// Subscribes, now or when there is a connection.
     pub(crate) fn open(hop: Hop, broker: Arc<Broker>) -> Self {
         let count = broker.layout.partitions(&hop);
-        let held = Mutex::new(Held::new(&hop, count));
-        let shared = Arc::new(Shared { hop, broker, held, changed: Notify::new() });
+        let held = Mutex::new(Held::new(&hop, count, broker.prefetch(&hop)));
+        let (changed, finished) = (Notify::new(), Notify::new());
+        let shared = Arc::new(Shared { hop, broker, held, changed, finished });
         let stop = CancellationToken::new();
         // In an order of its own: receivers that start together share the partitions from the first.
         let mut partitions: Vec<u32> = (0..count).collect();
@@ -91,6 +99,7 @@ impl<T: Payload> RabbitReceiver<T> {
         for partition in partitions {
             tokio::spawn(shared.clone().keep_subscribed(partition, stop.clone()));
         }
+        tokio::spawn(stop.clone().run_until_cancelled_owned(shared.clone().keep_acking()));
         if hop.kind == Kind::Ordered {
             tokio::spawn(shared.clone().keep_sharing(stop.clone()));
         }
@@ -165,9 +174,10 @@ impl<T: Payload> fmt::Debug for Acknowledger<T> {
 #[async_trait]
 impl<T: Payload> Acknowledge for Acknowledger<T> {
     async fn ack(&self, tags: Vec<u64>) -> EngineResult<()> {
-        let (acks, some_are_gone) = lock(&self.0.held).ack(tags);
+        let some_are_gone = lock(&self.0.held).ack(tags);
         self.0.changed.notify_waiters();
-        acked(acks).await.and(answer(some_are_gone))
+        self.0.finished.notify_one();
+        answer(some_are_gone)
     }
 
     async fn retry(&self, tags: Vec<u64>, after: Duration) -> EngineResult<()> {
@@ -192,14 +202,6 @@ impl<T: Payload> Acknowledge for Acknowledger<T> {
     }
 }
 
-async fn acked(acks: Vec<Ack>) -> EngineResult<()> {
-    let mut answer = Ok(());
-    for ack in acks {
-        answer = answer.and(ack.end().await.map_err(|error| unavailable(Applied::Unknown, error)));
-    }
-    answer
-}
-
 fn answer(some_are_gone: bool) -> EngineResult<()> {
     if some_are_gone {
         return Err(unavailable(Applied::No, "the subscription of some has ended, so they come again"));
@@ -212,6 +214,15 @@ fn unavailable(applied: Applied, reason: impl Into<BoxError>) -> EngineError {
 }
 
 impl<T: Payload> Shared<T> {
+    /// Acks what is finished, soon after it is.
+    async fn keep_acking(self: Arc<Self>) {
+        loop {
+            self.finished.notified().await;
+            sleep(ACK_WITHIN).await;
+            drop(lock(&self.held).ack_finished());
+        }
+    }
+
     /// One partition's subscription, again and again, until the receiver is gone.
     async fn keep_subscribed(self: Arc<Self>, partition: u32, stop: CancellationToken) {
         let queue = self.broker.layout.queue(&self.hop, partition);
@@ -346,6 +357,7 @@ impl<T: Payload> Shared<T> {
                     let count = dead_letters.len();
                     shared.broker.dead_letter(&shared.hop, dead_letters).await;
                     lock(&shared.held).finish_unreadable(partition, number, tag, count);
+                    shared.finished.notify_one();
                 }));
             }
             let remaining = incoming.not_before.map_or(Duration::ZERO, |due| due.since(today));
@@ -382,22 +394,26 @@ impl<T: Payload> Shared<T> {
             messages.extend(self.broker.messages(&self.hop, 0, events, attempt, due)?);
         }
         let published = self.broker.publish(&self.hop, messages).await;
-        let acks = {
+        let (mut acks, mut some_are_gone) = (Vec::new(), false);
+        {
             let mut held = lock(&self.held);
             match &published {
-                Ok(()) => held.finish(0, number, events.iter().map(|placed| placed.place).collect()),
+                Ok(()) if held.finish(0, number, events.iter().map(|placed| placed.place).collect()) => {
+                    // At once: until then a process that dies brings them back before they are due.
+                    acks = held.ack_finished();
+                }
+                Ok(()) => some_are_gone = true,
                 Err(_) => {
                     let remaining = due.map(|due| Instant::now() + due.since(Timestamp::now()));
                     held.push(0, number, events, remaining);
-                    None
                 }
             }
-        };
+        }
         self.changed.notify_waiters();
         published?;
-        match acks {
-            Some(acks) => acked(acks).await,
-            None => answer(true),
+        for ack in acks {
+            ack.end().await.map_err(|error| unavailable(Applied::Unknown, error))?;
         }
+        answer(some_are_gone)
     }
 }

@@ -47,9 +47,19 @@ impl<T: Payload> Shared<T> {
         let partitions = self.broker.layout.partitions(&self.hop) as usize;
         let (channel, _counted) = subscribe(&self.broker, session, &self.hop, &queue, 1).await?;
         outage.ended();
-        let mut before = 0;
+        let (mut before, mut told) = (0, 0);
         while stop.run_until_cancelled(sleep(LOOK_EVERY)).await.is_some() {
             let receivers = consumers(&channel, &queue).await? as usize;
+            if receivers > partitions.max(told) {
+                told = receivers;
+                let hop = self.hop.name;
+                tracing::info!(
+                    hop,
+                    receivers,
+                    partitions,
+                    "more receivers than partitions: the others stand by"
+                );
+            }
             // Not on a number that only one look has seen.
             if receivers == before {
                 let mut held = lock(&self.held);

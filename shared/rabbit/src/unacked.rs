@@ -2,9 +2,14 @@
 
 use std::collections::BTreeMap;
 
-/// The delivery tags of one channel that were not acked, each with how many of its events are not acknowledged yet.
+/// The delivery tags of one channel that were not acked.
 #[derive(Debug, Default)]
-pub(crate) struct Unacked(BTreeMap<u64, usize>);
+pub(crate) struct Unacked {
+    /// How many events of each message are not acknowledged yet.
+    in_hand: BTreeMap<u64, usize>,
+    /// The messages without such an event, which the broker has not been told of.
+    finished: Vec<u64>,
+}
 
 /// One `basic.ack`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,24 +21,29 @@ pub(crate) struct Ack {
 
 impl Unacked {
     pub(crate) fn delivered(&mut self, tag: u64, events: usize) {
-        self.0.insert(tag, events);
+        self.in_hand.insert(tag, events);
     }
 
-    /// One event each of these messages is acknowledged: the acks that tell it of those that have no other left. They are
-    /// only true in this order: an ack of a tag that an earlier one included closes the channel.
-    pub(crate) fn acknowledge(&mut self, events: impl IntoIterator<Item = u64>) -> Vec<Ack> {
-        let mut finished = Vec::new();
+    /// One event each of these messages is acknowledged; how many messages there are to ack now.
+    pub(crate) fn acknowledge(&mut self, events: impl IntoIterator<Item = u64>) -> usize {
         for tag in events {
-            if let Some(left) = self.0.get_mut(&tag) {
+            if let Some(left) = self.in_hand.get_mut(&tag) {
                 *left -= 1;
                 if *left == 0 {
-                    self.0.remove(&tag);
-                    finished.push(tag);
+                    self.in_hand.remove(&tag);
+                    self.finished.push(tag);
                 }
             }
         }
+        self.finished.len()
+    }
+
+    /// The acks of what is finished. They are only true in this order: an ack of a tag that an earlier one included closes the
+    /// channel.
+    pub(crate) fn acks(&mut self) -> Vec<Ack> {
+        let mut finished = std::mem::take(&mut self.finished);
         finished.sort_unstable();
-        let oldest = self.0.first_key_value().map_or(u64::MAX, |(tag, _)| *tag);
+        let oldest = self.in_hand.first_key_value().map_or(u64::MAX, |(tag, _)| *tag);
         let prefix = finished.partition_point(|tag| *tag < oldest);
         let first = prefix.checked_sub(1).map(|last| Ack { tag: finished[last], multiple: prefix > 1 });
         first
@@ -51,26 +61,36 @@ mod tests {
         Ack { tag, multiple: false }
     }
 
+    fn delivered(messages: impl IntoIterator<Item = (u64, usize)>) -> Unacked {
+        Unacked { in_hand: messages.into_iter().collect(), finished: Vec::new() }
+    }
+
     #[test]
     fn a_prefix_is_one_ack() {
-        let mut unacked = Unacked((1..=6).map(|tag| (tag, 1)).collect());
-        assert_eq!(unacked.acknowledge([3, 1, 2]), [Ack { tag: 3, multiple: true }]);
-        assert_eq!(unacked.acknowledge([4]), [one(4)]);
-        assert_eq!(unacked.acknowledge([5, 6]), [Ack { tag: 6, multiple: true }]);
-        assert_eq!(unacked.acknowledge([6]), [], "it was acked");
+        let mut unacked = delivered((1..=6).map(|tag| (tag, 1)));
+        assert_eq!(unacked.acknowledge([3, 1]), 2);
+        assert_eq!(unacked.acknowledge([2]), 3, "whenever it was finished");
+        assert_eq!(unacked.acks(), [Ack { tag: 3, multiple: true }]);
+        assert_eq!((unacked.acknowledge([4]), unacked.acks()), (1, vec![one(4)]));
+        unacked.acknowledge([5, 6]);
+        assert_eq!(unacked.acks(), [Ack { tag: 6, multiple: true }]);
+        assert_eq!((unacked.acknowledge([6]), unacked.acks()), (0, vec![]), "it was acked");
     }
 
     #[test]
     fn what_is_still_out_is_not_acked() {
-        let mut unacked = Unacked((1..=6).map(|tag| (tag, 1)).collect());
-        assert_eq!(unacked.acknowledge([1, 2, 4, 6]), [Ack { tag: 2, multiple: true }, one(4), one(6)]);
+        let mut unacked = delivered((1..=6).map(|tag| (tag, 1)));
+        unacked.acknowledge([1, 2, 4, 6]);
+        assert_eq!(unacked.acks(), [Ack { tag: 2, multiple: true }, one(4), one(6)]);
     }
 
     #[test]
     fn a_message_is_acked_with_its_last_event() {
-        let mut unacked = Unacked([(1, 3), (2, 2)].into());
-        assert_eq!(unacked.acknowledge([1, 2, 2]), [one(2)]);
-        assert_eq!(unacked.acknowledge([1]), []);
-        assert_eq!(unacked.acknowledge([1]), [one(1)]);
+        let mut unacked = delivered([(1, 3), (2, 2)]);
+        unacked.acknowledge([1, 2, 2]);
+        assert_eq!(unacked.acks(), [one(2)]);
+        assert_eq!(unacked.acknowledge([1]), 0);
+        assert_eq!(unacked.acknowledge([1]), 1);
+        assert_eq!(unacked.acks(), [one(1)]);
     }
 }

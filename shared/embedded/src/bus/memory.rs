@@ -16,8 +16,10 @@ use crate::database::{ENGINE, lock};
 
 pub(crate) struct MemoryQueue<T: Payload>(Arc<Shared<T>>);
 
+/// Rooms of different partitions can be in different batches at once.
+const PARTITIONS: u32 = 32;
+
 struct Shared<T: Payload> {
-    partitions: u32,
     max_events: u32,
     /// One permit for each event that may still be sent (B6).
     capacity: Semaphore,
@@ -32,11 +34,10 @@ struct State<T: Payload> {
 }
 
 impl<T: Payload> MemoryQueue<T> {
-    pub(crate) fn new(partitions: u32, max_events: u32) -> Self {
-        let (partitions, max_events) = (partitions.max(1), max_events.max(1));
-        let inbox = Inbox::new(Kind::Ordered, partitions);
+    pub(crate) fn new(max_events: u32) -> Self {
+        let max_events = max_events.max(1);
+        let inbox = Inbox::new(Kind::Ordered, PARTITIONS);
         Self(Arc::new(Shared {
-            partitions,
             max_events,
             capacity: Semaphore::new(max_events as usize),
             state: Mutex::new(State { inbox, next_place: 0, next_holder: 0 }),
@@ -64,7 +65,7 @@ impl<T: Payload> Queue<T> for MemoryQueue<T> {
             permits.map_err(|error| EngineError::unavailable(ENGINE, Applied::No, error))?.forget();
             let mut state = lock(&shared.state);
             for event in events.drain(..count as usize) {
-                let partition = partition_of(event.payload.room(), shared.partitions) as usize;
+                let partition = partition_of(event.payload.room(), PARTITIONS) as usize;
                 let place = state.next_place;
                 state.next_place += 1;
                 state.inbox.push(partition, place, event, 1, None);

@@ -417,7 +417,7 @@ mod tests {
     }
 
     fn queue(dir: &TempDir) -> TableQueue<Numbered> {
-        let database = crate::open::open(dir.path(), 1).unwrap();
+        let database = crate::open::open(dir.path()).unwrap();
         TableQueue::new("test", Arc::new(database), Clock::start())
     }
 

@@ -24,10 +24,6 @@ pub struct Work {
     /// How many batches are in flight at most. While they are, the next one forms: so batches grow with the load, and
     /// a lone event does not wait for others.
     pub max_in_flight: usize,
-    /// A batch begins no sooner after the one before it than twice the time that one took, and than this at most: where
-    /// a batch costs a store or a broker milliseconds, the next one forms for a few more, and holds more. Where it costs
-    /// less than half of one, and after a pause, nothing waits.
-    pub max_linger: Duration,
     /// How long a batch waits before it comes again, by its attempt, counted from 1.
     pub backoff: fn(u32) -> Duration,
 }
@@ -52,7 +48,7 @@ where
 {
     let mut receiver = queue.receiver().await?;
     let mut stop = pin!(stop);
-    let mut in_flight = JoinSet::new();
+    let mut in_flight: JoinSet<Option<Duration>> = JoinSet::new();
     let mut paused_until = None;
     loop {
         let is_free = paused_until.is_none() && in_flight.len() < options.max_in_flight.max(1);
@@ -60,9 +56,7 @@ where
             biased;
             () = &mut stop => break,
             Some(ended) = in_flight.join_next() => {
-                let Ended { pause, took } = propagate(ended);
-                let wait = pause.or_else(|| linger(took, options.max_linger));
-                paused_until = wait.map(|wait| Instant::now() + wait).max(paused_until);
+                paused_until = propagate(ended).map(|pause| Instant::now() + pause).max(paused_until);
             }
             () = sleep_until(paused_until.unwrap_or_else(Instant::now)), if paused_until.is_some() => paused_until = None,
             deliveries = receiver.receive(options.max_batch), if is_free => {
@@ -76,19 +70,6 @@ where
     Ok(())
 }
 
-/// How long after a batch that took so long the next one begins; none where it is less than a timer can tell.
-fn linger(took: Duration, max: Duration) -> Option<Duration> {
-    Some(max.min(2 * took)).filter(|linger| *linger >= Duration::from_millis(1))
-}
-
-/// How a batch ended.
-#[derive(Default)]
-struct Ended {
-    /// For how long the queue is not to be read: what failed would fail again.
-    pause: Option<Duration>,
-    took: Duration,
-}
-
 /// A panic in a batch is the worker's.
 fn propagate<T: Default>(ended: Result<T, JoinError>) -> T {
     match ended.map_err(JoinError::try_into_panic) {
@@ -99,17 +80,17 @@ fn propagate<T: Default>(ended: Result<T, JoinError>) -> T {
     }
 }
 
-/// One batch, to its acknowledgement or its next try.
+/// One batch, to its acknowledgement or its next try. For how long the queue is not to be read: what failed would fail again.
 async fn finish<T, Done>(
     deliveries: Vec<Delivery<T>>,
     options: Work,
     work: impl Fn(Vec<Event<T>>) -> Done + Send,
-) -> Ended
+) -> Option<Duration>
 where
     T: Payload,
     Done: Future<Output = EngineResult<()>> + Send,
 {
-    let (mut pause, began) = (None, Instant::now());
+    let mut pause = None;
     let mut batches = vec![deliveries];
     while let Some(batch) = batches.pop() {
         let attempt = batch.iter().map(|delivery| delivery.attempt).max().unwrap_or(1);
@@ -128,7 +109,7 @@ where
             }
         }
     }
-    Ended { pause, took: began.elapsed() }
+    pause
 }
 
 fn receipts<T: Payload>(batch: Vec<Delivery<T>>) -> impl Iterator<Item = Receipt> {

@@ -45,7 +45,7 @@ pub fn tapped_store(store: Store, tap: Arc<dyn Tap>) -> Store {
         positions: Tapped::around("positions", store.positions, &tap),
         devices: Tapped::around("devices", store.devices, &tap),
         pushes: Tapped::around("pushes", store.pushes, &tap),
-        partitions: store.partitions,
+        linger: store.linger,
     }
 }
 

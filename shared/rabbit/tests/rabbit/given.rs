@@ -15,6 +15,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 
+/// More than a deployment has unless it says so.
+pub(crate) const PARTITIONS: u32 = 16;
 /// The steps of the wait queues.
 pub(crate) const STEPS: [Duration; 3] =
     [Duration::from_millis(150), Duration::from_secs(1), Duration::from_secs(60)];
@@ -57,7 +59,8 @@ impl Place {
             .try_init();
         let nth = NEXT.fetch_add(1, Ordering::Relaxed);
         let namespace = format!("naru.{}.{nth}.{}", std::process::id(), Timestamp::now().as_millis());
-        let options = Options { namespace, wait_steps: STEPS.into(), ..Options::default() };
+        let options =
+            Options { namespace, wait_steps: STEPS.into(), partitions: PARTITIONS, ..Options::default() };
         Self { url, options, shared: false }
     }
 
@@ -191,7 +194,7 @@ pub(crate) fn rooms_apart(count: usize) -> Vec<RoomId> {
 }
 
 pub(crate) fn partition(room: &RoomId) -> u32 {
-    partition_of(room, Options::default().partitions)
+    partition_of(room, PARTITIONS)
 }
 
 pub(crate) fn user() -> UserId {

@@ -10,9 +10,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use super::given::{PATIENCE, Place, Process, accepted, number, partition, rooms_apart};
+use super::given::{self, PATIENCE, Place, Process, accepted, number, partition, rooms_apart};
 
-const PARTITIONS: usize = 16;
+const PARTITIONS: usize = given::PARTITIONS as usize;
 /// Shares are even within this, under load.
 const EVEN: Duration = Duration::from_secs(12);
 /// A killed one's partitions are taken over within this.

@@ -52,6 +52,34 @@ async fn what_no_queue_takes_is_not_sent_and_the_next_try_finds_a_queue() {
     assert_eq!(number(&next(&mut receiver).await), 3);
 }
 
+/// Acks are put together for 50 ms. What a process that dies had finished half a second before does not come again.
+#[tokio::test]
+async fn what_is_finished_is_acked_soon_though_nothing_follows() {
+    let place = Place::shared();
+    let (process, room) = (place.process().await, room());
+    process.bus().accepted.send((1..=3).map(|number| accepted(&room, number)).collect()).await.unwrap();
+    process.bus().offline.send(vec![offline()]).await.unwrap();
+    let mut ordered = process.bus().accepted.receiver().await.unwrap();
+    let mut durable = process.bus().offline.receiver().await.unwrap();
+    ack(soon("events", ordered.receive(9)).await.unwrap().into_iter().map(|one| one.receipt)).await.unwrap();
+    ack(soon("an event", durable.receive(9)).await.unwrap().into_iter().map(|one| one.receipt))
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    process.cable.cut();
+
+    let successor = place.process().await;
+    let (mut ordered, mut durable) = (
+        successor.bus().accepted.receiver().await.unwrap(),
+        successor.bus().offline.receiver().await.unwrap(),
+    );
+    let last = offline();
+    successor.bus().accepted.send(vec![accepted(&room, 4)]).await.unwrap();
+    successor.bus().offline.send(vec![last.clone()]).await.unwrap();
+    assert_eq!(number(&next(&mut ordered).await), 4);
+    assert_eq!(next(&mut durable).await, last);
+}
+
 #[tokio::test]
 async fn a_queue_that_is_deleted_under_its_receivers_is_declared_and_subscribed_again() {
     let place = Place::shared();

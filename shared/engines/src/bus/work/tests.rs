@@ -138,7 +138,6 @@ fn permanent() -> EngineError {
 
 const SECOND: Duration = Duration::from_secs(1);
 const WORK: Work = Work {
-    max_linger: Duration::ZERO,
     name: "test",
     max_batch: 7,
     max_in_flight: 2,

@@ -14,3 +14,4 @@ mod outages;
 mod pushes;
 mod scale;
 mod traffic;
+mod unreadable;

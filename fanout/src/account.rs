@@ -217,24 +217,43 @@ impl Accountant {
         }
     }
 
-    /// Moves rooms up in lists, then closes entries. What fails stays to be done.
+    /// Moves rooms up in lists, then closes entries. What fails stays to be done, unless it would fail again: a room that can't be
+    /// moved up stays where it is in lists, an entry that can't be closed is handed on by the sweep, and neither holds up others.
     async fn write_down(&self, ledger: &mut Ledger) {
         let store = &self.engines.store;
         if !ledger.newest.is_empty() {
             let newest: Vec<Message> = ledger.newest.values().cloned().collect();
-            if let Err(error) = store.messages.bump(&newest).await {
-                tracing::warn!(%error, rooms = newest.len(), "rooms were not moved up in lists; trying again");
-                return;
+            match store.messages.bump(&newest).await {
+                Ok(()) => {}
+                Err(error) if error.is_transient() => {
+                    tracing::warn!(%error, rooms = newest.len(), "rooms were not moved up in lists; trying again");
+                    return;
+                }
+                Err(error) => {
+                    tracing::error!(%error, rooms = newest.len(), "rooms can't be moved up in lists")
+                }
             }
             ledger.newest.clear();
         }
-        if !ledger.closings.is_empty() {
-            if let Err(error) = store.intake.close(&ledger.closings).await {
-                tracing::warn!(%error, entries = ledger.closings.len(), "intake entries were not closed; trying again");
-                return;
+        let closings = std::mem::take(&mut ledger.closings);
+        let mut parts = vec![&*closings];
+        while let Some(part) = parts.pop().filter(|part| !part.is_empty()) {
+            match store.intake.close(part).await {
+                Ok(()) => {
+                    self.telemetry.closed.inc_by(part.len() as u64);
+                }
+                Err(error) if error.is_transient() => {
+                    parts.push(part);
+                    tracing::warn!(%error, entries = part.len(), "intake entries were not closed; trying again");
+                    ledger.closings = parts.concat();
+                    return;
+                }
+                Err(_) if part.len() > 1 => {
+                    let (first, second) = part.split_at(part.len() / 2);
+                    parts.extend([second, first]);
+                }
+                Err(error) => tracing::error!(%error, entry = %part[0].id, "an intake entry can't be closed"),
             }
-            self.telemetry.closed.inc_by(ledger.closings.len() as u64);
-            ledger.closings.clear();
         }
     }
 

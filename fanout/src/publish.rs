@@ -23,7 +23,7 @@ use crate::route::{Route, Whereabouts, route};
 use crate::telemetry::Telemetry;
 
 /// One batch in flight: what comes meanwhile forms the next one.
-const WORK: Work = Work { name: "publish", max_batch: 256, max_in_flight: 1, backoff };
+const WORK: Work = Work { name: "publish", max_batch: 256, max_in_flight: 1, backoff, is_rederivable: true };
 
 /// The wait before a failed batch comes again: up to 100 ms, doubling with each failure in a row, up to 5 s.
 fn backoff(attempt: u32) -> Duration {

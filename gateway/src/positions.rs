@@ -81,10 +81,21 @@ pub(crate) async fn run(gateway: &Arc<Gateway>, steps: mpsc::Receiver<Taken>) {
         if batch.is_empty() {
             return;
         }
-        let (advances, sessions): (Vec<Advance>, Vec<SessionId>) =
-            batch.drain(..).map(|Taken { advance, session }| (advance, session)).unzip();
+        store(gateway, batch.drain(..).map(|Taken { advance, session }| (advance, session)).unzip()).await;
+    }
+}
+
+/// Stores a batch. A failure that is not transient is some room's own fault: its batch is halved until that room is alone.
+async fn store(gateway: &Gateway, batch: (Vec<Advance>, Vec<SessionId>)) {
+    let mut batches = vec![batch];
+    while let Some((mut advances, mut sessions)) = batches.pop() {
         match gateway.engines.store.positions.advance(&advances).await {
             Ok(moved) => tell(gateway, advances.into_iter().zip(sessions).zip(moved)).await,
+            Err(error) if advances.len() > 1 && !error.is_transient() => {
+                let half = advances.len() / 2;
+                let second = (advances.split_off(half), sessions.split_off(half));
+                batches.extend([second, (advances, sessions)]);
+            }
             Err(error) => {
                 tracing::warn!(%error, steps = advances.len(), "positions were not stored; later ones will be");
             }

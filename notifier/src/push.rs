@@ -57,6 +57,7 @@ impl Push {
             backoff: |attempt| {
                 full_jitter(BACKOFF_BASE, BACKOFF_CAP, attempt.saturating_sub(1), &mut rand::rng())
             },
+            is_rederivable: false,
         };
         let offline = self.engines.bus.offline.clone();
         work_on(&*offline, options, stop.cancelled(), move |events| {

@@ -30,7 +30,8 @@ const REMEMBERED: usize = 65_536;
 /// How often a run is tried that keeps meeting another persister's before its batch is retried.
 const TRIES: usize = 32;
 /// One batch in flight: what comes meanwhile forms the next one.
-const WORK: Work = Work { name: "persist", max_batch: BATCH, max_in_flight: 1, backoff };
+const WORK: Work =
+    Work { name: "persist", max_batch: BATCH, max_in_flight: 1, backoff, is_rederivable: true };
 
 /// The wait before a failed batch comes again: up to 100 ms, doubling with each failure in a row, up to 5 s.
 fn backoff(attempt: u32) -> Duration {

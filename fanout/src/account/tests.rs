@@ -1,5 +1,7 @@
+use async_trait::async_trait;
 use naru_embedded::{Embedded, Options};
-use naru_engines::faults::{Counted, Only, Outage, tapped};
+use naru_engines::EngineError;
+use naru_engines::faults::{Call, Counted, Only, Outage, Tap, tapped};
 use naru_model::hops::Accepted;
 use naru_model::{ClientMessageId, Seq, Timestamp};
 use naru_runtime::telemetry::Metrics;
@@ -18,6 +20,16 @@ struct Books {
     _directory: tempfile::TempDir,
 }
 
+/// Every call fails, and would again.
+struct Refused;
+
+#[async_trait]
+impl Tap for Refused {
+    async fn before(&self, call: &Call) -> EngineResult<()> {
+        Err(EngineError::permanent("the test", format!("{call} is refused")))
+    }
+}
+
 fn user(name: &str) -> UserId {
     UserId::new(name).expect("a user")
 }
@@ -25,11 +37,22 @@ fn user(name: &str) -> UserId {
 impl Books {
     /// `cut` names the calls that fail while the outage lasts.
     fn open(grace: Duration, max_bytes: usize, cut: &'static [&'static str]) -> Self {
+        Self::refusing(grace, max_bytes, cut, &[])
+    }
+
+    /// `refused` names those that fail for good.
+    fn refusing(
+        grace: Duration,
+        max_bytes: usize,
+        cut: &'static [&'static str],
+        refused: &'static [&'static str],
+    ) -> Self {
         let directory = tempfile::tempdir().expect("a folder");
         let embedded = Embedded::open(directory.path(), Options::default()).expect("it opens");
         let outage = Arc::new(Outage::default());
         let counted = Arc::new(Counted::default());
         let engines = tapped(embedded.engines(), Arc::new(Only(cut, outage.clone())));
+        let engines = tapped(engines, Arc::new(Only(refused, Refused)));
         let engines = tapped(engines, counted.clone());
         let no_more_proofs = CancellationToken::new();
         let telemetry = Telemetry::new(&Metrics::new());
@@ -143,6 +166,24 @@ async fn entries_are_closed_after_their_rooms_were_moved_up() {
     assert_eq!(books.open_entries().await, [id]);
     books.outage.cut(false);
     books.opens(&[]).await;
+}
+
+#[tokio::test]
+async fn a_room_that_can_never_be_moved_up_keeps_no_entry_open() {
+    let books = Books::refusing(SHORT, MAX_BYTES, &[], &["messages.bump"]);
+    books.publish(1, &[]).await;
+    books.opens(&[]).await;
+}
+
+/// The sweep hands them on again; meanwhile the ledger forgets them.
+#[tokio::test]
+async fn entries_that_can_never_be_closed_are_not_kept_in_memory() {
+    let books = Books::refusing(SHORT, MAX_BYTES, &[], &["intake.close"]);
+    let ids = [books.publish(1, &[]).await, books.publish(2, &[]).await];
+    while books.counted.count("intake.close") < 2 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(books.end().await, ids);
 }
 
 #[tokio::test]

@@ -147,6 +147,26 @@ impl Database {
         collection: &'static str,
         find: Find,
     ) -> EngineResult<Vec<T>> {
+        let documents = self.documents(collection, find).await?;
+        documents.iter().map(|document| read(collection, document)).collect()
+    }
+
+    /// The same, without those that can't be read, each of which is logged.
+    pub(crate) async fn find_readable<T: DeserializeOwned>(
+        &self,
+        collection: &'static str,
+        find: Find,
+    ) -> EngineResult<Vec<T>> {
+        let documents = self.documents(collection, find).await?;
+        let read = |document: &RawDocumentBuf| {
+            let read = read(collection, document);
+            read.inspect_err(|error| tracing::error!(%error, "a document can't be read; it is passed over"))
+                .ok()
+        };
+        Ok(documents.iter().filter_map(read).collect())
+    }
+
+    async fn documents(&self, collection: &'static str, find: Find) -> EngineResult<Vec<RawDocumentBuf>> {
         // To MongoDB, a limit of 0 is none.
         if find.limit == Some(0) {
             return Ok(Vec::new());
@@ -167,8 +187,7 @@ impl Database {
             action = action.limit(i64::try_from(limit).unwrap_or(i64::MAX));
         }
         let documents = async { action.await?.try_collect::<Vec<_>>().await };
-        let documents = self.ask(Request::Read, collection, documents).await?;
-        documents.iter().map(|document| read(collection, document)).collect()
+        self.ask(Request::Read, collection, documents).await
     }
 
     /// The first document that fits.

@@ -12,7 +12,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::{Delivery, Queue, Receipt, ack, retry};
-use crate::{EngineError, EngineResult};
+use crate::EngineResult;
 
 /// How a worker takes batches.
 #[derive(Clone, Copy, Debug)]
@@ -26,13 +26,23 @@ pub struct Work {
     pub max_in_flight: usize,
     /// How long a batch waits before it comes again, by its attempt, counted from 1.
     pub backoff: fn(u32) -> Duration,
+    /// Whether the store brings back what this queue loses, as it does for an ordered hop: an event that fails by its own fault
+    /// is acknowledged then, so that it holds up no other.
+    pub is_rederivable: bool,
+}
+
+/// The wait of an event that failed by its own fault, on a durable hop: somebody has to mend something first. A second,
+/// doubling, up to half an hour.
+fn wait_at_fault(attempt: u32) -> Duration {
+    Duration::from_secs(1 << attempt.saturating_sub(1).min(11)).min(Duration::from_secs(30 * 60))
 }
 
 /// Takes batches from a queue and does them until `stop`; then finishes those in flight.
 ///
 /// A batch whose `work` succeeded is acknowledged. One that failed comes again after a [backoff](Work::backoff), and a
 /// queue is not read meanwhile where the failure is transient: it would fail, too. A failure that is not transient is
-/// some event's own fault: the events of its batch are done one by one, and the one at fault comes again by itself.
+/// some event's own fault: its batch is halved until that event is alone. On a durable hop it comes again by itself, ever more
+/// seldom; on one that is [re-derivable](Work::is_rederivable) it is left to the sweep, which does the same.
 ///
 /// # Errors
 /// When the queue can't be received from; the batches in flight are dropped, and so come again.
@@ -97,14 +107,25 @@ where
         let events = batch.iter().map(|delivery| delivery.event.clone()).collect();
         match work(events).await {
             Ok(()) => told(options, ack(receipts(batch)).await),
-            Err(error) if batch.len() > 1 && !error.is_transient() => {
+            Err(error) if error.is_transient() => {
+                let (delay, worker, events) = ((options.backoff)(attempt), options.name, batch.len());
+                tracing::warn!(worker, %error, attempt, events, ?delay, "a batch failed; it comes again");
+                pause = pause.max(Some(delay));
+                told(options, retry(receipts(batch), delay).await);
+            }
+            Err(_) if batch.len() > 1 => {
+                let mut first = batch;
+                let second = first.split_off(first.len() / 2);
                 // Popped from the end: in the order in which they came.
-                batches.extend(batch.into_iter().rev().map(|delivery| vec![delivery]));
+                batches.extend([second, first]);
+            }
+            Err(error) if options.is_rederivable => {
+                tracing::error!(worker = options.name, %error, "an event can't be handled; it is left to the sweep");
+                told(options, ack(receipts(batch)).await);
             }
             Err(error) => {
-                let delay = (options.backoff)(attempt);
-                log_failure(options, &error, attempt, batch.len(), delay);
-                pause = error.is_transient().then_some(delay).max(pause);
+                let (delay, worker) = (wait_at_fault(attempt), options.name);
+                tracing::error!(worker, %error, attempt, ?delay, "an event can't be handled; it comes again");
                 told(options, retry(receipts(batch), delay).await);
             }
         }
@@ -114,15 +135,6 @@ where
 
 fn receipts<T: Payload>(batch: Vec<Delivery<T>>) -> impl Iterator<Item = Receipt> {
     batch.into_iter().map(|delivery| delivery.receipt)
-}
-
-fn log_failure(options: Work, error: &EngineError, attempt: u32, events: usize, delay: Duration) {
-    let worker = options.name;
-    if error.is_transient() {
-        tracing::warn!(worker, %error, attempt, events, ?delay, "a batch failed; it comes again");
-    } else {
-        tracing::error!(worker, %error, attempt, ?delay, "an event can't be handled; it comes again");
-    }
 }
 
 fn told(options: Work, answer: EngineResult<()>) {

@@ -51,11 +51,12 @@ impl Intake for Database {
         Ok(ids.iter().map(|id| records.get(id).cloned()).collect())
     }
 
-    /// One round trip for each 16 MB. The index holds nothing but what is open.
+    /// One round trip for each 16 MB. The index holds nothing but what is open. An entry that can't be read keeps no other from
+    /// being brought back.
     async fn open(&self, until: Timestamp, limit: usize) -> EngineResult<Vec<Accepted>> {
         let find = Find::all(doc! { "open": true, "timestamp": { "$lte": until.to_bson() } });
         let order = doc! { "appended": 1, "timestamp": 1, "place": 1 };
-        let open = self.find::<StoredEntry>(INTAKE, find.sorted(order).at_most(limit)).await?;
+        let open = self.find_readable::<StoredEntry>(INTAKE, find.sorted(order).at_most(limit)).await?;
         Ok(open.into_iter().map(|StoredEntry(record)| record.accepted).collect())
     }
 

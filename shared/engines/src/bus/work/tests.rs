@@ -7,9 +7,9 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::yield_now;
 
 use super::*;
-use crate::Applied;
 use crate::bus::given::{Numbered, numbered};
 use crate::bus::{Acknowledge, Receiver};
+use crate::{Applied, EngineError};
 
 /// What was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,6 +142,7 @@ const WORK: Work = Work {
     max_batch: 7,
     max_in_flight: 2,
     backoff: |attempt| Duration::from_secs(10 * u64::from(attempt)),
+    is_rederivable: false,
 };
 
 fn numbers(events: &[Event<Numbered>]) -> Vec<u64> {
@@ -150,6 +151,10 @@ fn numbers(events: &[Event<Numbered>]) -> Vec<u64> {
 
 /// Works on all of the script, each batch with the answer that `answer` gives, until this was done.
 async fn work_until(queue: &Scripted, last: Seen, answer: fn(&[u64]) -> EngineResult<()>) {
+    work_with(WORK, queue, last, answer).await;
+}
+
+async fn work_with(options: Work, queue: &Scripted, last: Seen, answer: fn(&[u64]) -> EngineResult<()>) {
     let log = queue.log.clone();
     let work = move |events: Vec<Event<Numbered>>| {
         let numbers = numbers(&events);
@@ -157,7 +162,7 @@ async fn work_until(queue: &Scripted, last: Seen, answer: fn(&[u64]) -> EngineRe
         log.add(Worked(numbers));
         ready(answer)
     };
-    work_on(queue, WORK, queue.log.until(last), work).await.unwrap();
+    work_on(queue, options, queue.log.until(last), work).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -199,13 +204,31 @@ async fn after_a_permanent_failure_the_event_at_fault_comes_again_by_itself() {
             Worked(vec![1, 2, 3]),
             Worked(vec![1]),
             Acked(vec![1]),
+            Worked(vec![2, 3]),
             Worked(vec![2]),
-            Retried(vec![2], SECOND * 20),
+            Retried(vec![2], SECOND * 2),
             Worked(vec![3]),
             Acked(vec![3]),
         ]
     );
     assert_eq!(queue.log.at(&Acked(vec![4])), Duration::ZERO, "the queue is read on");
+}
+
+#[test]
+fn an_event_at_fault_comes_ever_more_seldom() {
+    let waits = [1, 2, 3, 11, 12, 99].map(|attempt| wait_at_fault(attempt).as_secs());
+    assert_eq!(waits, [1, 2, 4, 1_024, 1_800, 1_800]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_the_store_brings_it_back_an_event_at_fault_holds_up_no_other() {
+    let queue = scripted(&[&[(1, 1), (2, 1), (3, 1), (4, 1)], &[(5, 1)]]);
+    let fails = |numbers: &[u64]| if numbers.contains(&3) { Err(permanent()) } else { Ok(()) };
+    work_with(Work { is_rederivable: true, ..WORK }, &queue, Acked(vec![5]), fails).await;
+    let seen = queue.log.seen();
+    let acked = |numbers: &[u64]| seen.contains(&Acked(numbers.to_vec()));
+    assert!(acked(&[1, 2]) && acked(&[3]) && acked(&[4]), "{seen:?}");
+    assert_eq!(queue.log.at(&Acked(vec![5])), Duration::ZERO, "{seen:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -122,8 +122,8 @@ pub const EMBEDDED: &[Bound] = &[
     bound(
         "writer hand-overs",
         3,
-        3,
-        Per::Persist,
+        2,
+        Per::Hop,
         "the append, the run, and (for many messages at once) closing entries",
     ),
     bound(
@@ -133,7 +133,7 @@ pub const EMBEDDED: &[Bound] = &[
         Per::Tick,
         "of the sweep, once a second: rooms, heads and members are answered from memory",
     ),
-    bound("commits", 3, 3, Per::Persist, "one for each of these"),
+    bound("commits", 3, 2, Per::Hop, "one for each of these"),
     bound("syncs", 1, 1, Per::Persist, "of the run: it covers the append, and its sender is told after it"),
 ];
 

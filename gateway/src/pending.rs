@@ -21,6 +21,8 @@ use crate::sessions::{Session, Ticket, Wake};
 const LOOK_AFTER: Duration = Duration::from_millis(500);
 /// … and again after twice as long, up to this.
 const MAX_LOOK_EVERY: Duration = Duration::from_secs(4);
+/// How many are looked up at a time. Where more are overdue the store is slow, and must not be given more to do for it.
+const MAX_LOOKED_UP: usize = 256;
 /// After this the sender is told that the message's fate is unknown. Its client will have said so long before.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
 
@@ -161,14 +163,15 @@ impl Pending {
         let _answers: Vec<Option<Wake>> = answers.collect();
     }
 
-    /// The messages whose confirmation is overdue, each at growing intervals. Those who have waited too long are told
+    /// Messages whose confirmation is overdue, each at growing intervals; of many, some. Those who have waited too long are told
     /// that the fate of their message is unknown.
     pub(crate) fn overdue(&self) -> Vec<MessageId> {
         let now = Instant::now();
         let mut overdue = Vec::new();
         let given_up: Vec<_> = {
             let mut waiting = self.waiting();
-            for (id, entry) in waiting.iter_mut().filter(|(_, entry)| entry.look_at <= now) {
+            let due = waiting.iter_mut().filter(|(_, entry)| entry.look_at <= now);
+            for (id, entry) in due.take(MAX_LOOKED_UP) {
                 entry.look_at = now + now.duration_since(entry.since).clamp(LOOK_AFTER, MAX_LOOK_EVERY);
                 overdue.push(*id);
             }

@@ -18,6 +18,7 @@ use naru_model::message::{Outcome, Rejection};
 use naru_model::{Event, GatewayId, MemberVersion, Message, MessageId, Origin, Room, RoomId, Seq, Timestamp};
 use naru_runtime::backoff::full_jitter;
 use quick_cache::sync::Cache;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::order::Order;
@@ -27,6 +28,9 @@ use crate::telemetry::Telemetry;
 const BATCH: usize = 256;
 /// How many rooms' heads, and how many recently saved ids, are remembered.
 const REMEMBERED: usize = 65_536;
+/// What the bus took within so long is not handed on once more: less than the 5 s beyond the grace time after which the sweep
+/// brings a saved message back.
+const HANDED_ON_LATELY: Duration = Duration::from_secs(4);
 /// How often a run is tried that keeps meeting another persister's before its batch is retried.
 const TRIES: usize = 32;
 /// One batch in flight: what comes meanwhile forms the next one.
@@ -48,6 +52,8 @@ pub struct Persister {
     /// What this persister saved lately, and at which place: most messages that come `after` another come after one of
     /// these, and what comes again is as a rule one of these.
     saved_lately: Arc<Cache<MessageId, Seq>>,
+    /// What the bus took of this persister, and when.
+    handed_on: Arc<Cache<MessageId, Instant>>,
 }
 
 /// A batch after all look-ups.
@@ -63,7 +69,8 @@ struct Batch {
 impl Persister {
     pub(crate) fn new(engines: Engines, telemetry: Telemetry) -> Self {
         let (heads, saved_lately) = (Arc::new(Cache::new(REMEMBERED)), Arc::new(Cache::new(REMEMBERED)));
-        Self { engines, telemetry, heads, saved_lately }
+        let handed_on = Arc::new(Cache::new(REMEMBERED));
+        Self { engines, telemetry, heads, saved_lately, handed_on }
     }
 
     /// Works until told to stop; then finishes the batch in flight.
@@ -97,6 +104,9 @@ impl Persister {
             self.telemetry.accepted_to_saved.observe(now.since(message.timestamp).as_secs_f64());
             let outcome = Outcome::Saved { seq: message.seq };
             confirmations.add(accepted.origin.as_ref(), message.id, outcome);
+            if self.is_handed_on(message.id) {
+                continue;
+            }
             let room = rooms.get(&message.chat_room_id);
             let member_version = room.map_or(MemberVersion::FIRST, |room| room.member_version);
             events
@@ -265,12 +275,22 @@ impl Persister {
         Ok(heads)
     }
 
+    /// Whether the bus took it so lately that it comes again only because much is waiting. What the bus lost meanwhile the sweep
+    /// brings back, and no sooner than this is over.
+    fn is_handed_on(&self, id: MessageId) -> bool {
+        self.handed_on.get(&id).is_some_and(|at| at.elapsed() < HANDED_ON_LATELY)
+    }
+
     /// Hands saved messages to the fanout.
     async fn hand_on(&self, events: Vec<Event<Saved>>) -> EngineResult<()> {
-        match events.is_empty() {
-            true => Ok(()),
-            false => self.engines.bus.saved.send(events).await,
+        if events.is_empty() {
+            return Ok(());
         }
+        let ids: Vec<MessageId> = events.iter().map(|event| event.payload.message.id).collect();
+        self.engines.bus.saved.send(events).await?;
+        let now = Instant::now();
+        ids.into_iter().for_each(|id| self.handed_on.insert(id, now));
+        Ok(())
     }
 
     /// Tells the gateways, all at once. A gateway that does not hear it looks in the store.

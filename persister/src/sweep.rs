@@ -11,13 +11,16 @@ use std::time::Duration;
 use naru_engines::{EngineResult, Engines};
 use naru_model::hops::Accepted;
 use naru_model::{Event, MessageId, Timestamp};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::Telemetry;
 
-/// How often open entries are looked for.
+/// How often open entries are looked for …
 const EVERY: Duration = Duration::from_secs(1);
+/// … or after this many times as long as that took: where thousands are open, the store is behind, and sweeping is not to take
+/// more than a fifth of it.
+const PAUSE: u32 = 4;
 /// What is open for longer is looked at, and handed on again unless it is saved …
 const OPEN_FOR: Duration = Duration::from_secs(3);
 /// … which is left to the fanout for the grace time and this.
@@ -27,7 +30,7 @@ const FANOUT_MARGIN: Duration = Duration::from_secs(5);
 const MAX_WAIT: Duration = Duration::from_secs(60);
 /// How many are looked at in one sweep, oldest first.
 const AT_ONCE: usize = 10_000;
-/// The lease, and how long it runs.
+/// The lease, and how long it runs. Where a pause is longer, another persister sweeps, and pauses too.
 const LEASE: (&str, Duration) = ("sweep", Duration::from_secs(3));
 
 /// Hands on everything that the intake holds open, however young: at the start of a process whose bus forgets what it
@@ -52,9 +55,9 @@ pub(crate) async fn run(
     let holder = naru_model::GatewayId::generate();
     let mut memory = Memory::default();
     let mut is_failing = false;
-    let mut ticks = tokio::time::interval(EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+    let mut pause = Duration::ZERO;
+    while stop.run_until_cancelled(sleep(pause)).await.is_some() {
+        let began = Instant::now();
         // What can't be swept now is swept as soon as it can: an outage is over for those who wait when this works.
         match sweep(&engines, closed_after, &telemetry, holder.as_str(), &mut memory).await {
             Ok(()) => is_failing = false,
@@ -66,6 +69,7 @@ pub(crate) async fn run(
                 is_failing = true;
             }
         }
+        pause = EVERY.max(PAUSE * began.elapsed());
     }
     Ok(())
 }

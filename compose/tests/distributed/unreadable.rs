@@ -1,4 +1,4 @@
-//! Documents that another system has spoiled: they harm nobody but themselves, and all goes on when they are mended.
+//! Documents that another system has made unreadable: other rooms and entries go on, and these do when they are repaired.
 
 use std::time::{Duration, Instant};
 

@@ -16,7 +16,7 @@ use crate::error::{DUPLICATE_KEY, ENGINE, Request, contended, is_duplicate};
 /// How many statements one `update` command carries. The server takes 100,000, and 48 MB of them.
 const STATEMENTS: usize = 10_000;
 /// How many documents one statement tells apart. More would save nothing, and a server that holds its lock for a whole
-/// statement would hold up everyone else's writes meanwhile.
+/// statement would hold up all other writes meanwhile.
 pub(crate) const PER_STATEMENT: usize = 100;
 /// How often an upsert is tried that another one of the same key came before.
 const UPSERTS: usize = 8;

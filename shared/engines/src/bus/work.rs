@@ -31,7 +31,7 @@ pub struct Work {
     pub is_rederivable: bool,
 }
 
-/// The wait of an event that failed by its own fault, on a durable hop: somebody has to mend something first. A second,
+/// The wait of an event that failed by its own fault, on a durable hop: an operator has to repair something first. A second,
 /// doubling, up to half an hour.
 fn wait_at_fault(attempt: u32) -> Duration {
     Duration::from_secs(1 << attempt.saturating_sub(1).min(11)).min(Duration::from_secs(30 * 60))

@@ -42,6 +42,9 @@ const MAX_ASKED: usize = 8_192;
 const MAX_BYTES: usize = 64 << 20;
 /// What a waiting message costs beside its content.
 const BYTES_EACH: usize = 300;
+/// How many entries are closed in one tick at most: after a stall tens of thousands are finished at once, and closing them all
+/// would hold up the proofs of those that follow.
+const MAX_CLOSED: usize = 4_096;
 /// How many batches may wait to be taken over; beyond, the fanout waits.
 const MAX_BATCHES: usize = 8;
 
@@ -153,7 +156,7 @@ impl Accountant {
         }
         let last = self.unproven_of(ledger, last).await;
         self.hand_over(ledger, last).await;
-        self.write_down(ledger).await;
+        self.write_down(ledger, MAX_CLOSED).await;
         self.telemetry.unproven.set(ledger.count());
     }
 
@@ -217,9 +220,9 @@ impl Accountant {
         }
     }
 
-    /// Moves rooms up in lists, then closes entries. What fails stays to be done, unless it would fail again: a room that can't be
+    /// Moves rooms up in lists, then closes entries, the oldest first and so many at most. What fails stays to be done, unless it would fail again: a room that can't be
     /// moved up stays where it is in lists, an entry that can't be closed is handed on by the sweep, and neither holds up others.
-    async fn write_down(&self, ledger: &mut Ledger) {
+    async fn write_down(&self, ledger: &mut Ledger, max: usize) {
         let store = &self.engines.store;
         if !ledger.newest.is_empty() {
             let newest: Vec<Message> = ledger.newest.values().cloned().collect();
@@ -235,7 +238,7 @@ impl Accountant {
             }
             ledger.newest.clear();
         }
-        let closings = std::mem::take(&mut ledger.closings);
+        let closings: Vec<Closing> = ledger.closings.drain(..max.min(ledger.closings.len())).collect();
         let mut parts = vec![&*closings];
         while let Some(part) = parts.pop().filter(|part| !part.is_empty()) {
             match store.intake.close(part).await {
@@ -245,7 +248,7 @@ impl Accountant {
                 Err(error) if error.is_transient() => {
                     parts.push(part);
                     tracing::warn!(%error, entries = part.len(), "intake entries were not closed; trying again");
-                    ledger.closings = parts.concat();
+                    ledger.closings.splice(..0, parts.concat());
                     return;
                 }
                 Err(_) if part.len() > 1 => {
@@ -265,7 +268,7 @@ impl Accountant {
         let waiting =
             std::mem::take(&mut ledger.unproven).into_iter().chain(std::mem::take(&mut ledger.at_grace));
         let left = self.unproven_of(&mut ledger, waiting.collect()).await;
-        self.write_down(&mut ledger).await;
+        self.write_down(&mut ledger, usize::MAX).await;
         if !left.is_empty() && stop.is_cancelled() {
             tracing::info!(messages = left.len(), "not proven yet: they stay open, for another fanout");
         }

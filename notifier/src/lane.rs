@@ -190,7 +190,7 @@ impl Lane {
         let jobs = || batch.iter().map(|delivery| &delivery.event.payload);
         let ids: Vec<_> = batch.iter().map(|delivery| delivery.event.event_id).collect();
         let members: Vec<_> =
-            jobs().map(|job| (job.chat_room_id.clone(), job.recipient_id.clone())).collect();
+            jobs().map(|job| (job.chat_room_id.clone(), job.recipient_id.clone(), job.seq)).collect();
         let users: BTreeSet<_> = jobs().map(|job| &job.recipient_id).collect();
         let users: Vec<_> = users.into_iter().filter(|_| self.provider.shows_badge()).cloned().collect();
         let unread = async {

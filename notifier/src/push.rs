@@ -19,7 +19,7 @@ use naru_engines::bus::{Work, work_on};
 use naru_engines::store::{Device, MemberPosition};
 use naru_engines::{EngineResult, Engines};
 use naru_model::hops::{Lane, Offline, PushJob, PushTarget};
-use naru_model::{Event, RoomId, Seq, Stage, Timestamp, UserId};
+use naru_model::{Event, Seq, Stage, Timestamp, UserId};
 use naru_runtime::backoff::full_jitter;
 use tokio_util::sync::CancellationToken;
 
@@ -74,64 +74,47 @@ impl Push {
         .await
     }
 
-    /// Puts the pushes that these events ask for on their lanes.
+    /// Puts the pushes that these events ask for on their lanes. Of a recipient with nothing to push to no more is asked.
     async fn hand_on(&self, events: &[Event<Offline>]) -> EngineResult<()> {
-        let positions = self.positions(events).await?;
+        let users: BTreeSet<_> = events.iter().flat_map(|event| &event.payload.recipients).cloned().collect();
+        let devices = self.engines.store.devices.of_users(&Vec::from_iter(users)).await?;
+        let mut devices_of: HashMap<&UserId, Vec<&Device>> = HashMap::new();
+        for device in &devices {
+            devices_of.entry(&device.user).or_default().push(device);
+        }
+        let is_reachable =
+            |user: &UserId| devices_of.contains_key(user) || self.lanes.contains(&Lane::Webhook);
+        let missed =
+            events.iter().flat_map(|event| event.payload.recipients.iter().map(move |user| (event, user)));
+        let missed: Vec<_> = missed.filter(|(_, user)| is_reachable(user)).collect();
+        if missed.is_empty() {
+            return Ok(());
+        }
+        let whom = missed.iter().map(|(Event { payload: Offline { message, .. }, .. }, user)| {
+            (message.chat_room_id.clone(), (*user).clone(), message.seq)
+        });
+        let positions = self.engines.store.positions.get(&whom.collect::<Vec<_>>()).await?;
         let now = Timestamp::now();
         let (mut due, mut spared) = (Vec::new(), Vec::new());
-        for event in events {
-            let message = &event.payload.message;
-            for user in &event.payload.recipients {
-                let member = positions.get(&(&message.chat_room_id, user)).copied().unwrap_or_default();
-                match reason_to_spare(message.seq, member, now) {
-                    Some(reason) => spared.push(reason),
-                    None => due.push((event, user)),
-                }
+        for ((event, user), position) in missed.into_iter().zip(positions) {
+            match reason_to_spare(event.payload.message.seq, position, now) {
+                Some(reason) => spared.push(reason),
+                None => due.push((event, user)),
             }
         }
-        if !due.is_empty() {
-            self.put_on_lanes(&due).await?;
-        }
-        spared.into_iter().for_each(|reason| self.telemetry.spared(reason));
-        Ok(())
-    }
-
-    async fn put_on_lanes(&self, due: &[(&Event<Offline>, &UserId)]) -> EngineResult<()> {
-        let users: BTreeSet<_> = due.iter().map(|(_, user)| (*user).clone()).collect();
-        let devices = self.engines.store.devices.of_users(&Vec::from_iter(users)).await?;
-        let (jobs, unprovided) = self.jobs(due, &devices);
+        let (jobs, unprovided) = self.jobs(due, &devices_of);
         try_join_all(jobs.into_iter().map(|(lane, jobs)| self.engines.bus.push(lane).send(jobs))).await?;
         unprovided.into_iter().for_each(|lane| self.telemetry.no_provider(lane));
+        spared.into_iter().for_each(|reason| self.telemetry.spared(reason));
         Ok(())
-    }
-
-    /// How far the recipients are in their rooms: one look-up for all.
-    async fn positions<'a>(
-        &self,
-        events: &'a [Event<Offline>],
-    ) -> EngineResult<HashMap<(&'a RoomId, &'a UserId), MemberPosition>> {
-        let members = events.iter().flat_map(|Event { payload, .. }| {
-            payload.recipients.iter().map(|user| (&payload.message.chat_room_id, user))
-        });
-        let members: BTreeSet<(&RoomId, &UserId)> = members.collect();
-        let asked: Vec<_> = members.iter().map(|(room, user)| ((*room).clone(), (*user).clone())).collect();
-        if asked.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let found = self.engines.store.positions.get(&asked).await?;
-        Ok(members.into_iter().zip(found).collect())
     }
 
     /// The pushes per lane, each once, and the lane of every device that has no provider here.
     fn jobs(
         &self,
-        due: &[(&Event<Offline>, &UserId)],
-        devices: &[Device],
+        due: Vec<(&Event<Offline>, &UserId)>,
+        devices_of: &HashMap<&UserId, Vec<&Device>>,
     ) -> (BTreeMap<Lane, Vec<Event<PushJob>>>, Vec<Lane>) {
-        let mut devices_of: HashMap<&UserId, Vec<&Device>> = HashMap::new();
-        for device in devices {
-            devices_of.entry(&device.user).or_default().push(device);
-        }
         let (mut jobs, mut unprovided) = (BTreeMap::<_, Vec<_>>::new(), Vec::new());
         let mut made = HashSet::new();
         for (Event { payload, trace, .. }, user) in due {

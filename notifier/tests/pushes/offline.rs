@@ -106,8 +106,8 @@ impl<F: Fn(&RoomId) -> EngineResult<()> + Send + Sync> Positions for Faulty<F> {
         self.inner.advance(steps).await
     }
 
-    async fn get(&self, members: &[(RoomId, UserId)]) -> EngineResult<Vec<MemberPosition>> {
-        members.iter().try_for_each(|(room, _)| (self.fault)(room))?;
+    async fn get(&self, members: &[(RoomId, UserId, Seq)]) -> EngineResult<Vec<MemberPosition>> {
+        members.iter().try_for_each(|(room, ..)| (self.fault)(room))?;
         self.inner.get(members).await
     }
 

@@ -6,13 +6,12 @@ mod table;
 use std::sync::Arc;
 
 use naru_engines::bus::{Bus, Queue};
-use naru_engines::{Applied, EngineError};
 use naru_model::hops::{self, Hop, Kind, Payload};
 
 use crate::Options;
 use crate::bus::memory::MemoryQueue;
 use crate::bus::table::{Clock, TableQueue};
-use crate::database::{Database, ENGINE};
+use crate::database::Database;
 
 pub(crate) fn bus(database: &Arc<Database>, options: &Options) -> Bus {
     let carrier = Carrier { database, options, clock: Clock::start() };
@@ -39,9 +38,4 @@ impl Carrier<'_> {
             Kind::Durable => Arc::new(TableQueue::new(hop.name, self.database.clone(), self.clock)),
         }
     }
-}
-
-/// The answer to an acknowledgement of what its receiver no longer holds.
-fn not_in_hand() -> EngineError {
-    EngineError::unavailable(ENGINE, Applied::No, "its receiver is gone, so it comes again")
 }

@@ -70,7 +70,8 @@ pub trait Queue<T: Payload>: Send + Sync {
 ///
 /// - **C1 batches** – `receive` waits until there is something, then answers what is there, at most `max`; of a room
 ///   with an unacknowledged batch it answers nothing (B4). Cancelling the future loses nothing.
-/// - **C2 dropped** – what is not acknowledged when its delivery or the receiver is dropped is delivered again.
+/// - **C2 dropped** – what is not acknowledged when its delivery is dropped is delivered again; where a broker holds it, when
+///   the receiver is dropped.
 #[async_trait]
 pub trait Receiver<T: Payload>: Send {
     /// See C1. Never empty.

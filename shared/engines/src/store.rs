@@ -357,14 +357,14 @@ pub struct DevicePosition {
 /// - **P5 unread** – `unread` is the sum, over the rooms a user is in now, of the room's head minus the user's read position:
 ///   as exact as the counts in lists of rooms (M5).
 /// - **P6 told apart** – `get` answers each member of each room that it is asked of, whatever else it is asked of; nothing is
-///   known of a user who was never there.
+///   known of a user who was never there. Of what a member sent, it need not know what lies before the place it is asked from.
 #[async_trait]
 pub trait Positions: Send + Sync {
     /// Takes steps, in order; one answer each. See P1 to P4.
     async fn advance(&self, steps: &[Advance]) -> EngineResult<Vec<Moved>>;
 
-    /// How far these members of these rooms are, in their order: see P6. A fixed number of round trips.
-    async fn get(&self, members: &[(RoomId, UserId)]) -> EngineResult<Vec<MemberPosition>>;
+    /// How far these members of these rooms are, in their order, each from a place on: see P6. A fixed number of round trips.
+    async fn get(&self, members: &[(RoomId, UserId, Seq)]) -> EngineResult<Vec<MemberPosition>>;
 
     /// How many messages each of these users has not read, in their order: see P5. A fixed number of round trips, however
     /// many users; the work grows with the rooms they are in.

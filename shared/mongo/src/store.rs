@@ -105,9 +105,15 @@ impl Database {
     }
 
     /// How far these members have read who said that they read so far: sending reads up to one's own message.
+    async fn read_by(&self, said: HashMap<Member, Seq>) -> EngineResult<HashMap<Member, Seq>> {
+        let sent = self.sent_after(said.clone()).await?;
+        Ok(said.into_iter().chain(sent).collect())
+    }
+
+    /// The last message of their own of those members who sent one after this.
     ///
     /// One round trip. The index of `(chatRoomId, senderId, seq)` has all that is asked for.
-    async fn read_by(&self, said: HashMap<Member, Seq>) -> EngineResult<HashMap<Member, Seq>> {
+    async fn sent_after(&self, after: HashMap<Member, Seq>) -> EngineResult<HashMap<Member, Seq>> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Own {
@@ -116,17 +122,15 @@ impl Database {
             #[serde(with = "field")]
             seq: Seq,
         }
-        let own = said.iter().map(|((room, user), read)| {
-            let after = doc! { "$gt": read.to_bson() };
+        let ranges = after.into_iter().map(|((room, user), seq)| {
+            let after = doc! { "$gt": seq.to_bson() };
             let range = doc! { "chatRoomId": room.as_str(), "senderId": user.as_str(), "seq": after };
-            ((room.clone(), user.clone()), range)
+            ((room, user), range)
         });
         let only = doc! { "_id": 0, "chatRoomId": 1, "senderId": 1, "seq": 1 };
         let member = |own: &Own| (own.chat_room_id.clone(), own.sender_id.clone());
-        let own = self.last_in(own.collect(), Some(only), member).await?;
-        let mut read = said;
-        read.extend(own.into_iter().map(|(member, own)| (member, own.seq)));
-        Ok(read)
+        let own = self.last_in(ranges.collect(), Some(only), member).await?;
+        Ok(own.into_iter().map(|(member, own)| (member, own.seq)).collect())
     }
 
     /// The last message of each range of places that has one.

@@ -79,7 +79,7 @@ async fn a_room_with_more_than_is_asked_for_at_once_is_told_apart_from_those_wit
         let place = names.iter().position(|name| *name == summary.room.id.as_str()).unwrap();
         assert_eq!((summary.last_seq.0, summary.unread_count), (counts[place], 0), "{}", names[place]);
     }
-    let asked = names.map(|name| (room(name), ada.clone()));
+    let asked = names.map(|name| (room(name), ada.clone(), Seq(1)));
     let read: Vec<_> = store.positions.get(&asked).await.unwrap().iter().map(|at| at.read.0).collect();
     assert_eq!(read, counts);
     assert_eq!(store.positions.unread(&[ben, ada]).await.unwrap(), [351, 0]);

@@ -77,7 +77,7 @@ async fn a_batch_costs_one_command_for_each_of_its_steps() {
     assert_eq!(store.messages.heads(&rooms).await.unwrap(), [Seq(2); 50]);
     assert_eq!(sent(), ["find", "find"], "heads of 50: where they were last, and what came after that");
 
-    let members: Vec<_> = rooms.iter().map(|room| (room.clone(), ada.clone())).collect();
+    let members: Vec<_> = rooms.iter().map(|room| (room.clone(), ada.clone(), Seq(1))).collect();
     assert!(store.positions.get(&members).await.unwrap().iter().all(|position| position.read == Seq(2)));
     assert_eq!(sent(), ["find", "find"], "positions of 50: what they said, and what they sent after that");
 

@@ -16,8 +16,6 @@ use tokio::time::{Duration, Instant};
 use crate::begun::Begun;
 use crate::unacked::{Ack, Unacked};
 
-/// The inbox is this receiver's alone.
-const HOLDER: u64 = 0;
 /// An event's place is its message's delivery tag, then its index in the message. That many events are longer than the
 /// longest message that a broker takes.
 const INDEX_BITS: u32 = 20;
@@ -139,7 +137,7 @@ impl<T: Payload> Held<T> {
 
     /// See [`Inbox::take`].
     pub(crate) fn take(&mut self, max: usize, now: Instant) -> Result<Vec<Taken<T>>, Option<Instant>> {
-        self.inbox.take(HOLDER, max, now)
+        self.inbox.take(max, now)
     }
 
     /// Whether a receiver that was not asked for so long has something.
@@ -149,14 +147,14 @@ impl<T: Payload> Held<T> {
 
     /// Takes these out of the worker's hands, of a durable hop. They are of the subscription of this number.
     pub(crate) fn remove(&mut self, tags: impl IntoIterator<Item = u64>) -> (Vec<Placed<T>>, u64, bool) {
-        let Removed { places, some_are_gone } = self.inbox.remove(HOLDER, tags);
+        let Removed { places, some_are_gone } = self.inbox.remove(tags);
         let placed = |Place { place, event, attempt, .. }| Placed { place, event, attempt };
         (places.into_iter().map(placed).collect(), self.subscriptions[0].number, some_are_gone)
     }
 
     /// These are finished; whether some of them come again nevertheless.
     pub(crate) fn ack(&mut self, tags: Vec<u64>) -> bool {
-        let Removed { places, some_are_gone } = self.inbox.remove(HOLDER, tags);
+        let Removed { places, some_are_gone } = self.inbox.remove(tags);
         let mut by_partition: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
         for Place { partition, place, .. } in places {
             by_partition.entry(partition).or_default().push(place);
@@ -197,7 +195,7 @@ impl<T: Payload> Held<T> {
 
     /// These wait here for their next try; whether some are gone.
     pub(crate) fn retry(&mut self, tags: Vec<u64>, after: Duration, now: Instant) -> bool {
-        let Removed { places, some_are_gone } = self.inbox.remove(HOLDER, tags);
+        let Removed { places, some_are_gone } = self.inbox.remove(tags);
         for place in places {
             // The next receiver would not know of the delay.
             self.subscriptions[place.partition].is_leaving = false;
@@ -210,7 +208,7 @@ impl<T: Payload> Held<T> {
 
     /// A delivery was dropped.
     pub(crate) fn put_back(&mut self, tag: u64) {
-        self.inbox.put_back(HOLDER, [tag]);
+        self.inbox.put_back([tag]);
         self.leave_where_possible();
     }
 

@@ -1,30 +1,24 @@
 //! A durable hop: rows of one table, `queue`. A row is deleted when its event is acknowledged, and nothing else is written
-//! of it while it is in hand: after a crash all that was not acknowledged comes again.
-//!
-//! In memory is what is in hand, what was dropped, and a little of what is due. What is sent while nothing waits in the
-//! table goes there at once, after its commit; else one receiver at a time looks for due rows, in the order of
-//! `(visibleAt, id)`. The `Cursor` says how far it has come: every row at or before it is in memory or gone. Whatever
-//! else puts a row before it moves it back.
+//! of it while it is in hand: after a crash all that was not acknowledged comes again. In memory is only which rows are in
+//! hand; a receiver reads those that are due and not in hand, in the order of `(visibleAt, id)`.
 
 use std::collections::HashSet;
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use naru_engines::bus::{Acknowledge, Delivery, Inbox, Place, Queue, Receipt, Receiver, Taken};
+use naru_engines::bus::{Acknowledge, Delivery, Queue, Receipt, Receiver};
 use naru_engines::{EngineError, EngineResult};
-use naru_model::hops::{Kind, Payload};
+use naru_model::hops::Payload;
 use naru_model::{Event, Timestamp};
-use rusqlite::{Row, Transaction, params};
+use rusqlite::{Transaction, params};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
-use crate::column::{self, Columns};
+use crate::column::Columns;
 use crate::database::{Database, ENGINE, Sync, lock};
-
-/// How many rows a look reads at most, and how many wait in memory at most before what is sent is left in the table.
-const PAGE: usize = 1024;
 
 /// The time of day, as a clock that never jumps and that tests can pause.
 #[derive(Clone, Copy)]
@@ -43,123 +37,28 @@ impl Clock {
     }
 }
 
-pub(crate) struct TableQueue<T: Payload>(Arc<Shared<T>>);
+pub(crate) struct TableQueue<T: Payload> {
+    table: Arc<Table>,
+    payload: PhantomData<fn() -> T>,
+}
 
-struct Shared<T: Payload> {
+/// One hop's rows.
+struct Table {
     hop: &'static str,
     database: Arc<Database>,
     clock: Clock,
-    state: Mutex<State<T>>,
+    in_hand: Mutex<HashSet<i64>>,
+    /// Of several receivers one reads at a time: what it finds is not in hand yet.
+    reading: tokio::sync::Mutex<()>,
+    /// A row was added, changed or let go.
     changed: Notify,
-}
-
-struct State<T: Payload> {
-    /// A place is a row.
-    inbox: Inbox<T>,
-    /// The rows that are in the inbox, or out of it while their acknowledgement or retry is written.
-    known: HashSet<u64>,
-    cursor: Cursor,
-    is_looking: bool,
-    /// How many looks have begun.
-    looks: u64,
-    next_holder: u64,
-}
-
-/// A place in the order of `(visibleAt, id)`.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Cursor {
-    visible_at: i64,
-    id: i64,
-}
-
-impl Cursor {
-    const END: Self = Self { visible_at: i64::MAX, id: i64::MAX };
-
-    /// Before every row that is due at this moment or later.
-    fn before(visible_at: i64) -> Self {
-        Self { visible_at, id: i64::MIN }
-    }
-}
-
-impl<T: Payload> State<T> {
-    fn push(&mut self, row: i64, event: Event<T>, attempt: u32) {
-        let place = row.cast_unsigned();
-        self.known.insert(place);
-        self.inbox.push(0, place, event, attempt, None);
-    }
-}
-
-impl<T: Payload> Shared<T> {
-    fn now(&self) -> i64 {
-        self.clock.now().as_millis()
-    }
-
-    /// Changes the state and wakes the receivers.
-    fn change<R>(&self, change: impl FnOnce(&mut State<T>) -> R) -> R {
-        let answer = change(&mut lock(&self.state));
-        self.changed.notify_waiters();
-        answer
-    }
-
-    /// These rows were committed. They go straight to the receivers when all that was due before is there, too, and
-    /// when no look can have met them: none has begun since before the commit.
-    fn sent(&self, rows: Vec<i64>, events: Vec<Event<T>>, visible_at: i64, looks_before: Option<u64>) {
-        self.change(|state| {
-            let is_drained = state.cursor.visible_at > visible_at;
-            let is_unseen = looks_before == Some(state.looks);
-            if is_drained && is_unseen && state.inbox.waiting() + events.len() <= PAGE {
-                rows.into_iter().zip(events).for_each(|(row, event)| state.push(row, event, 1));
-            } else {
-                state.cursor = state.cursor.min(Cursor::before(visible_at));
-            }
-        });
-    }
-
-    /// What a receiver may do next.
-    fn next(&self, holder: u64, max: usize) -> Next<T> {
-        let mut state = lock(&self.state);
-        if let Ok(batch) = state.inbox.take(holder, max, Instant::now()) {
-            return Next::Deliver(batch);
-        }
-        let now = self.now();
-        match state.cursor.visible_at {
-            _ if state.is_looking => Next::Wait(None),
-            i64::MAX => Next::Wait(None),
-            due if now < due => Next::Wait(Some(Duration::from_millis(due.abs_diff(now)))),
-            _ => {
-                state.is_looking = true;
-                state.looks += 1;
-                // Whatever moves it back meanwhile is not overlooked.
-                let from = std::mem::replace(&mut state.cursor, Cursor::END);
-                Next::Look { from, now, known: state.known.clone() }
-            }
-        }
-    }
-}
-
-enum Next<T: Payload> {
-    Deliver(Vec<Taken<T>>),
-    Wait(Option<Duration>),
-    /// The rows that were known before the table is read: one that is acknowledged meanwhile is among them, and is not
-    /// delivered again.
-    Look {
-        from: Cursor,
-        now: i64,
-        known: HashSet<u64>,
-    },
 }
 
 impl<T: Payload> TableQueue<T> {
     pub(crate) fn new(hop: &'static str, database: Arc<Database>, clock: Clock) -> Self {
-        let state = State {
-            inbox: Inbox::new(Kind::Durable, 1),
-            known: HashSet::new(),
-            cursor: Cursor::before(i64::MIN),
-            is_looking: false,
-            looks: 0,
-            next_holder: 0,
-        };
-        Self(Arc::new(Shared { hop, database, clock, state: Mutex::new(state), changed: Notify::new() }))
+        let (in_hand, reading, changed) = (Mutex::default(), tokio::sync::Mutex::default(), Notify::new());
+        let table = Arc::new(Table { hop, database, clock, in_hand, reading, changed });
+        Self { table, payload: PhantomData }
     }
 }
 
@@ -169,221 +68,168 @@ impl<T: Payload> Queue<T> for TableQueue<T> {
         if events.is_empty() {
             return Ok(());
         }
-        let shared = self.0.clone();
-        let (hop, visible_at) = (shared.hop, shared.now());
-        let looks_before = {
-            let state = lock(&shared.state);
-            (!state.is_looking).then_some(state.looks)
-        };
         let rows = events.iter().map(|event| Ok((event.event_id, serde_json::to_string(event)?)));
         let rows = rows.collect::<Result<Vec<_>, serde_json::Error>>();
         let rows = rows.map_err(|error| EngineError::permanent(ENGINE, error))?;
+        let (table, visible_at) = (self.table.clone(), self.table.clock.now().as_millis());
         let insert = move |transaction: &Transaction<'_>| {
             let sql = "INSERT INTO queue (hop, visibleAt, eventId, event) VALUES (?1, ?2, ?3, ?4)";
             let mut insert = transaction.prepare_cached(sql)?;
-            let rows = rows.iter();
-            rows.map(|(id, event)| insert.insert(params![hop, visible_at, id.0.as_bytes(), event])).collect()
+            rows.iter().try_for_each(|(id, event)| {
+                insert.execute(params![table.hop, visible_at, id.0.as_bytes(), event]).map(drop)
+            })
         };
-        let then = move |inserted: &EngineResult<Vec<i64>>| {
-            if let Ok(rows) = inserted {
-                shared.sent(rows.clone(), events, visible_at, looks_before);
-            }
-        };
-        self.0.database.write_then(Sync::Always, insert, then).await.map(drop)
+        let table = self.table.clone();
+        let then = move |_: &EngineResult<()>| table.changed.notify_waiters();
+        self.table.database.write_then(Sync::Always, insert, then).await
     }
 
     async fn receiver(&self) -> EngineResult<Box<dyn Receiver<T>>> {
-        let mut state = lock(&self.0.state);
-        state.next_holder += 1;
-        let holder = Holder { shared: self.0.clone(), number: state.next_holder };
-        Ok(Box::new(TableReceiver(Arc::new(holder))))
+        Ok(Box::new(TableReceiver(Arc::new(Hand(self.table.clone())))))
     }
 }
 
-struct TableReceiver<T: Payload>(Arc<Holder<T>>);
+struct TableReceiver(Arc<Hand>);
 
 #[async_trait]
-impl<T: Payload> Receiver<T> for TableReceiver<T> {
+impl<T: Payload> Receiver<T> for TableReceiver {
     async fn receive(&mut self, max: usize) -> EngineResult<Vec<Delivery<T>>> {
-        let Holder { shared, number } = &*self.0;
+        let Hand(table) = &*self.0;
         loop {
-            let mut changed = std::pin::pin!(shared.changed.notified());
+            let mut changed = std::pin::pin!(table.changed.notified());
             // From here on no change is missed.
             changed.as_mut().enable();
-            match shared.next(*number, max.max(1)) {
-                Next::Deliver(batch) => {
-                    let deliver = |Taken { tag, event, attempt }| Delivery {
-                        event,
-                        attempt,
-                        receipt: Receipt::new(tag, self.0.clone()),
-                    };
-                    return Ok(batch.into_iter().map(deliver).collect());
-                }
-                Next::Wait(Some(wait)) => {
+            let turn = table.reading.lock().await;
+            // Those that are let go while the table is read are not delivered by this look: they may be gone.
+            let (hop, in_hand) = (table.hop, lock(&table.in_hand).clone());
+            let now = table.clock.now().as_millis();
+            let look = move |transaction: &Transaction<'_>| Found::read(transaction, hop, now, &in_hand, max);
+            let Found { rows, unreadable, next } = table.database.read(look).await?;
+            // Nothing is awaited from here to the answer: a call that is cancelled has taken nothing.
+            lock(&table.in_hand).extend(rows.iter().map(|row| row.0).chain(unreadable));
+            drop(turn);
+            if !rows.is_empty() {
+                let deliver = |(row, attempt, event): (i64, u32, Event<T>)| {
+                    let receipt = Receipt::new(row.cast_unsigned(), self.0.clone());
+                    Delivery { event, attempt, receipt }
+                };
+                return Ok(rows.into_iter().map(deliver).collect());
+            }
+            match next {
+                Some(due) => {
+                    let wait = Duration::from_millis(due.abs_diff(now));
                     tokio::select! { () = changed => {}, () = sleep(wait) => {} }
                 }
-                Next::Wait(None) => changed.await,
-                Next::Look { from, now, known } => {
-                    let look = Look { shared: shared.clone(), upto: from };
-                    shared.database.read(move |transaction| look.read(transaction, now, &known)).await?;
-                }
+                None => changed.await,
             }
         }
     }
 }
 
-impl<T: Payload> Drop for TableReceiver<T> {
-    fn drop(&mut self) {
-        let Holder { shared, number } = &*self.0;
-        shared.change(|state| state.inbox.release(*number));
-    }
+/// What one look at the table found.
+struct Found<T: Payload> {
+    /// Due: a row, its attempt and its event.
+    rows: Vec<(i64, u32, Event<T>)>,
+    /// They stay where they are, for an operator to see, and count as in hand until the process ends.
+    unreadable: Vec<i64>,
+    /// When the next one is due, if none is.
+    next: Option<i64>,
 }
 
-/// A look for due rows. When it is dropped, the next one begins where it came to; before it has read, where it began.
-struct Look<T: Payload> {
-    shared: Arc<Shared<T>>,
-    upto: Cursor,
-}
-
-impl<T: Payload> Look<T> {
-    /// Takes the due rows that are not known into the inbox, at most a page of them.
-    fn read(mut self, transaction: &Transaction<'_>, now: i64, known: &HashSet<u64>) -> rusqlite::Result<()> {
-        let (hop, from) = (self.shared.hop, self.upto);
+impl<T: Payload> Found<T> {
+    fn read(
+        transaction: &Transaction<'_>,
+        hop: &str,
+        now: i64,
+        in_hand: &HashSet<i64>,
+        max: usize,
+    ) -> rusqlite::Result<Self> {
+        let (mut rows, mut unreadable) = (Vec::new(), Vec::new());
         let mut due = transaction.prepare_cached(
-            "SELECT id, visibleAt, attempt, event FROM queue
-             WHERE hop = ?1 AND (visibleAt, id) > (?2, ?3) AND visibleAt <= ?4 ORDER BY visibleAt, id LIMIT ?5",
+            "SELECT id, attempt, event FROM queue WHERE hop = ?1 AND visibleAt <= ?2 ORDER BY visibleAt, id",
         )?;
-        let mut due = due.query(params![hop, from.visible_at, from.id, now, column::limit(PAGE)])?;
-        let (mut found, mut seen, mut upto) = (Vec::new(), 0, from);
-        while let Some(row) = due.next()? {
-            seen += 1;
-            upto = Cursor { visible_at: row.get(1)?, id: row.get(0)? };
-            if !known.contains(&upto.id.cast_unsigned()) {
-                found.extend(read_row(row, hop)?);
+        let mut due = due.query(params![hop, now])?;
+        while rows.len() < max.max(1)
+            && let Some(row) = due.next()?
+        {
+            let id = row.get(0)?;
+            if in_hand.contains(&id) {
+                continue;
+            }
+            match row.json(2) {
+                Ok(event) => rows.push((id, row.get(1)?, event)),
+                Err(error) => {
+                    tracing::error!(hop, row = id, %error, "an event in the queue can't be read; it stays there");
+                    unreadable.push(id);
+                }
             }
         }
-        if seen < PAGE {
-            let next = transaction
-                .prepare_cached("SELECT min(visibleAt) FROM queue WHERE hop = ?1 AND visibleAt > ?2")?
-                .query_row(params![hop, now], |row| row.get::<_, Option<i64>>(0))?;
-            upto = next.map_or(Cursor::END, Cursor::before);
+        let mut next = None;
+        if rows.is_empty() {
+            let sql = "SELECT min(visibleAt) FROM queue WHERE hop = ?1 AND visibleAt > ?2";
+            next = transaction.prepare_cached(sql)?.query_row(params![hop, now], |row| row.get(0))?;
         }
-        let mut state = lock(&self.shared.state);
-        found.into_iter().for_each(|(row, attempt, event)| state.push(row, event, attempt));
-        drop(state);
-        self.upto = upto;
-        Ok(())
+        Ok(Self { rows, unreadable, next })
     }
 }
 
-impl<T: Payload> Drop for Look<T> {
-    fn drop(&mut self) {
-        self.shared.change(|state| {
-            state.is_looking = false;
-            state.cursor = state.cursor.min(self.upto);
-        });
-    }
-}
+/// A receiver's hand, as its receipts know it.
+struct Hand(Arc<Table>);
 
-/// An event that can't be read stays where it is, for an operator to see, and holds up no other.
-fn read_row<T: Payload>(row: &Row<'_>, hop: &str) -> rusqlite::Result<Option<(i64, u32, Event<T>)>> {
-    let (id, attempt) = (row.get(0)?, row.get(2)?);
-    match row.json(3) {
-        Ok(event) => Ok(Some((id, attempt, event))),
-        Err(error) => {
-            tracing::error!(hop, row = id, %error, "an event in the queue can't be read; it stays there");
-            Ok(None)
-        }
-    }
-}
-
-/// One receiver, as its receipts know it.
-struct Holder<T: Payload> {
-    shared: Arc<Shared<T>>,
-    number: u64,
-}
-
-impl<T: Payload> fmt::Debug for Holder<T> {
+impl fmt::Debug for Hand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Holder")
-            .field("hop", &self.shared.hop)
-            .field("number", &self.number)
-            .finish_non_exhaustive()
+        f.debug_struct("Hand").field("hop", &self.0.hop).finish_non_exhaustive()
     }
 }
 
-impl<T: Payload> Holder<T> {
-    /// Writes of rows in hand that they are gone, or, as the next attempt, due again at a moment.
+impl Hand {
+    /// Writes of rows that they are gone, or, as the next attempt, due again at a moment; then they are let go, whether that
+    /// could be written or not.
     async fn write(&self, tags: Vec<u64>, again_at: Option<i64>) -> EngineResult<()> {
-        let removed = lock(&self.shared.state).inbox.remove(self.number, tags);
-        let rows: Vec<_> = removed.places.iter().map(|place| place.place.cast_signed()).collect();
-        let leaving = Leaving { shared: self.shared.clone(), places: removed.places };
-        if !rows.is_empty() {
-            let write = move |transaction: &Transaction<'_>| match again_at {
-                None => {
-                    let mut delete = transaction.prepare_cached("DELETE FROM queue WHERE id = ?1")?;
-                    rows.iter().try_for_each(|row| delete.execute([row]).map(drop))
-                }
-                Some(again_at) => {
-                    let sql = "UPDATE queue SET visibleAt = ?2, attempt = attempt + 1 WHERE id = ?1";
-                    let mut update = transaction.prepare_cached(sql)?;
-                    rows.iter().try_for_each(|row| update.execute([*row, again_at]).map(drop))
-                }
-            };
-            let then = move |written: &EngineResult<()>| {
-                if written.is_ok() {
-                    leaving.finish(again_at);
-                }
-            };
-            // An acknowledgement that a power cut undoes brings its event again.
-            let sync = if again_at.is_none() { Sync::Never } else { Sync::Always };
-            self.shared.database.write_then(sync, write, then).await?;
-        }
-        if removed.some_are_gone { Err(super::not_in_hand()) } else { Ok(()) }
+        let rows: Vec<i64> = tags.into_iter().map(u64::cast_signed).collect();
+        let in_hand = InHand { table: self.0.clone(), rows: rows.clone() };
+        let write = move |transaction: &Transaction<'_>| match again_at {
+            None => {
+                let mut delete = transaction.prepare_cached("DELETE FROM queue WHERE id = ?1")?;
+                rows.iter().try_for_each(|row| delete.execute([row]).map(drop))
+            }
+            Some(again_at) => {
+                let sql = "UPDATE queue SET visibleAt = ?2, attempt = attempt + 1 WHERE id = ?1";
+                let mut update = transaction.prepare_cached(sql)?;
+                rows.iter().try_for_each(|row| update.execute([*row, again_at]).map(drop))
+            }
+        };
+        // An acknowledgement that a power cut undoes brings its event again.
+        let sync = if again_at.is_none() { Sync::Never } else { Sync::Always };
+        self.0.database.write_then(sync, write, move |_| drop(in_hand)).await
     }
 }
 
 #[async_trait]
-impl<T: Payload> Acknowledge for Holder<T> {
+impl Acknowledge for Hand {
     async fn ack(&self, tags: Vec<u64>) -> EngineResult<()> {
         self.write(tags, None).await
     }
 
     async fn retry(&self, tags: Vec<u64>, after: Duration) -> EngineResult<()> {
-        let again_at = self.shared.clock.now().after(after).as_millis();
-        self.write(tags, Some(again_at)).await
+        self.write(tags, Some(self.0.clock.now().after(after).as_millis())).await
     }
 
     fn dropped(&self, tag: u64) {
-        self.shared.change(|state| state.inbox.put_back(self.number, [tag]));
+        drop(InHand { table: self.0.clone(), rows: vec![tag.cast_signed()] });
     }
 }
 
-/// Events whose acknowledgement or retry is being written. Dropped before it is finished, it lets them wait again.
-struct Leaving<T: Payload> {
-    shared: Arc<Shared<T>>,
-    places: Vec<Place<T>>,
+/// Rows in hand. Dropped, they are in hand no more: what is still in the table comes again when it is due.
+struct InHand {
+    table: Arc<Table>,
+    rows: Vec<i64>,
 }
 
-impl<T: Payload> Leaving<T> {
-    fn finish(mut self, again_at: Option<i64>) {
-        let places = std::mem::take(&mut self.places);
-        self.shared.change(|state| {
-            for place in &places {
-                state.known.remove(&place.place);
-            }
-            let again = again_at.map_or(Cursor::END, Cursor::before);
-            state.cursor = state.cursor.min(again);
-        });
-    }
-}
-
-impl<T: Payload> Drop for Leaving<T> {
+impl Drop for InHand {
     fn drop(&mut self) {
-        if !self.places.is_empty() {
-            let places = std::mem::take(&mut self.places);
-            self.shared.change(|state| places.into_iter().for_each(|place| state.inbox.restore(place)));
-        }
+        lock(&self.table.in_hand).retain(|row| !self.rows.contains(row));
+        self.table.changed.notify_waiters();
     }
 }
 
@@ -421,32 +267,9 @@ mod tests {
         TableQueue::new("test", Arc::new(database), Clock::start())
     }
 
-    #[tokio::test]
-    async fn what_is_not_received_stays_in_the_table() {
-        let dir = tempfile::tempdir().unwrap();
-        let queue = queue(&dir);
-        let mut receiver = queue.receiver().await.unwrap();
-        // Once it was looked for, what is sent goes straight to the receivers; but not all of it.
-        queue.send(events(0..1)).await.unwrap();
-        ack(receiver.receive(1).await.unwrap().into_iter().map(|delivery| delivery.receipt)).await.unwrap();
-        for nth in 0..30 {
-            queue.send(events(1 + nth * 100..1 + (nth + 1) * 100)).await.unwrap();
-        }
-        let mut received = Vec::new();
-        while received.len() < 3_000 {
-            let waiting = lock(&queue.0.state).inbox.waiting();
-            assert!(waiting <= PAGE, "{waiting} wait in memory");
-            let batch = receiver.receive(70).await.unwrap();
-            received.extend(batch.iter().map(|delivery| delivery.event.payload.1));
-            ack(batch.into_iter().map(|delivery| delivery.receipt)).await.unwrap();
-        }
-        assert_eq!(received, (1..3_001).collect::<Vec<_>>());
-        assert!(lock(&queue.0.state).known.is_empty());
-    }
-
-    /// Looks, hand-overs and acknowledgements in every order that two receivers and a busy sender make of them.
+    /// Looks and acknowledgements in every order that two receivers and a busy sender make of them.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn every_event_is_acknowledged_once_while_looks_and_hand_overs_alternate() {
+    async fn every_event_is_acknowledged_once_while_looks_and_acknowledgements_alternate() {
         const COUNT: usize = 3_000;
         let dir = tempfile::tempdir().unwrap();
         let queue = Arc::new(queue(&dir));
@@ -492,9 +315,10 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(60), all_acked.notified()).await.unwrap();
         receivers.shutdown().await;
         assert!(lock(&acked).values().all(|count| *count == 1), "each once");
-        let rows = queue.0.database.read(|transaction| {
+        let rows = queue.table.database.read(|transaction| {
             transaction.query_row("SELECT count(*) FROM queue", [], |row| row.get::<_, i64>(0))
         });
         assert_eq!(rows.await.unwrap(), 0);
+        assert!(lock(&queue.table.in_hand).is_empty());
     }
 }

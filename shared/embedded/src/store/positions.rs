@@ -18,10 +18,10 @@ impl Positions for Database {
         self.write(move |transaction| steps.iter().map(|step| advance(transaction, step)).collect()).await
     }
 
-    async fn get(&self, members: &[(RoomId, UserId)]) -> EngineResult<Vec<MemberPosition>> {
+    async fn get(&self, members: &[(RoomId, UserId, Seq)]) -> EngineResult<Vec<MemberPosition>> {
         let members = members.to_vec();
         self.read(move |transaction| {
-            let position = |(room, user): &(RoomId, UserId)| {
+            let position = |(room, user, _): &(RoomId, UserId, Seq)| {
                 let (read, settings) = member(transaction, room, user)?;
                 Ok(MemberPosition { read, received: received(transaction, room, user)?, settings })
             };

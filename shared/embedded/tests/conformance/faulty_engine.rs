@@ -376,18 +376,18 @@ impl Positions for FaultyEngine<dyn Positions> {
         Ok(answers)
     }
 
-    async fn get(&self, members: &[(RoomId, UserId)]) -> EngineResult<Vec<MemberPosition>> {
+    async fn get(&self, members: &[(RoomId, UserId, Seq)]) -> EngineResult<Vec<MemberPosition>> {
         let mut asked = members.to_vec();
         if self.defect == Defect::PositionsOfTheFirstRoom {
-            asked.iter_mut().for_each(|(room, _)| room.clone_from(&members[0].0));
+            asked.iter_mut().for_each(|(room, ..)| room.clone_from(&members[0].0));
         }
         let mut positions = self.inner.get(&asked).await?;
         let kept = self.kept();
-        for (member, position) in members.iter().zip(&mut positions) {
+        for ((room, user, _), position) in members.iter().zip(&mut positions) {
             if self.defect == Defect::SendingIsNotReading {
                 position.read = Seq::ZERO;
             }
-            let Some(step) = kept.steps.get(member) else { continue };
+            let Some(step) = kept.steps.get(&(room.clone(), user.clone())) else { continue };
             let goes = if self.defect == Defect::PositionsGoBackward { Seq::min } else { Seq::max };
             position.read = goes(position.read, step.read);
             position.received = goes(position.received, step.received);

@@ -20,8 +20,9 @@ pub struct Inbox<T: Payload> {
     kind: Kind,
     partitions: Vec<Partition<T>>,
     /// By tag.
-    in_hand: HashMap<u64, InHand<T>>,
-    next_tag: u64,
+    in_hand: HashMap<u64, Place<T>>,
+    /// The next tag, or place.
+    next_number: u64,
     /// Where the next batch begins, so that no partition is served first for ever.
     turn: usize,
 }
@@ -44,12 +45,6 @@ struct Waiting<T: Payload> {
     attempt: u32,
     /// On durable hops: not before.
     due: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct InHand<T: Payload> {
-    holder: u64,
-    place: Place<T>,
 }
 
 /// An event that was taken.
@@ -78,12 +73,12 @@ pub struct Place<T: Payload> {
     generation: u64,
 }
 
-/// What was taken out of a holder's hands.
+/// What was taken out of a worker's hands.
 #[derive(Debug)]
 pub struct Removed<T: Payload> {
     /// Those that were there.
     pub places: Vec<Place<T>>,
-    /// Some were not: their partition was cleared, or their holder released, and they come again.
+    /// Some were not: their partition was cleared, and they come again.
     pub some_are_gone: bool,
 }
 
@@ -101,17 +96,19 @@ impl<T: Payload> Inbox<T> {
             kind,
             partitions: (0..partitions.max(1)).map(partition).collect(),
             in_hand: HashMap::new(),
-            next_tag: 0,
+            next_number: 0,
             turn: 0,
         }
     }
 
-    /// How many partitions there are.
-    pub fn partitions(&self) -> usize {
-        self.partitions.len()
+    /// An event waits behind all others of its partition.
+    pub fn push_last(&mut self, partition: usize, event: Event<T>) {
+        let place = self.next_number;
+        self.next_number += 1;
+        self.push(partition, place, event, 1, None);
     }
 
-    /// An event waits at a place, from `due` on.
+    /// An event waits at a place, from `due` on. Places are the caller's: of one inbox all, or none.
     pub fn push(
         &mut self,
         partition: usize,
@@ -123,12 +120,12 @@ impl<T: Payload> Inbox<T> {
         self.partitions[partition].waiting.insert(place, Waiting { event, attempt, due });
     }
 
-    /// What may be taken now, at most `max`, into the hands of `holder`. When that is nothing: when to look again, if
-    /// only time stands in the way.
+    /// What may be taken now, at most `max`. When that is nothing: when to look again, if only time stands in
+    /// the way.
     ///
     /// # Errors
     /// Nothing may be taken.
-    pub fn take(&mut self, holder: u64, max: usize, now: Instant) -> Result<Vec<Taken<T>>, Option<Instant>> {
+    pub fn take(&mut self, max: usize, now: Instant) -> Result<Vec<Taken<T>>, Option<Instant>> {
         let (mut batch, mut opens_at) = (Vec::new(), None::<Instant>);
         let count = self.partitions.len();
         for partition in (self.turn..self.turn + count).map(|turn| turn % count) {
@@ -157,12 +154,12 @@ impl<T: Payload> Inbox<T> {
             }
             for place in due {
                 let Some(Waiting { event, attempt, .. }) = this.waiting.remove(&place) else { continue };
-                let tag = self.next_tag;
-                self.next_tag += 1;
+                let tag = self.next_number;
+                self.next_number += 1;
                 this.in_hand += 1;
                 batch.push(Taken { tag, event: event.clone(), attempt });
                 let place = Place { partition, place, event, attempt, generation: this.generation };
-                self.in_hand.insert(tag, InHand { holder, place });
+                self.in_hand.insert(tag, place);
             }
             if batch.len() >= max {
                 break;
@@ -171,12 +168,11 @@ impl<T: Payload> Inbox<T> {
         if batch.is_empty() { Err(opens_at) } else { Ok(batch) }
     }
 
-    /// Takes these out of their holder's hands: they are acknowledged, or will be retried or restored.
-    pub fn remove(&mut self, holder: u64, tags: impl IntoIterator<Item = u64>) -> Removed<T> {
+    /// Takes these out of a worker's hands: they are acknowledged, or will be retried or restored.
+    pub fn remove(&mut self, tags: impl IntoIterator<Item = u64>) -> Removed<T> {
         let mut removed = Removed { places: Vec::new(), some_are_gone: false };
         for tag in tags {
-            let held = self.in_hand.get(&tag).is_some_and(|held| held.holder == holder);
-            let Some(InHand { place, .. }) = held.then(|| self.in_hand.remove(&tag)).flatten() else {
+            let Some(place) = self.in_hand.remove(&tag) else {
                 removed.some_are_gone = true;
                 continue;
             };
@@ -203,9 +199,9 @@ impl<T: Payload> Inbox<T> {
         self.wait_again(Place { attempt: place.attempt + 1, ..place }, due);
     }
 
-    /// A removed event waits at its old place again, as if it had not been taken.
-    pub fn restore(&mut self, place: Place<T>) {
-        self.wait_again(place, None);
+    /// Deliveries were dropped: their events wait at their old places again, as if they had not been taken.
+    pub fn put_back(&mut self, tags: impl IntoIterator<Item = u64>) {
+        self.remove(tags).places.into_iter().for_each(|place| self.wait_again(place, None));
     }
 
     fn wait_again(&mut self, place: Place<T>, due: Option<Instant>) {
@@ -215,19 +211,7 @@ impl<T: Payload> Inbox<T> {
         }
     }
 
-    /// Deliveries were dropped: their events wait at their old places again, as if they had not been taken.
-    pub fn put_back(&mut self, holder: u64, tags: impl IntoIterator<Item = u64>) {
-        self.remove(holder, tags).places.into_iter().for_each(|place| self.restore(place));
-    }
-
-    /// A holder is gone: what it held waits again.
-    pub fn release(&mut self, holder: u64) {
-        let held = self.in_hand.iter().filter(|(_, held)| held.holder == holder);
-        let tags: Vec<u64> = held.map(|(tag, _)| *tag).collect();
-        self.put_back(holder, tags);
-    }
-
-    /// Forgets a partition: what waits, and, once its holders let go of it, what is in hand. It opens again.
+    /// Forgets a partition: what waits, and, once it is removed, what is in hand. It opens again.
     pub fn clear(&mut self, partition: usize) {
         let this = &mut self.partitions[partition];
         this.waiting.clear();

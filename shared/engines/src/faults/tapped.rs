@@ -137,7 +137,7 @@ tapped! {
     }
     Positions {
         advance(steps: &[Advance]) -> Vec<Moved>, steps.iter().map(|step| &step.room);
-        get(members: &[(RoomId, UserId)]) -> Vec<MemberPosition>, members.iter().map(|(room, _)| room);
+        get(members: &[(RoomId, UserId, Seq)]) -> Vec<MemberPosition>, members.iter().map(|(room, ..)| room);
         unread(users: &[UserId]) -> Vec<u64>;
         of_device(user: &UserId, device: &DeviceId) -> Vec<DevicePosition>;
     }

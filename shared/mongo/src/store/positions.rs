@@ -101,14 +101,17 @@ impl Positions for Database {
     }
 
     /// Two round trips: what is known of the members, for each room one clause and for each member one step in the index; then
-    /// what they sent after that.
-    async fn get(&self, asked: &[(RoomId, UserId)]) -> EngineResult<Vec<MemberPosition>> {
+    /// what they sent after that and after the place that is asked from.
+    async fn get(&self, asked: &[(RoomId, UserId, Seq)]) -> EngineResult<Vec<MemberPosition>> {
         if asked.is_empty() {
             return Ok(Vec::new());
         }
         let mut rooms: BTreeMap<&RoomId, Vec<&UserId>> = BTreeMap::new();
-        for (room, user) in asked {
+        let mut before: HashMap<Who<'_>, Seq> = HashMap::new();
+        for (room, user, from) in asked {
             rooms.entry(room).or_default().push(user);
+            let last = Seq(from.0.saturating_sub(1));
+            before.entry((room, user)).and_modify(|before| *before = last.min(*before)).or_insert(last);
         }
         let of_room = |(room, users): (&RoomId, Vec<&UserId>)| {
             doc! { "userId": { "$in": texts(users) }, "chatRoomId": room.as_str() }
@@ -117,13 +120,15 @@ impl Positions for Database {
         let members = self.members(doc! { "$or": either }, asked.len()).await?;
         let members: HashMap<Who<'_>, _> =
             members.iter().map(|member| ((&member.chat_room_id, &member.user_id), member)).collect();
-        let said =
-            |(room, user): &Member| members.get(&(room, user)).map(|member| member.read).unwrap_or_default();
-        let read = self.read_by(asked.iter().map(|who| (who.clone(), said(who))).collect()).await?;
-        let position = |who: &Member| {
-            let member = members.get(&(&who.0, &who.1));
+        let said = |who: Who<'_>| members.get(&who).map(|member| member.read).unwrap_or_default();
+        let after =
+            |(who, before): (&Who<'_>, &Seq)| ((who.0.clone(), who.1.clone()), said(*who).max(*before));
+        let sent = self.sent_after(before.iter().map(after).collect()).await?;
+        let position = |(room, user, _): &(RoomId, UserId, Seq)| {
+            let member = members.get(&(room, user));
+            let sent = sent.get(&(room.clone(), user.clone())).copied();
             MemberPosition {
-                read: read.get(who).copied().unwrap_or_default(),
+                read: sent.unwrap_or_else(|| said((room, user))),
                 received: member.map(|member| member.received).unwrap_or_default(),
                 settings: member.map(|member| member.settings()).unwrap_or_default(),
             }

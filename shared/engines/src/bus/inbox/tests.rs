@@ -22,7 +22,7 @@ fn filled(kind: Kind, partitions: &[&[u64]]) -> Inbox<Numbered> {
 }
 
 fn retry_all(inbox: &mut Inbox<Numbered>, batch: &[Taken<Numbered>], after: Duration, now: Instant) {
-    let removed = inbox.remove(1, batch.iter().map(|taken| taken.tag));
+    let removed = inbox.remove(batch.iter().map(|taken| taken.tag));
     removed.places.into_iter().for_each(|place| inbox.retry(place, after, now));
 }
 
@@ -31,33 +31,33 @@ fn a_durable_event_waits_for_its_own_delay_only() {
     let now = Instant::now();
     let mut inbox = filled(Kind::Durable, &[&[1, 2, 3]]);
     for seconds in [60, 2] {
-        let batch = inbox.take(1, 1, now).unwrap();
+        let batch = inbox.take(1, now).unwrap();
         retry_all(&mut inbox, &batch, SECOND * seconds, now);
     }
-    assert_eq!(numbers(&inbox.take(1, 9, now).unwrap()), [3], "in hand, which holds nothing up");
-    assert_eq!(inbox.take(1, 9, now).unwrap_err(), Some(now + SECOND * 2));
-    let again = inbox.take(1, 9, now + SECOND * 2).unwrap();
+    assert_eq!(numbers(&inbox.take(9, now).unwrap()), [3], "in hand, which holds nothing up");
+    assert_eq!(inbox.take(9, now).unwrap_err(), Some(now + SECOND * 2));
+    let again = inbox.take(9, now + SECOND * 2).unwrap();
     assert_eq!((numbers(&again), again[0].attempt), (vec![2], 2));
-    assert_eq!(inbox.take(1, 9, now + SECOND * 2).unwrap_err(), Some(now + SECOND * 60));
-    assert_eq!(numbers(&inbox.take(1, 9, now + SECOND * 60).unwrap()), [1]);
+    assert_eq!(inbox.take(9, now + SECOND * 2).unwrap_err(), Some(now + SECOND * 60));
+    assert_eq!(numbers(&inbox.take(9, now + SECOND * 60).unwrap()), [1]);
 }
 
 #[test]
 fn what_was_in_hand_of_a_cleared_partition_does_not_come_again() {
     let now = Instant::now();
     let mut inbox = filled(Kind::Ordered, &[&[1, 2, 3, 4, 5]]);
-    let batch = inbox.take(1, 3, now).unwrap();
-    let removed_before = inbox.remove(1, [batch[0].tag]).places;
+    let batch = inbox.take(3, now).unwrap();
+    let removed_before = inbox.remove([batch[0].tag]).places;
     inbox.clear(0);
     inbox.push(0, 6, numbered("r", 6), 1, None);
-    assert_eq!(inbox.take(1, 9, now).unwrap_err(), None, "two of the room are in hand");
+    assert_eq!(inbox.take(9, now).unwrap_err(), None, "two of the room are in hand");
 
     removed_before.into_iter().for_each(|place| inbox.retry(place, SECOND, now));
-    inbox.put_back(1, [batch[1].tag]);
+    inbox.put_back([batch[1].tag]);
     assert_eq!(inbox.in_hand(0), 1);
-    let removed = inbox.remove(1, [batch[2].tag]);
+    let removed = inbox.remove([batch[2].tag]);
     assert!(removed.places.is_empty() && removed.some_are_gone);
-    assert_eq!(numbers(&inbox.take(1, 9, now).unwrap()), [6], "and nothing blocks it");
+    assert_eq!(numbers(&inbox.take(9, now).unwrap()), [6], "and nothing blocks it");
 
     inbox.clear_all();
     assert_eq!((inbox.waiting(), inbox.in_hand(0)), (0, 0));
@@ -68,11 +68,11 @@ fn a_closed_partition_is_not_taken() {
     let now = Instant::now();
     let mut inbox = filled(Kind::Ordered, &[&[1], &[2]]);
     inbox.set_closed(0, true);
-    assert_eq!(numbers(&inbox.take(1, 9, now).unwrap()), [2]);
-    assert_eq!(inbox.take(1, 9, now).unwrap_err(), None);
+    assert_eq!(numbers(&inbox.take(9, now).unwrap()), [2]);
+    assert_eq!(inbox.take(9, now).unwrap_err(), None);
     assert_eq!(inbox.next_attempt(0), Some(1));
     inbox.set_closed(0, false);
-    assert_eq!(numbers(&inbox.take(1, 9, now).unwrap()), [1]);
+    assert_eq!(numbers(&inbox.take(9, now).unwrap()), [1]);
 }
 
 #[test]
@@ -80,38 +80,33 @@ fn partitions_take_turns() {
     let now = Instant::now();
     let mut inbox = filled(Kind::Ordered, &[&[1, 2], &[3, 4], &[5, 6]]);
     let mut served = Vec::new();
-    while let Ok(batch) = inbox.take(1, 1, now) {
+    while let Ok(batch) = inbox.take(1, now) {
         served.extend(numbers(&batch));
-        inbox.remove(1, [batch[0].tag]);
+        inbox.remove([batch[0].tag]);
     }
     assert_eq!(served, [1, 3, 5, 2, 4, 6]);
 }
 
 #[test]
-fn only_its_holder_removes_what_is_in_hand_and_only_once() {
+fn what_is_in_hand_is_removed_once() {
     let now = Instant::now();
     let mut inbox = filled(Kind::Ordered, &[&[1, 2]]);
-    let batch = inbox.take(1, 9, now).unwrap();
+    let batch = inbox.take(9, now).unwrap();
     let tags = || batch.iter().map(|taken| taken.tag);
-    assert!(inbox.remove(2, tags()).some_are_gone);
-    inbox.put_back(2, tags());
-    inbox.release(2);
-    assert_eq!(inbox.in_hand(0), 2);
-    inbox.release(1);
-    assert!(inbox.remove(1, tags()).some_are_gone);
-    assert_eq!(numbers(&inbox.take(2, 9, now).unwrap()), [1, 2]);
-    assert!(inbox.remove(1, tags()).some_are_gone, "the same events, by tags of another delivery");
+    inbox.put_back(tags());
+    assert!(inbox.remove(tags()).some_are_gone);
+    assert_eq!(numbers(&inbox.take(9, now).unwrap()), [1, 2]);
+    assert!(inbox.remove(tags()).some_are_gone, "the same events, by tags of another delivery");
 }
 
 /// What may be done with an ordered inbox. A batch is picked by its place among those in hand.
 #[derive(Clone, Debug)]
 enum Step {
     Push { room: usize },
-    Take { holder: u64, max: usize },
+    Take { max: usize },
     Ack { batch: usize, count: usize },
     Retry { batch: usize, count: usize, millis: u64 },
     Drop { batch: usize, count: usize },
-    Release { holder: u64 },
     Pass { millis: u64 },
 }
 
@@ -122,20 +117,19 @@ fn step() -> impl Strategy<Value = Step> {
     let (batch, count) = (0_usize..8, 1_usize..6);
     prop_oneof![
         4 => (0..ROOMS).prop_map(|room| Step::Push { room }),
-        4 => (1_u64..4, 1_usize..6).prop_map(|(holder, max)| Step::Take { holder, max }),
+        4 => (1_usize..6).prop_map(|max| Step::Take { max }),
         2 => (batch.clone(), count.clone()).prop_map(|(batch, count)| Step::Ack { batch, count }),
         1 => (batch.clone(), count.clone(), 0_u64..50)
             .prop_map(|(batch, count, millis)| Step::Retry { batch, count, millis }),
         1 => (batch, count).prop_map(|(batch, count)| Step::Drop { batch, count }),
-        1 => (1_u64..4).prop_map(|holder| Step::Release { holder }),
         1 => (0_u64..40).prop_map(|millis| Step::Pass { millis }),
     ]
 }
 
 /// A delivery's tag, room and number.
 type Delivered = (u64, usize, u64);
-/// What a holder has of a batch.
-type Batch = (u64, Vec<Delivered>);
+/// What a worker has of a batch.
+type Batch = Vec<Delivered>;
 
 /// What the contract makes of the same steps.
 #[derive(Default)]
@@ -147,12 +141,12 @@ struct Expected {
 }
 
 impl Expected {
-    /// The first so many of a batch leave its holder's hands.
+    /// The first so many of a batch leave the worker's hands.
     fn leave(&mut self, batch: usize, count: usize) -> Option<Batch> {
         let batch = batch.checked_rem(self.in_hand.len())?;
-        let (holder, deliveries) = &mut self.in_hand[batch];
-        let left = (*holder, deliveries.drain(..count.min(deliveries.len())).collect());
-        self.in_hand.retain(|(_, deliveries)| !deliveries.is_empty());
+        let deliveries = &mut self.in_hand[batch];
+        let left = deliveries.drain(..count.min(deliveries.len())).collect();
+        self.in_hand.retain(|deliveries| !deliveries.is_empty());
         Some(left)
     }
 
@@ -163,12 +157,11 @@ impl Expected {
         }
     }
 
-    fn take(&mut self, holder: u64, max: usize, now: Instant, batch: &[Taken<Numbered>]) {
+    fn take(&mut self, max: usize, now: Instant, batch: &[Taken<Numbered>]) {
         assert!((1..=max).contains(&batch.len()), "{} of at most {max}", batch.len());
         let room_of =
             |taken: &Taken<Numbered>| taken.event.payload.room().as_str()[1..].parse::<usize>().unwrap();
-        let held: HashSet<usize> =
-            self.in_hand.iter().flat_map(|(_, deliveries)| deliveries).map(|(_, room, _)| *room).collect();
+        let held: HashSet<usize> = self.in_hand.iter().flatten().map(|(_, room, _)| *room).collect();
         for (room, events) in self.rooms.iter().enumerate() {
             let of_room: Vec<_> = batch.iter().filter(|taken| room_of(taken) == room).collect();
             assert!(of_room.is_empty() || !held.contains(&room), "room {room} is in two hands");
@@ -183,7 +176,7 @@ impl Expected {
             }
         }
         let deliveries = batch.iter().map(|taken| (taken.tag, room_of(taken), taken.event.payload.number));
-        self.in_hand.push((holder, deliveries.collect()));
+        self.in_hand.push(deliveries.collect());
     }
 }
 
@@ -201,21 +194,21 @@ proptest! {
                     expected.rooms[room].insert(next, (1, None));
                     next += 1;
                 }
-                Step::Take { holder, max } => {
-                    if let Ok(batch) = inbox.take(holder, max, now) {
-                        expected.take(holder, max, now, &batch);
+                Step::Take { max } => {
+                    if let Ok(batch) = inbox.take(max, now) {
+                        expected.take(max, now, &batch);
                     }
                 }
                 Step::Ack { batch, count } => {
-                    let Some((holder, left)) = expected.leave(batch, count) else { continue };
-                    let removed = inbox.remove(holder, left.iter().map(|(tag, ..)| *tag));
+                    let Some(left) = expected.leave(batch, count) else { continue };
+                    let removed = inbox.remove(left.iter().map(|(tag, ..)| *tag));
                     prop_assert!(!removed.some_are_gone && removed.places.len() == left.len());
                     expected.forget(&left);
                 }
                 Step::Retry { batch, count, millis } => {
-                    let Some((holder, left)) = expected.leave(batch, count) else { continue };
+                    let Some(left) = expected.leave(batch, count) else { continue };
                     let after = Duration::from_millis(millis);
-                    for place in inbox.remove(holder, left.iter().map(|(tag, ..)| *tag)).places {
+                    for place in inbox.remove(left.iter().map(|(tag, ..)| *tag)).places {
                         inbox.retry(place, after, now);
                     }
                     for (_, room, number) in left {
@@ -224,26 +217,21 @@ proptest! {
                     }
                 }
                 Step::Drop { batch, count } => {
-                    let Some((holder, left)) = expected.leave(batch, count) else { continue };
-                    inbox.put_back(holder, left.iter().map(|(tag, ..)| *tag));
-                }
-                Step::Release { holder } => {
-                    inbox.release(holder);
-                    expected.in_hand.retain(|(other, _)| *other != holder);
+                    let Some(left) = expected.leave(batch, count) else { continue };
+                    inbox.put_back(left.iter().map(|(tag, ..)| *tag));
                 }
                 Step::Pass { millis } => now += Duration::from_millis(millis),
             }
         }
 
         // All that was not acknowledged comes, as soon as only time stands in the way.
-        (1..4).for_each(|holder| inbox.release(holder));
-        expected.in_hand.clear();
+        inbox.put_back(expected.in_hand.drain(..).flatten().map(|(tag, ..)| tag));
         while expected.rooms.iter().any(|room| !room.is_empty()) {
-            match inbox.take(1, 4, now) {
+            match inbox.take(4, now) {
                 Ok(batch) => {
-                    expected.take(1, 4, now, &batch);
-                    let (holder, left) = expected.leave(0, batch.len()).unwrap();
-                    inbox.remove(holder, left.iter().map(|(tag, ..)| *tag));
+                    expected.take(4, now, &batch);
+                    let left = expected.leave(0, batch.len()).unwrap();
+                    inbox.remove(left.iter().map(|(tag, ..)| *tag));
                     expected.forget(&left);
                 }
                 Err(opens_at) => {
@@ -253,6 +241,6 @@ proptest! {
                 }
             }
         }
-        prop_assert_eq!((inbox.waiting(), inbox.take(1, 1, now).unwrap_err()), (0, None));
+        prop_assert_eq!((inbox.waiting(), inbox.take(1, now).unwrap_err()), (0, None));
     }
 }

@@ -178,7 +178,7 @@ pub(super) async fn m5_summaries_count_a_run_at_once(subject: Of<'_, Store>) {
         let summary = beside.rooms.summary(&room, user).await.unwrap().expect("a member");
         let (listed, _) = beside.rooms.of_user(user, None, 10).await.unwrap();
         assert_eq!(listed, from_ref(&summary), "list and summary agree");
-        let read = beside.positions.get(&[(room.clone(), user.clone())]).await.unwrap()[0].read;
+        let read = beside.positions.get(&[(room.clone(), user.clone(), Seq(1))]).await.unwrap()[0].read;
         assert_eq!(summary.last_message.as_ref().map_or(Seq::ZERO, |message| message.seq), summary.last_seq);
         (summary.last_message, summary.unread_count, read)
     };
@@ -215,7 +215,7 @@ pub(super) async fn m5_sending_has_read_up_to_ones_own_message(subject: Of<'_, S
         store.positions.advance(&[step]).await.unwrap()[0].read
     };
     let positions = async || {
-        let asked = members.clone().map(|user| (room.clone(), user));
+        let asked = members.clone().map(|user| (room.clone(), user, Seq(1)));
         let positions = beside.positions.get(&asked).await.unwrap();
         positions.iter().map(|position| position.read.0).collect::<Vec<_>>()
     };

@@ -182,7 +182,7 @@ pub(super) async fn p6_members_of_many_rooms_are_told_apart(subject: Of<'_, Stor
     let nowhere = room();
     let asked =
         [(&there, &ben), (&here, &ben), (&nowhere, &ben), (&there, &ada), (&here, &ada), (&here, &ben)];
-    let asked = asked.map(|(room, user)| (room.clone(), user.clone()));
+    let asked = asked.map(|(room, user)| (room.clone(), user.clone(), Seq(1)));
     let at =
         |read, received| MemberPosition { read: Seq(read), received: Seq(received), ..Default::default() };
     let positions = store.positions.get(&asked).await.unwrap();
@@ -192,6 +192,12 @@ pub(super) async fn p6_members_of_many_rooms_are_told_apart(subject: Of<'_, Stor
     assert_eq!(positions[2], MemberPosition::default(), "nothing is known");
     assert_eq!(positions[3], MemberPosition { settings: muted, ..at(0, 1) });
     assert_eq!(store.positions.get(&[]).await.unwrap(), []);
+
+    // Whoever else is asked of, and from wherever: what lies at or after that place is known.
+    let from = |user: &UserId, seq| (here.clone(), user.clone(), Seq(seq));
+    let asked = [from(&ada, 5), from(&ben, 4), from(&ada, 6), from(&ada, 1)];
+    let positions = store.positions.get(&asked).await.unwrap();
+    assert_eq!((positions[0].read, positions[1].read, positions[3].read), (Seq(5), Seq(2), Seq(5)));
 }
 
 fn step(room: &RoomId, user: &UserId, device: &DeviceId, received: u64, read: u64) -> Advance {
@@ -212,7 +218,7 @@ fn moved(received: u64, read: u64) -> Moved {
 
 /// How far a member has read and received.
 async fn position(store: &Store, room: &RoomId, user: &UserId) -> (u64, u64) {
-    let asked = [super::given::user(), user.clone()].map(|user| (room.clone(), user));
+    let asked = [super::given::user(), user.clone()].map(|user| (room.clone(), user, Seq(1)));
     let position = store.positions.get(&asked).await.unwrap()[1];
     (position.read.0, position.received.0)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use naru_model::room::sorted_members;
-use naru_model::{MemberVersion, Message, Room, RoomId, RoomKind, Timestamp, UserId};
+use naru_model::{MemberVersion, Message, Room, RoomId, RoomKind, Seq, Timestamp, UserId};
 
 use super::given::{group, new_group, room, said, user};
 use super::{Of, Store, reopened, together};
@@ -258,7 +258,7 @@ pub(super) async fn r6_settings_are_the_members_own(subject: Of<'_, Store>) {
     let check = async |store: &Store| {
         let settings = async |room, user| {
             let settings = store.rooms.summary(room, user).await.unwrap().expect("a member").settings;
-            let position = store.positions.get(&[(room.clone(), user.clone())]).await.unwrap()[0];
+            let position = store.positions.get(&[(room.clone(), user.clone(), Seq(1))]).await.unwrap()[0];
             assert_eq!(position.settings, settings, "summary and position agree");
             settings
         };

@@ -9,7 +9,7 @@ use futures_util::future::join;
 use lapin::uri::AMQPUri;
 use naru_engines::bus::{Bus, Queue, Receiver};
 use naru_engines::{Applied, EngineError, EngineResult};
-use naru_model::hops::{self, Hop, Kind, Payload};
+use naru_model::hops::{self, Hop, Payload};
 use naru_model::{Event, Timestamp};
 use tokio::time::timeout;
 
@@ -28,8 +28,6 @@ const HEARTBEAT: u16 = 2;
 /// What all hops share.
 pub(crate) struct Broker {
     pub(crate) layout: Layout,
-    prefetch_ordered: u16,
-    prefetch_durable: u16,
     /// The connection that receives.
     pub(crate) receiving: Link,
     sending: Link,
@@ -44,8 +42,6 @@ impl Broker {
         let (sending, receiving) = join(sending, Link::open(uri, "receiving", turn)).await;
         Ok(Self {
             layout: Layout::new(options),
-            prefetch_ordered: options.prefetch_ordered.max(1),
-            prefetch_durable: options.prefetch_durable.max(1),
             receiving: receiving?,
             sending: sending?,
             publisher: Publisher::new(options.publish_timeout),
@@ -70,13 +66,6 @@ impl Broker {
     pub(crate) async fn close(&self) {
         self.publisher.finish().await;
         join(self.sending.close(), self.receiving.close()).await;
-    }
-
-    pub(crate) fn prefetch(&self, hop: &Hop) -> u16 {
-        match hop.kind {
-            Kind::Ordered => self.prefetch_ordered,
-            Kind::Durable => self.prefetch_durable,
-        }
     }
 
     /// Events for a hop's queue; with `due`, for the wait queue on the way to it, unless that is soon.

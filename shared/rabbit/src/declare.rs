@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::ShortString;
 use lapin::{Channel, Connection, ErrorKind};
@@ -17,8 +16,6 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::ENGINE;
 use crate::layout::{Declaration, LAYOUT, Layout};
 
-/// A channel declares one queue after the other; with so many side by side a cluster's disks are kept busy.
-const CHANNELS: usize = 8;
 /// How long all queues of a hop may take: a broker that is not frozen is done in a fraction of it.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -108,21 +105,11 @@ impl Declared {
 }
 
 async fn declare(connection: &Connection, declarations: Vec<Declaration>) -> Result<(), Failure> {
-    let mut shares: Vec<Vec<Declaration>> = Vec::new();
-    shares.resize_with(CHANNELS.min(declarations.len()), Vec::new);
-    let count = shares.len();
-    for (place, declaration) in declarations.into_iter().enumerate() {
-        shares[place % count].push(declaration);
+    let channel = connection.create_channel().await?;
+    for declaration in declarations {
+        declare_one(&channel, declaration).await?;
     }
-    let declaring = shares.into_iter().map(|share| async {
-        let channel = connection.create_channel().await?;
-        for declaration in share {
-            declare_one(&channel, declaration).await?;
-        }
-        channel.close(200, "declared".into()).await?;
-        Ok(())
-    });
-    try_join_all(declaring).await.map(drop)
+    Ok(channel.close(200, "declared".into()).await?)
 }
 
 pub(crate) async fn declare_one(channel: &Channel, declaration: Declaration) -> Result<(), Failure> {

@@ -168,15 +168,10 @@ impl<T: Payload> Incoming<T> {
     }
 }
 
-/// Whatever width a header's number has.
+/// A number as [`write`] writes it.
 fn integer(value: &AMQPValue) -> Option<i64> {
     match value {
-        AMQPValue::ShortShortInt(value) => Some((*value).into()),
-        AMQPValue::ShortShortUInt(value) => Some((*value).into()),
-        AMQPValue::ShortInt(value) => Some((*value).into()),
-        AMQPValue::ShortUInt(value) => Some((*value).into()),
         AMQPValue::LongInt(value) => Some((*value).into()),
-        AMQPValue::LongUInt(value) => Some((*value).into()),
         AMQPValue::LongLongInt(value) => Some(*value),
         _ => None,
     }

@@ -35,7 +35,6 @@ pub(crate) struct Layout {
     namespace: String,
     partitions: u32,
     pub(crate) steps: Steps,
-    max_length: Option<u32>,
 }
 
 /// A queue to declare.
@@ -50,7 +49,6 @@ impl Layout {
             namespace: options.namespace.clone(),
             partitions: options.partitions.max(1),
             steps: Steps::new(&options.wait_steps),
-            max_length: options.max_length,
         }
     }
 
@@ -94,13 +92,13 @@ impl Layout {
         quorum(self.parked(), [])
     }
 
-    /// Everything that a hop needs.
+    /// Everything that a hop needs. No queue has a bound of its own: the broker's memory and disk alarms are theirs.
     pub(crate) fn declarations(&self, hop: &Hop) -> Vec<Declaration> {
         let mut queues = vec![self.common()];
         let single =
             (hop.kind == Kind::Ordered).then_some(("x-single-active-consumer", AMQPValue::Boolean(true)));
         let partitions = (0..self.partitions(hop)).map(|partition| self.queue(hop, partition));
-        queues.extend(partitions.map(|queue| quorum(queue, self.bound().chain(single.clone()))));
+        queues.extend(partitions.map(|queue| quorum(queue, single.clone())));
         match hop.kind {
             Kind::Ordered => queues.push(quorum(self.receivers(hop), [])),
             Kind::Durable => {
@@ -121,13 +119,6 @@ impl Layout {
             ("x-overflow", text("reject-publish")),
         ];
         quorum(self.wait_queue(hop, step), arguments)
-    }
-
-    /// Without a bound of its own a queue is bounded by the broker's memory and disk alarms.
-    fn bound(&self) -> impl Iterator<Item = (&'static str, AMQPValue)> {
-        let length = |length: u32| ("x-max-length", AMQPValue::LongLongInt(length.into()));
-        let bound = self.max_length.map(|max| [length(max), ("x-overflow", text("reject-publish"))]);
-        bound.into_iter().flatten()
     }
 }
 

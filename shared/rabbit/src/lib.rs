@@ -77,17 +77,9 @@ pub struct Options {
     pub namespace: String,
     /// What the delays of retries are made of, in whole milliseconds: one wait queue of each durable hop for each.
     pub wait_steps: Vec<Duration>,
-    /// How long up to 64 messages may go without their confirms before `send` gives up. A broker that is out of memory or
-    /// disk takes nothing and does not say so.
+    /// How long a send may go without its confirms before it gives up. A broker that is out of memory or disk takes nothing
+    /// and does not say so.
     pub publish_timeout: Duration,
-    /// How many messages of each partition, each of at most 256 events, may be in a receiver's hands and buffers.
-    pub prefetch_ordered: u16,
-    /// The same for a durable hop: also how many pushes of one lane, if they were sent one by one, one process can work on
-    /// side by side.
-    pub prefetch_durable: u16,
-    /// How many waiting messages a queue takes before `send` waits. It is an argument of the queues, so it can't be changed
-    /// later. `None`, the default: as many as the broker's memory and disk alarms allow.
-    pub max_length: Option<u32>,
 }
 
 impl Default for Options {
@@ -97,9 +89,6 @@ impl Default for Options {
             namespace: "naru".to_owned(),
             wait_steps: [1, 5, 30, 120, 600, 1_800].map(Duration::from_secs).into(),
             publish_timeout: Duration::from_secs(5),
-            prefetch_ordered: 64,
-            prefetch_durable: 128,
-            max_length: None,
         }
     }
 }

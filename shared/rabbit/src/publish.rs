@@ -1,14 +1,12 @@
 //! Publishing with confirms: a message counts as sent when the broker says that it is safe.
 //!
-//! **One batch per channel at a time.** The broker returns what it can't route before it confirms it, and lapin hands the
-//! return out with whichever confirm of the channel comes next. Alone on its channel, a batch knows that the return is its
+//! **One send per channel at a time.** The broker returns what it can't route before it confirms it, and lapin hands the
+//! return out with whichever confirm of the channel comes next. Alone on its channel, a send knows that the return is its
 //! own.
 //!
-//! **Bounded.** At most [`CHANNELS`] batches of at most [`BATCH`] messages are on their way. A batch that is not awaited
-//! any more keeps its place until the broker has answered or the connection is lost, so a broker that is out of memory, and
-//! silently takes nothing, does not fill ours.
+//! **Bounded.** At most [`CHANNELS`] sends are on their way. One that is not awaited any more keeps its place until the broker
+//! has answered or the connection is lost, so a broker that is out of memory, and silently takes nothing, does not fill ours.
 
-use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,19 +15,14 @@ use lapin::types::ShortString;
 use lapin::{Channel, Confirmation};
 use naru_engines::Applied;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::begun::Begun;
 use crate::envelope::Outgoing;
 use crate::link::Session;
 
-/// How many messages wait for their confirms together. What is sent together is one message for each partition, so this is
-/// rarely met.
-const BATCH: usize = 64;
-/// How many batches do: each worker of a process has one in flight for each hop that it sends to, or two.
+/// How many sends: each worker of a process has one in flight for each hop that it sends to, or two.
 const CHANNELS: usize = 16;
-/// The wait before a message that the broker could not take is offered again.
-const NOT_NOW: Duration = Duration::from_millis(20);
 
 /// Why messages were not published, or not all of them.
 #[derive(Debug, thiserror::Error)]
@@ -61,16 +54,8 @@ impl Unpublished {
 pub(crate) struct Publisher {
     timeout: Duration,
     places: Arc<Semaphore>,
-    /// Channels without a batch, each with the number of its session.
+    /// Channels without a send, each with the number of its session.
     idle: Arc<Mutex<Vec<(u64, Channel)>>>,
-}
-
-/// The broker's answer to a batch.
-enum Answer {
-    Confirmed,
-    /// From this message on, the broker may not have them.
-    NackedFrom(usize),
-    Unroutable(ShortString),
 }
 
 impl Publisher {
@@ -82,7 +67,7 @@ impl Publisher {
         self.timeout
     }
 
-    /// Publishes in order; returns when all are confirmed. Each batch has the time-out for itself.
+    /// Publishes in order; returns when all are confirmed.
     ///
     /// Cancelled, or timed out, what was begun goes on: it may get there.
     pub(crate) async fn publish(
@@ -90,50 +75,17 @@ impl Publisher {
         session: &Session,
         messages: Arc<[Outgoing]>,
     ) -> Result<(), Unpublished> {
-        let mut next = 0;
-        let mut deadline = Instant::now() + self.timeout;
-        while next < messages.len() {
-            let batch = next..messages.len().min(next + BATCH);
-            let end = batch.end;
-            let answer = match self.batch(session, messages.clone(), batch, deadline).await {
-                // Those before it are there.
-                Err(Unpublished::Full) if next > 0 => return Err(Unpublished::Unconfirmed(self.timeout)),
-                answer => answer?,
-            };
-            match answer {
-                Answer::Confirmed => {
-                    next = end;
-                    deadline = Instant::now() + self.timeout;
-                }
-                // Those after it come again, too, so that the last time they come is in order.
-                Answer::NackedFrom(first) if Instant::now() + NOT_NOW < deadline => {
-                    next = first;
-                    sleep(NOT_NOW).await;
-                }
-                Answer::NackedFrom(_) => return Err(Unpublished::Nacked),
-                Answer::Unroutable(queue) => return Err(Unpublished::Unroutable(queue)),
-            }
-        }
-        Ok(())
-    }
-
-    async fn batch(
-        &self,
-        session: &Session,
-        messages: Arc<[Outgoing]>,
-        batch: Range<usize>,
-        deadline: Instant,
-    ) -> Result<Answer, Unpublished> {
+        let deadline = Instant::now() + self.timeout;
         let place = timeout_at(deadline, self.places.clone().acquire_owned()).await;
         // The semaphore is never closed.
         let Ok(Ok(place)) = place else { return Err(Unpublished::Full) };
         let (session, idle) = (session.clone(), self.idle.clone());
         let publishing = tokio::spawn(async move {
             let channel = channel(&session, &idle).await?;
-            let answer = transmit(&channel, &messages, batch).await?;
+            let answer = transmit(&channel, &messages).await;
             idle.lock().unwrap_or_else(PoisonError::into_inner).push((session.number, channel));
             drop(place);
-            Ok(answer)
+            answer
         });
         match timeout_at(deadline, publishing).await {
             Ok(answer) => answer?,
@@ -148,7 +100,7 @@ impl Publisher {
     }
 }
 
-/// A channel with confirms and without a batch.
+/// A channel with confirms and without a send.
 async fn channel(session: &Session, idle: &Mutex<Vec<(u64, Channel)>>) -> lapin::Result<Channel> {
     {
         let mut idle = idle.lock().unwrap_or_else(PoisonError::into_inner);
@@ -162,26 +114,21 @@ async fn channel(session: &Session, idle: &Mutex<Vec<(u64, Channel)>>) -> lapin:
     Ok(channel)
 }
 
-async fn transmit(
-    channel: &Channel,
-    messages: &Arc<[Outgoing]>,
-    batch: Range<usize>,
-) -> Result<Answer, lapin::Error> {
-    let begun: Vec<_> =
-        batch.clone().map(|nth| Begun::begin(publish(channel.clone(), messages.clone(), nth))).collect();
-    let (mut nacked, mut returned) = (None, None);
-    for (nth, publishing) in batch.zip(begun) {
+async fn transmit(channel: &Channel, messages: &Arc<[Outgoing]>) -> Result<(), Unpublished> {
+    let begin = |nth| Begun::begin(publish(channel.clone(), messages.clone(), nth));
+    let begun: Vec<_> = (0..messages.len()).map(begin).collect();
+    let mut outcome = Ok(());
+    for publishing in begun {
+        // All are awaited: the next send on this channel is to meet no return of this one.
         let confirmation = publishing.end().await?;
-        if confirmation.is_nack() {
-            nacked = nacked.or(Some(nth));
+        let is_nack = confirmation.is_nack();
+        if let Some(returned) = confirmation.take_message() {
+            outcome = Err(Unpublished::Unroutable(returned.delivery.routing_key));
+        } else if is_nack && outcome.is_ok() {
+            outcome = Err(Unpublished::Nacked);
         }
-        returned = returned.or(confirmation.take_message().map(|message| message.delivery.routing_key));
     }
-    Ok(match (returned, nacked) {
-        (Some(queue), _) => Answer::Unroutable(queue),
-        (None, Some(first)) => Answer::NackedFrom(first),
-        (None, None) => Answer::Confirmed,
-    })
+    outcome
 }
 
 /// Publishes one message; its confirm.

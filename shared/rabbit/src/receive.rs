@@ -52,6 +52,15 @@ const UNASKED: Duration = Duration::from_secs(10);
 /// What is finished within so long is acked together, unless it is a quarter of the prefetch before.
 const ACK_WITHIN: Duration = Duration::from_millis(50);
 
+/// How many messages of a partition, each of at most 256 events, may be in a receiver's hands and buffers. On a durable hop also
+/// how many pushes of one lane, if they were sent one by one, one process can work on side by side.
+fn prefetch(kind: Kind) -> u16 {
+    match kind {
+        Kind::Ordered => 64,
+        Kind::Durable => 128,
+    }
+}
+
 pub(crate) struct RabbitReceiver<T: Payload> {
     acknowledger: Arc<Acknowledger<T>>,
     /// Its subscriptions end with it.
@@ -89,7 +98,7 @@ impl<T: Payload> RabbitReceiver<T> {
     /// Subscribes, now or when there is a connection.
     pub(crate) fn open(hop: Hop, broker: Arc<Broker>) -> Self {
         let count = broker.layout.partitions(&hop);
-        let held = Mutex::new(Held::new(&hop, count, broker.prefetch(&hop)));
+        let held = Mutex::new(Held::new(&hop, count, prefetch(hop.kind)));
         let (changed, finished) = (Notify::new(), Notify::new());
         let shared = Arc::new(Shared { hop, broker, held, changed, finished });
         let stop = CancellationToken::new();
@@ -250,8 +259,8 @@ impl<T: Payload> Shared<T> {
         stop: &CancellationToken,
         outage: &mut Outage,
     ) -> Result<Ended, Failure> {
-        let prefetch = self.broker.prefetch(&self.hop);
-        let (channel, consumer) = subscribe(&self.broker, session, &self.hop, queue, prefetch).await?;
+        let (channel, consumer) =
+            subscribe(&self.broker, session, &self.hop, queue, prefetch(self.hop.kind)).await?;
         outage.ended();
         let (number, may_leave) = lock(&self.held).begin(partition, channel.clone());
         let ends = CancellationToken::new();

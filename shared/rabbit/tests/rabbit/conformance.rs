@@ -2,11 +2,11 @@
 
 use async_trait::async_trait;
 use naru_engines::bus::Bus;
-use naru_engines::conformance::{BoundedBus, Subject};
+use naru_engines::conformance::Subject;
 
 use super::given::{Place, Process};
 
-naru_engines::conformance_suite!(bus, bounded: fresh);
+naru_engines::conformance_suite!(bus: fresh);
 
 fn fresh() -> Fresh {
     let mut place = Place::shared();
@@ -41,28 +41,5 @@ impl Subject<Bus> for Fresh {
 
     async fn beside(&mut self, _: &Bus) -> Bus {
         self.process().await
-    }
-}
-
-/// How many messages wait in a queue that is full: as many events, sent one by one.
-const MAX_LENGTH: u32 = 20;
-/// How many more the receiver holds.
-const PREFETCH: u16 = 5;
-
-#[async_trait]
-impl Subject<BoundedBus> for Fresh {
-    async fn open(&mut self) -> BoundedBus {
-        let options = &mut self.place.options;
-        options.max_length = Some(MAX_LENGTH);
-        (options.prefetch_ordered, options.prefetch_durable) = (PREFETCH, PREFETCH);
-        let hops = &["accepted", "saved", "offline", "push.fcm", "push.apns", "push.webhook"];
-        // A quorum queue tells its publishers that it is full when it is; until they hear of it they go on.
-        let late = 1;
-        let capacity = MAX_LENGTH as usize + usize::from(PREFETCH) + late;
-        BoundedBus { bus: self.process().await, hops, capacity }
-    }
-
-    async fn reopen(&mut self) -> BoundedBus {
-        Subject::<BoundedBus>::open(self).await
     }
 }

@@ -30,10 +30,6 @@ pub enum Kind {
 pub struct Hop {
     /// The queue's name, below the engine's own prefix.
     pub name: &'static str,
-    /// Who sends.
-    pub from: &'static str,
-    /// Who receives.
-    pub to: &'static str,
     /// What it promises.
     pub kind: Kind,
 }
@@ -51,24 +47,20 @@ pub trait Payload: Serialize + DeserializeOwned + Clone + std::fmt::Debug + Send
 }
 
 /// A message lies in the intake.
-pub const ACCEPTED: Hop = Hop { name: "accepted", from: "gateway", to: "persister", kind: Kind::Ordered };
+pub const ACCEPTED: Hop = Hop { name: "accepted", kind: Kind::Ordered };
 
 /// A message has its place in `chat_messages`.
-pub const SAVED: Hop = Hop { name: "saved", from: "persister", to: "fanout", kind: Kind::Ordered };
+pub const SAVED: Hop = Hop { name: "saved", kind: Kind::Ordered };
 
 /// Some recipients of a message have no live session, or did not prove in time that they have it.
-pub const OFFLINE: Hop = Hop { name: "offline", from: "fanout", to: "notifier", kind: Kind::Durable };
+pub const OFFLINE: Hop = Hop { name: "offline", kind: Kind::Durable };
 
 /// One push to one device by FCM.
-pub const PUSH_FCM: Hop = push_lane("push.fcm");
+pub const PUSH_FCM: Hop = Hop { name: "push.fcm", kind: Kind::Durable };
 /// One push to one device by APNs.
-pub const PUSH_APNS: Hop = push_lane("push.apns");
+pub const PUSH_APNS: Hop = Hop { name: "push.apns", kind: Kind::Durable };
 /// One push to the app's main backend.
-pub const PUSH_WEBHOOK: Hop = push_lane("push.webhook");
-
-const fn push_lane(name: &'static str) -> Hop {
-    Hop { name, from: "notifier", to: "notifier", kind: Kind::Durable }
-}
+pub const PUSH_WEBHOOK: Hop = Hop { name: "push.webhook", kind: Kind::Durable };
 
 /// Every hop, in the order a message meets them.
 pub const ALL: [Hop; 6] = [ACCEPTED, SAVED, OFFLINE, PUSH_FCM, PUSH_APNS, PUSH_WEBHOOK];
@@ -148,9 +140,6 @@ pub enum Lane {
 }
 
 impl Lane {
-    /// All lanes.
-    pub const ALL: [Lane; 3] = [Lane::Fcm, Lane::Apns, Lane::Webhook];
-
     /// Its hop.
     pub const fn hop(self) -> Hop {
         match self {

@@ -33,46 +33,6 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// All of them, in the order of a message's life.
-    pub const ALL: [Stage; 11] = [
-        Stage::Accepted,
-        Stage::Rejected,
-        Stage::Saved,
-        Stage::Published,
-        Stage::Delivered,
-        Stage::Offline,
-        Stage::Pushed,
-        Stage::Received,
-        Stage::Read,
-        Stage::Expired,
-        Stage::Parked,
-    ];
-
-    /// Whether this stage may come right after `earlier`, for one recipient.
-    pub const fn can_follow(self, earlier: Stage) -> bool {
-        use Stage::{
-            Accepted, Delivered, Expired, Offline, Parked, Published, Pushed, Read, Received, Rejected, Saved,
-        };
-        match self {
-            Accepted => false,
-            Rejected | Saved => matches!(earlier, Accepted),
-            // Offline first, then publish; or, without a session, no push to wait for.
-            Offline => matches!(earlier, Saved | Published | Delivered),
-            Published => matches!(earlier, Saved | Offline | Pushed),
-            Delivered => matches!(earlier, Published | Offline | Pushed),
-            Pushed | Expired => matches!(earlier, Offline | Published | Parked),
-            Parked => matches!(earlier, Offline | Published),
-            // A device that comes back reads the store, whatever was or was not pushed.
-            Received => !matches!(earlier, Accepted | Rejected | Received | Read),
-            Read => !matches!(earlier, Accepted | Rejected | Read),
-        }
-    }
-
-    /// Whether nothing more happens to the message after this.
-    pub const fn is_terminal(self) -> bool {
-        matches!(self, Stage::Rejected | Stage::Read)
-    }
-
     /// The word for it.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -94,45 +54,5 @@ impl Stage {
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nothing_follows_a_terminal_stage() {
-        for last in Stage::ALL.into_iter().filter(|stage| stage.is_terminal()) {
-            for next in Stage::ALL {
-                assert!(!next.can_follow(last), "{next} after {last}");
-            }
-        }
-    }
-
-    #[test]
-    fn every_stage_but_the_first_can_be_reached() {
-        for stage in Stage::ALL.into_iter().skip(1) {
-            assert!(Stage::ALL.into_iter().any(|earlier| stage.can_follow(earlier)), "{stage}");
-        }
-    }
-
-    #[test]
-    fn the_four_lives_of_a_message() {
-        use Stage::{
-            Accepted, Delivered, Offline, Parked, Published, Pushed, Read, Received, Rejected, Saved,
-        };
-        let lives: [&[Stage]; 5] = [
-            &[Accepted, Saved, Published, Delivered, Received, Read],
-            &[Accepted, Saved, Offline, Published, Pushed, Received, Read],
-            &[Accepted, Saved, Published, Delivered, Offline, Pushed, Read],
-            &[Accepted, Saved, Offline, Parked, Pushed, Received],
-            &[Accepted, Rejected],
-        ];
-        for life in lives {
-            for step in life.windows(2) {
-                assert!(step[1].can_follow(step[0]), "{} after {}", step[1], step[0]);
-            }
-        }
     }
 }

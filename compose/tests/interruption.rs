@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use futures_util::FutureExt;
 use naru::pipeline::Changes;
 use naru_client::Client;
-use naru_engines::faults::{Call, Only, Outage, tapped};
+use naru_faults::{Call, Only, Outage, intercepted};
 use naru_engines::live::Attachment;
 use naru_engines::{Applied, EngineError, Engines};
 use naru_model::live::{LiveEvent, News};
@@ -34,7 +34,7 @@ impl World {
         };
         let change = move |engines: Engines| {
             *sink.lock().expect("nobody panics with it") = Some(engines.clone());
-            tapped(engines, Arc::new(Only(&["live.next"], Before(interrupt))))
+            intercepted(engines, Arc::new(Only(&["live.next"], Before(interrupt))))
         };
         let changes = Changes { engines: Some(Box::new(change)), ..Changes::default() };
         let naru = Naru::start_with(flags, changes).await;
@@ -216,7 +216,7 @@ async fn what_never_came_is_fetched() {
 async fn who_connects_while_presence_is_away_is_found_when_it_is_back() {
     let outage = Arc::new(Outage::default());
     let presence = outage.clone();
-    let change = move |engines: Engines| tapped(engines, Arc::new(Only(&["presence.attach"], presence)));
+    let change = move |engines: Engines| intercepted(engines, Arc::new(Only(&["presence.attach"], presence)));
     let changes = Changes { engines: Some(Box::new(change)), ..Changes::default() };
     let naru = Naru::start_with(&["--delivery-grace", "0s"], changes).await;
     naru.http("A").create_room(&["A", "B"]).await;

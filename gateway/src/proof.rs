@@ -185,7 +185,7 @@ impl Unproven {
 }
 
 /// The sessions that are to be asked for proof, in the order of their turns.
-pub(crate) struct Asking {
+pub(crate) struct ProofRequests {
     /// Whether pings ask, and pongs prove.
     pub(crate) by_ping: bool,
     ask_after: Duration,
@@ -198,7 +198,7 @@ pub(crate) struct Asking {
 /// When a session is asked.
 type Turn = (Instant, Weak<Session>);
 
-impl Asking {
+impl ProofRequests {
     #[cfg(test)]
     pub(crate) fn by_ping() -> Arc<Self> {
         Self::new(DeliveryProof::Pong, Duration::from_secs(10), Counter::default())
@@ -266,7 +266,7 @@ impl Gateway {
             id: message.id,
             timestamp: message.timestamp,
         };
-        let is_asked_for = !self.config.delivery_grace.0.is_zero() && !self.asking.is_too_old(&to_prove);
+        let is_asked_for = !self.config.delivery_grace.0.is_zero() && !self.proof_requests.is_too_old(&to_prove);
         is_asked_for.then_some(to_prove)
     }
 
@@ -287,11 +287,11 @@ impl Gateway {
 /// Asks sessions for proof, each in its turn, until the last connection has ended.
 pub(crate) async fn ask(gateway: &Gateway) {
     let ticking = async {
-        let mut ticks = tokio::time::interval(gateway.asking.tick_every());
+        let mut ticks = tokio::time::interval(gateway.proof_requests.tick_every());
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            gateway.asking.tick();
+            gateway.proof_requests.tick();
         }
     };
     tokio::select! {
@@ -304,7 +304,7 @@ pub(crate) async fn ask(gateway: &Gateway) {
 pub(crate) async fn run(gateway: &Gateway, queue: mpsc::Receiver<Proven>) {
     let size = |proven: &Proven| proven.messages.len();
     // One that follows closely on another waits a moment for more: there is time enough until they are asked for.
-    let linger = Linger { span: gateway.asking.ask_after / 10, enough: BATCH, busy_from: 0 };
+    let linger = Linger { span: gateway.proof_requests.ask_after / 10, enough: BATCH, busy_from: 0 };
     let mut batches = Batches::new(queue, Limits { max: BATCH, max_size: BATCH, size, linger });
     let mut batch = Vec::new();
     let mut ended = pin!(gateway.connections.wait());
@@ -333,7 +333,7 @@ async fn record(gateway: &Gateway, batch: &mut Vec<Proven>) {
     if proofs.is_empty() {
         return;
     }
-    let keep = gateway.asking.kept_for;
+    let keep = gateway.proof_requests.kept_for;
     if let Err(error) = gateway.engines.proofs.record(&proofs, keep).await {
         tracing::warn!(%error, count = proofs.len(), "deliveries were proven in vain: their recipients get pushes");
         gateway.telemetry.unrecorded.inc_by(proofs.len() as u64);
@@ -502,7 +502,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_session_is_asked_once_a_second_while_something_is_unproven_and_otherwise_not_at_all() {
-        let asking = Asking::by_ping();
+        let asking = ProofRequests::by_ping();
         let user = UserId::new("ada").unwrap();
         let expires_at = Timestamp::from_millis(0);
         let identity = Identity { name: "Ada".into(), user, device: None, is_service: false, expires_at };
@@ -528,7 +528,7 @@ mod tests {
     #[test]
     fn where_the_grace_time_is_short_proofs_are_asked_for_well_within_it() {
         let after = |grace| {
-            let asking = Asking::new(DeliveryProof::Pong, Duration::from_millis(grace), Counter::default());
+            let asking = ProofRequests::new(DeliveryProof::Pong, Duration::from_millis(grace), Counter::default());
             (asking.ask_after.as_millis(), asking.tick_every().as_millis())
         };
         assert_eq!(

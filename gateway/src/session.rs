@@ -22,7 +22,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use crate::Gateway;
-use crate::positions::Step;
+use crate::positions::PositionKind;
 use crate::refusal::{Close, Refusal, to_text};
 use crate::rooms::FRESH;
 use crate::sessions::Session;
@@ -41,7 +41,7 @@ const PINGS_UNANSWERED: u32 = 2;
 
 /// Serves one connection to its end.
 pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Identity) {
-    let session = Session::new(identity, gateway.config.session_queue, gateway.asking.clone());
+    let session = Session::new(identity, gateway.config.session_queue, gateway.proof_requests.clone());
     tracing::debug!(session = %session.id, user = %session.identity.user, "connected");
     gateway.telemetry.connections.inc();
     gateway.sessions.add(&session);
@@ -192,8 +192,8 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
         }
         // Boxed, because every connection would keep memory for its answer.
         ClientFrame::Sync(wanted) => sync::answer(gateway, session, wanted).boxed().await,
-        ClientFrame::Received(upto) => gateway.step(session, upto, Step::Received).await,
-        ClientFrame::Read(upto) => gateway.step(session, upto, Step::Read).await,
+        ClientFrame::Received(upto) => gateway.advance_position(session, upto, PositionKind::Received).await,
+        ClientFrame::Read(upto) => gateway.advance_position(session, upto, PositionKind::Read).await,
         ClientFrame::Typing { chat_room_id } => typing(gateway, session, chat_room_id).await,
         ClientFrame::Ping => {
             session.send(to_text(&ServerFrame::Pong));
@@ -298,7 +298,7 @@ mod tests {
     use naru_model::{MessageId, RoomId, Seq, UserId};
 
     use super::*;
-    use crate::proof::{Asking, ToProve};
+    use crate::proof::{ProofRequests, ToProve};
 
     /// What was written, and a line where it was flushed.
     #[derive(Default)]
@@ -331,7 +331,7 @@ mod tests {
         let user = UserId::new("ada").unwrap();
         let expires_at = Timestamp::from_millis(0);
         let identity = Identity { name: "Ada".into(), user, device: None, is_service: false, expires_at };
-        Session::new(identity, 8, Asking::by_ping())
+        Session::new(identity, 8, ProofRequests::by_ping())
     }
 
     #[tokio::test]

@@ -11,8 +11,8 @@ use naru_model::{MessageId, RoomId, Seq, SessionId, UserId};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
-use crate::heard::Epoch;
-use crate::proof::{Asking, ToProve, Unproven};
+use crate::room_heads::Epoch;
+use crate::proof::{ProofRequests, ToProve, Unproven};
 use crate::refusal::Close;
 use crate::token::Identity;
 
@@ -42,7 +42,7 @@ pub(crate) struct Session {
     sending: Mutex<Sending>,
     /// The epoch in which its client first said what it has; 0 before that.
     known_in: AtomicU32,
-    asking: Arc<Asking>,
+    asking: Arc<ProofRequests>,
 }
 
 /// What goes to the client, and what the client has still to prove of it.
@@ -94,7 +94,7 @@ impl Drop for Wake {
 
 impl Session {
     /// A session with a queue of `places` frames.
-    pub(crate) fn new(identity: Identity, places: usize, asking: Arc<Asking>) -> Arc<Self> {
+    pub(crate) fn new(identity: Identity, places: usize, asking: Arc<ProofRequests>) -> Arc<Self> {
         Arc::new(Self {
             id: SessionId::generate(),
             identity,
@@ -168,7 +168,7 @@ impl Session {
     }
 
     /// The time has come to ask for proof of what was written. Whether there is still something to prove.
-    pub(crate) fn ask(&self, asking: &Asking) -> bool {
+    pub(crate) fn ask(&self, asking: &ProofRequests) -> bool {
         let mut queue = self.queue();
         let is_unproven = queue.unproven.ask(|message| asking.is_too_old(message));
         let is_due = queue.unproven.is_due();
@@ -452,7 +452,7 @@ mod tests {
         let user = UserId::new("ada").unwrap();
         let expires_at = Timestamp::from_millis(0);
         let identity = Identity { name: "Ada".into(), user, device: None, is_service: false, expires_at };
-        Session::new(identity, 2, Asking::by_ping())
+        Session::new(identity, 2, ProofRequests::by_ping())
     }
 
     fn drain(session: &Arc<Session>) -> Vec<String> {

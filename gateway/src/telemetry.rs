@@ -22,7 +22,7 @@ struct Reason {
 pub(crate) struct Telemetry {
     pub(crate) connections: Gauge,
     pub(crate) accepted: Counter,
-    pub(crate) heard: Counter,
+    pub(crate) live_messages: Counter,
     pub(crate) delivered: Counter,
     pub(crate) proven: Counter,
     pub(crate) unrecorded: Counter,
@@ -41,7 +41,7 @@ impl Telemetry {
         let telemetry = Self {
             connections: Gauge::default(),
             accepted: Counter::default(),
-            heard: Counter::default(),
+            live_messages: Counter::default(),
             delivered: Counter::default(),
             proven: Counter::default(),
             unrecorded: Counter::default(),
@@ -57,7 +57,7 @@ impl Telemetry {
         metrics.register("gateway", |registry| {
             registry.register("connections", "Open WebSocket connections", telemetry.connections.clone());
             registry.register("accepted", "Messages written to the intake", telemetry.accepted.clone());
-            registry.register("heard", "Messages that the live layer brought", telemetry.heard.clone());
+            registry.register("live_messages", "Messages that the live layer brought", telemetry.live_messages.clone());
             registry.register("delivered", "CHAT frames given to sessions", telemetry.delivered.clone());
             registry.register(
                 "proven",

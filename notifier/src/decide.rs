@@ -95,7 +95,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::verdict::Whose;
+    use crate::verdict::Scope;
 
     const NOW: Timestamp = Timestamp::from_millis(1_795_339_800_000);
     const NEVER: Timestamp = Timestamp::from_millis(i64::MAX);
@@ -106,7 +106,7 @@ mod tests {
     }
 
     fn slow_down(until: Timestamp) -> Verdict {
-        Verdict::SlowDown { until, whose: Whose::Everybody }
+        Verdict::SlowDown { until, whose: Scope::Provider }
     }
 
     fn try_later(at_least: Duration) -> Verdict {
@@ -120,7 +120,7 @@ mod tests {
             (Verdict::Delivered { provider_id: "7".into() }, Action::Ack { provider_id: "7".into() }),
             (Verdict::TokenDead { since: NOW }, parked("the token is dead")),
             (
-                Verdict::OurConfiguration { reason: "key".into(), whose: Whose::ThisDevice },
+                Verdict::OurConfiguration { reason: "key".into(), whose: Scope::Device },
                 Action::RetryAfter(seconds(5)),
             ),
             (slow_down(NOW.after(seconds(6))), Action::RetryAfter(seconds(6))),

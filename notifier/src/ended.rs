@@ -13,7 +13,7 @@ use naru_model::{EventId, Stage};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::decide::Action;
-use crate::lane::Lane;
+use crate::lane::LaneWorker;
 
 /// How many pushes are recorded at once, at most.
 const MAX_BATCH: usize = 256;

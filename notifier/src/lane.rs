@@ -31,7 +31,7 @@ use crate::telemetry::Telemetry;
 use crate::verdict::{Reason, Verdict};
 
 /// A lane that has a provider.
-pub(crate) struct Lane {
+pub(crate) struct LaneWorker {
     pub(crate) provider: Arc<dyn Provider>,
     pub(crate) queue: Arc<dyn Queue<PushJob>>,
     pub(crate) store: Store,
@@ -42,7 +42,7 @@ pub(crate) struct Lane {
 
 /// What one push told of the provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Health {
+enum ProviderHealth {
     /// It was not asked.
     Unknown,
     /// It works.
@@ -54,12 +54,12 @@ enum Health {
 /// The pushes under way, each in a task of its own.
 #[derive(Default)]
 struct InHand {
-    tasks: JoinSet<Health>,
+    tasks: JoinSet<ProviderHealth>,
     events: HashMap<task::Id, EventId>,
 }
 
 impl InHand {
-    fn start(&mut self, event: EventId, push: impl Future<Output = Health> + Send + 'static) {
+    fn start(&mut self, event: EventId, push: impl Future<Output = ProviderHealth> + Send + 'static) {
         self.events.insert(self.tasks.spawn(push).id(), event);
     }
 
@@ -68,12 +68,12 @@ impl InHand {
     }
 
     /// How the next one ended; none when there is none. Cancelling loses nothing.
-    async fn next(&mut self) -> Option<Health> {
+    async fn next(&mut self) -> Option<ProviderHealth> {
         let (id, health) = match self.tasks.join_next_with_id().await? {
             Ok(ended) => ended,
             Err(error) => {
                 tracing::error!(%error, "a push panicked; it comes again");
-                (error.id(), Health::Failing(None))
+                (error.id(), ProviderHealth::Failing(None))
             }
         };
         self.events.remove(&id);
@@ -81,7 +81,7 @@ impl InHand {
     }
 }
 
-impl Lane {
+impl LaneWorker {
     /// Works until told to stop, and then finishes the pushes it has in hand.
     ///
     /// # Errors
@@ -121,9 +121,9 @@ impl Lane {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 Some(health) = in_hand.next() => match health {
-                    Health::Unknown => {}
-                    Health::Working => breaker.close(),
-                    Health::Failing(until) => {
+                    ProviderHealth::Unknown => {}
+                    ProviderHealth::Working => breaker.close(),
+                    ProviderHealth::Failing(until) => {
                         let asked = until.map(|until| until.since(Timestamp::now())).unwrap_or_default();
                         if breaker.fail(Instant::now(), asked) {
                             ready.clear();
@@ -186,7 +186,7 @@ impl Lane {
     }
 
     /// What has to be known of a batch, each with one look-up, all at the same time.
-    async fn look_up(&self, batch: &[Delivery<PushJob>]) -> EngineResult<Known> {
+    async fn look_up(&self, batch: &[Delivery<PushJob>]) -> EngineResult<LookedUp> {
         let jobs = || batch.iter().map(|delivery| &delivery.event.payload);
         let ids: Vec<_> = batch.iter().map(|delivery| delivery.event.event_id).collect();
         let members: Vec<_> =
@@ -198,11 +198,11 @@ impl Lane {
         };
         let (done, members, unread) =
             try_join3(self.store.pushes.done(&ids), self.store.positions.get(&members), unread).await?;
-        Ok(Known { done, members, unread: users.into_iter().zip(unread).collect() })
+        Ok(LookedUp { done, members, unread: users.into_iter().zip(unread).collect() })
     }
 
     /// One push, from the queue to its end or its next try.
-    async fn push(self: Arc<Self>, delivery: Delivery<PushJob>, ending: Ending) -> Health {
+    async fn push(self: Arc<Self>, delivery: Delivery<PushJob>, ending: Ending) -> ProviderHealth {
         let Delivery { event, attempt, receipt } = delivery;
         let expires_at = event.payload.expires_at;
         let (verdict, action) = if Timestamp::now() >= expires_at {
@@ -220,12 +220,12 @@ impl Lane {
             self.note(verdict, &event).await;
         }
         let health = match &verdict {
-            Some(verdict) if verdict.is_failing() => Health::Failing(match verdict {
+            Some(verdict) if verdict.is_failing() => ProviderHealth::Failing(match verdict {
                 Verdict::SlowDown { until, .. } => Some(*until),
                 _ => None,
             }),
-            Some(_) => Health::Working,
-            None => Health::Unknown,
+            Some(_) => ProviderHealth::Working,
+            None => ProviderHealth::Unknown,
         };
         let event_id = event.event_id;
         let action = match action {
@@ -308,7 +308,7 @@ impl Lane {
 }
 
 /// What was looked up for a batch, in its order.
-struct Known {
+struct LookedUp {
     done: Vec<bool>,
     members: Vec<MemberPosition>,
     /// By recipient; empty where the provider shows no badge.

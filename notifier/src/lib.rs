@@ -50,11 +50,11 @@ use serde::Deserialize;
 use crate::apns::Apns;
 pub use crate::decide::RetryPolicy;
 use crate::fcm::Fcm;
-use crate::lane::Lane;
+use crate::lane::LaneWorker;
 pub use crate::provider::Provider;
 use crate::push::Push;
 use crate::telemetry::Telemetry;
-pub use crate::verdict::{Reason, Verdict, Whose};
+pub use crate::verdict::{Reason, Verdict, Scope};
 use crate::webhook::Webhook;
 
 /// The keys that this worker reads; what they mean stands in the runtime's `defaults.toml`.
@@ -249,15 +249,15 @@ impl Notifier {
 mod tests {
     use std::time::Duration;
 
-    use naru_runtime::{Door, Settings};
+    use naru_runtime::{Program, Settings};
 
     use super::*;
 
     fn configured(environment: &[(&str, &str)]) -> Result<Config, naru_runtime::ConfigError> {
-        const DOOR: Door = Door { name: "notifier", about: "", overrides: &[] };
-        let matches = Settings::command(&DOOR).get_matches_from(["notifier"]);
+        const PROGRAM: Program = Program { name: "notifier", about: "", overrides: &[] };
+        let matches = Settings::command(&PROGRAM).get_matches_from(["notifier"]);
         let environment = environment.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
-        Settings::load(&DOOR, &matches, environment)?.pick()
+        Settings::load(&PROGRAM, &matches, environment)?.pick()
     }
 
     #[test]

@@ -94,7 +94,7 @@ fn every_row_has_an_answer_that_shows_it() {
         fcm::rows().into_iter().map(|(name, _)| name).filter(|name| !by_fcm.contains(name)).collect();
     assert_eq!(missing, [""; 0], "FCM");
     let missing: Vec<_> =
-        apns::rows().into_iter().map(|(name, _)| name).filter(|name| !by_apns.contains(name)).collect();
+        apns::REASONS.iter().map(|(name, _)| (*name).to_owned()).filter(|name| !by_apns.contains(name)).collect();
     assert_eq!(missing, [""; 0], "APNs");
 }
 
@@ -124,10 +124,10 @@ fn a_token_dies_only_of_an_answer_about_it() {
 fn of_row(meaning: Meaning) -> String {
     match meaning {
         Meaning::TokenDead => "token dead".to_owned(),
-        Meaning::OurConfiguration(Whose::Everybody) => "our configuration".to_owned(),
-        Meaning::OurConfiguration(Whose::ThisDevice) => "our configuration, for this device".to_owned(),
-        Meaning::SlowDown(Whose::Everybody) => "slow down: `Retry-After`, else 60 s".to_owned(),
-        Meaning::SlowDown(Whose::ThisDevice) => "slow down, this device: `Retry-After`, else 60 s".to_owned(),
+        Meaning::OurConfiguration(Scope::Provider) => "our configuration".to_owned(),
+        Meaning::OurConfiguration(Scope::Device) => "our configuration, for this device".to_owned(),
+        Meaning::SlowDown(Scope::Provider) => "slow down: `Retry-After`, else 60 s".to_owned(),
+        Meaning::SlowDown(Scope::Device) => "slow down, this device: `Retry-After`, else 60 s".to_owned(),
         Meaning::TryLater(Duration::ZERO) => "try later".to_owned(),
         Meaning::TryLater(at_least) => format!("try later, not sooner than {} s", at_least.as_secs()),
         Meaning::TooBig => "too big".to_owned(),
@@ -148,7 +148,7 @@ fn page() -> String {
     let of_fcm =
         of_fcm.map(|(name, meaning)| (code(&name), meaning.map_or("by its status".to_owned(), of_row)));
     table("FCM: `error.details[].errorCode`", of_fcm.collect());
-    let of_apns = apns::rows().into_iter().map(|(name, meaning)| (code(&name), of_row(meaning)));
+    let of_apns = apns::REASONS.iter().map(|(name, meaning)| (code(name), of_row(*meaning)));
     table("APNs: `reason`", of_apns.collect());
     let statuses = [301, 400, 401, 403, 404, 405, 408, 410, 413, 425, 429, 500, 503];
     let by_status = statuses.map(|status| {

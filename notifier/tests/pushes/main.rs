@@ -26,7 +26,7 @@ use naru_model::room::sorted_members;
 use naru_model::{
     ClientMessageId, DeviceId, Event, Message, MessageId, RoomId, RoomKind, Seq, Timestamp, Trace, UserId,
 };
-use notifier::{Config, Notifier, Provider, RetryPolicy, Verdict, Whose};
+use notifier::{Config, Notifier, Provider, RetryPolicy, Verdict, Scope};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::column::Columns;
 use crate::database::{Database, Sync, lock};
 
-pub(crate) struct Present {
+pub(crate) struct MemoryPresence {
     database: Arc<Database>,
     state: Mutex<State>,
 }
@@ -77,7 +77,7 @@ impl State {
     }
 }
 
-impl Present {
+impl MemoryPresence {
     pub(crate) fn new(database: Arc<Database>) -> Self {
         Self { database, state: Mutex::default() }
     }
@@ -89,7 +89,7 @@ impl Present {
 }
 
 #[async_trait]
-impl Presence for Present {
+impl Presence for MemoryPresence {
     async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<()> {
         let lease = Lease { until: Instant::now() + ttl, renewed_at: Timestamp::now() };
         lock(&self.state).leases.insert(gateway.clone(), lease);

@@ -9,11 +9,7 @@
 //! - [`live`]: what reaches those who are connected now. Nothing in it needs to last.
 
 pub mod bus;
-#[cfg(feature = "conformance")]
-pub mod conformance;
 mod error;
-#[cfg(feature = "faults")]
-pub mod faults;
 pub mod live;
 pub mod store;
 

@@ -39,11 +39,11 @@
 //! message was acked by itself.) The same 64 events as messages of their own in 32 queues cost the broker 102 µs each (lapin
 //! alone, one channel per queue).
 
-mod begun;
+mod started;
 mod bus;
 mod declare;
 mod envelope;
-mod held;
+mod state;
 mod layout;
 mod link;
 mod outage;

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::declare::Failure;
-use crate::held::lock;
+use crate::state::lock;
 use crate::link::Session;
 use crate::outage::Outage;
 use crate::receive::Shared;
@@ -62,12 +62,12 @@ impl<T: Payload> Shared<T> {
             }
             // Not on a number that only one look has seen.
             if receivers == before {
-                let mut held = lock(&self.held);
-                let leaving = to_leave(held.partitions(), partitions, receivers);
+                let mut state = lock(&self.state);
+                let leaving = to_leave(state.partitions(), partitions, receivers);
                 if leaving > 0 {
-                    let held_now = held.partitions();
+                    let held_now = state.partitions();
                     tracing::info!(hop = self.hop.name, receivers, held_now, leaving, "sharing partitions");
-                    held.leave(leaving);
+                    state.leave(leaving);
                 }
             }
             before = receivers;
@@ -123,7 +123,7 @@ mod tests {
         fn look(&mut self, receivers: &[usize]) -> bool {
             let before = self.hand_overs;
             for receiver in receivers {
-                let mut held = self.held(*receiver);
+                let mut held = self.state(*receiver);
                 held.sort_by_key(|line| std::cmp::Reverse(self.lines[*line].handed_over));
                 for line in &held[..to_leave(held.len(), self.lines.len(), receivers.len())] {
                     self.hand_overs += 1;
@@ -143,7 +143,7 @@ mod tests {
             }
             let looks = (1..50).find(|_| !self.look(receivers)).expect("it comes to rest");
             let share = self.lines.len().div_ceil(receivers.len());
-            assert!(receivers.iter().all(|receiver| self.held(*receiver).len() <= share));
+            assert!(receivers.iter().all(|receiver| self.state(*receiver).len() <= share));
             looks
         }
     }

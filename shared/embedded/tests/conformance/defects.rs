@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use naru_engines::conformance::{
+use naru_conformance::{
     BoundedBus, Case, LiveLayer, SeverableLayer, Subject, bounded, bus, live, outage, store,
 };
-use naru_engines::faults::{Outage, tapped};
+use naru_faults::{Outage, intercepted};
 use naru_engines::{Engines, conformance};
 use tokio::task::JoinSet;
 
@@ -250,7 +250,7 @@ impl Subject<SeverableLayer> for FaultyCutOff {
     async fn open(&mut self) -> SeverableLayer {
         let outage = Arc::new(Outage::default());
         let engines: Whole = self.0.fresh.open().await;
-        let layer = LiveLayer::from(faulty(tapped(engines.0, outage.clone()), self.0.defect));
+        let layer = LiveLayer::from(faulty(intercepted(engines.0, outage.clone()), self.0.defect));
         let sever = Arc::new(move || {
             outage.cut(true);
             Box::pin(async {}) as conformance::Eventually<()>

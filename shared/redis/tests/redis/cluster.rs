@@ -6,7 +6,7 @@ use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 use std::{fs, net, thread};
 
-use naru_engines::conformance_suite;
+use naru_conformance::conformance_suite;
 use naru_engines::live::Signal;
 use naru_model::GatewayId;
 use redis::Connection;

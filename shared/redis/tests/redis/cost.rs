@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use naru_engines::EngineResult;
-use naru_engines::conformance::LiveLayer;
+use naru_conformance::LiveLayer;
 use naru_engines::live::Attachment;
 use naru_model::live::Confirmation;
 use naru_model::message::Outcome;
@@ -182,13 +182,13 @@ async fn a_proof_is_kept_as_long_as_the_longest_wish_for_any_of_its_time() {
     let keys = async |other: &mut MultiplexedConnection| {
         redis::cmd("KEYS").arg("naru:proofs:*").query_async::<Vec<String>>(other).await.unwrap()
     };
-    for (keep, least, most) in [(60, 50, 60), (10, 40, 60), (600, 590, 600)] {
+    for (keep, min, max) in [(60, 50, 60), (10, 40, 60), (600, 590, 600)] {
         let proofs = [(message, users(1).remove(0))];
         naru.proofs.record(&proofs, Duration::from_secs(keep)).await.unwrap();
         let keys = keys(&mut other).await;
         assert_eq!(keys.len(), 1, "{keys:?}");
         let left: i64 = redis::cmd("TTL").arg(&keys[0]).query_async(&mut other).await.unwrap();
-        assert!((least..=most).contains(&left), "{keep}: {left} s are left");
+        assert!((min..=max).contains(&left), "{keep}: {left} s are left");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use naru_engines::conformance::LiveLayer;
+use naru_conformance::LiveLayer;
 use naru_engines::live::{Attachment, Seen};
 use naru_model::{DeviceId, GatewayId, MessageId, SessionId, Timestamp, UserId};
 use naru_services::{Kind, url};

@@ -36,6 +36,8 @@ pub enum Per {
     Hop,
     /// 250 ms.
     Tick,
+    /// A hundred messages.
+    Hundred,
     /// A message.
     Message,
 }
@@ -48,6 +50,7 @@ impl Per {
             Per::Publish => "fanout batch",
             Per::Hop => "batch of either",
             Per::Tick => "250 ms",
+            Per::Hundred => "100 messages",
             Per::Message => "message",
         }
     }
@@ -91,6 +94,7 @@ impl Load {
             Per::Hop => self.intake + self.persist,
             // One at either end.
             Per::Tick => 2 + u64::try_from(self.lasted.as_millis() / TICK.as_millis()).unwrap_or(u64::MAX),
+            Per::Hundred => self.messages.div_ceil(100),
             Per::Message => self.messages,
         }
     }

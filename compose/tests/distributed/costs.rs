@@ -25,7 +25,7 @@ pub const BOUNDS: &[Bound] = &[
         "the run, in one ordered insert: a prefix and never a gap",
     ),
     bound("MongoDB: update chat_rooms", 1, 1, Per::Tick, "rooms move up in lists"),
-    bound("MongoDB: update intake", 1, 1, Per::Tick, "entries are closed"),
+    bound("MongoDB: update intake", 1, 2, Per::Hundred, "entries are closed, a hundred at a time"),
     bound(
         "AMQP: basic.publish",
         2,

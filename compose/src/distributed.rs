@@ -119,15 +119,15 @@ impl Distributed {
             let rabbit = rabbit.clone();
             answers(async move { rabbit.ping().await })
         });
-        let (presence, somebody) = (self.redis.presence(), UserId::new("~").expect("a user id"));
+        let (presence, probe) = (self.redis.presence(), UserId::new("~").expect("a user id"));
         health.register("redis", move || {
-            let (presence, somebody) = (presence.clone(), somebody.clone());
-            answers(async move { presence.locate(slice::from_ref(&somebody)).await.map(drop) })
+            let (presence, probe) = (presence.clone(), probe.clone());
+            answers(async move { presence.online(slice::from_ref(&probe)).await.map(drop) })
         });
     }
 }
 
-/// The error says too much for everybody who can reach `/readyz`.
+/// The error says too much for every client of `/readyz`.
 fn answers(
     asked: impl Future<Output = EngineResult<()>> + Send + 'static,
 ) -> BoxFuture<'static, Result<(), String>> {

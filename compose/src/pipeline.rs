@@ -238,15 +238,15 @@ fn register_checks(health: &Health, engines: &Engines) {
     health.register("store", move || {
         let store = store.clone();
         async move {
-            let nobody = [MessageId::from_bytes([0; 12])];
-            store.get(&nobody).await.map(drop).map_err(|_| "the store does not answer".to_owned())
+            let no_message = [MessageId::from_bytes([0; 12])];
+            store.get(&no_message).await.map(drop).map_err(|_| "the store does not answer".to_owned())
         }
         .boxed()
     });
     let presence = engines.presence.clone();
     health.register("presence", move || {
         let presence = presence.clone();
-        async move { presence.locate(&[]).await.map(drop).map_err(|_| "presence does not answer".to_owned()) }
+        async move { presence.online(&[]).await.map(drop).map_err(|_| "presence does not answer".to_owned()) }
             .boxed()
     });
 }

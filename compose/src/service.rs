@@ -28,7 +28,6 @@ pub struct Service {
     pub settings: Settings,
     /// MongoDB, RabbitMQ and Redis.
     pub engines: Engines,
-    /// What is measured.
     pub metrics: Metrics,
     /// What `/readyz` asks.
     pub health: Health,

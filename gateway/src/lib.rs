@@ -25,19 +25,21 @@ mod pending;
 mod positions;
 mod presence;
 mod proof;
+mod proof_requests;
 mod recover;
 pub mod refusal;
 mod rooms;
+mod sending;
 mod server;
 mod session;
 mod sessions;
 mod sync;
 mod telemetry;
 pub mod token;
+mod unproven;
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -59,17 +61,17 @@ use crate::room_heads::RoomHeads;
 use crate::limit::Limiter;
 use crate::pending::Pending;
 use crate::positions::PendingAdvance;
-pub use crate::proof::DeliveryProof;
 use crate::presence::{DrainBarrier, LEASE};
-use crate::proof::{ProofRequests, Proven};
+use crate::proof::Proven;
+pub use crate::proof_requests::DeliveryProof;
+use crate::proof_requests::ProofRequests;
 use crate::rooms::RoomCache;
-use crate::sessions::Sessions;
+use crate::sessions::{Session, Sessions};
 use crate::telemetry::Telemetry;
 use crate::token::{TokenConfig, TokenConfigError, Verifier};
 
 /// The keys of the configuration that a gateway reads; `defaults.toml` says what they mean.
 #[derive(Clone, Debug, Deserialize)]
-#[expect(missing_docs, reason = "each field is the key of the same name, documented in defaults.toml")]
 pub struct Config {
     pub listen: SocketAddr,
     pub allowed_origins: Vec<String>,
@@ -97,9 +99,7 @@ pub enum StartError {
     /// The address can't be had.
     #[error("can't listen on {address}")]
     Bind {
-        /// The address.
         address: SocketAddr,
-        /// Why.
         source: std::io::Error,
     },
     /// An engine does not answer.
@@ -122,7 +122,7 @@ pub(crate) struct Gateway {
     pub(crate) rooms: RoomCache,
     pub(crate) limiter: Limiter,
     pub(crate) positions: mpsc::Sender<PendingAdvance>,
-    pub(crate) proof_requests: Arc<ProofRequests>,
+    pub(crate) proof_requests: Arc<ProofRequests<Session>>,
     pub(crate) proofs: mpsc::Sender<Proven>,
     pub(crate) room_heads: RoomHeads,
     /// Counts the interruptions of the live layer that are over.
@@ -202,7 +202,6 @@ impl Bound {
         Ok(Self { gateway, listener, address, submissions, positions, proofs, drained })
     }
 
-    /// Where it listens.
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
@@ -236,23 +235,23 @@ impl Bound {
 
         let (intake, hand_over) = accept::steps(&gateway.engines, &gateway.pending, &gateway.telemetry);
         let owner = gateway.clone();
-        spawn_owning(supervisor, "intake", async move {
+        supervisor.spawn_once("intake", async move {
             owner.until_drained(intake.run(submissions)).await;
         });
         let owner = gateway.clone();
-        spawn_owning(supervisor, "hand-over", async move { owner.until_drained(hand_over.run()).await });
+        supervisor.spawn_once("hand-over", async move { owner.until_drained(hand_over.run()).await });
         let owner = gateway.clone();
-        spawn_owning(supervisor, "positions", async move {
+        supervisor.spawn_once("positions", async move {
             positions::run(&owner, positions).await;
         });
         let owner = gateway.clone();
-        spawn_owning(supervisor, "proofs", async move { proof::run(&owner, proofs).await });
+        supervisor.spawn_once("proofs", async move { proof::run(&owner, proofs).await });
         let owner = gateway.clone();
-        spawn_owning(supervisor, "deliver", async move {
+        supervisor.spawn_once("deliver", async move {
             owner.until_drained(deliver::listen(&owner, &mut *subscription)).await;
         });
         let owner = gateway.clone();
-        spawn_owning(supervisor, "ask for proof", async move { proof::ask(&owner).await });
+        supervisor.spawn_once("ask for proof", async move { proof::ask(&owner).await });
         let owner = gateway.clone();
         supervisor.spawn("presence", Policy::Restart, move |_| presence::renew(owner.clone()));
         let owner = gateway.clone();
@@ -261,32 +260,12 @@ impl Bound {
         supervisor.spawn("attach again", Policy::Restart, move |_| recover::attach_again(owner.clone()));
         let owner = gateway.clone();
         supervisor.spawn("ask to sync", Policy::Restart, move |_| recover::ask_who_missed(owner.clone()));
-        spawn_owning(
-            supervisor,
+        supervisor.spawn_once(
             "serve",
             server::serve(gateway, listener, routes, supervisor.shutdown().clone(), drained),
         );
         Ok(())
     }
-}
-
-/// Spawns a task that owns the end of a channel and so can't be made a second time: its failure stops the process,
-/// which starts again whole.
-fn spawn_owning(
-    supervisor: &Supervisor,
-    name: &'static str,
-    task: impl Future<Output = ()> + Send + 'static,
-) {
-    let task = Mutex::new(Some(Box::pin(task)));
-    supervisor.spawn(name, Policy::StopAll, move |_| {
-        let task = task.lock().unwrap_or_else(PoisonError::into_inner).take();
-        async move {
-            if let Some(task) = task {
-                task.await;
-            }
-            Ok::<_, Infallible>(())
-        }
-    });
 }
 
 impl Gateway {

@@ -4,7 +4,7 @@
 //! Which rooms moved is found by their heads: those of every room that was [`heard`](crate::room_heads) of here, read in
 //! groups. A session's rooms are known from its `SYNC`; one that has not asked yet, or whose rooms were forgotten since, is
 //! asked about all its rooms. **Not found like this**: a room that began, or that a user joined, after that user's `SYNC`,
-//! and that nobody here has heard of yet. Its first messages are not proven to be delivered, so they become pushes; where
+//! and of which no message has come here yet. Its first messages are not proven to be delivered, so they become pushes; where
 //! no proof is asked for (`delivery_grace` is 0) every client is asked to `SYNC` after every interruption.
 
 use std::collections::HashMap;

@@ -84,7 +84,7 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
         end(&gateway, &session, socket, reason).boxed().await;
     }
     gateway.telemetry.connections.dec();
-    gateway.telemetry.closed(reason);
+    gateway.telemetry.count_closed(reason);
     tracing::debug!(session = %session.id, reason = reason.as_str(), "disconnected");
 }
 
@@ -151,7 +151,7 @@ async fn read(gateway: &Gateway, session: &Arc<Session>, stream: &mut SplitStrea
             Some(Ok(Message::Text(text))) => receive(gateway, session, &text).await,
             Some(Ok(Message::Binary(_))) => {
                 let refusal = Refusal::Invalid("frames are text, not binary".to_owned());
-                gateway.telemetry.refused(&refusal);
+                gateway.telemetry.count_refused(&refusal);
                 session.send(refusal.frame(None));
             }
             Some(Ok(Message::Pong(payload))) => gateway.prove(session, session.pong(&payload)),
@@ -179,7 +179,7 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
         Ok(frame) => frame,
         Err(bad) => {
             let refusal = Refusal::from(&bad);
-            gateway.telemetry.refused(&refusal);
+            gateway.telemetry.count_refused(&refusal);
             let ticket = (bad.is_chat && bad.client_message_id.is_none()).then(|| session.ticket());
             session.answer(ticket, refusal.frame(bad.client_message_id.as_ref()));
             return session.wake();
@@ -201,7 +201,7 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
         }
     };
     if let Err(refusal) = answered {
-        gateway.telemetry.refused(&refusal);
+        gateway.telemetry.count_refused(&refusal);
         session.send(refusal.frame(None));
     }
 }

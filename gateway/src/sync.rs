@@ -9,7 +9,7 @@ use naru_model::live::News;
 use tokio::sync::Semaphore;
 
 use crate::Gateway;
-use crate::proof::ToProve;
+use crate::unproven::ToProve;
 use crate::refusal::{Refusal, to_text};
 use crate::sessions::Session;
 

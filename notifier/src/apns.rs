@@ -104,7 +104,7 @@ impl Provider for Apns {
             Ok(token) => token,
             Err(_) => {
                 let reason = "the APNs key can't sign".into();
-                return Verdict::OurConfiguration { reason, whose: Scope::Provider };
+                return Verdict::OurConfiguration { reason, scope: Scope::Provider };
             }
         };
         let called_at = Timestamp::now();
@@ -156,7 +156,7 @@ impl Endpoint {
                 Verdict::OurConfiguration {
                     reason: "APNs: no token is of this environment (apns_base_url, or the apps' environment)"
                         .into(),
-                    whose: Scope::Provider,
+                    scope: Scope::Provider,
                 }
             }
             Verdict::Delivered { .. } | Verdict::TokenDead { .. } => {

@@ -11,7 +11,6 @@ use crate::verdict::{Reason, Verdict};
 pub(crate) enum Action {
     /// It is finished: the provider took it, and gave it this id.
     Ack {
-        /// That id.
         provider_id: String,
     },
     /// Again, after exactly this long.
@@ -106,7 +105,7 @@ mod tests {
     }
 
     fn slow_down(until: Timestamp) -> Verdict {
-        Verdict::SlowDown { until, whose: Scope::Provider }
+        Verdict::SlowDown { until, scope: Scope::Provider }
     }
 
     fn try_later(at_least: Duration) -> Verdict {
@@ -120,7 +119,7 @@ mod tests {
             (Verdict::Delivered { provider_id: "7".into() }, Action::Ack { provider_id: "7".into() }),
             (Verdict::TokenDead { since: NOW }, parked("the token is dead")),
             (
-                Verdict::OurConfiguration { reason: "key".into(), whose: Scope::Device },
+                Verdict::OurConfiguration { reason: "key".into(), scope: Scope::Device },
                 Action::RetryAfter(seconds(5)),
             ),
             (slow_down(NOW.after(seconds(6))), Action::RetryAfter(seconds(6))),

@@ -93,7 +93,7 @@ impl Provider for Fcm {
             Ok(answer) => {
                 let verdict = verdict::of_fcm(&answer, called_at, Timestamp::now());
                 let is_about_us =
-                    matches!(verdict, Verdict::OurConfiguration { whose: Scope::Provider, .. });
+                    matches!(verdict, Verdict::OurConfiguration { scope: Scope::Provider, .. });
                 if answer.status == 401 && is_about_us {
                     // The next try has another access token.
                     self.account.refused(&token).await;

@@ -196,5 +196,5 @@ fn of_refusal(answer: &Answer) -> Verdict {
 }
 
 fn ours(reason: String) -> Verdict {
-    Verdict::OurConfiguration { reason: reason.into(), whose: Scope::Provider }
+    Verdict::OurConfiguration { reason: reason.into(), scope: Scope::Provider }
 }

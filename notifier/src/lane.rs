@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use futures_util::future::try_join3;
 use naru_engines::EngineResult;
-use naru_engines::bus::{self, Delivery, Queue, Receipt, Receiver};
+use naru_engines::bus::{Delivery, Queue, Receipt, Receiver};
 use naru_engines::store::{MemberPosition, ParkedPush, Platform, Store};
 use naru_model::hops::{self, PushJob};
 use naru_model::{Event, EventId, Stage, Timestamp, UserId};
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::breaker::Breaker;
 use crate::decide::{Action, RetryPolicy, decide};
-use crate::ended::{Ended, Ending};
+use crate::ended::{Ended, Ending, ack, retry};
 use crate::provider::Provider;
 use crate::push::{BACKOFF_BASE, BACKOFF_CAP, reason_to_spare};
 use crate::telemetry::Telemetry;
@@ -89,7 +89,7 @@ impl LaneWorker {
     pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) -> EngineResult<()> {
         let mut receiver = self.queue.receiver().await?;
         let mut in_hand = InHand::default();
-        let ending = Ending::start(&self);
+        let ending = Ending::start(self.name(), self.store.clone(), self.telemetry.clone());
         let taken = self.take(&mut *receiver, &mut in_hand, &ending, &stop).await;
         // The receiver has to outlive them: what is not acknowledged before it is dropped comes again.
         while in_hand.next().await.is_some() {}
@@ -152,7 +152,7 @@ impl LaneWorker {
             Err(error) => {
                 let delay = backoff.next_delay();
                 self.telemetry.log_failure(Err(error), "a lane's look-up failed; its pushes come again");
-                self.retry(batch.into_iter().map(|delivery| delivery.receipt).collect(), delay).await;
+                retry(&self.telemetry, batch.into_iter().map(|delivery| delivery.receipt).collect(), delay).await;
                 // Nothing more is read meanwhile: its look-up would fail, too.
                 stop.run_until_cancelled(sleep(delay)).await;
                 return Vec::new();
@@ -169,7 +169,7 @@ impl LaneWorker {
                 repeated += 1;
                 needless.push(delivery.receipt);
             } else if let Some(reason) = reason_to_spare(job.seq, member, now) {
-                self.telemetry.spared(reason);
+                self.telemetry.count_spared(reason);
                 needless.push(delivery.receipt);
             } else if in_hand.holds(event_id) || !seen.insert(event_id) {
                 // By its next turn the one in hand has been recorded, or has failed.
@@ -180,8 +180,8 @@ impl LaneWorker {
             }
         }
         self.telemetry.repeated(self.name(), repeated);
-        self.ack(needless).await;
-        self.retry(doubled, self.retry_policy.delay(1)).await;
+        ack(&self.telemetry, needless).await;
+        retry(&self.telemetry, doubled, self.retry_policy.delay(1)).await;
         needed
     }
 
@@ -244,8 +244,8 @@ impl LaneWorker {
                 tracing::debug!(lane, %event_id, %message_id, %trace, attempt, provider_id, "pushed");
             }
             // An operator has to mend it.
-            (Some(Verdict::OurConfiguration { reason, whose }), _) => {
-                tracing::error!(lane, %event_id, %message_id, %trace, attempt, %reason, ?whose, "our configuration is refused");
+            (Some(Verdict::OurConfiguration { reason, scope }), _) => {
+                tracing::error!(lane, %event_id, %message_id, %trace, attempt, %reason, ?scope, "our configuration is refused");
             }
             _ => {
                 tracing::warn!(lane, %event_id, %message_id, %trace, attempt, ?verdict, ?action, "not pushed")
@@ -291,18 +291,7 @@ impl LaneWorker {
         }
     }
 
-    /// These are finished.
-    pub(crate) async fn ack(&self, receipts: Vec<Receipt>) {
-        self.telemetry.log_failure(bus::ack(receipts).await, "pushes were not acknowledged; they come again");
-    }
-
-    /// These come again, exactly so long from now.
-    pub(crate) async fn retry(&self, receipts: Vec<Receipt>, after: Duration) {
-        let retried = bus::retry(receipts, after).await;
-        self.telemetry.log_failure(retried, "pushes were not put off; they come again at once");
-    }
-
-    pub(crate) fn name(&self) -> hops::Lane {
+    fn name(&self) -> hops::Lane {
         self.provider.lane()
     }
 }

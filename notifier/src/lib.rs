@@ -87,7 +87,6 @@ pub struct Config {
     /// The key that signs APNs' provider tokens.
     #[serde(deserialize_with = "optional")]
     pub apns_key_file: Option<PathBuf>,
-    /// That key's id.
     #[serde(deserialize_with = "optional")]
     pub apns_key_id: Option<String>,
     /// The developer team's id.
@@ -113,9 +112,7 @@ pub enum BuildError {
     /// The file of additional roots can't be used.
     #[error("`extra_ca_file`: can't use {}", path.display())]
     ExtraCa {
-        /// The file.
         path: PathBuf,
-        /// Why.
         source: BoxError,
     },
     /// A provider's base URL can't be called.
@@ -127,17 +124,13 @@ pub enum BuildError {
     /// The file of FCM's service account can't be used.
     #[error("`fcm_service_account_file`: can't use {}", path.display())]
     ServiceAccount {
-        /// The file.
         path: PathBuf,
-        /// Why.
         source: BoxError,
     },
     /// The file of the APNs key can't be used.
     #[error("`apns_key_file`: can't use {}", path.display())]
     ApnsKey {
-        /// The file.
         path: PathBuf,
-        /// Why.
         source: BoxError,
     },
     /// A key is set without another that it needs.
@@ -192,7 +185,7 @@ impl Notifier {
                 "`push_webhook_secret` is not set: the backend can't tell Naru's pushes from another's"
             );
         }
-        let (telemetry, retry_policy) = (Telemetry::register(metrics), RetryPolicy::STANDARD);
+        let (telemetry, retry_policy) = (Telemetry::new(metrics), RetryPolicy::STANDARD);
         let notifier = Self { engines, config, telemetry, providers: BTreeMap::new(), retry_policy };
         Ok(providers.into_iter().fold(notifier, Self::with_provider))
     }

@@ -50,18 +50,17 @@ pub enum Verdict {
         /// What is wrong.
         reason: Reason,
         /// Scope pushes fail by it.
-        whose: Scope,
+        scope: Scope,
     },
     /// Not before then.
     SlowDown {
         /// That moment.
         until: Timestamp,
         /// Scope pushes are too many.
-        whose: Scope,
+        scope: Scope,
     },
     /// Not now: no answer, or one that another try may change.
     TryLater {
-        /// What was answered.
         reason: Reason,
         /// Not sooner than after this.
         at_least: Duration,
@@ -72,13 +71,13 @@ pub enum Verdict {
     Refused(Reason),
 }
 
-/// Scope pushes an answer is about.
+/// Which pushes an answer is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// All that go to this provider.
-    Everybody,
+    Provider,
     /// Those to the device that this one was for.
-    ThisDevice,
+    Device,
 }
 
 impl Verdict {
@@ -86,8 +85,8 @@ impl Verdict {
     pub const fn is_failing(&self) -> bool {
         match self {
             Self::TryLater { .. } => true,
-            Self::OurConfiguration { whose, .. } | Self::SlowDown { whose, .. } => {
-                matches!(whose, Scope::Provider)
+            Self::OurConfiguration { scope, .. } | Self::SlowDown { scope, .. } => {
+                matches!(scope, Scope::Provider)
             }
             Self::Delivered { .. } | Self::TokenDead { .. } | Self::TooBig | Self::Refused(_) => false,
         }
@@ -107,7 +106,7 @@ pub(crate) fn later(
     now: Timestamp,
 ) -> Verdict {
     match retry_after.and_then(|value| retry_moment(value, now)) {
-        Some(until) => Verdict::SlowDown { until: until.max(now.after(at_least)), whose: Scope::Provider },
+        Some(until) => Verdict::SlowDown { until: until.max(now.after(at_least)), scope: Scope::Provider },
         None => Verdict::TryLater { reason: reason.into(), at_least },
     }
 }
@@ -136,10 +135,10 @@ impl Meaning {
     ) -> Verdict {
         match self {
             Self::TokenDead => Verdict::TokenDead { since: called_at },
-            Self::OurConfiguration(whose) => Verdict::OurConfiguration { reason: reason.into(), whose },
-            Self::SlowDown(whose) => {
+            Self::OurConfiguration(scope) => Verdict::OurConfiguration { reason: reason.into(), scope },
+            Self::SlowDown(scope) => {
                 let asked = retry_after.and_then(|value| retry_moment(value, now));
-                Verdict::SlowDown { until: asked.unwrap_or(now.after(SLOW_DOWN)), whose }
+                Verdict::SlowDown { until: asked.unwrap_or(now.after(SLOW_DOWN)), scope }
             }
             Self::TryLater(at_least) => later(reason, at_least, retry_after, now),
             Self::TooBig => Verdict::TooBig,

@@ -15,7 +15,6 @@ const MIN_LABEL_DISTANCE: f64 = 30.0;
 const BAR: f64 = 15.0;
 const ROW: f64 = 40.0;
 
-/// A line.
 #[derive(Debug, Clone)]
 pub struct Series {
     pub label: String,

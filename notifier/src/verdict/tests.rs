@@ -1,4 +1,4 @@
-//! Every row of the tables, from an answer as its provider documents it or as somebody has met it: `tests/answers/`. (None was
+//! Every row of the tables, from an answer as its provider documents it or as it was met: `tests/answers/`. (None was
 //! recorded here: there is no way to Google or Apple.)
 
 use std::collections::BTreeSet;
@@ -60,9 +60,9 @@ fn in_words(verdict: &Verdict) -> String {
         Verdict::Delivered { provider_id } => format!("Delivered {provider_id}"),
         Verdict::TokenDead { since: CALLED_AT } => "TokenDead".to_owned(),
         Verdict::TokenDead { since } => format!("TokenDead since {}", since.as_millis()),
-        Verdict::OurConfiguration { whose, .. } => format!("OurConfiguration {whose:?}"),
-        Verdict::SlowDown { until, whose } => {
-            format!("SlowDown {whose:?} in {} s", until.since(NOW).as_secs())
+        Verdict::OurConfiguration { scope, .. } => format!("OurConfiguration {scope:?}"),
+        Verdict::SlowDown { until, scope } => {
+            format!("SlowDown {scope:?} in {} s", until.since(NOW).as_secs())
         }
         Verdict::TryLater { at_least, .. } => format!("TryLater in {} s or more", at_least.as_secs()),
         Verdict::TooBig => "TooBig".to_owned(),
@@ -173,7 +173,7 @@ fn the_public_page_is_what_the_tables_say() {
 fn the_webhooks_table() {
     let delivered = |status: u16| format!("Delivered status {status}");
     let later = "TryLater in 0 s or more".to_owned();
-    let slow = |seconds| format!("SlowDown Everybody in {seconds} s");
+    let slow = |seconds| format!("SlowDown Provider in {seconds} s");
     let refused = "Refused".to_owned();
     let rows: [(u16, Option<&str>, String); 25] = [
         (200, None, delivered(200)),

@@ -40,6 +40,7 @@
 //! alone, one channel per queue).
 
 mod started;
+mod broker;
 mod bus;
 mod declare;
 mod envelope;
@@ -62,7 +63,7 @@ use naru_engines::bus::Bus;
 use naru_engines::{Applied, EngineError, EngineResult};
 use tokio::time::timeout;
 
-use crate::bus::Broker;
+use crate::broker::Broker;
 
 /// The engine's name in its errors.
 const ENGINE: &str = "RabbitMQ";
@@ -123,7 +124,6 @@ impl Rabbit {
         }
     }
 
-    /// The hops' queues.
     pub fn bus(&self) -> Bus {
         bus::bus(&self.broker)
     }

@@ -38,7 +38,7 @@ use tokio::time::{Instant, interval, sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::ENGINE;
-use crate::bus::Broker;
+use crate::broker::Broker;
 use crate::declare::Failure;
 use crate::envelope;
 use crate::state::{ReceiverState, Placed, lock};

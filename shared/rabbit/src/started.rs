@@ -22,7 +22,6 @@ impl<T> Started<T> {
         }
     }
 
-    /// The answer.
     pub(crate) async fn end(self) -> T {
         match self {
             Self::Ended(answer) => answer,

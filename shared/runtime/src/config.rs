@@ -69,7 +69,6 @@ pub enum ConfigError {
     /// The file can't be read.
     #[error("can't read the configuration file {}", path.display())]
     Unreadable {
-        /// The file.
         path: PathBuf,
         /// What the system says.
         source: std::io::Error,
@@ -77,7 +76,6 @@ pub enum ConfigError {
     /// The file is not TOML. The offending line is counted, not quoted: it may hold a secret.
     #[error("{}, line {line}: {message}", path.display())]
     Syntax {
-        /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
@@ -97,7 +95,6 @@ pub enum ConfigError {
     /// The key's value can't be used.
     #[error("`{key}` (from {place}): {message}")]
     Value {
-        /// The key.
         key: &'static str,
         /// Where its value came from, in words.
         place: String,
@@ -338,7 +335,7 @@ fn shown(key: &str, value: &Value) -> Value {
 }
 
 /// Hides the password of `scheme://user:password@host`. Everything up to the last `@` counts as such: a password that
-/// somebody forgot to percent-encode may hold any character.
+/// was not percent-encoded may hold any character.
 fn without_password(url: &str) -> Cow<'_, str> {
     let hidden = url.split_once("://").and_then(|(scheme, rest)| {
         let (user_and_password, host) = rest.rsplit_once('@')?;

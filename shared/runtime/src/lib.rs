@@ -6,7 +6,7 @@
 //! | [`limits`] | what the system lets one process have |
 //! | [`signal`] | the first SIGTERM or Ctrl-C asks, the second insists |
 //! | [`supervisor`] | every task has a name, an owner and a failure policy; shutdown is a sentence |
-//! | [`telemetry`] | log lines on stderr, metrics for whoever scrapes them |
+//! | [`telemetry`] | log lines on stderr, metrics to be scraped |
 //! | [`admin`] | `/healthz`, `/readyz`, `/metrics` |
 //! | [`backoff`] | how long to wait before the next attempt |
 //!

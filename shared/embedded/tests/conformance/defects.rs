@@ -54,7 +54,6 @@ impl<Part: From<Engines> + Clone + Send + Sync + 'static> Subject<Part> for Faul
     }
 }
 
-/// All parts.
 #[derive(Clone)]
 struct Whole(Engines);
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use naru_engines::bus::{Acknowledge, Bus, Delivery, Queue, Receipt, Receiver, ack, retry};
 use naru_engines::live::{
-    Attachment, IsHere, Leases, Live, Location, Presence, Proofs, Seen, Signal, Subscription,
+    Attachment, IsHere, Leases, Live, Presence, Proofs, Seen, Signal, Subscription,
 };
 use naru_engines::store::{
     Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakeRecord,
@@ -162,7 +162,7 @@ struct Kept {
     bumped: HashMap<RoomId, Timestamp>,
     unread: Vec<Weak<AtomicUsize>>,
     sessions: Vec<Attachment>,
-    located: HashMap<UserId, Location>,
+    online: HashMap<UserId, bool>,
     proven: HashSet<MessageId>,
 }
 
@@ -752,14 +752,13 @@ impl Presence for FaultyEngine<dyn Presence> {
         self.inner.detach(session).await
     }
 
-    async fn locate(&self, users: &[UserId]) -> EngineResult<Vec<Location>> {
-        match (self.defect, self.inner.locate(users).await) {
-            (Defect::UnknownIsOffline, Err(_)) => Ok(vec![Location::default(); users.len()]),
+    async fn online(&self, users: &[UserId]) -> EngineResult<Vec<bool>> {
+        match (self.defect, self.inner.online(users).await) {
+            (Defect::UnknownIsOffline, Err(_)) => Ok(vec![false; users.len()]),
             (Defect::AttachShowsLate, Ok(now)) => {
                 let mut kept = self.kept();
-                let before = |(user, now): (&UserId, Location)| {
-                    kept.located.insert(user.clone(), now).unwrap_or_default()
-                };
+                let before =
+                    |(user, now): (&UserId, bool)| kept.online.insert(user.clone(), now).unwrap_or_default();
                 Ok(users.iter().zip(now).map(before).collect())
             }
             (_, answer) => answer,

@@ -22,9 +22,9 @@ const TRIES: usize = 64;
 
 #[async_trait]
 impl Positions for Database {
-    /// Two round trips: what is known of rooms and members, then one command that moves all of them. One more where somebody
-    /// is said to have read further than they said before, for what they sent themselves; one where somebody is said to be
-    /// further than there are messages; two for those whom somebody else moved in between.
+    /// Two round trips: what is known of rooms and members, then one command that moves all of them. One more where a member
+    /// is said to have read further than before, for what they sent themselves; one where a member is said to be
+    /// further than there are messages; two for those that another call moved in between.
     ///
     /// All steps of one member in one room are merged into one change, which is made only if the member is still where
     /// they were seen. So what was seen is what was there before, and from that, step by step, follows what each of the
@@ -194,7 +194,6 @@ impl Positions for Database {
     }
 }
 
-/// A member.
 type Who<'a> = (&'a RoomId, &'a UserId);
 
 /// A room, and who of those that were asked for is in it.
@@ -209,7 +208,7 @@ struct RoomOf {
 }
 
 impl Database {
-    /// The rooms that any of these users is in. The answer names nobody else, however large the rooms are.
+    /// The rooms that any of these users is in. The answer names no other user, however large the rooms are.
     async fn shared_rooms(&self, users: &[UserId]) -> EngineResult<Vec<RoomOf>> {
         let asked = texts(users);
         let pipeline = vec![

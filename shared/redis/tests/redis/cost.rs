@@ -91,18 +91,18 @@ async fn a_batch_takes_as_many_round_trips_as_one() {
     let proofs: Vec<_> = people.iter().map(|user| (MessageId::generate(), user.clone())).collect();
     // From here on connections are there, and scripts known.
     near.proofs.record(&proofs[..1], keep).await.unwrap();
-    near.presence.locate(&people[..1]).await.unwrap();
+    near.presence.online(&people[..1]).await.unwrap();
     near.presence.seen(&people[..1]).await.unwrap();
     near.presence.detach(&session(&people[0], &gateway)).await.unwrap();
     near.leases.hold("warm", "up", keep).await.unwrap();
     // That it knows all four gateways.
-    far.presence.locate(&people[..4]).await.unwrap();
+    far.presence.online(&people[..4]).await.unwrap();
 
     let attached = session(&people[0], &gateway);
     let (presence, live) = (&far.presence, &far.live);
     let counted = [
-        ("locate 1", trips(presence.locate(&people[..1])).await),
-        ("locate 1,000", trips(presence.locate(&people)).await),
+        ("online 1", trips(presence.online(&people[..1])).await),
+        ("online 1,000", trips(presence.online(&people)).await),
         ("seen 1,000", trips(presence.seen(&people)).await),
         ("publish 1", trips(publish(&far, &room, 0..1)).await),
         ("publish 256", trips(publish(&far, &room, 0..256)).await),
@@ -142,11 +142,11 @@ async fn a_batch_is_a_handful_of_commands() {
     let (people, strangers) = (users(256), users(256));
     connect(&naru, &people).await;
     // From here on scripts and gateways are known.
-    naru.presence.locate(&people).await.unwrap();
+    naru.presence.online(&people).await.unwrap();
     naru.proofs.record(&[(MessageId::generate(), people[0].clone())], LEASE).await.unwrap();
 
-    let (locations, counts) = commands(&mut other, naru.presence.locate(&people)).await;
-    assert!(locations.iter().all(|location| location.gateways.len() == 1), "{locations:?}");
+    let (online, counts) = commands(&mut other, naru.presence.online(&people)).await;
+    assert!(online.iter().all(|is_online| *is_online));
     // Two are sent, together; the others are the script's, which reads the leases of four gateways.
     assert_eq!(counts, "evalsha 1 hmget 4 mget 1 time 1 ");
 
@@ -214,10 +214,10 @@ async fn what_a_call_takes_on_this_machine() {
             took.push(($name, times));
         }};
     }
-    measure!("locate 1", naru.presence.locate(&people[..1]));
-    measure!("locate 256", naru.presence.locate(&people[..256]));
-    measure!("locate 100", naru.presence.locate(&people[..100]));
-    measure!("locate 1,000", naru.presence.locate(&people));
+    measure!("online 1", naru.presence.online(&people[..1]));
+    measure!("online 256", naru.presence.online(&people[..256]));
+    measure!("online 100", naru.presence.online(&people[..100]));
+    measure!("online 1,000", naru.presence.online(&people));
     measure!("publish 1", publish(&naru, &room, 0..1));
     measure!("publish 256", publish(&naru, &room, 0..256));
     let attached = session(&people[0], &gateway);

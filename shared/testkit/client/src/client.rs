@@ -123,7 +123,6 @@ impl Client {
         self.send(Message::Frame(Frame::message(payload, OpCode::Data(Data::Text), true))).await;
     }
 
-    /// Sends one JSON frame.
     pub async fn send_json(&mut self, frame: &Value) {
         self.send_text(&frame.to_string()).await;
     }

@@ -43,7 +43,7 @@ pub enum ConnectError {
         /// The body as text.
         body: String,
     },
-    /// Nobody answered.
+    /// There was no answer.
     #[error("no TCP connection to {authority}")]
     Unreachable {
         /// `host:port`.

@@ -34,7 +34,6 @@ pub enum StartError {
     /// The program could not be started.
     #[error("cannot start {binary}")]
     Spawn {
-        /// The program.
         binary: PathBuf,
         /// What the system says.
         source: io::Error,
@@ -42,7 +41,6 @@ pub enum StartError {
     /// It ended, or went silent, before it said that it serves.
     #[error("{binary} did not say `{READY}…` ({outcome}); its log:\n{log}")]
     NotReady {
-        /// The program.
         binary: PathBuf,
         /// How it ended, or that it still runs.
         outcome: String,
@@ -109,7 +107,7 @@ impl ServerProcess {
 
     /// SIGTERM: asks it to drain. Does nothing if it has left already.
     pub fn terminate(&self) {
-        // A child that was waited for has no id: its number may belong to somebody else by now.
+        // A child that was waited for has no id: its number may belong to another process by now.
         if self.child.id().is_some() {
             kill_process(self.pid, Signal::TERM).expect("our own child can be signalled");
         }

@@ -20,7 +20,6 @@ impl Claims {
         Self(Map::new()).with("sub", id).expires_in(Duration::from_secs(3600))
     }
 
-    /// The display name.
     pub fn name(self, name: &str) -> Self {
         self.with("name", name)
     }
@@ -62,7 +61,7 @@ impl Claims {
         encode(&Header::new(algorithm), &self.0, key).expect("the key belongs to the algorithm")
     }
 
-    /// A token with `alg: none` and no signature, which nobody may accept.
+    /// A token with `alg: none` and no signature, which no server may accept.
     pub fn unsigned(&self) -> String {
         let signed = token(b"any", self);
         let payload = signed.split('.').nth(1).expect("a token has three parts");

@@ -25,7 +25,6 @@ use crate::PATIENCE;
 /// How one request is answered.
 #[derive(Debug, Clone)]
 pub enum Answer {
-    /// With a response.
     Response(Response<Bytes>),
     /// Never: the connection stays open in silence.
     Hang,
@@ -57,7 +56,6 @@ impl Answer {
 pub struct Post {
     /// Path and query.
     pub path: String,
-    /// All headers.
     pub headers: HeaderMap,
     /// The body as it came.
     pub body: Bytes,
@@ -109,7 +107,6 @@ impl Webhook {
         Ok(Self { address, script, posts, server: AbortOnDropHandle::new(server) })
     }
 
-    /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -130,7 +127,6 @@ impl Webhook {
         self.script.lock().unwrap_or_else(PoisonError::into_inner).extend(answers);
     }
 
-    /// The next request.
     pub async fn next(&mut self) -> Post {
         let next = timeout(PATIENCE, self.posts.recv()).await;
         let next = next.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for a push: none came"));

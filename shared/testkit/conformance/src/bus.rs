@@ -34,7 +34,6 @@ const ROUNDING: Duration = Duration::from_millis(2);
 #[macro_export]
 macro_rules! conformance_bus_data {
     ([$part:ty] $($group:ident { $($case:ident,)+ })+) => {
-        /// Its cases.
         pub const CASES: &[$crate::Case<$part>] = &[$($($crate::Case {
             group: stringify!($group),
             name: stringify!($case),

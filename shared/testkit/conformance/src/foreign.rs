@@ -39,7 +39,7 @@ mod rooms {
         };
         assert_eq!(store.rooms.create(new).await.unwrap(), Created::Existing(room));
 
-        // It is a room like any other, whether or not anybody has listed it.
+        // It is a room like any other, whether or not it was listed.
         filled(&store, &id, &ada, 1..=2).await;
         assert_eq!(store.positions.unread(&[ada.clone(), ben.clone()]).await.unwrap(), [0, 2]);
         let summary = store.rooms.summary(&id, &ben).await.unwrap().expect("a member");

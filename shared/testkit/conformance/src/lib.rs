@@ -236,7 +236,6 @@ pub struct LiveLayer {
 /// A store and the hand of another system in it.
 #[derive(Clone)]
 pub struct ForeignStore {
-    /// The store.
     pub store: Store,
     /// Writes a direct room as the other system does: `_id`, `user1Id`, `user2Id`.
     pub write: Arc<dyn Fn(RoomId, UserId, UserId) -> Eventually<()> + Send + Sync>,
@@ -245,7 +244,6 @@ pub struct ForeignStore {
 /// A bus whose bound can be reached.
 #[derive(Clone)]
 pub struct BoundedBus {
-    /// The bus.
     pub bus: Bus,
     /// The hops that are bounded, by name. The others are bounded by a disk.
     pub hops: &'static [&'static str],
@@ -256,7 +254,6 @@ pub struct BoundedBus {
 /// A live layer that can be cut off.
 #[derive(Clone)]
 pub struct SeverableLayer {
-    /// The live layer.
     pub layer: LiveLayer,
     /// Cuts it off: it can't be reached any more when this is done.
     pub sever: Arc<dyn Fn() -> Eventually<()> + Send + Sync>,
@@ -356,7 +353,6 @@ macro_rules! conformance_tests {
 #[macro_export]
 macro_rules! conformance_data {
     ([$part:ty] $($group:ident { $($case:ident,)+ })+) => {
-        /// Its cases.
         pub const CASES: &[$crate::Case<$part>] = &[$($($crate::Case {
             group: stringify!($group),
             name: stringify!($case),

@@ -26,10 +26,10 @@ mod presence {
         };
         presence.renew(&gateway, Duration::from_secs(600)).await.unwrap();
         presence.attach(&session).await.unwrap();
-        assert!(presence.locate(from_ref(&ada)).await.unwrap()[0].is_online());
+        assert!(presence.online(from_ref(&ada)).await.unwrap()[0]);
         sever().await;
-        let located = presence.locate(from_ref(&ada)).await;
-        assert!(located.is_err(), "{located:?} can't be known");
+        let online = presence.online(from_ref(&ada)).await;
+        assert!(online.is_err(), "{online:?} can't be known");
         let seen = presence.seen(from_ref(&ada)).await;
         assert!(seen.is_err(), "{seen:?} can't be known");
     }

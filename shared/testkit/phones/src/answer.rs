@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::provider::Provider;
 
-/// The answer to one push that is in command. A push that is not is refused, whatever was asked for.
+/// The answer to one push that is in order. A push that is not is refused, whatever was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// As usual: it is taken. For a token whose name says otherwise, too.
@@ -19,14 +19,12 @@ pub enum Answer {
     Hang,
     /// One of FCM's errors.
     Fcm {
-        /// Which.
         code: FcmError,
         /// The `Retry-After` header, in seconds.
         retry_after: Option<u64>,
     },
     /// One of APNs' errors.
     Apns {
-        /// Which.
         reason: ApnsReason,
         /// The `Retry-After` header, in seconds.
         retry_after: Option<u64>,
@@ -39,7 +37,6 @@ pub enum Answer {
         status: u16,
         /// Names and values.
         headers: Vec<(String, String)>,
-        /// The body.
         body: String,
     },
 }
@@ -234,9 +231,7 @@ errors! {
         TooManyProviderTokenUpdates = ("TooManyProviderTokenUpdates", 429),
         /// Too many pushes in a row to the same device.
         TooManyRequests = ("TooManyRequests", 429),
-        /// An internal error.
         InternalServerError = ("InternalServerError", 500),
-        /// The service is unavailable.
         ServiceUnavailable = ("ServiceUnavailable", 503),
         /// The server is shutting down.
         Shutdown = ("Shutdown", 503),

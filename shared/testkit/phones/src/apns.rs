@@ -51,7 +51,7 @@ const PUSH_TYPES: [(&str, &str); 10] = [
     ("widgets", ".push-type.widgets"),
 ];
 
-/// The `apns-id` of the request, or a new one where it has none that is in command.
+/// The `apns-id` of the request, or a new one where it has none that is in order.
 pub(crate) fn id(head: &Parts) -> String {
     match header(&head.headers, "apns-id") {
         Some(id) if is_uuid(id) => id.to_owned(),

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use crate::answer::Answer;
 
-/// How a provider behaves towards everybody. What is set holds for open connections as well as for new ones.
+/// How a provider behaves towards all clients. What is set holds for open connections as well as for new ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Conduct {
     /// As it should.
     #[default]
     Usual,
-    /// Nobody listens: connections are refused, open ones are dropped.
+    /// There is no listener: connections are refused, open ones are dropped.
     Refuse,
     /// Connections are accepted and closed at once, open ones are dropped.
     Closed,
@@ -24,7 +24,7 @@ pub enum Conduct {
     /// A connection carries at most this many requests at once (`SETTINGS_MAX_CONCURRENT_STREAMS`). Open ones get a GOAWAY,
     /// so that new ones are opened.
     Streams(u32),
-    /// Every push gets this answer, in command or not. Access tokens are issued as usual.
+    /// Every push gets this answer, in order or not. Access tokens are issued as usual.
     Failing(Answer),
 }
 

@@ -10,23 +10,18 @@ pub enum StartError {
     /// A file of keys or certificates could not be read or written.
     #[error("{path}: {source}")]
     File {
-        /// Which.
         path: PathBuf,
-        /// Why.
         source: io::Error,
     },
     /// A file that was there holds something else than was written into it. It is not replaced: remove it.
     #[error("{path} does not hold what the emulator writes there; remove it to have a new one")]
     Unusable {
-        /// Which.
         path: PathBuf,
     },
     /// An address could not be had.
     #[error("cannot listen on {address}: {source}")]
     Listen {
-        /// Which.
         address: SocketAddr,
-        /// Why.
         source: io::Error,
     },
     /// A key could not be made: the system gave no randomness.

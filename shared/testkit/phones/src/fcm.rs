@@ -30,7 +30,7 @@ const TARGETS: [&str; 4] = ["token", "fid", "topic", "condition"];
 const RESERVED: [&str; 3] = ["from", "gcm", "message_type"];
 const RESERVED_STARTS: [&str; 2] = ["google", "gcm"];
 
-/// A message that is in command.
+/// A message that is in order.
 pub(crate) struct Checked {
     pub(crate) draft: Draft,
     /// It is not to be delivered: all but that is done.

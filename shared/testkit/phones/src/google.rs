@@ -35,7 +35,7 @@ pub(crate) fn refused(code: FcmError) -> Refusal {
     error(code.status(), status, message, &json!([fcm_error(code)]))
 }
 
-/// The answer to a request that nobody wants to read to its end.
+/// The answer to a request that is not read to its end.
 pub(crate) fn too_large() -> Refusal {
     error(413, "INVALID_ARGUMENT", "Request payload size exceeds the limit.", &json!([]))
 }

@@ -28,7 +28,7 @@ impl Handle {
         self.shared.script.stand(token, answer);
     }
 
-    /// Answers the next pushes to this token like this, each once, in command, and then again as before. More of them go
+    /// Answers the next pushes to this token like this, each once, in order, and then again as before. More of them go
     /// behind those that are still to come.
     pub fn answer_once(&self, token: &str, answers: impl IntoIterator<Item = Answer>) {
         self.shared.script.once(token, answers);
@@ -57,7 +57,7 @@ impl Handle {
         self.shared.authority.expire_all();
     }
 
-    /// What was taken, of both providers, in command: the newest [`crate::KEPT`] of it.
+    /// What was taken, of both providers, in order: the newest [`crate::KEPT`] of it.
     pub fn received(&self) -> Vec<Arc<Push>> {
         self.received_after(0)
     }
@@ -126,7 +126,7 @@ pub struct Pushes(broadcast::Receiver<Arc<Push>>);
 
 impl Pushes {
     /// The next one. None, when the providers have ended, or when more than 4,096 pushes were not asked for in time:
-    /// whoever needs all of them then begins again with [`Handle::received_after`].
+    /// a caller that needs all of them then begins again with [`Handle::received_after`].
     pub async fn next(&mut self) -> Option<Arc<Push>> {
         self.0.recv().await.ok()
     }

@@ -2,7 +2,7 @@
 //!
 //! | file | holds | read by |
 //! |---|---|---|
-//! | `ca.pem` | the certificate of the authority that signs the server's | everybody |
+//! | `ca.pem` | the certificate of the authority that signs the server's | all |
 //! | `ca.key` | its private key | the owner |
 //! | `service-account.json` | Google's file for a service account, with an RSA key of 2,048 bits | the owner |
 //! | `AuthKey_NARUDEMO01.p8` | Apple's file for a signing key, P-256 | the owner |
@@ -43,7 +43,7 @@ pub const TOPIC: &str = "com.example.naru";
 
 /// Readable by the owner only.
 const PRIVATE: u32 = 0o600;
-/// Readable by everybody.
+/// Readable by all users.
 const PUBLIC: u32 = 0o644;
 
 /// What is in the folder.
@@ -266,7 +266,7 @@ mod tests {
         let first = file();
         keys.name_token_uri("https://localhost:1/token").unwrap();
         assert_eq!(file(), first);
-        // A new file takes the old one's place: whoever has that open reads on in it.
+        // A new file takes the old one's place: a process that has that open reads on in it.
         let open = fs::File::open(keys.service_account_file()).unwrap();
         keys.name_token_uri("https://localhost:2/token").unwrap();
         assert_ne!(file(), first);

@@ -33,31 +33,18 @@
 //! | `~hang` | none | `00000408` | none |
 //! | `~slow` | 200, after a second | `00000200` | 200, after a second |
 //!
-//! [`Handle::answer`] outweighs a name. A request that is not in command is refused before either is looked at.
+//! [`Handle::answer`] outweighs a name. A request that is not in order is refused before either is looked at.
 //!
-//! # Steering over HTTP
+//! # Over HTTP
 //!
 //! With [`Options::admin`]; JSON, and no authentication: keep it on loopback. Bad input is answered with 400 and
 //! `{"message": "a sentence"}`.
 //!
-//! | request | body | does |
-//! |---|---|---|
-//! | `GET /healthz`, `GET /readyz` | | 200 |
-//! | `GET /pushes?after=NUMBER&token=TOKEN` | | `{"newest": 7, "pushes": [`[`Push`]` …]}`; both parameters may be left out |
-//! | `GET /counts` | | `{"taken": 7, "fcm": `[`Counts`]`, "apns": `[`Counts`]`}` |
-//! | `PUT /answers/{fcm\|apns}/{token}` | `{"answer": "UNREGISTERED", "times": 1, "retryAfterSeconds": 5, "timestampMs": 0}` | [`Handle::answer_once`], or, without `times`, [`Handle::answer`] |
-//! | `DELETE /answers/{fcm\|apns}/{token}` | | [`Handle::answer_as_usual`] |
-//! | `PUT /providers/{fcm\|apns}` | `{"conduct": "goaway", "everyMs": 100}` | [`Handle::set`] |
-//! | `DELETE /providers/{fcm\|apns}` | | the same, as usual |
-//! | `DELETE /access-tokens` | | [`Handle::expire_access_tokens`] |
-//!
-//! An answer is one of the provider's own errors (`QUOTA_EXCEEDED`, `quota-exceeded`, `BadDeviceToken`: case and signs do
-//! not count), or `taken`, `takenUnheard`, `close`, `hang`, `{"answer": "slow", "ms": 500}`,
-//! `{"answer": "raw", "status": 502, "headers": {}, "body": ""}`. The token `oauth2` of `fcm` is the OAuth2 endpoint.
-//!
-//! A conduct is `usual`, `refuse`, `closed`, `hang`, `{"conduct": "slow", "ms": 500}`,
-//! `{"conduct": "goaway", "everyMs": 100}`, `{"conduct": "streams", "streams": 1}`, or
-//! `{"conduct": "failing", "answer": "UNAVAILABLE"}` with an answer's name or a whole one.
+//! | request | answer |
+//! |---|---|
+//! | `GET /healthz`, `GET /readyz` | 200 |
+//! | `GET /pushes?after=NUMBER&token=TOKEN` | `{"newest": 7, "pushes": [`[`Push`]` …]}`; both parameters may be left out |
+//! | `GET /counts` | `{"taken": 7, "fcm": `[`Counts`]`, "apns": `[`Counts`]`}` |
 //!
 //! # Where it is not like the real ones
 //!
@@ -68,7 +55,7 @@
 //! - An assertion's `aud` must be the service account's `token_uri`, which is this emulator's. Clients that write Google's
 //!   there whatever the file says, as google-auth for Python does, are refused.
 //! - Of FCM's `android_v2` nothing is looked at but that `android` is not beside it, and a condition may be any text.
-//! - Nobody here counts quotas or shapes traffic: 429 comes on demand.
+//! - Quotas are not counted and traffic is not shaped: 429 comes on demand.
 
 mod admin;
 mod answer;
@@ -129,7 +116,7 @@ pub struct Options {
     pub fcm: SocketAddr,
     /// APNs' address. Port 0: any.
     pub apns: SocketAddr,
-    /// Where the providers are steered over HTTP, if anywhere. Port 0: any. Whoever reaches it may do everything.
+    /// Where the providers are steered over HTTP, if anywhere. Port 0: any. It asks for no authentication.
     pub admin: Option<SocketAddr>,
     /// The name by which clients reach the providers: it is in the URLs and in the certificate.
     pub host: String,

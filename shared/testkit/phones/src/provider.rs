@@ -4,7 +4,6 @@ use std::fmt;
 
 use serde::Serialize;
 
-/// A push provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Provider {

@@ -14,7 +14,6 @@ use crate::provider::Provider;
 pub struct Push {
     /// Its place among all that were taken, of both providers: 1, 2, 3 …
     pub number: u64,
-    /// Who took it.
     pub provider: Provider,
     /// For which device. FCM's other targets as they are: a topic, a condition, a Firebase installation.
     pub token: String,

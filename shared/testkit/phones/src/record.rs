@@ -28,7 +28,6 @@ pub struct Counts {
     pub open_connections: u64,
     /// Requests, of every kind.
     pub requests: u64,
-    /// Pushes taken.
     pub taken: u64,
     /// Requests that got an answer other than a success.
     pub refused: u64,
@@ -95,7 +94,7 @@ impl Drop for Gauge<'_> {
     }
 }
 
-/// All that was taken, in command, and the counters.
+/// All that was taken, in order, and the counters.
 pub(crate) struct Record {
     fcm: Counters,
     apns: Counters,
@@ -133,7 +132,6 @@ impl Record {
         self.counters(provider).read()
     }
 
-    /// Takes a push.
     pub(crate) fn take(&self, draft: Draft) {
         let counters = self.counters(draft.provider);
         let mut taken = self.lock();
@@ -149,7 +147,7 @@ impl Record {
             count(&counters.repeated);
         }
         let _nobody_listens = self.arrivals.send(push);
-        // Still under the lock, so that numbers come in command.
+        // Still under the lock, so that numbers come in order.
         self.newest.send_replace(number);
     }
 
@@ -179,7 +177,7 @@ impl Record {
 #[derive(Default)]
 struct Identities {
     known: HashSet<u64>,
-    command: VecDeque<u64>,
+    order: VecDeque<u64>,
 }
 
 impl Identities {
@@ -190,9 +188,9 @@ impl Identities {
         if !self.known.insert(hash) {
             return false;
         }
-        self.command.push_back(hash);
-        if self.command.len() > IDENTITIES
-            && let Some(oldest) = self.command.pop_front()
+        self.order.push_back(hash);
+        if self.order.len() > IDENTITIES
+            && let Some(oldest) = self.order.pop_front()
         {
             self.known.remove(&oldest);
         }

@@ -1,4 +1,4 @@
-//! A request: what its provider's conduct, its own merits, and what was asked for its token make of it, in this command.
+//! A request: what its provider's conduct, its own merits, and what was asked for its token make of it, in this order.
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -25,7 +25,7 @@ pub(crate) async fn answer(connection: &Connection, request: Request<Incoming>) 
     let body = match Limited::new(body, MAX_BYTES).collect().await {
         Ok(body) => Some(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => None,
-        // It ended early: whoever sent it is gone.
+        // It ended early: its client is gone.
         Err(_) => connection.close().await,
     };
     let conduct = connection.conduct.borrow().clone();

@@ -28,7 +28,6 @@ pub(crate) enum Kind {
     Any,
     /// Several of a kind.
     List(&'static Kind),
-    /// A message.
     Message(&'static [Field]),
 }
 

@@ -14,7 +14,7 @@ pub(crate) struct Script {
 
 #[derive(Default)]
 struct Entry {
-    /// Answered first, each once, in this command.
+    /// Answered first, each once, in this order.
     once: VecDeque<Answer>,
     /// Answered whenever there is nothing in `once`.
     standing: Option<Answer>,
@@ -36,7 +36,7 @@ impl Script {
         self.with(|entries| entries.remove(&key(token)).is_some())
     }
 
-    /// The answer for the next push that is in command.
+    /// The answer for the next push that is in order.
     pub(crate) fn next(&self, provider: Provider, token: &str) -> Answer {
         self.asked_for(token).or_else(|| Answer::by_name(provider, token)).unwrap_or(Answer::Taken)
     }

@@ -82,7 +82,7 @@ struct Task {
 
 enum Door {
     Open(TcpListener),
-    /// The port is kept, so that nobody else gets it, and nobody listens: whoever connects is refused.
+    /// The port is kept, so that no other process gets it, without a listener: connections are refused.
     Shut(Option<TcpSocket>),
 }
 
@@ -145,7 +145,7 @@ impl Door {
         }
     }
 
-    /// Returns when it is open: at once, unless somebody took the port in the moment in which it was shut.
+    /// Returns when it is open: at once, unless another process took the port in the moment in which it was shut.
     async fn open(&mut self, address: SocketAddr) {
         while let Self::Shut(kept) = self {
             let socket = kept.take().map_or_else(|| bind(address), Ok);

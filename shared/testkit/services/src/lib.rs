@@ -39,11 +39,9 @@ const VIRTUAL_HOSTS: usize = 24;
 pub enum Kind {
     /// A MongoDB-wire server, a replica set of one.
     Mongodb,
-    /// RabbitMQ.
     Rabbitmq,
-    /// Redis.
     Redis,
-    /// mockpost: FCM and APNs as somebody else reads their documentation.
+    /// mockpost: FCM and APNs by another reading of their documentation.
     Mockpost,
 }
 
@@ -131,7 +129,7 @@ fn show_on_failure(service: &Service) {
     }));
 }
 
-/// The URL of a RabbitMQ virtual host that nobody else uses, on the broker that the test process shares.
+/// The URL of a RabbitMQ virtual host of its own, on the broker that the test process shares.
 ///
 /// # Panics
 /// When the broker can't be started, or all virtual hosts are given.
@@ -213,7 +211,6 @@ impl Service {
         }
     }
 
-    /// Where it is.
     pub fn url(&self) -> String {
         self.kind.url(self.port)
     }
@@ -314,7 +311,7 @@ fn spawn(command: Command) -> Child {
     answered.recv().expect("an answer").expect("setpriv, which every Linux has")
 }
 
-/// A port that nobody listens on, with the two after it; none is given twice by this process.
+/// A port without a listener, with the two after it; none is given twice by this process.
 fn free_port() -> u16 {
     static GIVEN: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);

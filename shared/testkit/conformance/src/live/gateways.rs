@@ -229,7 +229,7 @@ pub(super) async fn l4_confirmations_and_evictions_reach_the_named_gateway_only(
     }
 }
 
-/// A subscription of a gateway that everyone has a session with.
+/// A subscription of a gateway with a session of every user.
 async fn subscribed(layer: &LiveLayer) -> Box<dyn Subscription> {
     layer.live.subscribe(&GatewayId::generate(), everyone()).await.unwrap()
 }

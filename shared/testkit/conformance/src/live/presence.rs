@@ -28,7 +28,7 @@ pub(super) async fn e1_a_session_counts_while_its_gateways_lease_does(subject: O
         presence.attach(&session).await.unwrap();
     }
     until_offline(&presence, &ada, renewed).await;
-    assert_eq!(locate(&presence, &ben).await, [lives], "another gateway's sessions stay");
+    assert!(online(&presence, &ben).await, "another gateway's sessions stay");
 }
 
 pub(super) async fn e1_a_renewed_lease_runs_from_its_renewal(subject: Of<'_, LiveLayer>) {
@@ -47,7 +47,7 @@ pub(super) async fn e1_a_session_without_a_lease_does_not_count(subject: Of<'_, 
     let presence = subject.open().await.presence;
     let ada = user();
     presence.attach(&session(&ada, &GatewayId::generate())).await.unwrap();
-    assert_eq!(locate(&presence, &ada).await, []);
+    assert!(!online(&presence, &ada).await);
 }
 
 pub(super) async fn e1_a_gateway_that_resigns_takes_its_sessions_with_it(subject: Of<'_, LiveLayer>) {
@@ -58,8 +58,7 @@ pub(super) async fn e1_a_gateway_that_resigns_takes_its_sessions_with_it(subject
         presence.attach(&session).await.unwrap();
     }
     presence.resign(&leaves).await.unwrap();
-    assert_eq!(locate(&presence, &ada).await, []);
-    assert_eq!(locate(&presence, &ben).await, [stays]);
+    assert_eq!((online(&presence, &ada).await, online(&presence, &ben).await), (false, true));
     assert!(!seen(&presence, &ada).await.online);
 }
 
@@ -71,19 +70,18 @@ pub(super) async fn e2_attach_and_detach_show_at_once(subject: Of<'_, LiveLayer>
     let (ada, ben) = (user(), user());
     let [phone, tablet, web] = [(&here, Some(device())), (&here, Some(device())), (&there, None)]
         .map(|(gateway, device)| Attachment { device, ..session(&ada, gateway) });
-    assert_eq!(locate(&beside, &ada).await, []);
-    for (attached, gateways) in [(&phone, vec![&here]), (&tablet, vec![&here]), (&web, vec![&here, &there])] {
+    assert!(!online(&beside, &ada).await);
+    for attached in [&phone, &tablet, &web] {
         assert_eq!(presence.attach(attached).await.unwrap(), None);
-        assert_eq!(locate(&beside, &ada).await, sorted(gateways), "each gateway once");
+        assert!(online(&beside, &ada).await);
     }
     presence.attach(&session(&ben, &there)).await.unwrap();
-    let located = beside.locate(&[ben, user(), ada.clone()]).await.unwrap();
-    let online: Vec<_> = located.iter().map(|location| location.gateways.len()).collect();
-    assert_eq!(online, [1, 0, 2], "in their order");
-    assert_eq!(beside.locate(&[]).await.unwrap(), []);
-    for (detached, gateways) in [(&phone, vec![&here, &there]), (&tablet, vec![&there]), (&web, vec![])] {
+    let asked = [ben, user(), ada.clone()];
+    assert_eq!(beside.online(&asked).await.unwrap(), [true, false, true], "in their order");
+    assert_eq!(beside.online(&[]).await.unwrap(), []);
+    for (detached, is_online) in [(&phone, true), (&tablet, true), (&web, false)] {
         presence.detach(detached).await.unwrap();
-        assert_eq!(locate(&beside, &ada).await, sorted(gateways));
+        assert_eq!(online(&beside, &ada).await, is_online);
     }
 }
 
@@ -97,10 +95,10 @@ pub(super) async fn e3_detaching_leaves_the_other_sessions(subject: Of<'_, LiveL
     presence.detach(&sessions[0]).await.unwrap();
     presence.detach(&sessions[0]).await.unwrap();
     presence.detach(&session(&ada, &gateway)).await.unwrap();
-    assert_eq!(locate(&presence, &ada).await, from_ref(&gateway), "the other session is there");
+    assert!(online(&presence, &ada).await, "the other session is there");
     presence.detach(&sessions[1]).await.unwrap();
-    assert_eq!(locate(&presence, &ada).await, []);
-    assert_eq!(locate(&presence, &ben).await, [gateway], "another user's session is there");
+    assert!(!online(&presence, &ada).await);
+    assert!(online(&presence, &ben).await, "another user's session is there");
 }
 
 pub(super) async fn e4_a_device_that_attaches_again_replaces_its_session(subject: Of<'_, LiveLayer>) {
@@ -115,17 +113,18 @@ pub(super) async fn e4_a_device_that_attaches_again_replaces_its_session(subject
     assert_eq!(presence.attach(&old).await.unwrap(), None);
     assert_eq!(presence.attach(&on(&ben, &phone, &here)).await.unwrap(), None, "another user's device");
     assert_eq!(presence.attach(&new).await.unwrap(), Some(old.clone()));
-    assert_eq!(locate(&presence, &ada).await, from_ref(&there), "the old one does not count");
 
     // The gateway that closes the old session detaches it, later than the new one was attached.
     presence.detach(&old).await.unwrap();
-    assert_eq!(locate(&presence, &ada).await, from_ref(&there));
+    assert!(online(&presence, &ada).await);
+    presence.detach(&new).await.unwrap();
+    assert!(!online(&presence, &ada).await, "the old one does not count");
 
     for _ in 0..2 {
         assert_eq!(presence.attach(&session(&ada, &here)).await.unwrap(), None, "without a device");
     }
+    assert_eq!(presence.attach(&on(&ada, &phone, &here)).await.unwrap(), None);
     assert_eq!(presence.attach(&on(&ada, &device(), &here)).await.unwrap(), None, "another device");
-    assert_eq!(locate(&presence, &ada).await, sorted([&here, &there]));
 }
 
 pub(super) async fn e5_last_seen_is_now_while_connected(subject: Of<'_, LiveLayer>) {
@@ -176,15 +175,8 @@ fn session(user: &UserId, gateway: &GatewayId) -> Attachment {
     Attachment { user: user.clone(), device: None, session: SessionId::generate(), gateway: gateway.clone() }
 }
 
-async fn locate(presence: &Arc<dyn Presence>, user: &UserId) -> Vec<GatewayId> {
-    let location = presence.locate(from_ref(user)).await.unwrap().remove(0);
-    sorted(&location.gateways)
-}
-
-fn sorted<'a>(gateways: impl IntoIterator<Item = &'a GatewayId>) -> Vec<GatewayId> {
-    let mut gateways: Vec<_> = gateways.into_iter().cloned().collect();
-    gateways.sort();
-    gateways
+async fn online(presence: &Arc<dyn Presence>, user: &UserId) -> bool {
+    presence.online(from_ref(user)).await.unwrap()[0]
 }
 
 async fn seen(presence: &Arc<dyn Presence>, user: &UserId) -> Seen {
@@ -193,7 +185,7 @@ async fn seen(presence: &Arc<dyn Presence>, user: &UserId) -> Seen {
 
 /// Waits for the end of a short lease, which must not come too early.
 async fn until_offline(presence: &Arc<dyn Presence>, user: &UserId, renewed: Instant) {
-    while !locate(presence, user).await.is_empty() {
+    while online(presence, user).await {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     // The engine may count in whole milliseconds.

@@ -193,7 +193,7 @@ pub(super) async fn p6_members_of_many_rooms_are_told_apart(subject: Of<'_, Stor
     assert_eq!(positions[3], MemberPosition { settings: muted, ..at(0, 1) });
     assert_eq!(store.positions.get(&[]).await.unwrap(), []);
 
-    // Whoever else is asked of, and from wherever: what lies at or after that place is known.
+    // Whatever else is asked, and from whichever place: what lies at or after that place is known.
     let from = |user: &UserId, seq| (here.clone(), user.clone(), Seq(seq));
     let asked = [from(&ada, 5), from(&ben, 4), from(&ada, 6), from(&ada, 1)];
     let positions = store.positions.get(&asked).await.unwrap();

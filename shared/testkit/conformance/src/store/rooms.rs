@@ -305,7 +305,7 @@ async fn rooms_of_one(store: &Store, count: usize) -> (UserId, Vec<RoomId>) {
         create(store, &new).await;
         rooms.push(new.id);
     }
-    // Someone else's room, which is in no list of theirs.
+    // Another user's room, which is in no list of theirs.
     group::<2>(store).await;
     (ada, rooms)
 }

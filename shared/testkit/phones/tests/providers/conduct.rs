@@ -168,7 +168,7 @@ async fn a_provider_fails_whatever_it_is_asked() {
     for token in [APNS_TOKEN, "00"] {
         assert_eq!(world.push(token).await.reason(), (503, "Shutdown".to_owned()));
     }
-    // Even one that takes refuses what is not in command.
+    // Even one that takes refuses what is not in order.
     world.handle.set(Provider::Apns, Conduct::Failing(Answer::Slow(Duration::ZERO))).await;
     assert_eq!(world.push("00").await.reason(), (400, "BadDeviceToken".to_owned()));
     assert_eq!(world.push(APNS_TOKEN).await.status, 200);

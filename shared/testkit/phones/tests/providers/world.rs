@@ -29,7 +29,6 @@ pub struct World {
     pub dir: TempDir,
 }
 
-/// What was answered.
 #[derive(Debug)]
 pub struct Answered {
     pub status: u16,
@@ -142,7 +141,6 @@ impl World {
         in_time(request.body(form.join("&"))).await.expect("an answer")
     }
 
-    /// A new access token.
     pub async fn access_token(&self) -> String {
         let assertion = self.assertion(&self.claims());
         let fields =
@@ -173,7 +171,7 @@ impl World {
         provider_token(self.dir.path(), claims, key_id)
     }
 
-    /// A push to APNs that is in command, still to be sent. With `headers`, those in the place of the usual ones; one
+    /// A push to APNs that is in order, still to be sent. With `headers`, those in the place of the usual ones; one
     /// without a value is left out.
     pub fn device_request(
         &self,
@@ -202,7 +200,7 @@ impl World {
         in_time(self.device_request(token, headers, body)).await.expect("an answer")
     }
 
-    /// Pushes to APNs, in command in every way.
+    /// Pushes to APNs, in order in every way.
     pub async fn push(&self, token: &str) -> Answered {
         self.device(token, &[], &alert()).await
     }

@@ -12,7 +12,7 @@ use anyhow::Context;
 use naru_engines::Engines;
 use naru_runtime::config::optional;
 use naru_runtime::telemetry::{self, LogFormat};
-use naru_runtime::{AdminServer, Program, Health, Metrics, Settings, Span, Supervisor};
+use naru_runtime::{AdminServer, Health, Metrics, Program, Settings, Span, Supervisor};
 use naru_runtime::{config, limits, signal};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use naru::pipeline::Changes;
 use naru_client::{Client, Incoming};
 use naru_engines::Engines;
-use naru_faults::{Counted, Flaky, Only, Outage, losing, reordering, intercepted};
+use naru_faults::{Counted, Flaky, Only, Outage, intercepted, losing, reordering};
 use serde_json::{Value, json};
 
 use crate::support::Naru;
@@ -171,7 +171,8 @@ async fn a_store_that_goes_away_confirms_nothing_and_comes_back() {
 async fn unknown_is_not_offline() {
     let outage = Arc::new(Outage::default());
     let presence = outage.clone();
-    let mut naru = on(move |engines| intercepted(engines, Arc::new(Only(&["presence.locate"], presence)))).await;
+    let mut naru =
+        on(move |engines| intercepted(engines, Arc::new(Only(&["presence.locate"], presence)))).await;
     naru.http("A").create_room(&["A", "B"]).await;
     let (mut ada, mut ben) = (naru.phone("A").await, naru.phone("B").await);
     outage.cut(true);

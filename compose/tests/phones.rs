@@ -55,8 +55,10 @@ pub async fn each_of_bens_phones_buzzes_once_in_one_process(desk: &Desk, flags: 
     let calls = Arc::new(Recorder::default());
     let (of_desk, interceptor) = (desk.flags(), calls.clone());
     let flags: Vec<_> = of_desk.iter().map(String::as_str).chain(flags.iter().copied()).collect();
-    let changes =
-        Changes { engines: Some(Box::new(move |engines| intercepted(engines, interceptor))), ..Changes::default() };
+    let changes = Changes {
+        engines: Some(Box::new(move |engines| intercepted(engines, interceptor))),
+        ..Changes::default()
+    };
     let mut naru = Naru::start_with(&flags, changes).await;
     each_of_bens_phones_buzzes_once_on(&naru.url, &mut naru.backend, &desk.handle()).await;
     let room = RoomId::new("A_B").expect("a room id");

@@ -166,7 +166,8 @@ async fn a_session_that_dies_with_the_message_is_made_up_for() {
 async fn not_published_and_not_proven_is_one_push() {
     let outage = Arc::new(Outage::default());
     let live = outage.clone();
-    let mut naru = on(&SHORT, move |engines| intercepted(engines, Arc::new(Only(&["live.publish"], live)))).await;
+    let mut naru =
+        on(&SHORT, move |engines| intercepted(engines, Arc::new(Only(&["live.publish"], live)))).await;
     naru.http("A").create_room(&["A", "B"]).await;
     let (mut ada, _ben) = (naru.phone("A").await, naru.phone("B").await);
     outage.cut(true);

@@ -133,8 +133,10 @@ async fn plain_frames_are_answered_in_order() {
 async fn the_push_is_handed_over_before_the_publish() {
     let calls = Arc::new(Recorder::default());
     let interceptor = calls.clone();
-    let changes =
-        Changes { engines: Some(Box::new(move |engines| intercepted(engines, interceptor))), ..Changes::default() };
+    let changes = Changes {
+        engines: Some(Box::new(move |engines| intercepted(engines, interceptor))),
+        ..Changes::default()
+    };
     let mut naru = Naru::start_with(&[], changes).await;
     let room = naru.http("A").create_room(&["A", "B", "C"]).await;
     let (mut ada, mut cleo) = (naru.phone("A").await, naru.phone("C").await);

@@ -5,7 +5,7 @@
 //! and the message, or the same message twice. After it, before the intake entry is closed: the sweep hands the message on
 //! once more. It is then older than the grace time, so its proofs are asked for first; who has none gets both.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::Duration;
 
 use naru_engines::bus::{Work, work_on};
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::account::Published;
 use crate::members::{MemberCache, Members, Version};
-use crate::route::{Route, Online, route};
+use crate::route::{Online, Route, route};
 use crate::telemetry::Telemetry;
 
 /// One batch in flight: what comes meanwhile forms the next one.

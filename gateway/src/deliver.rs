@@ -21,8 +21,8 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::Gateway;
 use crate::gap::{Early, GapId, Gaps, HeldBack};
-use crate::room_heads::Arrival;
 use crate::refusal::to_text;
+use crate::room_heads::Arrival;
 
 /// How long a message that skips another waits for it.
 const GAP_WAIT: Duration = Duration::from_millis(50);

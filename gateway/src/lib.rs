@@ -18,7 +18,6 @@ mod batches;
 mod connect;
 mod deliver;
 mod gap;
-mod room_heads;
 mod limit;
 mod overdue;
 mod pending;
@@ -28,6 +27,7 @@ mod proof;
 mod proof_requests;
 mod recover;
 pub mod refusal;
+mod room_heads;
 mod rooms;
 mod sending;
 mod server;
@@ -57,7 +57,6 @@ use tokio_util::task::TaskTracker;
 use warp::filters::BoxedFilter;
 
 use crate::accept::{Submission, Submissions};
-use crate::room_heads::RoomHeads;
 use crate::limit::Limiter;
 use crate::pending::Pending;
 use crate::positions::PendingAdvance;
@@ -65,6 +64,7 @@ use crate::presence::{DrainBarrier, LEASE};
 use crate::proof::Proven;
 pub use crate::proof_requests::DeliveryProof;
 use crate::proof_requests::ProofRequests;
+use crate::room_heads::RoomHeads;
 use crate::rooms::RoomCache;
 use crate::sessions::{Session, Sessions};
 use crate::telemetry::Telemetry;
@@ -98,10 +98,7 @@ pub enum StartError {
     Token(#[from] TokenConfigError),
     /// The address can't be had.
     #[error("can't listen on {address}")]
-    Bind {
-        address: SocketAddr,
-        source: std::io::Error,
-    },
+    Bind { address: SocketAddr, source: std::io::Error },
     /// An engine does not answer.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -185,7 +182,11 @@ impl Bound {
             rooms: RoomCache::new(engines.store.rooms.clone()),
             limiter: Limiter::new(config.rate_messages_per_second, config.rate_burst),
             positions: position_sender,
-            proof_requests: ProofRequests::new(config.delivery_proof, config.delivery_grace.0, telemetry.pings.clone()),
+            proof_requests: ProofRequests::new(
+                config.delivery_proof,
+                config.delivery_grace.0,
+                telemetry.pings.clone(),
+            ),
             proofs: proof_sender,
             room_heads: RoomHeads::new(),
             restored: watch::Sender::new(0),
@@ -283,5 +284,4 @@ impl Gateway {
         self.sessions.emptied().await;
         self.pending.emptied().await;
     }
-
 }

@@ -46,7 +46,12 @@ pub(crate) fn channel() -> (mpsc::Sender<PendingAdvance>, mpsc::Receiver<Pending
 
 impl Gateway {
     /// Takes a step of a session's user in a room, which proves what was delivered of it.
-    pub(crate) async fn advance_position(&self, session: &Session, upto: Upto, kind: PositionKind) -> Result<(), Refusal> {
+    pub(crate) async fn advance_position(
+        &self,
+        session: &Session,
+        upto: Upto,
+        kind: PositionKind,
+    ) -> Result<(), Refusal> {
         self.prove(session, session.received(&upto.chat_room_id, upto.seq));
         let user = &session.identity.user;
         if self.rooms.of_member_within(MEMBER_WITHIN, &upto.chat_room_id, user).await?.is_none() {
@@ -81,7 +86,8 @@ pub(crate) async fn run(gateway: &Arc<Gateway>, steps: mpsc::Receiver<PendingAdv
         if batch.is_empty() {
             return;
         }
-        store(gateway, batch.drain(..).map(|PendingAdvance { advance, session }| (advance, session)).unzip()).await;
+        store(gateway, batch.drain(..).map(|PendingAdvance { advance, session }| (advance, session)).unzip())
+            .await;
     }
 }
 

@@ -43,7 +43,8 @@ impl Gateway {
             id: message.id,
             timestamp: message.timestamp,
         };
-        let is_asked_for = !self.config.delivery_grace.0.is_zero() && !self.proof_requests.is_too_old(&to_prove);
+        let is_asked_for =
+            !self.config.delivery_grace.0.is_zero() && !self.proof_requests.is_too_old(&to_prove);
         is_asked_for.then_some(to_prove)
     }
 
@@ -121,7 +122,6 @@ async fn record(gateway: &Gateway, batch: &mut Vec<Proven>) {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
 
     use naru_model::{RoomId, Seq, Timestamp};
 

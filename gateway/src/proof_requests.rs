@@ -101,7 +101,11 @@ mod tests {
     #[test]
     fn where_the_grace_time_is_short_proofs_are_asked_for_well_within_it() {
         let after = |grace| {
-            let asking = ProofRequests::<()>::new(DeliveryProof::Pong, Duration::from_millis(grace), Counter::default());
+            let asking = ProofRequests::<()>::new(
+                DeliveryProof::Pong,
+                Duration::from_millis(grace),
+                Counter::default(),
+            );
             (asking.ask_after.as_millis(), asking.tick_every().as_millis())
         };
         assert_eq!(

@@ -18,11 +18,11 @@ use naru_model::frame::ServerFrame;
 use naru_model::{RoomId, Seq, UserId};
 use naru_runtime::backoff::Backoff;
 
-use crate::room_heads::Epoch;
-use crate::refusal::{Close, to_text};
-use crate::sessions::Session;
 use crate::Gateway;
 use crate::presence::LEASE;
+use crate::refusal::{Close, to_text};
+use crate::room_heads::Epoch;
+use crate::sessions::Session;
 
 /// How many sessions presence is told of at a time.
 const ATTACH_AT_ONCE: usize = 64;

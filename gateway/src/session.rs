@@ -298,7 +298,8 @@ mod tests {
     use naru_model::{MessageId, RoomId, Seq, UserId};
 
     use super::*;
-    use crate::proof::{ProofRequests, ToProve};
+    use crate::proof_requests::ProofRequests;
+    use crate::unproven::ToProve;
 
     /// What was written, and a line where it was flushed.
     #[derive(Default)]

@@ -11,9 +11,9 @@ use naru_model::{MessageId, RoomId, Seq, SessionId, UserId};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
-use crate::room_heads::Epoch;
 use crate::proof_requests::ProofRequests;
 use crate::refusal::Close;
+use crate::room_heads::Epoch;
 use crate::sending::{Sending, Ticket};
 use crate::token::Identity;
 use crate::unproven::{ToProve, Unproven};
@@ -76,11 +76,18 @@ impl Drop for Wake {
 
 impl Session {
     /// A session with a queue of `places` frames.
-    pub(crate) fn new(identity: Identity, places: usize, proof_requests: Arc<ProofRequests<Session>>) -> Arc<Self> {
+    pub(crate) fn new(
+        identity: Identity,
+        places: usize,
+        proof_requests: Arc<ProofRequests<Session>>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             id: SessionId::generate(),
             identity,
-            queue: Mutex::new(Queue { frames: VecDeque::new(), unproven: Unproven::new(proof_requests.by_ping) }),
+            queue: Mutex::new(Queue {
+                frames: VecDeque::new(),
+                unproven: Unproven::new(proof_requests.by_ping),
+            }),
             places,
             filled: Notify::new(),
             unanswered: AtomicUsize::new(0),

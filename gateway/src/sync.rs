@@ -9,9 +9,9 @@ use naru_model::live::News;
 use tokio::sync::Semaphore;
 
 use crate::Gateway;
-use crate::unproven::ToProve;
 use crate::refusal::{Refusal, to_text};
 use crate::sessions::Session;
+use crate::unproven::ToProve;
 
 /// How many messages one answer holds of one room …
 const PER_ROOM: usize = 200;

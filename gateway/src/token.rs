@@ -57,10 +57,7 @@ pub enum TokenConfigError {
     TwoKeys,
     /// A file can't be read.
     #[error("can't read {path}")]
-    Unreadable {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Unreadable { path: PathBuf, source: std::io::Error },
     /// The file holds no key that can be used, or one of another algorithm than configured.
     #[error(
         "{0} holds no public key for the algorithms EdDSA, ES256 or RS256 (or not for the configured one)"
@@ -289,8 +286,8 @@ fn reason(kind: &jsonwebtoken::errors::ErrorKind) -> &'static str {
 }
 
 /// The token of an `Authorization` header.
-pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+pub(crate) fn bearer(headers: &http::HeaderMap) -> Option<&str> {
+    let value = headers.get(http::header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }

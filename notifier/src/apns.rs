@@ -21,7 +21,7 @@ use serde::Serialize;
 use crate::fit::fit;
 use crate::provider::Provider;
 use crate::transport::{Answer, Gate, Transport, base_url, below};
-use crate::verdict::{self, Verdict, Scope};
+use crate::verdict::{self, Scope, Verdict};
 use crate::{BuildError, Config};
 
 /// Where APNs is.

@@ -10,9 +10,7 @@ use crate::verdict::{Reason, Verdict};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// It is finished: the provider took it, and gave it this id.
-    Ack {
-        provider_id: String,
-    },
+    Ack { provider_id: String },
     /// Again, after exactly this long.
     RetryAfter(Duration),
     /// Never again by itself: it is kept where it can be listed and replayed.

@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::transport::{self, Answer, CALL_TIMEOUT};
-use crate::verdict::{self, SERVER_ERROR, Verdict, Scope};
+use crate::verdict::{self, SERVER_ERROR, Scope, Verdict};
 use crate::{BuildError, Config};
 
 /// What a token is for.

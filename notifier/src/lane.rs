@@ -9,11 +9,10 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::try_join3;
 use naru_engines::EngineResult;
-use naru_engines::bus::{Delivery, Queue, Receipt, Receiver};
+use naru_engines::bus::{Delivery, Queue, Receiver};
 use naru_engines::store::{MemberPosition, ParkedPush, Platform, Store};
 use naru_model::hops::{self, PushJob};
 use naru_model::{Event, EventId, Stage, Timestamp, UserId};
@@ -152,7 +151,8 @@ impl LaneWorker {
             Err(error) => {
                 let delay = backoff.next_delay();
                 self.telemetry.log_failure(Err(error), "a lane's look-up failed; its pushes come again");
-                retry(&self.telemetry, batch.into_iter().map(|delivery| delivery.receipt).collect(), delay).await;
+                retry(&self.telemetry, batch.into_iter().map(|delivery| delivery.receipt).collect(), delay)
+                    .await;
                 // Nothing more is read meanwhile: its look-up would fail, too.
                 stop.run_until_cancelled(sleep(delay)).await;
                 return Vec::new();

@@ -54,7 +54,7 @@ use crate::lane::LaneWorker;
 pub use crate::provider::Provider;
 use crate::push::Push;
 use crate::telemetry::Telemetry;
-pub use crate::verdict::{Reason, Verdict, Scope};
+pub use crate::verdict::{Reason, Scope, Verdict};
 use crate::webhook::Webhook;
 
 /// The keys that this worker reads; what they mean stands in the runtime's `defaults.toml`.
@@ -111,10 +111,7 @@ pub enum BuildError {
     WebhookUrl,
     /// The file of additional roots can't be used.
     #[error("`extra_ca_file`: can't use {}", path.display())]
-    ExtraCa {
-        path: PathBuf,
-        source: BoxError,
-    },
+    ExtraCa { path: PathBuf, source: BoxError },
     /// A provider's base URL can't be called.
     #[error("`{key}` is not an http or https URL")]
     BaseUrl {
@@ -123,16 +120,10 @@ pub enum BuildError {
     },
     /// The file of FCM's service account can't be used.
     #[error("`fcm_service_account_file`: can't use {}", path.display())]
-    ServiceAccount {
-        path: PathBuf,
-        source: BoxError,
-    },
+    ServiceAccount { path: PathBuf, source: BoxError },
     /// The file of the APNs key can't be used.
     #[error("`apns_key_file`: can't use {}", path.display())]
-    ApnsKey {
-        path: PathBuf,
-        source: BoxError,
-    },
+    ApnsKey { path: PathBuf, source: BoxError },
     /// A key is set without another that it needs.
     #[error("`{key}` is not set, which `{with}` needs")]
     Missing {
@@ -225,7 +216,7 @@ impl Notifier {
             stale::run(engines, unseen, telemetry, stop)
         });
         for (name, provider) in providers {
-            let lane = Arc::new(Lane {
+            let lane = Arc::new(LaneWorker {
                 provider,
                 queue: engines.bus.push(name).clone(),
                 store: engines.store.clone(),

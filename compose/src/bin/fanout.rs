@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use naru::service;
 use fanout::Config;
+use naru::service;
 use naru_runtime::{Program, Settings};
 use tokio_util::sync::CancellationToken;
 

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use naru::service;
 use gateway::{Bound, Config};
+use naru::service;
 use naru_runtime::{Program, Settings};
 
 const PROGRAM: Program = Program {

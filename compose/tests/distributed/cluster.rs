@@ -1,7 +1,5 @@
 //! Naru as services: the real programs, each its own process, on services that no other test uses.
 
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mongodb::bson::oid::ObjectId;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use naru_client::ServerProcess;
 use naru::distributed::Distributed;
+use naru_client::ServerProcess;
 use naru_engines::Engines;
 use naru_engines::store::{Device, NewRoom, Platform};
 use naru_model::hops::{Offline, PushEnvironment};

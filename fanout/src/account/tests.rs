@@ -1,7 +1,7 @@
 use async_trait::async_trait;
 use naru_embedded::{Embedded, Options};
 use naru_engines::EngineError;
-use naru_faults::{Call, Counted, Only, Outage, Interceptor, intercepted};
+use naru_faults::{Call, Counted, Interceptor, Only, Outage, intercepted};
 use naru_model::hops::Accepted;
 use naru_model::{ClientMessageId, Seq, Timestamp};
 use naru_runtime::telemetry::Metrics;

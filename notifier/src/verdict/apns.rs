@@ -6,7 +6,7 @@ use std::time::Duration;
 use naru_model::Timestamp;
 use serde::Deserialize;
 
-use super::{Meaning, SERVER_ERROR, Verdict, Scope, by_status};
+use super::{Meaning, SERVER_ERROR, Scope, Verdict, by_status};
 use crate::transport::Answer;
 
 /// How long Apple's servers are left alone after an error of theirs.

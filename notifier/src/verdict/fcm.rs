@@ -4,7 +4,7 @@
 use fcm::{ErrorCode, FcmError, FcmResponse};
 use naru_model::Timestamp;
 
-use super::{Meaning, SERVER_ERROR, Verdict, Scope, by_status};
+use super::{Meaning, SERVER_ERROR, Scope, Verdict, by_status};
 use crate::transport::Answer;
 
 /// The detail that names the field which was refused.

@@ -93,8 +93,11 @@ fn every_row_has_an_answer_that_shows_it() {
     let missing: Vec<_> =
         fcm::rows().into_iter().map(|(name, _)| name).filter(|name| !by_fcm.contains(name)).collect();
     assert_eq!(missing, [""; 0], "FCM");
-    let missing: Vec<_> =
-        apns::REASONS.iter().map(|(name, _)| (*name).to_owned()).filter(|name| !by_apns.contains(name)).collect();
+    let missing: Vec<_> = apns::REASONS
+        .iter()
+        .map(|(name, _)| (*name).to_owned())
+        .filter(|name| !by_apns.contains(name))
+        .collect();
     assert_eq!(missing, [""; 0], "APNs");
 }
 

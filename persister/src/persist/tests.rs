@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
 use naru_embedded::{Embedded, Options};
-use naru_faults::{Counted, intercepted};
 use naru_engines::store::NewRoom;
+use naru_faults::{Counted, intercepted};
 use naru_model::room::{RoomKind, sorted_members};
 use naru_model::{ClientMessageId, Trace, UserId};
 use naru_runtime::telemetry::Metrics;

@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use naru_conformance::{BoundedBus, LiveLayer, SeverableLayer, Subject, conformance_suite};
 use naru_embedded::{Embedded, Options};
-use naru_conformance::{BoundedBus, LiveLayer, SeverableLayer, Subject};
+use naru_engines::Engines;
 use naru_faults::{Counted, Flaky, Outage, Recorder, Slow, intercepted};
-use naru_engines::{Engines, conformance_suite};
 use tempfile::TempDir;
 
 /// Embedded engines in a new directory `within` another, decorated.

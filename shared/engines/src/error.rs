@@ -28,16 +28,10 @@ pub enum EngineError {
     },
     /// The same request will fail again: a bug, a full disk, a schema from the future.
     #[error("{engine} refused: {source}")]
-    Permanent {
-        engine: &'static str,
-        source: BoxError,
-    },
+    Permanent { engine: &'static str, source: BoxError },
     /// What is stored or was received can't be read. Set it aside; don't try again.
     #[error("{engine} holds something unreadable: {source}")]
-    Poison {
-        engine: &'static str,
-        source: BoxError,
-    },
+    Poison { engine: &'static str, source: BoxError },
 }
 
 impl EngineError {

@@ -33,3 +33,15 @@ pub struct Engines {
     /// Who does what only one should do.
     pub leases: Arc<dyn live::Leases>,
 }
+
+impl From<Engines> for store::Store {
+    fn from(engines: Engines) -> Self {
+        engines.store
+    }
+}
+
+impl From<Engines> for bus::Bus {
+    fn from(engines: Engines) -> Self {
+        engines.bus
+    }
+}

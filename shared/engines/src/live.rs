@@ -16,10 +16,7 @@ pub enum Signal {
     /// Something happened in a room.
     Event(Arc<LiveEvent>),
     /// A message got this place in a room, and none of those it goes to is here: see [`IsHere`].
-    Elsewhere {
-        room: RoomId,
-        seq: Seq,
-    },
+    Elsewhere { room: RoomId, seq: Seq },
     /// Messages that this gateway accepted have ended.
     Confirmed(Arc<[Confirmation]>),
     /// This session's device has connected elsewhere: close it (4409).

@@ -50,9 +50,7 @@ pub enum ClientFrame {
     /// Everything up to here was seen.
     Read(Upto),
     /// I am typing.
-    Typing {
-        chat_room_id: RoomId,
-    },
+    Typing { chat_room_id: RoomId },
     /// Are you there?
     Ping,
 }

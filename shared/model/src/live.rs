@@ -31,10 +31,7 @@ pub enum News {
     /// A user has seen everything up to a place.
     Read(Position),
     /// A user is typing.
-    Typing {
-        chat_room_id: RoomId,
-        user_id: UserId,
-    },
+    Typing { chat_room_id: RoomId, user_id: UserId },
 }
 
 impl News {

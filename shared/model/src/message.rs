@@ -91,11 +91,7 @@ pub enum Rejection {
 #[serde(rename_all = "camelCase", tag = "outcome")]
 pub enum Outcome {
     /// In `chat_messages`, at this place.
-    Saved {
-        seq: Seq,
-    },
+    Saved { seq: Seq },
     /// Not saved, and never will be.
-    Rejected {
-        reason: Rejection,
-    },
+    Rejected { reason: Rejection },
 }

@@ -39,18 +39,18 @@
 //! message was acked by itself.) The same 64 events as messages of their own in 32 queues cost the broker 102 µs each (lapin
 //! alone, one channel per queue).
 
-mod started;
 mod broker;
 mod bus;
 mod declare;
 mod envelope;
-mod state;
 mod layout;
 mod link;
 mod outage;
 mod publish;
 mod receive;
 mod share;
+mod started;
+mod state;
 mod steps;
 mod subscription;
 mod unacked;

@@ -17,9 +17,9 @@ use naru_engines::Applied;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
-use crate::started::Started;
 use crate::envelope::Outgoing;
 use crate::link::Session;
+use crate::started::Started;
 
 /// How many sends: each worker of a process has one in flight for each hop that it sends to, or two.
 const CHANNELS: usize = 16;

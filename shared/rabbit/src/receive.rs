@@ -41,9 +41,9 @@ use crate::ENGINE;
 use crate::broker::Broker;
 use crate::declare::Failure;
 use crate::envelope;
-use crate::state::{ReceiverState, Placed, lock};
 use crate::link::Session;
 use crate::outage::Outage;
+use crate::state::{Placed, ReceiverState, lock};
 use crate::subscription::{CHUNK, close, consume, failed, subscribe};
 
 /// A receiver of a durable hop that was not asked for so long keeps nothing.

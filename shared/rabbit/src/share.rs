@@ -12,10 +12,10 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::declare::Failure;
-use crate::state::lock;
 use crate::link::Session;
 use crate::outage::Outage;
 use crate::receive::Shared;
+use crate::state::lock;
 use crate::subscription::{close, consumers, failed, subscribe};
 
 /// How often a receiver looks whether it holds more than its share.
@@ -123,7 +123,7 @@ mod tests {
         fn look(&mut self, receivers: &[usize]) -> bool {
             let before = self.hand_overs;
             for receiver in receivers {
-                let mut held = self.state(*receiver);
+                let mut held = self.held(*receiver);
                 held.sort_by_key(|line| std::cmp::Reverse(self.lines[*line].handed_over));
                 for line in &held[..to_leave(held.len(), self.lines.len(), receivers.len())] {
                     self.hand_overs += 1;
@@ -143,7 +143,7 @@ mod tests {
             }
             let looks = (1..50).find(|_| !self.look(receivers)).expect("it comes to rest");
             let share = self.lines.len().div_ceil(receivers.len());
-            assert!(receivers.iter().all(|receiver| self.state(*receiver).len() <= share));
+            assert!(receivers.iter().all(|receiver| self.held(*receiver).len() <= share));
             looks
         }
     }

@@ -15,10 +15,7 @@ const MAX_BYTES: usize = 32 << 20;
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Received {
     /// What was published on a channel, not yet parsed.
-    Published {
-        channel: String,
-        payload: Vec<u8>,
-    },
+    Published { channel: String, payload: Vec<u8> },
     /// What came after the last entry may be lost …
     Interrupted,
     /// … up to here.

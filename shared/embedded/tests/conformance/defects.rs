@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use naru_conformance::{
     BoundedBus, Case, LiveLayer, SeverableLayer, Subject, bounded, bus, live, outage, store,
 };
+use naru_engines::Engines;
 use naru_faults::{Outage, intercepted};
-use naru_engines::{Engines, conformance};
 use tokio::task::JoinSet;
 
 use super::Fresh;
@@ -252,7 +252,7 @@ impl Subject<SeverableLayer> for FaultyCutOff {
         let layer = LiveLayer::from(faulty(intercepted(engines.0, outage.clone()), self.0.defect));
         let sever = Arc::new(move || {
             outage.cut(true);
-            Box::pin(async {}) as conformance::Eventually<()>
+            Box::pin(async {}) as naru_conformance::Eventually<()>
         });
         SeverableLayer { layer, sever }
     }

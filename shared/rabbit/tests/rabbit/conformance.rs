@@ -1,8 +1,8 @@
 //! Every rule of the bus, on the broker that all tests share.
 
 use async_trait::async_trait;
-use naru_engines::bus::Bus;
 use naru_conformance::Subject;
+use naru_engines::bus::Bus;
 
 use super::given::{Place, Process};
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use naru_engines::EngineResult;
 use naru_conformance::LiveLayer;
+use naru_engines::EngineResult;
 use naru_engines::live::Attachment;
 use naru_model::live::Confirmation;
 use naru_model::message::Outcome;

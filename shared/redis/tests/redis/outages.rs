@@ -1,6 +1,5 @@
 //! The server dies, hangs, forgets, or is not there yet.
 
-use std::slice;
 use std::time::Duration;
 
 use naru_engines::live::{Attachment, Signal};

@@ -11,9 +11,9 @@ mod hops {
 
     use naru_model::hops::Payload;
 
-    use naru_engines::bus::ack;
     use crate::bus::On;
     use crate::{BoundedBus, Of};
+    use naru_engines::bus::ack;
 
     pub(super) async fn b6_a_full_queue_makes_send_wait(subject: Of<'_, BoundedBus>) {
         let BoundedBus { bus, hops, capacity } = subject.open().await;

@@ -262,18 +262,6 @@ pub struct SeverableLayer {
 /// A future, for function types.
 pub type Eventually<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-impl From<Engines> for Store {
-    fn from(engines: Engines) -> Self {
-        engines.store
-    }
-}
-
-impl From<Engines> for Bus {
-    fn from(engines: Engines) -> Self {
-        engines.bus
-    }
-}
-
 impl From<Engines> for LiveLayer {
     fn from(Engines { live, presence, proofs, leases, .. }: Engines) -> Self {
         Self { live, presence, proofs, leases }

@@ -186,7 +186,8 @@ impl<T: Payload> Queue<T> for Intercepted<dyn Queue<T>> {
 
     async fn receiver(&self) -> EngineResult<Box<dyn Receiver<T>>> {
         let inner = self.call("receiver", Vec::new(), self.inner.receiver()).await?;
-        let held = Held { part: self.part, interceptor: self.interceptor.clone(), receipts: Mutex::default() };
+        let held =
+            Held { part: self.part, interceptor: self.interceptor.clone(), receipts: Mutex::default() };
         Ok(Box::new(TappedReceiver { inner, held: Arc::new(held), tags: AtomicU64::new(0) }))
     }
 }

@@ -9,21 +9,13 @@ use std::path::PathBuf;
 pub enum StartError {
     /// A file of keys or certificates could not be read or written.
     #[error("{path}: {source}")]
-    File {
-        path: PathBuf,
-        source: io::Error,
-    },
+    File { path: PathBuf, source: io::Error },
     /// A file that was there holds something else than was written into it. It is not replaced: remove it.
     #[error("{path} does not hold what the emulator writes there; remove it to have a new one")]
-    Unusable {
-        path: PathBuf,
-    },
+    Unusable { path: PathBuf },
     /// An address could not be had.
     #[error("cannot listen on {address}: {source}")]
-    Listen {
-        address: SocketAddr,
-        source: io::Error,
-    },
+    Listen { address: SocketAddr, source: io::Error },
     /// A key could not be made: the system gave no randomness.
     #[error("a key could not be made")]
     Key,

@@ -24,11 +24,6 @@ impl Provider {
             Self::Apns => "apns",
         }
     }
-
-    /// The provider of this name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|provider| provider.as_str() == name)
-    }
 }
 
 impl fmt::Display for Provider {

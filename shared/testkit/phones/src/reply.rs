@@ -23,7 +23,7 @@ pub(crate) fn bytes(status: u16, body: impl Into<Bytes>) -> Reply {
     reply
 }
 
-/// What was asked for word for word. Headers that HTTP can't carry are left out: [`is_sendable`] finds them.
+/// What was asked for word for word. Headers that HTTP can't carry are left out.
 pub(crate) fn raw(status: u16, headers: &[(String, String)], body: String) -> Reply {
     let mut reply = bytes(status, body);
     for (name, value) in headers {
@@ -32,14 +32,6 @@ pub(crate) fn raw(status: u16, headers: &[(String, String)], body: String) -> Re
         }
     }
     reply
-}
-
-/// Whether HTTP can carry it as an answer.
-pub(crate) fn is_sendable(status: u16, headers: &[(String, String)]) -> bool {
-    (200..=599).contains(&status)
-        && headers
-            .iter()
-            .all(|(name, value)| name.parse::<HeaderName>().is_ok() && value.parse::<HeaderValue>().is_ok())
 }
 
 /// The same with `Retry-After`, if there is one.

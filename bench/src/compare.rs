@@ -22,7 +22,6 @@ use record::{Comparison, Filled, Memory, Round, State};
 /// Sent before anything of a turn is measured, at the lowest of the rates or at this one.
 const WARM_RATE: u32 = 500;
 
-/// What to measure.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// How often each system has its turn.

@@ -22,7 +22,6 @@ const WINDOW: usize = 512;
 /// How long nothing may be answered before it is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How much.
 #[derive(Debug, Clone)]
 pub struct Amount {
     pub messages: u32,

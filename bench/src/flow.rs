@@ -19,10 +19,8 @@ use crate::{
 /// From the last session's opening to the first message.
 const LEAD: Duration = Duration::from_millis(200);
 
-/// What to send.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The server.
     pub server: Server,
     /// Messages per second, over all senders.
     pub rate: u32,
@@ -67,7 +65,7 @@ pub struct Cost {
     pub memory_kib: u64,
 }
 
-/// Makes the rooms, connects everybody, sends all messages when they are due, waits for the stragglers.
+/// Makes the rooms, connects all users, sends all messages when they are due, waits for the stragglers.
 pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let run: Arc<str> = new_run().into();
     let users: Arc<[String]> = (0..options.pairs * 2).map(|number| format!("flow-{run}-{number}")).collect();

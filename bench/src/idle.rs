@@ -26,10 +26,8 @@ const OPENERS: usize = 8;
 /// Connections from one address: below the 28,232 ports that Linux gives out by default.
 const PORTS_PER_ADDRESS: u32 = 25_000;
 
-/// What to open.
 #[derive(Debug)]
 pub struct Options {
-    /// The server.
     pub server: Server,
     /// How many sessions.
     pub connections: u32,
@@ -125,7 +123,6 @@ impl Report {
         (after as f64 - before as f64) / f64::from(self.opened)
     }
 
-    /// One line.
     pub fn to_json(&self) -> String {
         let memory = self.memory.iter().map(
             |(name, before, after)| json!({"name": name, "memoryBeforeKib": before, "memoryAfterKib": after}),

@@ -35,7 +35,6 @@ impl Schedule {
     }
 }
 
-/// The book.
 #[derive(Debug)]
 pub struct Ledger {
     schedule: Schedule,
@@ -156,7 +155,6 @@ impl Ledger {
         result
     }
 
-    /// The sums.
     pub fn close(&self) -> Totals {
         let count = |wanted: fn(&Line) -> bool| self.lines.iter().filter(|line| wanted(line)).count();
         let measured = &self.lines[self.schedule.warmup..];

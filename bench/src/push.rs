@@ -118,7 +118,6 @@ impl Report {
         self.pushes as f64 / self.took.as_secs_f64()
     }
 
-    /// One line.
     pub fn to_json(&self) -> String {
         json!({
             "pushes": self.pushes,

@@ -24,7 +24,6 @@ const PORTS: std::ops::Range<u16> = 21_000..31_000;
 /// Every system's key, in the order of reports.
 pub const KEYS: [&str; 6] = ["naru", "naru-services", "against", "against-services", "socketio", "ejabberd"];
 
-/// What is started.
 #[derive(Debug, Clone)]
 pub enum Kind {
     /// `naru`: one process, embedded engine.
@@ -47,7 +46,6 @@ pub struct System {
     pub key: String,
     /// Its name in tables.
     pub label: String,
-    /// Which it is.
     pub kind: Kind,
     data: PathBuf,
     ports: u16,

@@ -9,7 +9,6 @@ use anyhow::Context;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use gateway::token::TokenConfig;
-use naru_distributed::Distributed;
 use naru_embedded::{Embedded, Options};
 use naru_engines::Engines;
 use naru_model::{MessageId, Timestamp};
@@ -19,7 +18,8 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::demo::{self, Demo};
-use crate::{DOOR, secret};
+use crate::distributed::Distributed;
+use crate::{PROGRAM, secret};
 
 /// While the pipeline runs empty, the intake is looked at this often.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -39,12 +39,12 @@ struct Config {
 }
 
 /// What the workers stand on.
-enum Standing {
+enum EngineSet {
     Embedded(Embedded),
     Distributed(Distributed),
 }
 
-impl Standing {
+impl EngineSet {
     /// None when shutdown came before the services answered.
     async fn on(
         engine: Engine,
@@ -84,7 +84,7 @@ impl Standing {
 pub struct Pipeline {
     address: SocketAddr,
     supervisor: Supervisor,
-    standing: Standing,
+    engine_set: EngineSet,
     drain_deadline: Duration,
 }
 
@@ -141,24 +141,24 @@ impl Pipeline {
 
         let metrics = Metrics::new();
         let health = Health::new(shutdown.clone());
-        let Some(standing) = Standing::on(engine, &data_dir, settings, &health, &shutdown).await? else {
+        let Some(engine_set) = EngineSet::on(engine, &data_dir, settings, &health, &shutdown).await? else {
             return Ok(None);
         };
-        if let (Standing::Embedded(embedded), Some(see)) = (&standing, changes.embedded) {
+        if let (EngineSet::Embedded(embedded), Some(see)) = (&engine_set, changes.embedded) {
             see(embedded);
         }
-        let mut engines = standing.engines();
+        let mut engines = engine_set.engines();
         if let Some(change) = changes.engines {
             engines = change(engines);
         }
-        if let Standing::Embedded(_) = standing {
+        if let EngineSet::Embedded(_) = engine_set {
             register_checks(&health, &engines);
         }
-        let supervisor = Supervisor::new(DOOR.name, shutdown, &metrics);
+        let supervisor = Supervisor::new(PROGRAM.name, shutdown, &metrics);
 
-        let door =
+        let bound =
             gateway::Bound::new(settings.pick()?, &tokens, engines.clone(), metrics.clone(), health).await?;
-        let address = door.address();
+        let address = bound.address();
         let mut demo = Demo::wanted(settings, address, tokens.jwt_secret.as_ref(), has_own_key)?;
 
         // The others work until the gateway has drained: what it has in hand is answered by them.
@@ -190,9 +190,9 @@ impl Pipeline {
             );
         }
 
-        let (drained, running) = (door.drained(), engines.clone());
+        let (drained, running) = (bound.drained(), engines.clone());
         let routes = demo.map(|demo| demo::routes(demo, supervisor.shutdown().clone()));
-        door.run(&supervisor.for_owner("gateway"), routes).await?;
+        bound.run(&supervisor.for_owner("gateway"), routes).await?;
         supervisor.spawn("stop in order", Policy::StopAll, move |_| {
             let (drained, later, engines) = (drained.clone(), later.clone(), running.clone());
             let no_more_proofs = no_more_proofs.clone();
@@ -206,7 +206,7 @@ impl Pipeline {
                 Ok::<_, std::convert::Infallible>(())
             }
         });
-        Ok(Some(Self { address, supervisor, standing, drain_deadline: drain_deadline.into() }))
+        Ok(Some(Self { address, supervisor, engine_set, drain_deadline: drain_deadline.into() }))
     }
 
     /// Where clients connect.
@@ -220,7 +220,7 @@ impl Pipeline {
     /// When a task failed that the process can't do without, or some did not finish by the deadline.
     pub async fn run(self) -> anyhow::Result<()> {
         let ended = self.supervisor.run(self.drain_deadline).await;
-        self.standing.close().await;
+        self.engine_set.close().await;
         Ok(ended?)
     }
 }
@@ -238,15 +238,15 @@ fn register_checks(health: &Health, engines: &Engines) {
     health.register("store", move || {
         let store = store.clone();
         async move {
-            let nobody = [MessageId::from_bytes([0; 12])];
-            store.get(&nobody).await.map(drop).map_err(|_| "the store does not answer".to_owned())
+            let no_message = [MessageId::from_bytes([0; 12])];
+            store.get(&no_message).await.map(drop).map_err(|_| "the store does not answer".to_owned())
         }
         .boxed()
     });
     let presence = engines.presence.clone();
     health.register("presence", move || {
         let presence = presence.clone();
-        async move { presence.locate(&[]).await.map(drop).map_err(|_| "presence does not answer".to_owned()) }
+        async move { presence.online(&[]).await.map(drop).map_err(|_| "presence does not answer".to_owned()) }
             .boxed()
     });
 }

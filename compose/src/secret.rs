@@ -32,7 +32,7 @@ pub fn of(settings: &Settings) -> anyhow::Result<Secret> {
     }
 }
 
-/// The same for whoever has nothing to do in a data directory that holds none: there is no Naru that would know it.
+/// The same for a command that must not make one: in a data directory without a secret there is no Naru that would know it.
 ///
 /// # Errors
 /// When there is none, or it can't be read.

@@ -12,12 +12,9 @@ use serde::Serialize;
 /// What a token says.
 #[derive(Serialize)]
 pub struct Claims<'a> {
-    /// The user.
     pub sub: &'a UserId,
-    /// Their name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<&'a str>,
-    /// Their device.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<&'a DeviceId>,
     /// What it may do besides.

@@ -38,7 +38,6 @@ pub enum Per {
     Tick,
     /// A hundred messages.
     Hundred,
-    /// A message.
     Message,
 }
 

@@ -17,7 +17,6 @@ use tokio::process::Command;
 
 use crate::support::{SECRET, WEBHOOK_SECRET};
 
-/// The program.
 pub const NARU: &str = env!("CARGO_BIN_EXE_naru");
 
 /// The environment of a server under load whose pushes go to `backend`.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use naru::pipeline::Changes;
 use naru_client::{Client, Incoming};
 use naru_engines::Engines;
-use naru_engines::faults::{Counted, Flaky, Only, Outage, losing, reordering, tapped};
+use naru_faults::{Counted, Flaky, Only, Outage, intercepted, losing, reordering};
 use serde_json::{Value, json};
 
 use crate::support::Naru;
@@ -133,7 +133,7 @@ async fn engines_that_fail_are_asked_again() {
         "proofs.proven",
         "proofs.record",
     ];
-    let naru = on(|engines| tapped(engines, Arc::new(Only(PARTS, Flaky::new(13, 0.1))))).await;
+    let naru = on(|engines| intercepted(engines, Arc::new(Only(PARTS, Flaky::new(13, 0.1))))).await;
     everybody_writes(&naru).await;
     naru.stop().await;
 }
@@ -144,7 +144,7 @@ async fn engines_that_fail_are_asked_again() {
 async fn a_store_that_goes_away_confirms_nothing_and_comes_back() {
     let outage = Arc::new(Outage::default());
     let store = outage.clone();
-    let naru = on(move |engines| tapped(engines, Arc::new(Only(&["intake", "messages"], store)))).await;
+    let naru = on(move |engines| intercepted(engines, Arc::new(Only(&["intake", "messages"], store)))).await;
     naru.http("A").create_room(&["A", "B"]).await;
     let (mut ada, mut ben) = (naru.phone("A").await, naru.phone("B").await);
     ada.chat("A_B", "before", "a-1").await;
@@ -171,7 +171,8 @@ async fn a_store_that_goes_away_confirms_nothing_and_comes_back() {
 async fn unknown_is_not_offline() {
     let outage = Arc::new(Outage::default());
     let presence = outage.clone();
-    let mut naru = on(move |engines| tapped(engines, Arc::new(Only(&["presence.locate"], presence)))).await;
+    let mut naru =
+        on(move |engines| intercepted(engines, Arc::new(Only(&["presence.locate"], presence)))).await;
     naru.http("A").create_room(&["A", "B"]).await;
     let (mut ada, mut ben) = (naru.phone("A").await, naru.phone("B").await);
     outage.cut(true);
@@ -186,7 +187,7 @@ async fn unknown_is_not_offline() {
 async fn a_live_layer_that_goes_away_costs_pushes_and_no_message() {
     let outage = Arc::new(Outage::default());
     let live = outage.clone();
-    let mut naru = on(move |engines| tapped(engines, Arc::new(Only(&["live.publish"], live)))).await;
+    let mut naru = on(move |engines| intercepted(engines, Arc::new(Only(&["live.publish"], live)))).await;
     naru.http("A").create_room(&["A", "B"]).await;
     let (mut ada, mut ben) = (naru.phone("A").await, naru.phone("B").await);
     outage.cut(true);
@@ -204,7 +205,7 @@ async fn a_lost_confirmation_is_looked_up() {
     let outage = Arc::new(Outage::default());
     outage.cut(true);
     let confirm = outage.clone();
-    let naru = on(move |engines| tapped(engines, Arc::new(Only(&["live.confirm"], confirm)))).await;
+    let naru = on(move |engines| intercepted(engines, Arc::new(Only(&["live.confirm"], confirm)))).await;
     naru.http("A").create_room(&["A", "B"]).await;
     let mut ada = naru.phone("A").await;
     let sent = std::time::Instant::now();
@@ -218,8 +219,8 @@ async fn a_lost_confirmation_is_looked_up() {
 #[tokio::test]
 async fn round_trips_are_shared_by_a_batch() {
     let counted = Arc::new(Counted::default());
-    let tap = counted.clone();
-    let naru = on(move |engines| tapped(engines, tap)).await;
+    let interceptor = counted.clone();
+    let naru = on(move |engines| intercepted(engines, interceptor)).await;
     naru.http("A").create_room(&["A", "B"]).await;
     let (mut ada, mut ben) = (naru.phone("A").await, naru.phone("B").await);
     ada.chat("A_B", "the rooms are known now", "a-0").await;

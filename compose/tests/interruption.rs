@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 use futures_util::FutureExt;
 use naru::pipeline::Changes;
 use naru_client::Client;
-use naru_engines::faults::{Call, Only, Outage, tapped};
 use naru_engines::live::Attachment;
 use naru_engines::{Applied, EngineError, Engines};
+use naru_faults::{Call, Only, Outage, intercepted};
 use naru_model::live::{LiveEvent, News};
-use naru_model::{ClientMessageId, Message, MessageId, RoomId, Seq, SessionId, Timestamp, UserId};
+use naru_model::{ClientMessageId, GatewayId, Message, MessageId, RoomId, Seq, SessionId, Timestamp, UserId};
 use serde_json::{Value, json};
 
 use crate::support::{Before, Naru};
@@ -34,7 +34,7 @@ impl World {
         };
         let change = move |engines: Engines| {
             *sink.lock().expect("nobody panics with it") = Some(engines.clone());
-            tapped(engines, Arc::new(Only(&["live.next"], Before(interrupt))))
+            intercepted(engines, Arc::new(Only(&["live.next"], Before(interrupt))))
         };
         let changes = Changes { engines: Some(Box::new(change)), ..Changes::default() };
         let naru = Naru::start_with(flags, changes).await;
@@ -153,15 +153,15 @@ async fn presence_is_told_again_who_is_here() {
     let mut ben = Client::connect(&world.naru.url, &crate::support::token_of("B")).await.expect("a welcome");
     let session = ben.welcome().await["sessionId"].as_str().expect("an id").to_owned();
     let presence = &world.engines.presence;
-    let gateway = presence.locate(&[user("B")]).await.expect("an answer")[0].gateways[0].clone();
+    let gateway = GatewayId::generate();
     let session = SessionId::new(session).expect("an id");
     let attachment = Attachment { user: user("B"), device: None, session, gateway };
     presence.detach(&attachment).await.expect("an answer");
-    assert!(!presence.locate(&[user("B")]).await.expect("an answer")[0].is_online());
+    assert!(!presence.online(&[user("B")]).await.expect("an answer")[0]);
 
     world.interrupted().await;
     let back = async {
-        while !presence.locate(&[user("B")]).await.expect("an answer")[0].is_online() {
+        while !presence.online(&[user("B")]).await.expect("an answer")[0] {
             tokio::task::yield_now().await;
         }
     };
@@ -216,7 +216,7 @@ async fn what_never_came_is_fetched() {
 async fn who_connects_while_presence_is_away_is_found_when_it_is_back() {
     let outage = Arc::new(Outage::default());
     let presence = outage.clone();
-    let change = move |engines: Engines| tapped(engines, Arc::new(Only(&["presence.attach"], presence)));
+    let change = move |engines: Engines| intercepted(engines, Arc::new(Only(&["presence.attach"], presence)));
     let changes = Changes { engines: Some(Box::new(change)), ..Changes::default() };
     let naru = Naru::start_with(&["--delivery-grace", "0s"], changes).await;
     naru.http("A").create_room(&["A", "B"]).await;

@@ -11,6 +11,7 @@ mod journey;
 mod page;
 mod parked;
 mod phones;
+mod programs;
 mod proof;
 mod scenarios;
 mod support;

@@ -11,8 +11,8 @@ use naru::pipeline::Changes;
 use naru_client::{Answer, Http};
 use naru_engines::Engines;
 use naru_engines::bus::ack;
-use naru_engines::faults::{Only, Outage, Tap, tapped};
 use naru_engines::store::ParkedPush;
+use naru_faults::{Interceptor, Only, Outage, intercepted};
 use naru_model::hops::{Lane, Payload, PushEnvironment, PushJob, PushTarget};
 use naru_model::{DeviceId, MessageId, RoomId, Seq, Timestamp, UserId};
 use serde_json::{Value, json};
@@ -179,7 +179,7 @@ async fn a_replay_that_is_cut_short_stays_listed() {
     let outage = Arc::new(Outage::default());
     let cut = outage.clone();
     let (mut naru, engines) =
-        on(move |engines| tapped(engines, Arc::new(Only(&["pushes.drop_parked_at"], cut)))).await;
+        on(move |engines| intercepted(engines, Arc::new(Only(&["pushes.drop_parked_at"], cut)))).await;
     let parked = push(1, Lane::Webhook);
     park(&engines, [&parked]).await;
     let service = backend(&naru);
@@ -207,8 +207,8 @@ async fn a_replay_that_is_parked_at_once_is_listed_again() {
             Ok(())
         }) as _
     });
-    let hold: Arc<dyn Tap> = Arc::new(Only(&["pushes.drop_parked_at"], held));
-    let (naru, engines) = on(move |engines| tapped(engines, hold)).await;
+    let hold: Arc<dyn Interceptor> = Arc::new(Only(&["pushes.drop_parked_at"], held));
+    let (naru, engines) = on(move |engines| intercepted(engines, hold)).await;
     let parked = push(1, Lane::Webhook);
     park(&engines, [&parked]).await;
     naru.backend.script([Answer::status(404)]);

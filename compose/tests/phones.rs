@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use naru::pipeline::Changes;
 use naru_client::{Http, PATIENCE, Webhook};
-use naru_engines::faults::{Recorder, tapped};
+use naru_faults::{Recorder, intercepted};
 use naru_model::RoomId;
 use naru_phones::{Handle, Options, Phones, Provider};
 use serde_json::json;
@@ -53,10 +53,12 @@ async fn each_of_bens_phones_buzzes_once() {
 /// The same on whatever these flags say, and the push is handed over before the message is published.
 pub async fn each_of_bens_phones_buzzes_once_in_one_process(desk: &Desk, flags: &[&str]) {
     let calls = Arc::new(Recorder::default());
-    let (of_desk, tap) = (desk.flags(), calls.clone());
+    let (of_desk, interceptor) = (desk.flags(), calls.clone());
     let flags: Vec<_> = of_desk.iter().map(String::as_str).chain(flags.iter().copied()).collect();
-    let changes =
-        Changes { engines: Some(Box::new(move |engines| tapped(engines, tap))), ..Changes::default() };
+    let changes = Changes {
+        engines: Some(Box::new(move |engines| intercepted(engines, interceptor))),
+        ..Changes::default()
+    };
     let mut naru = Naru::start_with(&flags, changes).await;
     each_of_bens_phones_buzzes_once_on(&naru.url, &mut naru.backend, &desk.handle()).await;
     let room = RoomId::new("A_B").expect("a room id");

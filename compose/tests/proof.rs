@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use naru::pipeline::Changes;
 use naru_client::Reading;
 use naru_engines::Engines;
-use naru_engines::faults::{Counted, Only, Outage, tapped};
+use naru_faults::{Counted, Only, Outage, intercepted};
 use serde_json::json;
 use tokio::sync::Semaphore;
 
@@ -133,7 +133,7 @@ async fn a_session_that_dies_between_the_look_up_and_the_publish_is_made_up_for(
         waiting.boxed()
     };
     let wait = Arc::new(Only(&["live.publish"], Before(wait)));
-    let mut naru = on(&SHORT, move |engines| tapped(engines, wait)).await;
+    let mut naru = on(&SHORT, move |engines| intercepted(engines, wait)).await;
     naru.http("A").create_room(&["A", "B"]).await;
     let (mut ada, ben) = (naru.phone("A").await, naru.phone("B").await);
     ada.chat("A_B", "are you there?", "a-1").await;
@@ -166,7 +166,8 @@ async fn a_session_that_dies_with_the_message_is_made_up_for() {
 async fn not_published_and_not_proven_is_one_push() {
     let outage = Arc::new(Outage::default());
     let live = outage.clone();
-    let mut naru = on(&SHORT, move |engines| tapped(engines, Arc::new(Only(&["live.publish"], live)))).await;
+    let mut naru =
+        on(&SHORT, move |engines| intercepted(engines, Arc::new(Only(&["live.publish"], live)))).await;
     naru.http("A").create_room(&["A", "B"]).await;
     let (mut ada, _ben) = (naru.phone("A").await, naru.phone("B").await);
     outage.cut(true);
@@ -182,7 +183,7 @@ async fn not_published_and_not_proven_is_one_push() {
 async fn proofs_that_cannot_be_asked_prove_nothing() {
     let outage = Arc::new(Outage::default());
     let proofs = outage.clone();
-    let mut naru = on(&SHORT, move |engines| tapped(engines, Arc::new(Only(&["proofs"], proofs)))).await;
+    let mut naru = on(&SHORT, move |engines| intercepted(engines, Arc::new(Only(&["proofs"], proofs)))).await;
     naru.http("A").create_room(&["A", "B"]).await;
     let (mut ada, mut ben) = (naru.phone("A").await, naru.phone("B").await);
     outage.cut(true);
@@ -219,8 +220,8 @@ async fn a_sender_gets_no_push() {
 #[tokio::test]
 async fn without_a_grace_time_presence_decides() {
     let counted = Arc::new(Counted::default());
-    let tap = counted.clone();
-    let mut naru = on(&["--delivery-grace", "0s"], move |engines| tapped(engines, tap)).await;
+    let interceptor = counted.clone();
+    let mut naru = on(&["--delivery-grace", "0s"], move |engines| intercepted(engines, interceptor)).await;
     naru.http("A").create_room(&["A", "B"]).await;
     let (mut ada, ben) = (naru.phone("A").await, naru.phone("B").await);
     ben.reading(Reading::Paused);
@@ -238,8 +239,8 @@ async fn without_a_grace_time_presence_decides() {
 #[tokio::test]
 async fn a_burst_is_accounted_for_in_few_calls() {
     let counted = Arc::new(Counted::default());
-    let tap = counted.clone();
-    let mut naru = on(&["--delivery-grace", "10s"], move |engines| tapped(engines, tap)).await;
+    let interceptor = counted.clone();
+    let mut naru = on(&["--delivery-grace", "10s"], move |engines| intercepted(engines, interceptor)).await;
     naru.http("A").create_room(&["A", "B"]).await;
     let (mut ada, mut ben) = (naru.phone("A").await, naru.phone("B").await);
     for number in 1..=200 {
@@ -261,8 +262,8 @@ async fn a_burst_is_accounted_for_in_few_calls() {
 #[tokio::test]
 async fn an_orderly_stop_accounts_for_every_message() {
     let counted = Arc::new(Counted::default());
-    let tap = counted.clone();
-    let naru = on(&["--delivery-grace", "1h"], move |engines| tapped(engines, tap)).await;
+    let interceptor = counted.clone();
+    let naru = on(&["--delivery-grace", "1h"], move |engines| intercepted(engines, interceptor)).await;
     naru.http("A").create_room(&["A", "B"]).await;
     naru.http("A").create_room(&["A", "C"]).await;
     let (mut ada, mut ben, mut cleo) = (naru.phone("A").await, naru.phone("B").await, naru.phone("C").await);

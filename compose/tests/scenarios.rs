@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use naru::pipeline::Changes;
 use naru_client::{Client, Reading};
-use naru_engines::faults::{Recorder, tapped};
+use naru_faults::{Recorder, intercepted};
 use naru_model::RoomId;
 use serde_json::json;
 
@@ -132,9 +132,11 @@ async fn plain_frames_are_answered_in_order() {
 #[tokio::test]
 async fn the_push_is_handed_over_before_the_publish() {
     let calls = Arc::new(Recorder::default());
-    let tap = calls.clone();
-    let changes =
-        Changes { engines: Some(Box::new(move |engines| tapped(engines, tap))), ..Changes::default() };
+    let interceptor = calls.clone();
+    let changes = Changes {
+        engines: Some(Box::new(move |engines| intercepted(engines, interceptor))),
+        ..Changes::default()
+    };
     let mut naru = Naru::start_with(&[], changes).await;
     let room = naru.http("A").create_room(&["A", "B", "C"]).await;
     let (mut ada, mut cleo) = (naru.phone("A").await, naru.phone("C").await);

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use naru::pipeline::Changes;
-use naru::{DOOR, Pipeline};
+use naru::{PROGRAM, Pipeline};
 use naru_client::{Claims, Client, Http, PATIENCE, Webhook, token};
 use naru_engines::EngineResult;
-use naru_engines::faults::{Call, Tap};
+use naru_faults::{Call, Interceptor};
 use naru_runtime::Settings;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -54,8 +54,8 @@ impl Naru {
             "--push-webhook-secret",
             WEBHOOK_SECRET,
         ];
-        let matches = Settings::command(&DOOR).get_matches_from(own.iter().chain(flags));
-        let settings = Settings::load(&DOOR, &matches, []).expect("flags that are right");
+        let matches = Settings::command(&PROGRAM).get_matches_from(own.iter().chain(flags));
+        let settings = Settings::load(&PROGRAM, &matches, []).expect("flags that are right");
         let shutdown = CancellationToken::new();
         let pipeline = Pipeline::start_with(&settings, shutdown.clone(), changes)
             .await
@@ -133,10 +133,10 @@ pub fn token_of(person: &str) -> String {
     token(SECRET.as_bytes(), &claims)
 }
 
-/// A tap that does this before every call.
+/// An interceptor that does this before every call.
 pub struct Before<F>(pub F);
 
-impl<F: Fn(&Call) -> BoxFuture<'static, EngineResult<()>> + Send + Sync> Tap for Before<F> {
+impl<F: Fn(&Call) -> BoxFuture<'static, EngineResult<()>> + Send + Sync> Interceptor for Before<F> {
     // What `#[async_trait]` makes of `async fn before(&self, call: &Call)`.
     fn before<'me, 'call, 'both>(&'me self, call: &'call Call) -> BoxFuture<'both, EngineResult<()>>
     where

@@ -5,7 +5,7 @@
 //! and the message, or the same message twice. After it, before the intake entry is closed: the sweep hands the message on
 //! once more. It is then older than the grace time, so its proofs are asked for first; who has none gets both.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::Duration;
 
 use naru_engines::bus::{Work, work_on};
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::account::Published;
 use crate::members::{MemberCache, Members, Version};
-use crate::route::{Route, Whereabouts, route};
+use crate::route::{Online, Route, route};
 use crate::telemetry::Telemetry;
 
 /// One batch in flight: what comes meanwhile forms the next one.
@@ -91,11 +91,11 @@ impl Fanout {
             );
         }
         let members_of = |saved: &Saved| members.get(&version(saved)).map_or(&[][..], |members| members);
-        let whereabouts = self.locate(&members).await;
+        let online = self.members_online(&members).await;
         let mut routed: Vec<Routed> = events
             .into_iter()
             .map(|Event { payload: saved, trace, .. }| {
-                let route = route(&saved.message.sender_id, members_of(&saved), &whereabouts);
+                let route = route(&saved.message.sender_id, members_of(&saved), &online);
                 Routed { saved, trace, route }
             })
             .collect();
@@ -166,29 +166,26 @@ impl Fanout {
         if here.is_empty() {
             return Ok(());
         }
-        let whereabouts = self.whereabouts(here.into_iter().cloned().collect()).await;
+        let online = self.online(here.into_iter().cloned().collect()).await;
         let left = messages.iter().map(|Routed { saved: Saved { message, .. }, route: before, trace }| {
-            (message, route(&message.sender_id, &before.to_prove, &whereabouts).offline, *trace)
+            (message, route(&message.sender_id, &before.to_prove, &online).offline, *trace)
         });
         enqueue_offline(&self.engines, &self.telemetry, left).await
     }
 
-    /// Where all members of a batch's rooms are, in one look-up.
-    async fn locate(&self, members: &Members) -> Whereabouts {
+    /// Which members of a batch's rooms are online, in one look-up.
+    async fn members_online(&self, members: &Members) -> Online {
         let users: HashSet<&UserId> = members.values().flat_map(|members| members.iter()).collect();
-        self.whereabouts(users.into_iter().cloned().collect()).await
+        self.online(users.into_iter().cloned().collect()).await
     }
 
-    async fn whereabouts(&self, users: Vec<UserId>) -> Whereabouts {
-        match self.engines.presence.locate(&users).await {
-            Ok(locations) => {
-                let known: HashMap<_, _> = users.into_iter().zip(locations).collect();
-                Whereabouts::Known(known)
-            }
+    async fn online(&self, users: Vec<UserId>) -> Online {
+        match self.engines.presence.online(&users).await {
+            Ok(online) => Online::Known(users.into_iter().zip(online).collect()),
             Err(error) => {
                 tracing::warn!(%error, "presence can't be asked: all recipients get both push and message");
                 self.telemetry.presence_unknown.inc();
-                Whereabouts::Unknown
+                Online::Unknown
             }
         }
     }
@@ -221,7 +218,7 @@ impl Fanout {
     }
 }
 
-/// Hands offline events of many messages over, in one call; of those that nobody missed there is none.
+/// Hands offline events of many messages over, in one call; of a message without a recipient there is none.
 pub(crate) async fn enqueue_offline<'a>(
     engines: &Engines,
     telemetry: &Telemetry,

@@ -1,15 +1,14 @@
-//! Who gets a message live, and who a push at once or later: a pure function of the members and of where they are.
+//! Who gets a message live, and who a push at once or later: a pure function of the members and of who is online.
 
 use std::collections::HashMap;
 
-use naru_engines::live::Location;
 use naru_model::UserId;
 
-/// Where the members of a batch's rooms are.
+/// Which members of a batch's rooms are online.
 #[derive(Clone, Debug)]
-pub enum Whereabouts {
+pub enum Online {
     /// Presence has answered.
-    Known(HashMap<UserId, Location>),
+    Known(HashMap<UserId, bool>),
     /// Presence can't be asked. **Unknown is not offline**, and not online either.
     Unknown,
 }
@@ -39,13 +38,13 @@ impl Route {
 }
 
 /// Routes one message. Every recipient is either offline or has to prove; who has to prove is live. When it is not known
-/// where they are, they are offline and live.
-pub fn route(sender: &UserId, members: &[UserId], whereabouts: &Whereabouts) -> Route {
+/// whether they are online, they are offline and live.
+pub fn route(sender: &UserId, members: &[UserId], online: &Online) -> Route {
     let mut route = Route::default();
     for member in members {
-        let (is_online, is_known) = match whereabouts {
-            Whereabouts::Known(locations) => (locations.get(member).is_some_and(Location::is_online), true),
-            Whereabouts::Unknown => (true, false),
+        let (is_online, is_known) = match online {
+            Online::Known(online) => (online.get(member).copied().unwrap_or(false), true),
+            Online::Unknown => (true, false),
         };
         if is_online {
             route.live.push(member.clone());
@@ -60,7 +59,6 @@ pub fn route(sender: &UserId, members: &[UserId], whereabouts: &Whereabouts) -> 
 
 #[cfg(test)]
 mod tests {
-    use naru_model::GatewayId;
     use proptest::prelude::*;
 
     use super::*;
@@ -69,9 +67,8 @@ mod tests {
         UserId::new(id).unwrap()
     }
 
-    fn known(online: &[&str]) -> Whereabouts {
-        let here = Location { gateways: vec![GatewayId::new("g").unwrap()] };
-        Whereabouts::Known(online.iter().map(|id| (user(id), here.clone())).collect())
+    fn known(online: &[&str]) -> Online {
+        Online::Known(online.iter().map(|id| (user(id), true)).collect())
     }
 
     #[test]
@@ -91,7 +88,7 @@ mod tests {
 
     #[test]
     fn unknown_is_both() {
-        let routed = route(&user("ada"), &[user("ada"), user("ben")], &Whereabouts::Unknown);
+        let routed = route(&user("ada"), &[user("ada"), user("ben")], &Online::Unknown);
         let live = vec![user("ada"), user("ben")];
         assert_eq!(routed, Route { live, offline: vec![user("ben")], to_prove: vec![] });
     }
@@ -113,8 +110,8 @@ mod tests {
         fn never_neither(names in prop::collection::btree_set("[a-f]", 2..6), online in prop::collection::vec("[a-f]", 0..6)) {
             let members: Vec<UserId> = names.iter().map(|name| user(name)).collect();
             let online: Vec<&str> = online.iter().map(String::as_str).collect();
-            for whereabouts in [known(&online), Whereabouts::Unknown] {
-                let routed = route(&members[0], &members, &whereabouts);
+            for online in [known(&online), Online::Unknown] {
+                let routed = route(&members[0], &members, &online);
                 for member in &members[1..] {
                     prop_assert!(routed.offline.contains(member) != routed.to_prove.contains(member));
                     prop_assert!(routed.live.contains(member) || !routed.to_prove.contains(member));

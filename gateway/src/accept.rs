@@ -78,7 +78,7 @@ pub(crate) async fn from_session(gateway: &Gateway, session: &Arc<Session>, chat
     let ticket = chat.client_message_id.is_none().then(|| session.ticket());
     let named = chat.client_message_id.clone();
     let refuse = |refusal: Refusal| {
-        gateway.telemetry.refused(&refusal);
+        gateway.telemetry.count_refused(&refusal);
         session.answer(ticket, refusal.frame(named.as_ref()));
         session.wake();
     };
@@ -331,7 +331,7 @@ impl Intake {
     }
 
     fn refuse(&mut self, waiter: Waiter, refusal: Refusal) {
-        self.telemetry.refused(&refusal);
+        self.telemetry.count_refused(&refusal);
         self.fates.note(waiter.sent_as, Fate::Failed);
         waiter.refuse(refusal);
     }

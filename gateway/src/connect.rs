@@ -17,9 +17,9 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use crate::Gateway;
-use crate::api::bearer;
 use crate::refusal::Refusal;
 use crate::session;
+use crate::token::bearer;
 
 /// The subprotocol that the server speaks.
 const PROTOCOL: &str = "naru.v1";

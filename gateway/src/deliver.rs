@@ -20,9 +20,9 @@ use tokio::sync::Semaphore;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::Gateway;
-use crate::gap::{Early, GapId, Gaps, Held};
-use crate::heard::Place;
+use crate::gap::{Early, GapId, Gaps, HeldBack};
 use crate::refusal::to_text;
+use crate::room_heads::Arrival;
 
 /// How long a message that skips another waits for it.
 const GAP_WAIT: Duration = Duration::from_millis(50);
@@ -38,16 +38,16 @@ pub(crate) async fn listen(gateway: &Arc<Gateway>, subscription: &mut dyn Subscr
     let mut listener = Listener {
         gateway,
         gaps: Gaps::default(),
-        steps: FuturesUnordered::new(),
+        gap_events: FuturesUnordered::new(),
         fetches: Arc::new(Semaphore::new(FETCHES)),
     };
     loop {
         tokio::select! {
             signal = subscription.next() => match signal {
-                Some(signal) => listener.hear(signal),
+                Some(signal) => listener.take(signal),
                 None => return,
             },
-            Some(step) = listener.steps.next() => listener.go_on(step),
+            Some(event_of_gap) = listener.gap_events.next() => listener.fill_gap(event_of_gap),
         }
     }
 }
@@ -56,12 +56,12 @@ struct Listener<'a> {
     gateway: &'a Arc<Gateway>,
     gaps: Gaps,
     /// What is being done about the gaps.
-    steps: FuturesUnordered<BoxFuture<'static, Step>>,
+    gap_events: FuturesUnordered<BoxFuture<'static, GapEvent>>,
     fetches: Arc<Semaphore>,
 }
 
 /// What has been done about a gap.
-enum Step {
+enum GapEvent {
     /// It was waited for what is missing.
     Waited(RoomId, GapId),
     /// What is missing was asked for.
@@ -69,16 +69,16 @@ enum Step {
 }
 
 impl Listener<'_> {
-    fn hear(&mut self, signal: Signal) {
+    fn take(&mut self, signal: Signal) {
         match signal {
             Signal::Event(event) => match &event.news {
                 News::Chat(message) => {
                     let (room, seq) = (message.chat_room_id.clone(), message.seq);
-                    self.hear_message(&room, seq, Some(event));
+                    self.take_message(&room, seq, Some(event));
                 }
                 _ => drop(forward(self.gateway, &event)),
             },
-            Signal::Elsewhere { room, seq } => self.hear_message(&room, seq, None),
+            Signal::Elsewhere { room, seq } => self.take_message(&room, seq, None),
             Signal::Confirmed(confirmations) => self.gateway.pending.resolve(&confirmations),
             Signal::Evict(session) => self.gateway.evicted(&session),
             Signal::Interrupted => tracing::warn!("the live layer was interrupted"),
@@ -86,30 +86,30 @@ impl Listener<'_> {
         }
     }
 
-    fn hear_message(&mut self, room: &RoomId, seq: Seq, event: Early) {
+    fn take_message(&mut self, room: &RoomId, seq: Seq, event: Early) {
         let gateway = self.gateway;
-        gateway.telemetry.heard.inc();
-        match gateway.heard.place(room, seq) {
-            Place::Unknown => {
+        gateway.telemetry.live_messages.inc();
+        match gateway.room_heads.arrival(room, seq) {
+            Arrival::Unknown => {
                 if forward_early(gateway, &event) > 0 {
-                    gateway.heard.heard(room, seq);
+                    gateway.room_heads.reached(room, seq);
                 }
             }
-            Place::Next => {
+            Arrival::Next => {
                 forward_early(gateway, &event);
                 for (seq, next) in self.gaps.release(room, seq) {
                     self.forward_held(room, seq, &next);
                 }
             }
             // Late, or once more: never dropped, some session may not have it.
-            Place::Again => drop(forward_early(gateway, &event)),
-            Place::Skips => {
+            Arrival::Again => drop(forward_early(gateway, &event)),
+            Arrival::Skips => {
                 if self.gaps.is_in(room)
                     || recipients(&event).iter().any(|user| gateway.sessions.has(user.as_str()))
                 {
                     self.hold(room, seq, event);
                 } else {
-                    gateway.heard.heard(room, seq);
+                    gateway.room_heads.reached(room, seq);
                 }
             }
         }
@@ -117,13 +117,13 @@ impl Listener<'_> {
 
     fn hold(&mut self, room: &RoomId, seq: Seq, event: Early) {
         match self.gaps.hold(room, seq, event.clone()) {
-            Held::Joined => {}
-            Held::Opened(id) => {
+            HeldBack::Joined => {}
+            HeldBack::Opened(id) => {
                 let room = room.clone();
-                let waiting = tokio::time::sleep(GAP_WAIT).map(move |()| Step::Waited(room, id));
-                self.steps.push(waiting.boxed());
+                let waiting = tokio::time::sleep(GAP_WAIT).map(move |()| GapEvent::Waited(room, id));
+                self.gap_events.push(waiting.boxed());
             }
-            Held::Full => {
+            HeldBack::Full => {
                 let mut concerned = event.clone();
                 for (seq, held) in self.gaps.close(room) {
                     self.forward_held(room, seq, &held);
@@ -135,16 +135,16 @@ impl Listener<'_> {
         }
     }
 
-    fn go_on(&mut self, step: Step) {
-        match step {
-            Step::Waited(room, id) => {
-                let (last, upto) = (self.gateway.heard.last(&room), self.gaps.upto(&room, id));
+    fn fill_gap(&mut self, event_of_gap: GapEvent) {
+        match event_of_gap {
+            GapEvent::Waited(room, id) => {
+                let (last, upto) = (self.gateway.room_heads.last(&room), self.gaps.upto(&room, id));
                 if let (Some(last), Some(upto)) = (last, upto) {
                     let missing = usize::try_from(upto.0.saturating_sub(last.0)).unwrap_or(usize::MAX);
                     self.fetch(room, id, last, missing.min(MAX_FETCHED));
                 }
             }
-            Step::Fetched(room, id, fetched) => {
+            GapEvent::Fetched(room, id, fetched) => {
                 if self.gaps.upto(&room, id).is_some() {
                     self.fill(&room, fetched);
                 }
@@ -158,20 +158,20 @@ impl Listener<'_> {
             // Never closed: without a permit it would be fetched all the same.
             let _turn = fetches.acquire().await;
             let fetched = messages.range(&room, Window::After(last), limit).await;
-            Step::Fetched(room, id, fetched.map(|(messages, _more)| messages))
+            GapEvent::Fetched(room, id, fetched.map(|(messages, _more)| messages))
         };
-        self.steps.push(fetching.boxed());
+        self.gap_events.push(fetching.boxed());
     }
 
     /// Forwards what was held back, and before each what the store has in its place. Who does not get everything is asked
     /// to `SYNC`.
     fn fill(&mut self, room: &RoomId, fetched: EngineResult<Vec<Message>>) {
-        let last = self.gateway.heard.last(room).unwrap_or_default();
+        let last = self.gateway.room_heads.last(room).unwrap_or_default();
         let held = self.gaps.close(room);
         let Some(upto) = held.keys().next_back().copied() else { return };
         let Some(first) = held.values().flatten().next() else {
             // All that was held back is for others. The members being the same, so is what is missing.
-            return self.gateway.heard.heard(room, upto);
+            return self.gateway.room_heads.reached(room, upto);
         };
         let recipients = first.recipients.clone();
         let fetched = fetched.unwrap_or_else(|error| {
@@ -196,7 +196,7 @@ impl Listener<'_> {
 
     fn forward_held(&self, room: &RoomId, seq: Seq, event: &Early) {
         forward_early(self.gateway, event);
-        self.gateway.heard.heard(room, seq);
+        self.gateway.room_heads.reached(room, seq);
     }
 
     /// Forwards what the live layer did not bring. Which session wrote it is not known any more, and that one must not
@@ -206,7 +206,7 @@ impl Listener<'_> {
         let others = recipients.iter().filter(|user| **user != sender).cloned().collect();
         forward(self.gateway, &LiveEvent { recipients: others, origin: None, news: News::Chat(message) });
         self.gateway.telemetry.fetched.inc();
-        self.gateway.heard.heard(&room, seq);
+        self.gateway.room_heads.reached(&room, seq);
         if recipients.contains(&sender) {
             self.ask_to_sync(&room, &[sender]);
         }

@@ -17,7 +17,7 @@ pub(crate) type GapId = u64;
 
 /// What became of an event that came early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Held {
+pub(crate) enum HeldBack {
     /// It is the first behind this gap: what is missing is to be waited for.
     Opened(GapId),
     /// Others of its room wait already.
@@ -41,14 +41,14 @@ struct Gap {
 
 impl Gaps {
     /// Holds back an event that skips another.
-    pub(crate) fn hold(&mut self, room: &RoomId, seq: Seq, event: Early) -> Held {
+    pub(crate) fn hold(&mut self, room: &RoomId, seq: Seq, event: Early) -> HeldBack {
         if self.held >= MAX_HELD {
-            return Held::Full;
+            return HeldBack::Full;
         }
-        let mut answer = Held::Joined;
+        let mut answer = HeldBack::Joined;
         let gap = self.open.entry(room.clone()).or_insert_with(|| {
             self.opened += 1;
-            answer = Held::Opened(self.opened);
+            answer = HeldBack::Opened(self.opened);
             Gap { id: self.opened, held: BTreeMap::new() }
         });
         if gap.held.insert(seq, event).is_none() {
@@ -114,9 +114,9 @@ mod tests {
     #[test]
     fn what_was_held_back_follows_what_was_missing_in_order() {
         let mut gaps = Gaps::default();
-        assert_eq!(gaps.hold(&room(), Seq(4), event()), Held::Opened(1));
-        assert_eq!(gaps.hold(&room(), Seq(3), event()), Held::Joined);
-        assert_eq!(gaps.hold(&room(), Seq(6), event()), Held::Joined);
+        assert_eq!(gaps.hold(&room(), Seq(4), event()), HeldBack::Opened(1));
+        assert_eq!(gaps.hold(&room(), Seq(3), event()), HeldBack::Joined);
+        assert_eq!(gaps.hold(&room(), Seq(6), event()), HeldBack::Joined);
         assert!(gaps.release(&room(), Seq(1)).is_empty(), "2 is still missing");
         assert_eq!(gaps.release(&room(), Seq(2)).len(), 2);
         assert_eq!(gaps.upto(&room(), 1), Some(Seq(6)), "5 is missing now");
@@ -130,7 +130,7 @@ mod tests {
         let mut gaps = Gaps::default();
         gaps.hold(&room(), Seq(3), event());
         gaps.release(&room(), Seq(2));
-        assert_eq!(gaps.hold(&room(), Seq(9), event()), Held::Opened(2));
+        assert_eq!(gaps.hold(&room(), Seq(9), event()), HeldBack::Opened(2));
         assert_eq!((gaps.upto(&room(), 1), gaps.upto(&room(), 2)), (None, Some(Seq(9))));
         assert_eq!(gaps.close(&room()).len(), 1);
         assert_eq!((gaps.upto(&room(), 2), gaps.held), (None, 0));
@@ -140,10 +140,10 @@ mod tests {
     fn what_is_held_back_is_bounded() {
         let mut gaps = Gaps::default();
         for seq in (2..).take(MAX_HELD) {
-            assert_ne!(gaps.hold(&room(), Seq(seq), event()), Held::Full);
+            assert_ne!(gaps.hold(&room(), Seq(seq), event()), HeldBack::Full);
         }
-        assert_eq!(gaps.hold(&room(), Seq(1), event()), Held::Full);
+        assert_eq!(gaps.hold(&room(), Seq(1), event()), HeldBack::Full);
         assert_eq!(gaps.close(&room()).len(), MAX_HELD);
-        assert_eq!(gaps.hold(&room(), Seq(3), event()), Held::Opened(2));
+        assert_eq!(gaps.hold(&room(), Seq(3), event()), HeldBack::Opened(2));
     }
 }

@@ -15,7 +15,8 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::refusal::{Refusal, to_text};
-use crate::sessions::{Session, Ticket, Wake};
+use crate::sending::Ticket;
+use crate::sessions::{Session, Wake};
 
 /// A confirmation that has not come by then is looked up in the store …
 const LOOK_AFTER: Duration = Duration::from_millis(500);
@@ -107,7 +108,6 @@ impl Waiting {
     }
 }
 
-/// The table.
 pub(crate) struct Pending {
     max: usize,
     in_hand: AtomicUsize,

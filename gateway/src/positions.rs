@@ -29,24 +29,29 @@ const TOLD_UP_TO: usize = 32;
 
 /// What a client said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum PositionKind {
     Received,
     Read,
 }
 
 /// A step on its way to the store.
-pub(crate) struct Taken {
+pub(crate) struct PendingAdvance {
     advance: Advance,
     session: SessionId,
 }
 
-pub(crate) fn channel() -> (mpsc::Sender<Taken>, mpsc::Receiver<Taken>) {
+pub(crate) fn channel() -> (mpsc::Sender<PendingAdvance>, mpsc::Receiver<PendingAdvance>) {
     mpsc::channel(QUEUE)
 }
 
 impl Gateway {
     /// Takes a step of a session's user in a room, which proves what was delivered of it.
-    pub(crate) async fn step(&self, session: &Session, upto: Upto, step: Step) -> Result<(), Refusal> {
+    pub(crate) async fn advance_position(
+        &self,
+        session: &Session,
+        upto: Upto,
+        kind: PositionKind,
+    ) -> Result<(), Refusal> {
         self.prove(session, session.received(&upto.chat_room_id, upto.seq));
         let user = &session.identity.user;
         if self.rooms.of_member_within(MEMBER_WITHIN, &upto.chat_room_id, user).await?.is_none() {
@@ -57,17 +62,17 @@ impl Gateway {
             user: user.clone(),
             device: session.identity.device.clone(),
             received: upto.seq,
-            read: if step == Step::Read { upto.seq } else { Seq::ZERO },
+            read: if kind == PositionKind::Read { upto.seq } else { Seq::ZERO },
         };
-        let taken = Taken { advance, session: session.id.clone() };
-        self.steps.send(taken).await.map_err(|_| Refusal::Overloaded)
+        let taken = PendingAdvance { advance, session: session.id.clone() };
+        self.positions.send(taken).await.map_err(|_| Refusal::Overloaded)
     }
 }
 
 /// Stores steps in batches and tells of those that moved something; what was taken before the gateway has drained is stored,
 /// since no client says its last READ again.
-pub(crate) async fn run(gateway: &Arc<Gateway>, steps: mpsc::Receiver<Taken>) {
-    let size = |_: &Taken| 1;
+pub(crate) async fn run(gateway: &Arc<Gateway>, steps: mpsc::Receiver<PendingAdvance>) {
+    let size = |_: &PendingAdvance| 1;
     let mut batches = Batches::new(steps, Limits { max: BATCH, max_size: BATCH, size, linger: LINGER });
     let mut batch = Vec::new();
     loop {
@@ -81,7 +86,8 @@ pub(crate) async fn run(gateway: &Arc<Gateway>, steps: mpsc::Receiver<Taken>) {
         if batch.is_empty() {
             return;
         }
-        store(gateway, batch.drain(..).map(|Taken { advance, session }| (advance, session)).unzip()).await;
+        store(gateway, batch.drain(..).map(|PendingAdvance { advance, session }| (advance, session)).unzip())
+            .await;
     }
 }
 

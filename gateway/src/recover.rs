@@ -1,10 +1,10 @@
 //! After an interruption of the live layer: presence is told again who is here, and clients that may have missed a message
 //! are asked to `SYNC`.
 //!
-//! Which rooms moved is found by their heads: those of every room that was [`heard`](crate::heard) of here, read in
+//! Which rooms moved is found by their heads: those of every room that was [`heard`](crate::room_heads) of here, read in
 //! groups. A session's rooms are known from its `SYNC`; one that has not asked yet, or whose rooms were forgotten since, is
 //! asked about all its rooms. **Not found like this**: a room that began, or that a user joined, after that user's `SYNC`,
-//! and that nobody here has heard of yet. Its first messages are not proven to be delivered, so they become pushes; where
+//! and of which no message has come here yet. Its first messages are not proven to be delivered, so they become pushes; where
 //! no proof is asked for (`delivery_grace` is 0) every client is asked to `SYNC` after every interruption.
 
 use std::collections::HashMap;
@@ -18,10 +18,11 @@ use naru_model::frame::ServerFrame;
 use naru_model::{RoomId, Seq, UserId};
 use naru_runtime::backoff::Backoff;
 
-use crate::heard::Epoch;
+use crate::Gateway;
+use crate::presence::LEASE;
 use crate::refusal::{Close, to_text};
+use crate::room_heads::Epoch;
 use crate::sessions::Session;
-use crate::{Gateway, LEASE};
 
 /// How many sessions presence is told of at a time.
 const ATTACH_AT_ONCE: usize = 64;
@@ -123,7 +124,7 @@ async fn ask(gateway: &Gateway) {
     let sessions = gateway.sessions.all();
     let moved = match gateway.config.delivery_grace.0.is_zero() {
         true => None,
-        false => match Moved::since_heard(gateway).await {
+        false => match MovedRooms::since_heard(gateway).await {
             Ok(moved) => Some(moved),
             Err(error) => {
                 tracing::warn!(%error, "which rooms moved can't be told: every client is asked to SYNC");
@@ -149,12 +150,12 @@ async fn ask(gateway: &Gateway) {
         gateway.ask_to_sync(session, rooms, spread);
     }
     for (room, head) in moved.into_iter().flat_map(|moved| moved.heads) {
-        gateway.heard.heard(&room, head);
+        gateway.room_heads.reached(&room, head);
     }
 }
 
 /// What moved while nothing could be heard.
-struct Moved {
+struct MovedRooms {
     /// The rooms that moved, and how far.
     heads: Vec<(RoomId, Seq)>,
     /// The same by the members who are here.
@@ -163,9 +164,9 @@ struct Moved {
     epoch: Epoch,
 }
 
-impl Moved {
+impl MovedRooms {
     async fn since_heard(gateway: &Gateway) -> EngineResult<Self> {
-        let (heard, epoch) = gateway.heard.all();
+        let (heard, epoch) = gateway.room_heads.all();
         let (mut moved, mut rooms_of) = (Vec::new(), HashMap::<UserId, Vec<RoomId>>::new());
         for some in heard.chunks(LOOK_UP) {
             let rooms: Vec<RoomId> = some.iter().map(|(room, _)| room.clone()).collect();

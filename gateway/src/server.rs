@@ -132,7 +132,7 @@ fn all_routes(
         .and(warp::ext::optional::<OnUpgrade>())
         .then(|gateway: Arc<Gateway>, headers: HeaderMap, upgrade| async move {
             connect::upgrade(&gateway, &headers, upgrade).await.unwrap_or_else(|refusal| {
-                gateway.telemetry.refused(&refusal);
+                gateway.telemetry.count_refused(&refusal);
                 api::refused(&refusal)
             })
         })

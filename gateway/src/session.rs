@@ -22,7 +22,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use crate::Gateway;
-use crate::positions::Step;
+use crate::positions::PositionKind;
 use crate::refusal::{Close, Refusal, to_text};
 use crate::rooms::FRESH;
 use crate::sessions::Session;
@@ -41,7 +41,7 @@ const PINGS_UNANSWERED: u32 = 2;
 
 /// Serves one connection to its end.
 pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Identity) {
-    let session = Session::new(identity, gateway.config.session_queue, gateway.asking.clone());
+    let session = Session::new(identity, gateway.config.session_queue, gateway.proof_requests.clone());
     tracing::debug!(session = %session.id, user = %session.identity.user, "connected");
     gateway.telemetry.connections.inc();
     gateway.sessions.add(&session);
@@ -84,7 +84,7 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
         end(&gateway, &session, socket, reason).boxed().await;
     }
     gateway.telemetry.connections.dec();
-    gateway.telemetry.closed(reason);
+    gateway.telemetry.count_closed(reason);
     tracing::debug!(session = %session.id, reason = reason.as_str(), "disconnected");
 }
 
@@ -151,7 +151,7 @@ async fn read(gateway: &Gateway, session: &Arc<Session>, stream: &mut SplitStrea
             Some(Ok(Message::Text(text))) => receive(gateway, session, &text).await,
             Some(Ok(Message::Binary(_))) => {
                 let refusal = Refusal::Invalid("frames are text, not binary".to_owned());
-                gateway.telemetry.refused(&refusal);
+                gateway.telemetry.count_refused(&refusal);
                 session.send(refusal.frame(None));
             }
             Some(Ok(Message::Pong(payload))) => gateway.prove(session, session.pong(&payload)),
@@ -179,7 +179,7 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
         Ok(frame) => frame,
         Err(bad) => {
             let refusal = Refusal::from(&bad);
-            gateway.telemetry.refused(&refusal);
+            gateway.telemetry.count_refused(&refusal);
             let ticket = (bad.is_chat && bad.client_message_id.is_none()).then(|| session.ticket());
             session.answer(ticket, refusal.frame(bad.client_message_id.as_ref()));
             return session.wake();
@@ -192,8 +192,8 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
         }
         // Boxed, because every connection would keep memory for its answer.
         ClientFrame::Sync(wanted) => sync::answer(gateway, session, wanted).boxed().await,
-        ClientFrame::Received(upto) => gateway.step(session, upto, Step::Received).await,
-        ClientFrame::Read(upto) => gateway.step(session, upto, Step::Read).await,
+        ClientFrame::Received(upto) => gateway.advance_position(session, upto, PositionKind::Received).await,
+        ClientFrame::Read(upto) => gateway.advance_position(session, upto, PositionKind::Read).await,
         ClientFrame::Typing { chat_room_id } => typing(gateway, session, chat_room_id).await,
         ClientFrame::Ping => {
             session.send(to_text(&ServerFrame::Pong));
@@ -201,7 +201,7 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
         }
     };
     if let Err(refusal) = answered {
-        gateway.telemetry.refused(&refusal);
+        gateway.telemetry.count_refused(&refusal);
         session.send(refusal.frame(None));
     }
 }
@@ -298,7 +298,8 @@ mod tests {
     use naru_model::{MessageId, RoomId, Seq, UserId};
 
     use super::*;
-    use crate::proof::{Asking, ToProve};
+    use crate::proof_requests::ProofRequests;
+    use crate::unproven::ToProve;
 
     /// What was written, and a line where it was flushed.
     #[derive(Default)]
@@ -331,7 +332,7 @@ mod tests {
         let user = UserId::new("ada").unwrap();
         let expires_at = Timestamp::from_millis(0);
         let identity = Identity { name: "Ada".into(), user, device: None, is_service: false, expires_at };
-        Session::new(identity, 8, Asking::by_ping())
+        Session::new(identity, 8, ProofRequests::by_ping())
     }
 
     #[tokio::test]

@@ -11,19 +11,17 @@ use naru_model::{MessageId, RoomId, Seq, SessionId, UserId};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
-use crate::heard::Epoch;
-use crate::proof::{Asking, ToProve, Unproven};
+use crate::proof_requests::ProofRequests;
 use crate::refusal::Close;
+use crate::room_heads::Epoch;
+use crate::sending::{Sending, Ticket};
 use crate::token::Identity;
+use crate::unproven::{ToProve, Unproven};
 
 /// The registry is locked in as many parts, so that connecting clients and deliveries seldom meet.
 const SHARDS: usize = 16;
 /// An empty queue gives back what it holds beyond this many places: most sessions have nothing to say most of the time.
 const KEPT_PLACES: usize = 4;
-/// A session remembers this many of its resends, to be spared their `CHAT`.
-const RESENDS: usize = 32;
-
-/// One connection.
 pub(crate) struct Session {
     pub(crate) id: SessionId,
     pub(crate) identity: Identity,
@@ -42,7 +40,7 @@ pub(crate) struct Session {
     sending: Mutex<Sending>,
     /// The epoch in which its client first said what it has; 0 before that.
     known_in: AtomicU32,
-    asking: Arc<Asking>,
+    proof_requests: Arc<ProofRequests<Session>>,
 }
 
 /// What goes to the client, and what the client has still to prove of it.
@@ -51,22 +49,6 @@ struct Queue {
     frames: VecDeque<Outgoing>,
     unproven: Unproven,
 }
-
-/// What a session must remember of the messages it sends.
-#[derive(Default)]
-struct Sending {
-    /// The last message per room that is not yet answered: the next one comes after it. Few at a time.
-    unanswered: Vec<(RoomId, MessageId)>,
-    /// The answers to plain frames, in the order the frames came; the first is the one of ticket `first`.
-    answers: VecDeque<Option<Utf8Bytes>>,
-    first: u64,
-    /// Messages that this session sent again: it has drawn them already.
-    resent: VecDeque<MessageId>,
-}
-
-/// The place of an answer among the answers to plain frames.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ticket(u64);
 
 /// A frame on its way to the client.
 pub(crate) struct Outgoing {
@@ -94,11 +76,18 @@ impl Drop for Wake {
 
 impl Session {
     /// A session with a queue of `places` frames.
-    pub(crate) fn new(identity: Identity, places: usize, asking: Arc<Asking>) -> Arc<Self> {
+    pub(crate) fn new(
+        identity: Identity,
+        places: usize,
+        proof_requests: Arc<ProofRequests<Session>>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             id: SessionId::generate(),
             identity,
-            queue: Mutex::new(Queue { frames: VecDeque::new(), unproven: Unproven::new(asking.by_ping) }),
+            queue: Mutex::new(Queue {
+                frames: VecDeque::new(),
+                unproven: Unproven::new(proof_requests.by_ping),
+            }),
             places,
             filled: Notify::new(),
             unanswered: AtomicUsize::new(0),
@@ -108,7 +97,7 @@ impl Session {
             stopped: Notify::new(),
             sending: Mutex::default(),
             known_in: AtomicU32::new(0),
-            asking,
+            proof_requests,
         })
     }
 
@@ -168,9 +157,9 @@ impl Session {
     }
 
     /// The time has come to ask for proof of what was written. Whether there is still something to prove.
-    pub(crate) fn ask(&self, asking: &Asking) -> bool {
+    pub(crate) fn ask(&self, requests: &ProofRequests<Session>) -> bool {
         let mut queue = self.queue();
-        let is_unproven = queue.unproven.ask(|message| asking.is_too_old(message));
+        let is_unproven = queue.unproven.ask(|message| requests.is_too_old(message));
         let is_due = queue.unproven.is_due();
         drop(queue);
         if is_due {
@@ -206,7 +195,7 @@ impl Session {
         let mut queue = self.queue();
         let more_waits = !queue.frames.is_empty();
         if let Some(ping) = queue.unproven.next_ping(more_waits) {
-            self.asking.pings.inc();
+            self.proof_requests.pings.inc();
             let message = Message::Ping(bytes::Bytes::copy_from_slice(&ping));
             return Some(Outgoing { message, to_prove: None, _share: None });
         }
@@ -217,7 +206,7 @@ impl Session {
         let is_first = frame.to_prove.take().is_some_and(|message| queue.unproven.wrote(message));
         drop(queue);
         if is_first {
-            self.asking.register(self);
+            self.proof_requests.register(self);
         }
         self.eased.notify_one();
         Some(frame)
@@ -235,7 +224,7 @@ impl Session {
     fn taken(&self) -> usize {
         // One lock after the other: in one expression both would be held, and an answer takes them the other way round.
         let frames = self.queue().frames.len();
-        let answers = self.sending().answers.len();
+        let answers = self.sending().waiting_answers();
         frames + self.unanswered.load(Ordering::Relaxed) + answers
     }
 
@@ -287,68 +276,38 @@ impl Session {
     /// Notes a message as sent and not yet answered; answers the one before it in its room that is not either.
     pub(crate) fn sent(&self, room: &RoomId, id: MessageId) -> Option<MessageId> {
         self.unanswered.fetch_add(1, Ordering::Relaxed);
-        let mut sending = self.sending();
-        match sending.unanswered.iter_mut().find(|(other, _)| other == room) {
-            Some((_, last)) => Some(std::mem::replace(last, id)),
-            None => {
-                sending.unanswered.push((room.clone(), id));
-                None
-            }
-        }
+        self.sending().sent(room, id)
     }
 
     /// Takes a ticket for the answer to a plain frame.
     pub(crate) fn ticket(&self) -> Ticket {
-        let mut sending = self.sending();
-        sending.answers.push_back(None);
-        Ticket(sending.first + sending.answers.len() as u64 - 1)
+        self.sending().ticket()
     }
 
     /// Puts the answer to a frame in the queue, and [wakes](Self::wake) nothing. The answer to a plain frame waits for
     /// those before it.
     pub(crate) fn answer(&self, ticket: Option<Ticket>, text: impl Into<Utf8Bytes>) {
-        let Some(Ticket(number)) = ticket else {
-            return self.put(Outgoing::text(text.into()));
-        };
-        let mut sending = self.sending();
-        let Some(place) = number.checked_sub(sending.first).and_then(|index| usize::try_from(index).ok())
-        else {
-            return;
-        };
-        if let Some(answer) = sending.answers.get_mut(place) {
-            *answer = Some(text.into());
-        }
-        while let Some(Some(_)) = sending.answers.front() {
-            let answer = sending.answers.pop_front().flatten();
-            sending.first += 1;
-            if let Some(answer) = answer {
-                self.put(Outgoing::text(answer));
-            }
+        match ticket {
+            None => self.put(Outgoing::text(text.into())),
+            // Under the lock: two that answer at the same time keep the order, too.
+            Some(ticket) => self.sending().answer(ticket, text.into(), |text| self.put(Outgoing::text(text))),
         }
     }
 
     /// Notes that a message of this session is being answered.
     pub(crate) fn answered(&self, id: MessageId) {
         self.unanswered.fetch_sub(1, Ordering::Relaxed);
-        let mut sending = self.sending();
-        sending.unanswered.retain(|(_, last)| *last != id);
-        if sending.unanswered.is_empty() {
-            sending.unanswered.shrink_to(KEPT_PLACES);
-        }
+        self.sending().answered(id);
     }
 
     /// Notes that this session sent a message that another one, before it, had sent first.
     pub(crate) fn sent_again(&self, id: MessageId) {
-        let mut sending = self.sending();
-        if sending.resent.len() == RESENDS {
-            sending.resent.pop_front();
-        }
-        sending.resent.push_back(id);
+        self.sending().sent_again(id);
     }
 
     /// Whether this session sent a message, first or again, and so has drawn it.
     pub(crate) fn has_sent(&self, id: MessageId, origin: Option<&SessionId>) -> bool {
-        origin == Some(&self.id) || self.sending().resent.contains(&id)
+        origin == Some(&self.id) || self.sending().has_sent_again(id)
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -452,7 +411,7 @@ mod tests {
         let user = UserId::new("ada").unwrap();
         let expires_at = Timestamp::from_millis(0);
         let identity = Identity { name: "Ada".into(), user, device: None, is_service: false, expires_at };
-        Session::new(identity, 2, Asking::by_ping())
+        Session::new(identity, 2, ProofRequests::by_ping())
     }
 
     fn drain(session: &Arc<Session>) -> Vec<String> {
@@ -511,17 +470,5 @@ mod tests {
         session.send("a message that came while presence was told");
         session.send_first("WELCOME");
         assert_eq!(drain(&session)[0], "WELCOME");
-    }
-
-    #[test]
-    fn a_message_follows_the_last_unanswered_one_of_its_room() {
-        let session = session();
-        let room = RoomId::new("r").unwrap();
-        let [one, two, three] = [1, 2, 3].map(|byte| MessageId::from_bytes([byte; 12]));
-        assert_eq!(session.sent(&room, one), None);
-        assert_eq!(session.sent(&room, two), Some(one));
-        session.answered(one);
-        session.answered(two);
-        assert_eq!(session.sent(&room, three), None);
     }
 }

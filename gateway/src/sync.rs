@@ -9,9 +9,9 @@ use naru_model::live::News;
 use tokio::sync::Semaphore;
 
 use crate::Gateway;
-use crate::proof::ToProve;
 use crate::refusal::{Refusal, to_text};
 use crate::sessions::Session;
+use crate::unproven::ToProve;
 
 /// How many messages one answer holds of one room …
 const PER_ROOM: usize = 200;
@@ -41,7 +41,7 @@ pub(crate) async fn answer(gateway: &Gateway, session: &Arc<Session>, wanted: Sy
     };
     let ids: Vec<RoomId> = wanted.iter().map(|from| from.chat_room_id.clone()).collect();
     let heads = gateway.engines.store.messages.heads(&ids).await?;
-    session.is_known_in(gateway.heard.learn(ids.iter().zip(heads.iter().copied())));
+    session.is_known_in(gateway.room_heads.learn(ids.iter().zip(heads.iter().copied())));
     let share = Arc::new(Semaphore::new((gateway.config.session_queue / SHARE).max(1)));
     let mut left = IN_ALL;
     let mut synced = Vec::with_capacity(wanted.len());

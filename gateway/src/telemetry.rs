@@ -1,6 +1,5 @@
-//! What a gateway counts. All names are below `naru_gateway_`.
+//! What a gateway counts.
 
-use naru_runtime::telemetry::Metrics;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -10,98 +9,40 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use crate::refusal::{Close, Refusal};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Code {
+pub(crate) struct Code {
     code: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Reason {
+pub(crate) struct Reason {
     reason: &'static str,
 }
 
-pub(crate) struct Telemetry {
-    pub(crate) connections: Gauge,
-    pub(crate) accepted: Counter,
-    pub(crate) heard: Counter,
-    pub(crate) delivered: Counter,
-    pub(crate) proven: Counter,
-    pub(crate) unrecorded: Counter,
-    pub(crate) fetched: Counter,
-    pub(crate) asked_to_sync: Counter,
-    pub(crate) pings: Counter,
-    pub(crate) intake_batch: Histogram,
-    pub(crate) hand_over_batch: Histogram,
-    pub(crate) in_hand: Gauge,
-    refused: Family<Code, Counter>,
-    closed: Family<Reason, Counter>,
+naru_runtime::metrics! {
+    pub(crate) struct Telemetry("gateway") {
+        connections: Gauge, "Open WebSocket connections";
+        accepted: Counter, "Messages written to the intake";
+        live_messages: Counter, "Messages that the live layer brought";
+        delivered: Counter, "CHAT frames given to sessions";
+        proven: Counter, "Deliveries proven by a pong, a RECEIVED or a READ";
+        unrecorded: Counter, "Proven deliveries that were not recorded; their recipients get pushes";
+        fetched: Counter, "Messages that live ones had skipped, fetched from the store";
+        asked_to_sync: Counter, "RESYNC frames given to sessions";
+        pings: Counter, "Pings written";
+        intake_batch: Histogram = Histogram::new(exponential_buckets(1.0, 2.0, 9)), "Messages per write to the intake";
+        hand_over_batch: Histogram = Histogram::new(exponential_buckets(1.0, 2.0, 9)), "Messages per hand-over to the persister";
+        in_hand: Gauge, "Messages taken and not yet answered";
+        refused: Family<Code, Counter>, "Frames and messages refused, by code";
+        closed: Family<Reason, Counter>, "Connections that ended, by reason";
+    }
 }
 
 impl Telemetry {
-    pub(crate) fn new(metrics: &Metrics) -> Self {
-        let telemetry = Self {
-            connections: Gauge::default(),
-            accepted: Counter::default(),
-            heard: Counter::default(),
-            delivered: Counter::default(),
-            proven: Counter::default(),
-            unrecorded: Counter::default(),
-            fetched: Counter::default(),
-            asked_to_sync: Counter::default(),
-            pings: Counter::default(),
-            intake_batch: Histogram::new(exponential_buckets(1.0, 2.0, 9)),
-            hand_over_batch: Histogram::new(exponential_buckets(1.0, 2.0, 9)),
-            in_hand: Gauge::default(),
-            refused: Family::default(),
-            closed: Family::default(),
-        };
-        metrics.register("gateway", |registry| {
-            registry.register("connections", "Open WebSocket connections", telemetry.connections.clone());
-            registry.register("accepted", "Messages written to the intake", telemetry.accepted.clone());
-            registry.register("heard", "Messages that the live layer brought", telemetry.heard.clone());
-            registry.register("delivered", "CHAT frames given to sessions", telemetry.delivered.clone());
-            registry.register(
-                "proven",
-                "Deliveries proven by a pong, a RECEIVED or a READ",
-                telemetry.proven.clone(),
-            );
-            registry.register(
-                "unrecorded",
-                "Proven deliveries that were not recorded; their recipients get pushes",
-                telemetry.unrecorded.clone(),
-            );
-            registry.register(
-                "fetched",
-                "Messages that live ones had skipped, fetched from the store",
-                telemetry.fetched.clone(),
-            );
-            registry.register(
-                "asked_to_sync",
-                "RESYNC frames given to sessions",
-                telemetry.asked_to_sync.clone(),
-            );
-            registry.register(
-                "intake_batch",
-                "Messages per write to the intake",
-                telemetry.intake_batch.clone(),
-            );
-            registry.register(
-                "hand_over_batch",
-                "Messages per hand-over to the persister",
-                telemetry.hand_over_batch.clone(),
-            );
-            registry.register("pings", "Pings written", telemetry.pings.clone());
-            registry.register("in_hand", "Messages taken and not yet answered", telemetry.in_hand.clone());
-            registry.register("refused", "Frames and messages refused, by code", telemetry.refused.clone());
-            registry.register("closed", "Connections that ended, by reason", telemetry.closed.clone());
-        });
-        telemetry
-    }
-
-    pub(crate) fn refused(&self, refusal: &Refusal) {
+    pub(crate) fn count_refused(&self, refusal: &Refusal) {
         self.refused.get_or_create(&Code { code: refusal.row().code }).inc();
     }
 
-    pub(crate) fn closed(&self, close: Close) {
+    pub(crate) fn count_closed(&self, close: Close) {
         self.closed.get_or_create(&Reason { reason: close.as_str() }).inc();
     }
 }

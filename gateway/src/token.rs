@@ -57,12 +57,7 @@ pub enum TokenConfigError {
     TwoKeys,
     /// A file can't be read.
     #[error("can't read {path}")]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    Unreadable { path: PathBuf, source: std::io::Error },
     /// The file holds no key that can be used, or one of another algorithm than configured.
     #[error(
         "{0} holds no public key for the algorithms EdDSA, ES256 or RS256 (or not for the configured one)"
@@ -78,7 +73,6 @@ pub enum TokenConfigError {
 pub struct Identity {
     /// The token's `sub`.
     pub user: UserId,
-    /// Their name.
     pub name: Arc<str>,
     /// Their device, if the token names one.
     pub device: Option<DeviceId>,
@@ -289,6 +283,13 @@ fn reason(kind: &jsonwebtoken::errors::ErrorKind) -> &'static str {
         ErrorKind::MissingRequiredClaim(_) => "the token lacks sub or exp",
         _ => "the token can't be used",
     }
+}
+
+/// The token of an `Authorization` header.
+pub(crate) fn bearer(headers: &http::HeaderMap) -> Option<&str> {
+    let value = headers.get(http::header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 #[cfg(test)]

@@ -8,16 +8,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use a2::request::payload::PayloadLike;
-use a2::{
-    CollapseId, DefaultNotificationBuilder, NotificationBuilder, NotificationOptions, Priority, PushType,
-};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use naru_model::hops::{Lane, PushEnvironment, PushJob};
-use naru_model::{Event, Timestamp};
+use naru_model::{Event, MessageId, RoomId, Timestamp};
 use reqwest::Url;
 use reqwest::header::HeaderValue;
 use serde::Serialize;
@@ -25,7 +21,7 @@ use serde::Serialize;
 use crate::fit::fit;
 use crate::provider::Provider;
 use crate::transport::{Answer, Gate, Transport, base_url, below};
-use crate::verdict::{self, Verdict, Whose};
+use crate::verdict::{self, Scope, Verdict};
 use crate::{BuildError, Config};
 
 /// Where APNs is.
@@ -39,8 +35,8 @@ const LONGEST_TITLE: usize = 512;
 /// often than every 20 minutes. All notifiers, however many and however often restarted, say the same: the beginning of the
 /// present span of this length.
 const ISSUED_EVERY_SECONDS: i64 = 40 * 60;
-/// So many tokens in a row that Apple does not know are not the phones' fault: see [`Endpoint::judge`].
-const STRANGERS: u32 = 5;
+/// So many tokens in a row that Apple does not know are not the phones' fault: see [`Endpoint::assess`].
+const MAX_UNKNOWN_TOKENS: u32 = 5;
 
 /// APNs, for one app.
 pub(crate) struct Apns {
@@ -108,24 +104,28 @@ impl Provider for Apns {
             Ok(token) => token,
             Err(_) => {
                 let reason = "the APNs key can't sign".into();
-                return Verdict::OurConfiguration { reason, whose: Whose::Everybody };
+                return Verdict::OurConfiguration { reason, scope: Scope::Provider };
             }
         };
-        let (id, message_id) = (event.event_id.to_string(), job.message_id.to_string());
-        let options = options(job, &id, &message_id, &self.topic);
         let called_at = Timestamp::now();
         let request = |client: &reqwest::Client| {
-            let request = client
+            client
                 .post(url.clone())
                 .header(AUTHORIZATION, token.header.clone())
                 .header(CONTENT_TYPE, "application/json")
-                .body(body.clone());
-            with_options(request, &options)
+                .header("apns-id", event.event_id.to_string())
+                .header("apns-push-type", "alert")
+                .header("apns-expiration", job.expires_at.as_millis().div_euclid(1000).max(0))
+                // At once: what a person waits for.
+                .header("apns-priority", "10")
+                .header("apns-topic", &self.topic)
+                .header("apns-collapse-id", job.message_id.to_string())
+                .body(body.clone())
         };
         match self.transport.call(Some(&endpoint.gate), request).await {
             Ok(answer) => {
                 let verdict = verdict::of_apns(&answer, called_at, Timestamp::now());
-                endpoint.judge(verdict, &answer)
+                endpoint.assess(verdict, &answer)
             }
             Err(no_answer) => verdict::try_later(format!("APNs: {no_answer}")),
         }
@@ -137,30 +137,30 @@ struct Endpoint {
     base: Url,
     gate: Gate,
     /// How many tokens in a row were none of this environment's.
-    strangers: AtomicU32,
+    unknown_tokens: AtomicU32,
 }
 
 impl Endpoint {
     fn new(base: Url) -> Self {
-        Self { base, gate: Gate::default(), strangers: AtomicU32::new(0) }
+        Self { base, gate: Gate::default(), unknown_tokens: AtomicU32::new(0) }
     }
 
     /// A token of the other environment is a bad one as well. If every token is bad, it is not the tokens but our address, and
-    /// none of them may go: so after [`STRANGERS`] in a row it is called our configuration, until one is taken.
-    fn judge(&self, verdict: Verdict, answer: &Answer) -> Verdict {
+    /// none of them may go: so after [`MAX_UNKNOWN_TOKENS`] in a row it is called our configuration, until one is taken.
+    fn assess(&self, verdict: Verdict, answer: &Answer) -> Verdict {
         match verdict {
             Verdict::TokenDead { .. } if answer.status == 400 => {
-                if self.strangers.fetch_add(1, Ordering::Relaxed) < STRANGERS {
+                if self.unknown_tokens.fetch_add(1, Ordering::Relaxed) < MAX_UNKNOWN_TOKENS {
                     return verdict;
                 }
                 Verdict::OurConfiguration {
                     reason: "APNs: no token is of this environment (apns_base_url, or the apps' environment)"
                         .into(),
-                    whose: Whose::Everybody,
+                    scope: Scope::Provider,
                 }
             }
             Verdict::Delivered { .. } | Verdict::TokenDead { .. } => {
-                self.strangers.store(0, Ordering::Relaxed);
+                self.unknown_tokens.store(0, Ordering::Relaxed);
                 verdict
             }
             _ => verdict,
@@ -168,36 +168,38 @@ impl Endpoint {
     }
 }
 
-/// What the headers say.
-fn options<'a>(job: &PushJob, id: &'a str, message_id: &'a str, topic: &'a str) -> NotificationOptions<'a> {
-    NotificationOptions {
-        apns_id: Some(id),
-        apns_push_type: Some(PushType::Alert),
-        apns_expiration: u64::try_from(job.expires_at.as_millis() / 1000).ok(),
-        apns_priority: Some(Priority::High),
-        apns_topic: Some(topic),
-        apns_collapse_id: CollapseId::new(message_id).ok(),
-    }
+/// What a push says, as Apple reads it:
+/// <https://developer.apple.com/documentation/usernotifications/generating-a-remote-notification>.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Payload<'a> {
+    aps: Aps<'a>,
+    chat_room_id: &'a RoomId,
+    message_id: &'a MessageId,
 }
 
-fn with_options(
-    mut request: reqwest::RequestBuilder,
-    options: &NotificationOptions<'_>,
-) -> reqwest::RequestBuilder {
-    let texts = [
-        ("apns-id", options.apns_id.map(str::to_owned)),
-        ("apns-push-type", options.apns_push_type.map(|kind| kind.to_string())),
-        ("apns-expiration", options.apns_expiration.map(|moment| moment.to_string())),
-        ("apns-priority", options.apns_priority.as_ref().map(ToString::to_string)),
-        ("apns-topic", options.apns_topic.map(str::to_owned)),
-        ("apns-collapse-id", options.apns_collapse_id.as_ref().map(|id| id.value.to_owned())),
-    ];
-    for (name, text) in texts {
-        if let Some(text) = text {
-            request = request.header(name, text);
-        }
-    }
-    request
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Aps<'a> {
+    alert: Alert<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    badge: Option<u32>,
+    sound: &'a str,
+    thread_id: &'a RoomId,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Alert<'a> {
+    Shown {
+        title: &'a str,
+        body: &'a str,
+    },
+    /// The name of a sentence in the app's own strings.
+    Hidden {
+        #[serde(rename = "loc-key")]
+        loc_key: &'a str,
+    },
 }
 
 /// What is POSTed, [`LONGEST`] bytes at most: what was said is cut where it is longer.
@@ -214,18 +216,16 @@ fn payload(job: &PushJob, loc_key: &str) -> Result<Bytes, Verdict> {
 }
 
 fn body(job: &PushJob, loc_key: &str, title: &str, text: &str) -> Result<Bytes, Verdict> {
-    let unwritable = || Verdict::Refused("a push by APNs that can't be written".into());
-    let builder = DefaultNotificationBuilder::new().sound("default").thread_id(job.chat_room_id.as_str());
-    let builder = if job.hides_content { builder.loc_key(loc_key) } else { builder.title(title).body(text) };
-    let builder = match job.badge {
-        // No user needs a larger one, and the phone's number is 32 bits wide.
-        Some(badge) => builder.badge(u32::try_from(badge).unwrap_or(u32::MAX)),
-        None => builder,
+    let alert = match job.hides_content {
+        true => Alert::Hidden { loc_key },
+        false => Alert::Shown { title, body: text },
     };
-    let mut payload = builder.build("", NotificationOptions::default());
-    payload.add_custom_data("chatRoomId", &job.chat_room_id).map_err(|_| unwritable())?;
-    payload.add_custom_data("messageId", &job.message_id).map_err(|_| unwritable())?;
-    Ok(payload.to_json_string().map_err(|_| unwritable())?.into())
+    // No user needs a larger one, and the phone's number is 32 bits wide.
+    let badge = job.badge.map(|badge| u32::try_from(badge).unwrap_or(u32::MAX));
+    let aps = Aps { alert, badge, sound: "default", thread_id: &job.chat_room_id };
+    let payload = Payload { aps, chat_room_id: &job.chat_room_id, message_id: &job.message_id };
+    let json = serde_json::to_vec(&payload);
+    json.map(Bytes::from).map_err(|_| Verdict::Refused("a push by APNs that can't be written".into()))
 }
 
 /// The key of the Apple developer account, and the provider token that it signed last.

@@ -10,10 +10,7 @@ use crate::verdict::{Reason, Verdict};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// It is finished: the provider took it, and gave it this id.
-    Ack {
-        /// That id.
-        provider_id: String,
-    },
+    Ack { provider_id: String },
     /// Again, after exactly this long.
     RetryAfter(Duration),
     /// Never again by itself: it is kept where it can be listed and replayed.
@@ -95,7 +92,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::verdict::Whose;
+    use crate::verdict::Scope;
 
     const NOW: Timestamp = Timestamp::from_millis(1_795_339_800_000);
     const NEVER: Timestamp = Timestamp::from_millis(i64::MAX);
@@ -106,7 +103,7 @@ mod tests {
     }
 
     fn slow_down(until: Timestamp) -> Verdict {
-        Verdict::SlowDown { until, whose: Whose::Everybody }
+        Verdict::SlowDown { until, scope: Scope::Provider }
     }
 
     fn try_later(at_least: Duration) -> Verdict {
@@ -120,7 +117,7 @@ mod tests {
             (Verdict::Delivered { provider_id: "7".into() }, Action::Ack { provider_id: "7".into() }),
             (Verdict::TokenDead { since: NOW }, parked("the token is dead")),
             (
-                Verdict::OurConfiguration { reason: "key".into(), whose: Whose::ThisDevice },
+                Verdict::OurConfiguration { reason: "key".into(), scope: Scope::Device },
                 Action::RetryAfter(seconds(5)),
             ),
             (slow_down(NOW.after(seconds(6))), Action::RetryAfter(seconds(6))),

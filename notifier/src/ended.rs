@@ -4,16 +4,17 @@
 //! before the acknowledgement? It comes again and is recognised.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
-use naru_engines::bus::Receipt;
+use naru_engines::bus::{self, Receipt};
+use naru_engines::store::Store;
+use naru_model::hops::Lane;
 use naru_model::{EventId, Stage};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::decide::Action;
-use crate::lane::Lane;
+use crate::telemetry::Telemetry;
 
 /// How many pushes are recorded at once, at most.
 const MAX_BATCH: usize = 256;
@@ -31,9 +32,9 @@ pub(crate) struct Ending(mpsc::Sender<(Ended, oneshot::Sender<()>)>);
 
 impl Ending {
     /// Its task ends with the last of the lane's pushes.
-    pub(crate) fn start(lane: &Arc<Lane>) -> Self {
+    pub(crate) fn start(lane: Lane, store: Store, telemetry: Telemetry) -> Self {
         let (sender, ended) = mpsc::channel(MAX_BATCH);
-        tokio::spawn(run(lane.clone(), ended));
+        tokio::spawn(Recorder { lane, store, telemetry }.run(ended));
         Self(sender)
     }
 
@@ -47,47 +48,66 @@ impl Ending {
     }
 }
 
-async fn run(lane: Arc<Lane>, mut ended: mpsc::Receiver<(Ended, oneshot::Sender<()>)>) {
-    let mut batch = Vec::with_capacity(MAX_BATCH);
-    while ended.recv_many(&mut batch, MAX_BATCH).await > 0 {
-        let (together, tell): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
-        end(&lane, together).await;
-        for told in tell {
-            let _push_was_cut_off = told.send(());
+struct Recorder {
+    lane: Lane,
+    store: Store,
+    telemetry: Telemetry,
+}
+
+impl Recorder {
+    async fn run(self, mut ended: mpsc::Receiver<(Ended, oneshot::Sender<()>)>) {
+        let mut batch = Vec::with_capacity(MAX_BATCH);
+        while ended.recv_many(&mut batch, MAX_BATCH).await > 0 {
+            let (together, tell): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
+            self.end(together).await;
+            for told in tell {
+                let _push_was_cut_off = told.send(());
+            }
         }
+    }
+
+    async fn end(&self, ended: Vec<Ended>) {
+        let (mut taken, mut finished) = (Vec::new(), Vec::new());
+        let mut retries: BTreeMap<Duration, Vec<Receipt>> = BTreeMap::new();
+        for Ended { receipt, event_id, action } in ended {
+            let stage = match action {
+                Action::Ack { provider_id } => {
+                    taken.push((event_id, provider_id));
+                    Stage::Pushed
+                }
+                Action::Park(stage, _) => stage,
+                Action::RetryAfter(delay) => {
+                    retries.entry(delay).or_default().push(receipt);
+                    continue;
+                }
+            };
+            self.telemetry.ended(self.lane, stage);
+            finished.push(receipt);
+        }
+        let finish = async {
+            if !taken.is_empty() {
+                let recorded = self.store.pushes.record(&taken).await;
+                // Sending them again would be no better.
+                self.telemetry.log_failure(recorded, "pushes were sent and could not be recorded");
+            }
+            ack(&self.telemetry, finished).await;
+        };
+        let retries = retries.into_iter().map(|(delay, receipts)| async move {
+            let pushes = receipts.len();
+            retry(&self.telemetry, receipts, delay).await;
+            self.telemetry.retried(self.lane, pushes);
+        });
+        join(finish, join_all(retries)).await;
     }
 }
 
-async fn end(lane: &Lane, ended: Vec<Ended>) {
-    let (mut taken, mut finished) = (Vec::new(), Vec::new());
-    let mut retries: BTreeMap<Duration, Vec<Receipt>> = BTreeMap::new();
-    for Ended { receipt, event_id, action } in ended {
-        let stage = match action {
-            Action::Ack { provider_id } => {
-                taken.push((event_id, provider_id));
-                Stage::Pushed
-            }
-            Action::Park(stage, _) => stage,
-            Action::RetryAfter(delay) => {
-                retries.entry(delay).or_default().push(receipt);
-                continue;
-            }
-        };
-        lane.telemetry.ended(lane.name(), stage);
-        finished.push(receipt);
-    }
-    let finish = async {
-        if !taken.is_empty() {
-            let recorded = lane.store.pushes.record(&taken).await;
-            // Sending them again would be no better.
-            lane.telemetry.log_failure(recorded, "pushes were sent and could not be recorded");
-        }
-        lane.ack(finished).await;
-    };
-    let retry = retries.into_iter().map(|(delay, receipts)| async move {
-        let pushes = receipts.len();
-        lane.retry(receipts, delay).await;
-        lane.telemetry.retried(lane.name(), pushes);
-    });
-    join(finish, join_all(retry)).await;
+/// These are finished.
+pub(crate) async fn ack(telemetry: &Telemetry, receipts: Vec<Receipt>) {
+    telemetry.log_failure(bus::ack(receipts).await, "pushes were not acknowledged; they come again");
+}
+
+/// These come again, exactly so long from now.
+pub(crate) async fn retry(telemetry: &Telemetry, receipts: Vec<Receipt>, after: Duration) {
+    let retried = bus::retry(receipts, after).await;
+    telemetry.log_failure(retried, "pushes were not put off; they come again at once");
 }

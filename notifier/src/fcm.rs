@@ -20,7 +20,7 @@ use crate::fit::fit;
 use crate::google::ServiceAccount;
 use crate::provider::Provider;
 use crate::transport::{Transport, base_url, below};
-use crate::verdict::{self, Verdict, Whose};
+use crate::verdict::{self, Scope, Verdict};
 use crate::{BuildError, Config};
 
 /// Where FCM is.
@@ -92,8 +92,7 @@ impl Provider for Fcm {
         match self.transport.call(None, request).await {
             Ok(answer) => {
                 let verdict = verdict::of_fcm(&answer, called_at, Timestamp::now());
-                let is_about_us =
-                    matches!(verdict, Verdict::OurConfiguration { whose: Whose::Everybody, .. });
+                let is_about_us = matches!(verdict, Verdict::OurConfiguration { scope: Scope::Provider, .. });
                 if answer.status == 401 && is_about_us {
                     // The next try has another access token.
                     self.account.refused(&token).await;

@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::transport::{self, Answer, CALL_TIMEOUT};
-use crate::verdict::{self, SERVER_ERROR, Verdict, Whose};
+use crate::verdict::{self, SERVER_ERROR, Scope, Verdict};
 use crate::{BuildError, Config};
 
 /// What a token is for.
@@ -41,11 +41,11 @@ pub(crate) struct ServiceAccount {
     key_id: String,
     token_uri: String,
     client: Client,
-    held: Mutex<Held>,
+    held: Mutex<CachedToken>,
 }
 
 #[derive(Default)]
-struct Held {
+struct CachedToken {
     token: Option<Arc<AccessToken>>,
     /// What the last call came to, if it gave no token, and when.
     failure: Option<(Instant, Verdict)>,
@@ -116,7 +116,7 @@ impl ServiceAccount {
         match self.renew().await {
             Ok(token) => {
                 let token = Arc::new(token);
-                *held = Held { token: Some(token.clone()), failure: None };
+                *held = CachedToken { token: Some(token.clone()), failure: None };
                 Ok(token)
             }
             Err(verdict) => {
@@ -196,5 +196,5 @@ fn of_refusal(answer: &Answer) -> Verdict {
 }
 
 fn ours(reason: String) -> Verdict {
-    Verdict::OurConfiguration { reason: reason.into(), whose: Whose::Everybody }
+    Verdict::OurConfiguration { reason: reason.into(), scope: Scope::Provider }
 }

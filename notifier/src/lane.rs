@@ -9,11 +9,10 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::try_join3;
 use naru_engines::EngineResult;
-use naru_engines::bus::{self, Delivery, Queue, Receipt, Receiver};
+use naru_engines::bus::{Delivery, Queue, Receiver};
 use naru_engines::store::{MemberPosition, ParkedPush, Platform, Store};
 use naru_model::hops::{self, PushJob};
 use naru_model::{Event, EventId, Stage, Timestamp, UserId};
@@ -24,14 +23,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::breaker::Breaker;
 use crate::decide::{Action, RetryPolicy, decide};
-use crate::ended::{Ended, Ending};
+use crate::ended::{Ended, Ending, ack, retry};
 use crate::provider::Provider;
 use crate::push::{BACKOFF_BASE, BACKOFF_CAP, reason_to_spare};
 use crate::telemetry::Telemetry;
 use crate::verdict::{Reason, Verdict};
 
 /// A lane that has a provider.
-pub(crate) struct Lane {
+pub(crate) struct LaneWorker {
     pub(crate) provider: Arc<dyn Provider>,
     pub(crate) queue: Arc<dyn Queue<PushJob>>,
     pub(crate) store: Store,
@@ -42,7 +41,7 @@ pub(crate) struct Lane {
 
 /// What one push told of the provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Health {
+enum ProviderHealth {
     /// It was not asked.
     Unknown,
     /// It works.
@@ -54,12 +53,12 @@ enum Health {
 /// The pushes under way, each in a task of its own.
 #[derive(Default)]
 struct InHand {
-    tasks: JoinSet<Health>,
+    tasks: JoinSet<ProviderHealth>,
     events: HashMap<task::Id, EventId>,
 }
 
 impl InHand {
-    fn start(&mut self, event: EventId, push: impl Future<Output = Health> + Send + 'static) {
+    fn start(&mut self, event: EventId, push: impl Future<Output = ProviderHealth> + Send + 'static) {
         self.events.insert(self.tasks.spawn(push).id(), event);
     }
 
@@ -68,12 +67,12 @@ impl InHand {
     }
 
     /// How the next one ended; none when there is none. Cancelling loses nothing.
-    async fn next(&mut self) -> Option<Health> {
+    async fn next(&mut self) -> Option<ProviderHealth> {
         let (id, health) = match self.tasks.join_next_with_id().await? {
             Ok(ended) => ended,
             Err(error) => {
                 tracing::error!(%error, "a push panicked; it comes again");
-                (error.id(), Health::Failing(None))
+                (error.id(), ProviderHealth::Failing(None))
             }
         };
         self.events.remove(&id);
@@ -81,7 +80,7 @@ impl InHand {
     }
 }
 
-impl Lane {
+impl LaneWorker {
     /// Works until told to stop, and then finishes the pushes it has in hand.
     ///
     /// # Errors
@@ -89,7 +88,7 @@ impl Lane {
     pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) -> EngineResult<()> {
         let mut receiver = self.queue.receiver().await?;
         let mut in_hand = InHand::default();
-        let ending = Ending::start(&self);
+        let ending = Ending::start(self.name(), self.store.clone(), self.telemetry.clone());
         let taken = self.take(&mut *receiver, &mut in_hand, &ending, &stop).await;
         // The receiver has to outlive them: what is not acknowledged before it is dropped comes again.
         while in_hand.next().await.is_some() {}
@@ -121,9 +120,9 @@ impl Lane {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 Some(health) = in_hand.next() => match health {
-                    Health::Unknown => {}
-                    Health::Working => breaker.close(),
-                    Health::Failing(until) => {
+                    ProviderHealth::Unknown => {}
+                    ProviderHealth::Working => breaker.close(),
+                    ProviderHealth::Failing(until) => {
                         let asked = until.map(|until| until.since(Timestamp::now())).unwrap_or_default();
                         if breaker.fail(Instant::now(), asked) {
                             ready.clear();
@@ -152,7 +151,8 @@ impl Lane {
             Err(error) => {
                 let delay = backoff.next_delay();
                 self.telemetry.log_failure(Err(error), "a lane's look-up failed; its pushes come again");
-                self.retry(batch.into_iter().map(|delivery| delivery.receipt).collect(), delay).await;
+                retry(&self.telemetry, batch.into_iter().map(|delivery| delivery.receipt).collect(), delay)
+                    .await;
                 // Nothing more is read meanwhile: its look-up would fail, too.
                 stop.run_until_cancelled(sleep(delay)).await;
                 return Vec::new();
@@ -169,7 +169,7 @@ impl Lane {
                 repeated += 1;
                 needless.push(delivery.receipt);
             } else if let Some(reason) = reason_to_spare(job.seq, member, now) {
-                self.telemetry.spared(reason);
+                self.telemetry.count_spared(reason);
                 needless.push(delivery.receipt);
             } else if in_hand.holds(event_id) || !seen.insert(event_id) {
                 // By its next turn the one in hand has been recorded, or has failed.
@@ -180,13 +180,13 @@ impl Lane {
             }
         }
         self.telemetry.repeated(self.name(), repeated);
-        self.ack(needless).await;
-        self.retry(doubled, self.retry_policy.delay(1)).await;
+        ack(&self.telemetry, needless).await;
+        retry(&self.telemetry, doubled, self.retry_policy.delay(1)).await;
         needed
     }
 
     /// What has to be known of a batch, each with one look-up, all at the same time.
-    async fn look_up(&self, batch: &[Delivery<PushJob>]) -> EngineResult<Known> {
+    async fn look_up(&self, batch: &[Delivery<PushJob>]) -> EngineResult<LookedUp> {
         let jobs = || batch.iter().map(|delivery| &delivery.event.payload);
         let ids: Vec<_> = batch.iter().map(|delivery| delivery.event.event_id).collect();
         let members: Vec<_> =
@@ -198,11 +198,11 @@ impl Lane {
         };
         let (done, members, unread) =
             try_join3(self.store.pushes.done(&ids), self.store.positions.get(&members), unread).await?;
-        Ok(Known { done, members, unread: users.into_iter().zip(unread).collect() })
+        Ok(LookedUp { done, members, unread: users.into_iter().zip(unread).collect() })
     }
 
     /// One push, from the queue to its end or its next try.
-    async fn push(self: Arc<Self>, delivery: Delivery<PushJob>, ending: Ending) -> Health {
+    async fn push(self: Arc<Self>, delivery: Delivery<PushJob>, ending: Ending) -> ProviderHealth {
         let Delivery { event, attempt, receipt } = delivery;
         let expires_at = event.payload.expires_at;
         let (verdict, action) = if Timestamp::now() >= expires_at {
@@ -220,12 +220,12 @@ impl Lane {
             self.note(verdict, &event).await;
         }
         let health = match &verdict {
-            Some(verdict) if verdict.is_failing() => Health::Failing(match verdict {
+            Some(verdict) if verdict.is_failing() => ProviderHealth::Failing(match verdict {
                 Verdict::SlowDown { until, .. } => Some(*until),
                 _ => None,
             }),
-            Some(_) => Health::Working,
-            None => Health::Unknown,
+            Some(_) => ProviderHealth::Working,
+            None => ProviderHealth::Unknown,
         };
         let event_id = event.event_id;
         let action = match action {
@@ -244,8 +244,8 @@ impl Lane {
                 tracing::debug!(lane, %event_id, %message_id, %trace, attempt, provider_id, "pushed");
             }
             // An operator has to mend it.
-            (Some(Verdict::OurConfiguration { reason, whose }), _) => {
-                tracing::error!(lane, %event_id, %message_id, %trace, attempt, %reason, ?whose, "our configuration is refused");
+            (Some(Verdict::OurConfiguration { reason, scope }), _) => {
+                tracing::error!(lane, %event_id, %message_id, %trace, attempt, %reason, ?scope, "our configuration is refused");
             }
             _ => {
                 tracing::warn!(lane, %event_id, %message_id, %trace, attempt, ?verdict, ?action, "not pushed")
@@ -291,24 +291,13 @@ impl Lane {
         }
     }
 
-    /// These are finished.
-    pub(crate) async fn ack(&self, receipts: Vec<Receipt>) {
-        self.telemetry.log_failure(bus::ack(receipts).await, "pushes were not acknowledged; they come again");
-    }
-
-    /// These come again, exactly so long from now.
-    pub(crate) async fn retry(&self, receipts: Vec<Receipt>, after: Duration) {
-        let retried = bus::retry(receipts, after).await;
-        self.telemetry.log_failure(retried, "pushes were not put off; they come again at once");
-    }
-
-    pub(crate) fn name(&self) -> hops::Lane {
+    fn name(&self) -> hops::Lane {
         self.provider.lane()
     }
 }
 
 /// What was looked up for a batch, in its order.
-struct Known {
+struct LookedUp {
     done: Vec<bool>,
     members: Vec<MemberPosition>,
     /// By recipient; empty where the provider shows no badge.

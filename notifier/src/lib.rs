@@ -50,11 +50,11 @@ use serde::Deserialize;
 use crate::apns::Apns;
 pub use crate::decide::RetryPolicy;
 use crate::fcm::Fcm;
-use crate::lane::Lane;
+use crate::lane::LaneWorker;
 pub use crate::provider::Provider;
 use crate::push::Push;
 use crate::telemetry::Telemetry;
-pub use crate::verdict::{Reason, Verdict, Whose};
+pub use crate::verdict::{Reason, Scope, Verdict};
 use crate::webhook::Webhook;
 
 /// The keys that this worker reads; what they mean stands in the runtime's `defaults.toml`.
@@ -87,7 +87,6 @@ pub struct Config {
     /// The key that signs APNs' provider tokens.
     #[serde(deserialize_with = "optional")]
     pub apns_key_file: Option<PathBuf>,
-    /// That key's id.
     #[serde(deserialize_with = "optional")]
     pub apns_key_id: Option<String>,
     /// The developer team's id.
@@ -112,12 +111,7 @@ pub enum BuildError {
     WebhookUrl,
     /// The file of additional roots can't be used.
     #[error("`extra_ca_file`: can't use {}", path.display())]
-    ExtraCa {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: BoxError,
-    },
+    ExtraCa { path: PathBuf, source: BoxError },
     /// A provider's base URL can't be called.
     #[error("`{key}` is not an http or https URL")]
     BaseUrl {
@@ -126,20 +120,10 @@ pub enum BuildError {
     },
     /// The file of FCM's service account can't be used.
     #[error("`fcm_service_account_file`: can't use {}", path.display())]
-    ServiceAccount {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: BoxError,
-    },
+    ServiceAccount { path: PathBuf, source: BoxError },
     /// The file of the APNs key can't be used.
     #[error("`apns_key_file`: can't use {}", path.display())]
-    ApnsKey {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: BoxError,
-    },
+    ApnsKey { path: PathBuf, source: BoxError },
     /// A key is set without another that it needs.
     #[error("`{key}` is not set, which `{with}` needs")]
     Missing {
@@ -192,7 +176,7 @@ impl Notifier {
                 "`push_webhook_secret` is not set: the backend can't tell Naru's pushes from another's"
             );
         }
-        let (telemetry, retry_policy) = (Telemetry::register(metrics), RetryPolicy::STANDARD);
+        let (telemetry, retry_policy) = (Telemetry::new(metrics), RetryPolicy::STANDARD);
         let notifier = Self { engines, config, telemetry, providers: BTreeMap::new(), retry_policy };
         Ok(providers.into_iter().fold(notifier, Self::with_provider))
     }
@@ -232,7 +216,7 @@ impl Notifier {
             stale::run(engines, unseen, telemetry, stop)
         });
         for (name, provider) in providers {
-            let lane = Arc::new(Lane {
+            let lane = Arc::new(LaneWorker {
                 provider,
                 queue: engines.bus.push(name).clone(),
                 store: engines.store.clone(),
@@ -249,15 +233,15 @@ impl Notifier {
 mod tests {
     use std::time::Duration;
 
-    use naru_runtime::{Door, Settings};
+    use naru_runtime::{Program, Settings};
 
     use super::*;
 
     fn configured(environment: &[(&str, &str)]) -> Result<Config, naru_runtime::ConfigError> {
-        const DOOR: Door = Door { name: "notifier", about: "", overrides: &[] };
-        let matches = Settings::command(&DOOR).get_matches_from(["notifier"]);
+        const PROGRAM: Program = Program { name: "notifier", about: "", overrides: &[] };
+        let matches = Settings::command(&PROGRAM).get_matches_from(["notifier"]);
         let environment = environment.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
-        Settings::load(&DOOR, &matches, environment)?.pick()
+        Settings::load(&PROGRAM, &matches, environment)?.pick()
     }
 
     #[test]

@@ -31,7 +31,6 @@ pub(crate) const BACKOFF_BASE: Duration = Duration::from_millis(100);
 /// … up to this: so late are pushes at most when the engine is back.
 pub(crate) const BACKOFF_CAP: Duration = Duration::from_secs(5);
 
-/// The worker.
 pub(crate) struct Push {
     pub(crate) engines: Engines,
     /// The lanes that have a provider.
@@ -104,8 +103,8 @@ impl Push {
         }
         let (jobs, unprovided) = self.jobs(due, &devices_of);
         try_join_all(jobs.into_iter().map(|(lane, jobs)| self.engines.bus.push(lane).send(jobs))).await?;
-        unprovided.into_iter().for_each(|lane| self.telemetry.no_provider(lane));
-        spared.into_iter().for_each(|reason| self.telemetry.spared(reason));
+        unprovided.into_iter().for_each(|lane| self.telemetry.count_no_provider(lane));
+        spared.into_iter().for_each(|reason| self.telemetry.count_spared(reason));
         Ok(())
     }
 

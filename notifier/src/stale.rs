@@ -27,14 +27,14 @@ pub(crate) async fn run(
     let holder = GatewayId::generate();
     let mut hours = tokio::time::interval(EVERY);
     while stop.run_until_cancelled(hours.tick()).await.is_some() {
-        // Where the lease can't be asked for, everybody does.
+        // Where the lease can't be asked for, every notifier does.
         if let Ok(false) = engines.leases.hold(LEASE, holder.as_str(), EVERY + EVERY / 2).await {
             continue;
         }
         let forgotten = engines.store.devices.forget_unseen(Timestamp::now().before(unseen)).await;
         if let Ok(devices @ 1..) = forgotten {
             tracing::info!(devices, "devices that have not been seen for long are forgotten");
-            telemetry.devices_forgotten(devices);
+            telemetry.count_devices_forgotten(devices);
         }
         telemetry.log_failure(forgotten.map(drop), "devices unseen for long stay for another hour");
     }

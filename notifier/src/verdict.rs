@@ -49,19 +49,18 @@ pub enum Verdict {
     OurConfiguration {
         /// What is wrong.
         reason: Reason,
-        /// Whose pushes fail by it.
-        whose: Whose,
+        /// Scope pushes fail by it.
+        scope: Scope,
     },
     /// Not before then.
     SlowDown {
         /// That moment.
         until: Timestamp,
-        /// Whose pushes are too many.
-        whose: Whose,
+        /// Scope pushes are too many.
+        scope: Scope,
     },
     /// Not now: no answer, or one that another try may change.
     TryLater {
-        /// What was answered.
         reason: Reason,
         /// Not sooner than after this.
         at_least: Duration,
@@ -72,13 +71,13 @@ pub enum Verdict {
     Refused(Reason),
 }
 
-/// Whose pushes an answer is about.
+/// Which pushes an answer is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Whose {
+pub enum Scope {
     /// All that go to this provider.
-    Everybody,
+    Provider,
     /// Those to the device that this one was for.
-    ThisDevice,
+    Device,
 }
 
 impl Verdict {
@@ -86,8 +85,8 @@ impl Verdict {
     pub const fn is_failing(&self) -> bool {
         match self {
             Self::TryLater { .. } => true,
-            Self::OurConfiguration { whose, .. } | Self::SlowDown { whose, .. } => {
-                matches!(whose, Whose::Everybody)
+            Self::OurConfiguration { scope, .. } | Self::SlowDown { scope, .. } => {
+                matches!(scope, Scope::Provider)
             }
             Self::Delivered { .. } | Self::TokenDead { .. } | Self::TooBig | Self::Refused(_) => false,
         }
@@ -107,7 +106,7 @@ pub(crate) fn later(
     now: Timestamp,
 ) -> Verdict {
     match retry_after.and_then(|value| retry_moment(value, now)) {
-        Some(until) => Verdict::SlowDown { until: until.max(now.after(at_least)), whose: Whose::Everybody },
+        Some(until) => Verdict::SlowDown { until: until.max(now.after(at_least)), scope: Scope::Provider },
         None => Verdict::TryLater { reason: reason.into(), at_least },
     }
 }
@@ -116,9 +115,9 @@ pub(crate) fn later(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meaning {
     TokenDead,
-    OurConfiguration(Whose),
+    OurConfiguration(Scope),
     /// `Retry-After`, else 60 s.
-    SlowDown(Whose),
+    SlowDown(Scope),
     /// Not sooner than after this; `Retry-After` counts where there is one.
     TryLater(Duration),
     TooBig,
@@ -136,10 +135,10 @@ impl Meaning {
     ) -> Verdict {
         match self {
             Self::TokenDead => Verdict::TokenDead { since: called_at },
-            Self::OurConfiguration(whose) => Verdict::OurConfiguration { reason: reason.into(), whose },
-            Self::SlowDown(whose) => {
+            Self::OurConfiguration(scope) => Verdict::OurConfiguration { reason: reason.into(), scope },
+            Self::SlowDown(scope) => {
                 let asked = retry_after.and_then(|value| retry_moment(value, now));
-                Verdict::SlowDown { until: asked.unwrap_or(now.after(SLOW_DOWN)), whose }
+                Verdict::SlowDown { until: asked.unwrap_or(now.after(SLOW_DOWN)), scope }
             }
             Self::TryLater(at_least) => later(reason, at_least, retry_after, now),
             Self::TooBig => Verdict::TooBig,
@@ -151,13 +150,13 @@ impl Meaning {
 /// What an answer without a code that is known means, at FCM and APNs alike. No status by itself says that a token is dead.
 const fn by_status(status: u16) -> Meaning {
     match status {
-        401 | 403 | 404 | 405 => Meaning::OurConfiguration(Whose::Everybody),
+        401 | 403 | 404 | 405 => Meaning::OurConfiguration(Scope::Provider),
         408 | 425 => Meaning::TryLater(Duration::ZERO),
         413 => Meaning::TooBig,
-        429 => Meaning::SlowDown(Whose::Everybody),
+        429 => Meaning::SlowDown(Scope::Provider),
         500..=599 => Meaning::TryLater(SERVER_ERROR),
         // A proxy that redirects or an address that is not the provider's.
-        300..=399 => Meaning::OurConfiguration(Whose::Everybody),
+        300..=399 => Meaning::OurConfiguration(Scope::Provider),
         _ => Meaning::Refused,
     }
 }

@@ -19,7 +19,6 @@ pub use crate::sweep::recover;
 
 /// The keys of the configuration that a persister reads; `defaults.toml` says what they mean.
 #[derive(Clone, Copy, Debug, Deserialize)]
-#[expect(missing_docs, reason = "each field is the key of the same name, documented in defaults.toml")]
 pub struct Config {
     pub delivery_grace: Span,
 }

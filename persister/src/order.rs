@@ -1,4 +1,4 @@
-//! In which order a batch is saved: as it came, but nobody before the one it comes after.
+//! In which order a batch is saved: as it came, but no message before the one it comes after.
 
 use std::collections::{HashMap, HashSet};
 
@@ -36,7 +36,7 @@ impl Order {
         let mut run = Vec::with_capacity(self.came.len());
         let mut chain = Vec::new();
         for id in std::mem::take(&mut self.came) {
-            // A message leaves the map when it joins the chain, so that a circle, which nobody should send, ends too.
+            // A message leaves the map when it joins the chain, so that a circle, which no client should send, ends too.
             let mut next = Some(id);
             while let Some(message) = next.and_then(|id| self.messages.remove(&id)) {
                 next = message.after;

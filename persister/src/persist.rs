@@ -101,7 +101,7 @@ impl Persister {
         let mut confirmations = Confirmations::default();
         let mut events = Vec::with_capacity(run.len());
         for (accepted, message) in run.into_iter().zip(saved) {
-            self.telemetry.accepted_to_saved.observe(now.since(message.timestamp).as_secs_f64());
+            self.telemetry.accepted_to_saved_seconds.observe(now.since(message.timestamp).as_secs_f64());
             let outcome = Outcome::Saved { seq: message.seq };
             confirmations.add(accepted.origin.as_ref(), message.id, outcome);
             if self.is_handed_on(message.id) {
@@ -166,7 +166,7 @@ impl Persister {
         if strangers.is_empty() {
             return Ok(Batch { run: batch, rejected: Vec::new(), rooms });
         }
-        // Someone who was a member when the message was saved, and is none now that it comes again, is not refused.
+        // A sender who was a member when the message was saved, and is none now that it comes again, is not refused.
         let saved = self.engines.store.messages.find(&strangers).await?;
         let refused: HashSet<MessageId> = strangers
             .into_iter()

@@ -15,7 +15,6 @@ const MIN_LABEL_DISTANCE: f64 = 30.0;
 const BAR: f64 = 15.0;
 const ROW: f64 = 40.0;
 
-/// A line.
 #[derive(Debug, Clone)]
 pub struct Series {
     pub label: String,
@@ -136,9 +135,9 @@ pub fn lines(series: &[Series], scale: Scale, x_title: &str, y_title: &str) -> S
 /// One bar per row, on one linear scale; the sum stands at its end.
 pub fn bars(bars: &[Bar], unit: &str) -> String {
     let sum = |bar: &Bar| bar.parts.iter().map(|part| part.value).sum::<f64>();
-    let most = bars.iter().map(sum).fold(0.0, f64::max);
+    let max = bars.iter().map(sum).fold(0.0, f64::max);
     // The number at the longest bar's end needs space, too.
-    let axis = Axis { scale: Scale::Linear, low: 0.0, high: most.max(1e-9), start: 0.0, end: WIDTH - 46.0 };
+    let axis = Axis { scale: Scale::Linear, low: 0.0, high: max.max(1e-9), start: 0.0, end: WIDTH - 46.0 };
     let mut svg = open(ROW * bars.len() as f64 + 4.0, unit);
     for (row, bar) in bars.iter().enumerate() {
         let top = ROW * row as f64;

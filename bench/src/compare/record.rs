@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::{fill, flow};
 
-/// A whole run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Comparison {
@@ -56,7 +55,6 @@ pub enum State {
 pub struct Round {
     /// From 1.
     pub number: u32,
-    /// Its key.
     pub system: String,
     pub state: State,
     /// Of the first round only.
@@ -117,7 +115,6 @@ impl State {
 }
 
 impl Machine {
-    /// This one.
     pub fn here() -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let value = |text: &str, key: &str| {

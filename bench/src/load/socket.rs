@@ -15,7 +15,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// What is read at a time while a session is opened.
 const OPENING_READ: usize = 4096;
 
-/// A connection.
 #[derive(Debug)]
 pub struct Socket {
     tcp: TcpStream,

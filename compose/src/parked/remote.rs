@@ -55,7 +55,7 @@ impl Remote {
         if !url.starts_with("http://") && !url.starts_with("https://") {
             bail!("--url {url:?} is no http:// or https:// URL");
         }
-        // The token goes to nobody but who was named.
+        // The token goes to the named address only.
         let client = reqwest::Client::builder()
             .user_agent(concat!("naru/", env!("CARGO_PKG_VERSION")))
             .redirect(redirect::Policy::none())

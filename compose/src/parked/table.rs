@@ -23,7 +23,6 @@ pub(super) fn line(push: &Parked, now: Timestamp) -> String {
     format!("{event_id}  {:<7}  {age:<4}  {attempts:<5}  {user:<USER$}  {reason}", lane.as_str())
 }
 
-/// All of one push.
 pub(super) fn whole(push: &Parked, now: Timestamp) -> String {
     let device = push.device_id.as_ref().map_or("-", |device| device.as_str());
     let lines = [

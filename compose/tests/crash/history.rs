@@ -11,7 +11,6 @@ use super::load::{ABSENT, Person, ROOMS, Saved};
 use super::stored::Stored;
 use crate::support::{WEBHOOK_SECRET, token_of};
 
-/// All messages.
 pub struct History(Vec<Message>);
 
 /// One message of a room's history.

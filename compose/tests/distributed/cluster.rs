@@ -1,7 +1,5 @@
 //! Naru as services: the real programs, each its own process, on services that no other test uses.
 
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mongodb::bson::oid::ObjectId;
@@ -131,19 +129,13 @@ pub async fn within(patience: Duration, what: &str, look: impl AsyncFn() -> bool
     }
 }
 
-/// The program of a worker: beside the all-in-one's, where `cargo build --workspace` and `cargo test --workspace` put it.
-///
-/// # Panics
-/// When it is not there or older than what it is made of: cargo builds another package's programs only when told to.
-fn program(worker: &str) -> PathBuf {
-    let program = Path::new(env!("CARGO_BIN_EXE_naru")).with_file_name(worker);
-    let age = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-    let made_of = fs::read_to_string(program.with_extension("d")).unwrap_or_default();
-    let made_of = made_of.split_once(": ").map(|(_, files)| files).unwrap_or_default();
-    let newer = made_of.split_whitespace().find(|file| age(Path::new(file)) > age(&program));
-    match (age(&program), newer) {
-        (None, _) => panic!("there is no {}: run `cargo build --workspace` first", program.display()),
-        (_, Some(newer)) => panic!("{newer} is newer than {worker}: run `cargo build --workspace` first"),
-        _ => program,
+/// The program of a worker.
+fn program(worker: &str) -> &'static str {
+    match worker {
+        "gateway" => env!("CARGO_BIN_EXE_gateway"),
+        "persister" => env!("CARGO_BIN_EXE_persister"),
+        "fanout" => env!("CARGO_BIN_EXE_fanout"),
+        "notifier" => env!("CARGO_BIN_EXE_notifier"),
+        other => panic!("no worker is called {other}"),
     }
 }

@@ -28,8 +28,10 @@ impl Eavesdropper {
 
 async fn all_have_heard(gateways: &[ServerProcess; 3], count: u64) {
     for gateway in gateways {
-        until("a gateway has heard it", async || counted(gateway, "naru_gateway_heard_total").await == count)
-            .await;
+        until("a gateway has heard it", async || {
+            counted(gateway, "naru_gateway_live_messages_total").await == count
+        })
+        .await;
     }
 }
 

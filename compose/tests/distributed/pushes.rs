@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use naru::distributed::Distributed;
 use naru_client::ServerProcess;
-use naru_distributed::Distributed;
 use naru_engines::Engines;
 use naru_engines::store::{Device, NewRoom, Platform};
 use naru_model::hops::{Offline, PushEnvironment};
@@ -137,8 +137,8 @@ impl Town {
             ("NARU_REDIS_URL", &cluster.redis_url),
         ];
         let environment = environment.map(|(name, value)| (name.to_owned(), value.clone()));
-        let matches = Settings::command(&naru::DOOR).get_matches_from(["naru"]);
-        let settings = Settings::load(&naru::DOOR, &matches, environment).expect("settings");
+        let matches = Settings::command(&naru::PROGRAM).get_matches_from(["naru"]);
+        let settings = Settings::load(&naru::PROGRAM, &matches, environment).expect("settings");
         let never = CancellationToken::new();
         let health = Health::new(never.clone());
         let distributed = Distributed::wait_for(&settings, &health, &never);

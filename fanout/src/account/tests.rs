@@ -1,7 +1,7 @@
 use async_trait::async_trait;
 use naru_embedded::{Embedded, Options};
 use naru_engines::EngineError;
-use naru_engines::faults::{Call, Counted, Only, Outage, Tap, tapped};
+use naru_faults::{Call, Counted, Interceptor, Only, Outage, intercepted};
 use naru_model::hops::Accepted;
 use naru_model::{ClientMessageId, Seq, Timestamp};
 use naru_runtime::telemetry::Metrics;
@@ -24,7 +24,7 @@ struct Books {
 struct Refused;
 
 #[async_trait]
-impl Tap for Refused {
+impl Interceptor for Refused {
     async fn before(&self, call: &Call) -> EngineResult<()> {
         Err(EngineError::permanent("the test", format!("{call} is refused")))
     }
@@ -51,9 +51,9 @@ impl Books {
         let embedded = Embedded::open(directory.path(), Options::default()).expect("it opens");
         let outage = Arc::new(Outage::default());
         let counted = Arc::new(Counted::default());
-        let engines = tapped(embedded.engines(), Arc::new(Only(cut, outage.clone())));
-        let engines = tapped(engines, Arc::new(Only(refused, Refused)));
-        let engines = tapped(engines, counted.clone());
+        let engines = intercepted(embedded.engines(), Arc::new(Only(cut, outage.clone())));
+        let engines = intercepted(engines, Arc::new(Only(refused, Refused)));
+        let engines = intercepted(engines, counted.clone());
         let no_more_proofs = CancellationToken::new();
         let telemetry = Telemetry::new(&Metrics::new());
         let (mut accountant, published) =

@@ -26,7 +26,7 @@ use warp::reply::Response;
 use crate::Gateway;
 use crate::connect::is_allowed;
 use crate::refusal::Refusal;
-use crate::token::Identity;
+use crate::token::{Identity, bearer};
 
 /// A request whose caller is known.
 pub(crate) struct Call<'a> {
@@ -53,7 +53,7 @@ where
         .then(|gateway: Arc<Gateway>, method, path: FullPath, query: String, headers: HeaderMap, body| async move {
             let answer = answer(&gateway, &method, path.as_str(), &query, &headers, body).await;
             let mut response = answer.unwrap_or_else(|refusal| {
-                gateway.telemetry.refused(&refusal);
+                gateway.telemetry.count_refused(&refusal);
                 refused(&refusal)
             });
             allow_origin(&gateway, &headers, &mut response);
@@ -121,13 +121,6 @@ impl Call<'_> {
     fn query<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
         serde_urlencoded::from_str(self.query).map_err(|error| Refusal::Invalid(error.to_string()))
     }
-}
-
-/// The token of an `Authorization` header.
-pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, token) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 /// A refusal as an HTTP answer.

@@ -4,7 +4,7 @@
 use fcm::{ErrorCode, FcmError, FcmResponse};
 use naru_model::Timestamp;
 
-use super::{Meaning, SERVER_ERROR, Verdict, Whose, by_status};
+use super::{Meaning, SERVER_ERROR, Scope, Verdict, by_status};
 use crate::transport::Answer;
 
 /// The detail that names the field which was refused.
@@ -19,7 +19,7 @@ pub(crate) fn of_fcm(answer: &Answer, called_at: Timestamp, now: Timestamp) -> V
         }
         // 2xx from something that is not FCM: a proxy's page.
         _ if (200..300).contains(&answer.status) => {
-            (Meaning::OurConfiguration(Whose::Everybody), "not an answer of FCM".to_owned())
+            (Meaning::OurConfiguration(Scope::Provider), "not an answer of FCM".to_owned())
         }
         Some(FcmResponse::Error(error)) => (of_error(answer.status, &error), words(&error)),
         _ => (by_status(answer.status), String::new()),
@@ -41,12 +41,12 @@ pub(super) fn of_code(code: ErrorCode) -> Option<Meaning> {
     Some(match code {
         ErrorCode::Unregistered => Meaning::TokenDead,
         // The token is of another Firebase project: of an app that was built with other keys, or ours are wrong.
-        ErrorCode::SenderIdMismatch => Meaning::OurConfiguration(Whose::ThisDevice),
-        ErrorCode::QuotaExceeded => Meaning::SlowDown(Whose::Everybody),
+        ErrorCode::SenderIdMismatch => Meaning::OurConfiguration(Scope::Device),
+        ErrorCode::QuotaExceeded => Meaning::SlowDown(Scope::Provider),
         ErrorCode::Unavailable | ErrorCode::Internal => Meaning::TryLater(SERVER_ERROR),
         ErrorCode::InvalidArgument => Meaning::Refused,
         // The APNs key that the Firebase console holds, for apps of Apple's that are reached through FCM.
-        ErrorCode::ThirdPartyAuthError => Meaning::OurConfiguration(Whose::ThisDevice),
+        ErrorCode::ThirdPartyAuthError => Meaning::OurConfiguration(Scope::Device),
         // `UnspecifiedError`, and what a later version of the crate may know.
         _ => return None,
     })

@@ -1,4 +1,4 @@
-//! Every row of the tables, from an answer as its provider documents it or as somebody has met it: `tests/answers/`. (None was
+//! Every row of the tables, from an answer as its provider documents it or as it was met: `tests/answers/`. (None was
 //! recorded here: there is no way to Google or Apple.)
 
 use std::collections::BTreeSet;
@@ -60,9 +60,9 @@ fn in_words(verdict: &Verdict) -> String {
         Verdict::Delivered { provider_id } => format!("Delivered {provider_id}"),
         Verdict::TokenDead { since: CALLED_AT } => "TokenDead".to_owned(),
         Verdict::TokenDead { since } => format!("TokenDead since {}", since.as_millis()),
-        Verdict::OurConfiguration { whose, .. } => format!("OurConfiguration {whose:?}"),
-        Verdict::SlowDown { until, whose } => {
-            format!("SlowDown {whose:?} in {} s", until.since(NOW).as_secs())
+        Verdict::OurConfiguration { scope, .. } => format!("OurConfiguration {scope:?}"),
+        Verdict::SlowDown { until, scope } => {
+            format!("SlowDown {scope:?} in {} s", until.since(NOW).as_secs())
         }
         Verdict::TryLater { at_least, .. } => format!("TryLater in {} s or more", at_least.as_secs()),
         Verdict::TooBig => "TooBig".to_owned(),
@@ -93,8 +93,11 @@ fn every_row_has_an_answer_that_shows_it() {
     let missing: Vec<_> =
         fcm::rows().into_iter().map(|(name, _)| name).filter(|name| !by_fcm.contains(name)).collect();
     assert_eq!(missing, [""; 0], "FCM");
-    let missing: Vec<_> =
-        apns::rows().into_iter().map(|(name, _)| name).filter(|name| !by_apns.contains(name)).collect();
+    let missing: Vec<_> = apns::REASONS
+        .iter()
+        .map(|(name, _)| (*name).to_owned())
+        .filter(|name| !by_apns.contains(name))
+        .collect();
     assert_eq!(missing, [""; 0], "APNs");
 }
 
@@ -124,10 +127,10 @@ fn a_token_dies_only_of_an_answer_about_it() {
 fn of_row(meaning: Meaning) -> String {
     match meaning {
         Meaning::TokenDead => "token dead".to_owned(),
-        Meaning::OurConfiguration(Whose::Everybody) => "our configuration".to_owned(),
-        Meaning::OurConfiguration(Whose::ThisDevice) => "our configuration, for this device".to_owned(),
-        Meaning::SlowDown(Whose::Everybody) => "slow down: `Retry-After`, else 60 s".to_owned(),
-        Meaning::SlowDown(Whose::ThisDevice) => "slow down, this device: `Retry-After`, else 60 s".to_owned(),
+        Meaning::OurConfiguration(Scope::Provider) => "our configuration".to_owned(),
+        Meaning::OurConfiguration(Scope::Device) => "our configuration, for this device".to_owned(),
+        Meaning::SlowDown(Scope::Provider) => "slow down: `Retry-After`, else 60 s".to_owned(),
+        Meaning::SlowDown(Scope::Device) => "slow down, this device: `Retry-After`, else 60 s".to_owned(),
         Meaning::TryLater(Duration::ZERO) => "try later".to_owned(),
         Meaning::TryLater(at_least) => format!("try later, not sooner than {} s", at_least.as_secs()),
         Meaning::TooBig => "too big".to_owned(),
@@ -148,7 +151,7 @@ fn page() -> String {
     let of_fcm =
         of_fcm.map(|(name, meaning)| (code(&name), meaning.map_or("by its status".to_owned(), of_row)));
     table("FCM: `error.details[].errorCode`", of_fcm.collect());
-    let of_apns = apns::rows().into_iter().map(|(name, meaning)| (code(&name), of_row(meaning)));
+    let of_apns = apns::REASONS.iter().map(|(name, meaning)| (code(name), of_row(*meaning)));
     table("APNs: `reason`", of_apns.collect());
     let statuses = [301, 400, 401, 403, 404, 405, 408, 410, 413, 425, 429, 500, 503];
     let by_status = statuses.map(|status| {
@@ -173,7 +176,7 @@ fn the_public_page_is_what_the_tables_say() {
 fn the_webhooks_table() {
     let delivered = |status: u16| format!("Delivered status {status}");
     let later = "TryLater in 0 s or more".to_owned();
-    let slow = |seconds| format!("SlowDown Everybody in {seconds} s");
+    let slow = |seconds| format!("SlowDown Provider in {seconds} s");
     let refused = "Refused".to_owned();
     let rows: [(u16, Option<&str>, String); 25] = [
         (200, None, delivered(200)),

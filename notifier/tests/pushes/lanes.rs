@@ -36,7 +36,7 @@ async fn a_push_that_would_expire_before_its_next_try_is_parked() {
     let notifier = Running::start(&world, config(None), [backend]);
     world.missed(&world.says("hello").await, &["B"]).await;
     let until = Timestamp::now().after(Duration::from_secs(25 * 3600));
-    calls.next().await.answer(Verdict::SlowDown { until, whose: Whose::Everybody });
+    calls.next().await.answer(Verdict::SlowDown { until, scope: Scope::Provider });
     assert_eq!(world.parked(1).await[0].reason, "expired");
     notifier.finished().await;
 }
@@ -97,7 +97,7 @@ async fn our_own_fault_costs_neither_the_push_nor_the_token() {
     let notifier = Running::start(&world, config(None), [fcm]);
     world.missed(&world.says("hello").await, &["B"]).await;
     let reason = "the key was revoked".into();
-    phones.next().await.answer(Verdict::OurConfiguration { reason, whose: Whose::Everybody });
+    phones.next().await.answer(Verdict::OurConfiguration { reason, scope: Scope::Provider });
     phones.next().await.deliver();
     assert_eq!(world.engines.store.devices.of_users(&[user("B")]).await.unwrap().len(), 1);
     notifier.finished().await;

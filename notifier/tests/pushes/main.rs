@@ -5,7 +5,6 @@ mod lanes;
 mod mockpost;
 mod offline;
 mod phones;
-mod program;
 mod shutdown;
 mod tls;
 mod webhook;
@@ -26,7 +25,7 @@ use naru_model::room::sorted_members;
 use naru_model::{
     ClientMessageId, DeviceId, Event, Message, MessageId, RoomId, RoomKind, Seq, Timestamp, Trace, UserId,
 };
-use notifier::{Config, Notifier, Provider, RetryPolicy, Verdict, Whose};
+use notifier::{Config, Notifier, Provider, RetryPolicy, Scope, Verdict};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;

@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
 use naru_embedded::{Embedded, Options};
-use naru_engines::faults::{Counted, tapped};
 use naru_engines::store::NewRoom;
+use naru_faults::{Counted, intercepted};
 use naru_model::room::{RoomKind, sorted_members};
 use naru_model::{ClientMessageId, Trace, UserId};
 use naru_runtime::telemetry::Metrics;
@@ -31,7 +31,7 @@ async fn what_was_saved_and_handed_on_lately_costs_nothing_when_it_comes_again()
     let directory = tempfile::tempdir().unwrap();
     let embedded = Embedded::open(directory.path(), Options::default()).unwrap();
     let counted = Arc::new(Counted::default());
-    let engines = tapped(embedded.engines(), counted.clone());
+    let engines = intercepted(embedded.engines(), counted.clone());
     let [ada, ben] = ["ada", "ben"].map(|name| UserId::new(name).unwrap());
     let room = RoomId::new("ada_ben").unwrap();
     let new_room = NewRoom {

@@ -21,7 +21,6 @@ pub(crate) fn limit(max: usize) -> i64 {
     i64::try_from(max).unwrap_or(i64::MAX)
 }
 
-/// A value as JSON.
 pub(crate) fn json(value: &impl Serialize) -> Result<String> {
     serde_json::to_string(value).map_err(|error| Error::ToSqlConversionFailure(error.into()))
 }
@@ -37,13 +36,10 @@ pub(crate) trait Columns {
     fn text<T: FromStr<Err: Into<Unreadable>>>(&self, column: usize) -> Result<T>;
     /// A place in a room; 0 for none.
     fn seq(&self, column: usize) -> Result<Seq>;
-    /// A moment.
     fn time(&self, column: usize) -> Result<Timestamp>;
     /// A moment, or none.
     fn maybe_time(&self, column: usize) -> Result<Option<Timestamp>>;
-    /// A message's id.
     fn message_id(&self, column: usize) -> Result<MessageId>;
-    /// An event's id.
     fn event_id(&self, column: usize) -> Result<EventId>;
     /// What [`json`] wrote.
     fn json<T: DeserializeOwned>(&self, column: usize) -> Result<T>;

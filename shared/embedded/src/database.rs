@@ -8,7 +8,7 @@
 //! # What is synced
 //!
 //! A group that holds a command whose caller relies on the disk ([`Sync::Always`]) is committed with
-//! `synchronous=FULL`: the write-ahead log is synced before the commit is visible to readers and before anyone is
+//! `synchronous=FULL`: the write-ahead log is synced before the commit is visible to readers and before a caller is
 //! answered. A group that holds none is committed with `synchronous=NORMAL`: its frames are written to the log, and the
 //! log is not synced. Why this is enough:
 //!
@@ -21,7 +21,7 @@
 //! - *A checkpoint* syncs the log before it copies a page into the database, and the database before the log is
 //!   written from its beginning again, whose new header it syncs: NORMAL leaves out the sync of a commit and none of
 //!   these. So the database never holds more than the log that is on disk.
-//! - *A synced write fails or its sync does*: everyone in the group is answered `Unknown`, as before.
+//! - *A synced write fails or its sync does*: every command of the group is answered `Unknown`, as before.
 //!
 //! What may therefore be unsynced is what no client is told of, or what is told only after a later, synced commit:
 //!

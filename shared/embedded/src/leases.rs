@@ -13,10 +13,10 @@ use crate::database::lock;
 
 /// Per name its holder, and until when.
 #[derive(Default)]
-pub(crate) struct Held(Mutex<HashMap<String, (String, Instant)>>);
+pub(crate) struct MemoryLeases(Mutex<HashMap<String, (String, Instant)>>);
 
 #[async_trait]
-impl Leases for Held {
+impl Leases for MemoryLeases {
     async fn hold(&self, name: &str, holder: &str, ttl: Duration) -> EngineResult<bool> {
         let now = Instant::now();
         let mut held = lock(&self.0);

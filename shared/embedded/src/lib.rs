@@ -73,9 +73,9 @@ impl Embedded {
             store: store::store(&database),
             bus: bus::bus(&database, &options),
             live: pubsub.clone(),
-            presence: Arc::new(presence::Present::new(database.clone())),
-            proofs: Arc::new(proofs::Proven::default()),
-            leases: Arc::new(leases::Held::default()),
+            presence: Arc::new(presence::MemoryPresence::new(database.clone())),
+            proofs: Arc::new(proofs::MemoryProofs::default()),
+            leases: Arc::new(leases::MemoryLeases::default()),
         };
         Ok(Self { database, pubsub, engines })
     }

@@ -106,7 +106,7 @@ impl Live for PubSub {
         self.send(&[Signal::Evict(session.clone())], |other| other == gateway)
     }
 
-    /// Who is here is not asked: an event costs a pointer, whomever it concerns.
+    /// Which sessions are here is not asked: an event costs a pointer for each subscription.
     async fn subscribe(&self, gateway: &GatewayId, _: IsHere) -> EngineResult<Box<dyn Subscription>> {
         let subscriber =
             Subscriber { gateway: gateway.clone(), buffer: Mutex::default(), woken: Notify::new() };

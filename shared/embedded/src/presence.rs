@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use naru_engines::EngineResult;
-use naru_engines::live::{Attachment, Location, Presence, Seen};
+use naru_engines::live::{Attachment, Presence, Seen};
 use naru_model::{GatewayId, Timestamp, UserId};
 use rusqlite::{OptionalExtension, Result, Transaction, params};
 use tokio::time::Instant;
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::column::Columns;
 use crate::database::{Database, Sync, lock};
 
-pub(crate) struct Present {
+pub(crate) struct MemoryPresence {
     database: Arc<Database>,
     state: Mutex<State>,
 }
@@ -43,20 +43,14 @@ impl State {
         self.sessions.get(user).map_or(&[], Vec::as_slice)
     }
 
-    fn locate(&self, user: &UserId) -> Location {
-        let mut location = Location::default();
-        for session in self.of(user).iter().filter(|session| self.is_live(session)) {
-            if !location.gateways.contains(&session.gateway) {
-                location.gateways.push(session.gateway.clone());
-            }
-        }
-        location
+    fn is_online(&self, user: &UserId) -> bool {
+        self.of(user).iter().any(|session| self.is_live(session))
     }
 
     /// As far as memory tells: whether the user is online, and when a lapsed lease of theirs was last renewed.
     fn seen(&self, user: &UserId) -> Seen {
         let sessions = self.of(user);
-        let online = sessions.iter().any(|session| self.is_live(session));
+        let online = self.is_online(user);
         let renewed = sessions.iter().filter_map(|session| self.leases.get(&session.gateway));
         let lapsed = renewed.map(|lease| lease.renewed_at).max();
         Seen { online, last_seen_at: if online { Some(Timestamp::now()) } else { lapsed } }
@@ -77,7 +71,7 @@ impl State {
     }
 }
 
-impl Present {
+impl MemoryPresence {
     pub(crate) fn new(database: Arc<Database>) -> Self {
         Self { database, state: Mutex::default() }
     }
@@ -89,7 +83,7 @@ impl Present {
 }
 
 #[async_trait]
-impl Presence for Present {
+impl Presence for MemoryPresence {
     async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<()> {
         let lease = Lease { until: Instant::now() + ttl, renewed_at: Timestamp::now() };
         lock(&self.state).leases.insert(gateway.clone(), lease);
@@ -136,9 +130,9 @@ impl Presence for Present {
         if was_there { self.keep_seen(vec![session.user.clone()]).await } else { Ok(()) }
     }
 
-    async fn locate(&self, users: &[UserId]) -> EngineResult<Vec<Location>> {
+    async fn online(&self, users: &[UserId]) -> EngineResult<Vec<bool>> {
         let state = lock(&self.state);
-        Ok(users.iter().map(|user| state.locate(user)).collect())
+        Ok(users.iter().map(|user| state.is_online(user)).collect())
     }
 
     async fn seen(&self, users: &[UserId]) -> EngineResult<Vec<Seen>> {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::database::lock;
 
 #[derive(Default)]
-pub(crate) struct Proven(Mutex<State>);
+pub(crate) struct MemoryProofs(Mutex<State>);
 
 type Proof = (MessageId, UserId);
 
@@ -37,7 +37,7 @@ impl State {
 }
 
 #[async_trait]
-impl Proofs for Proven {
+impl Proofs for MemoryProofs {
     async fn record(&self, proofs: &[(MessageId, UserId)], keep: Duration) -> EngineResult<()> {
         let now = Instant::now();
         let mut state = lock(&self.0);

@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use naru_conformance::{BoundedBus, LiveLayer, SeverableLayer, Subject, conformance_suite};
 use naru_embedded::{Embedded, Options};
-use naru_engines::conformance::{BoundedBus, LiveLayer, SeverableLayer, Subject};
-use naru_engines::faults::{Counted, Flaky, Outage, Recorder, Slow, tapped};
-use naru_engines::{Engines, conformance_suite};
+use naru_engines::Engines;
+use naru_faults::{Counted, Flaky, Outage, Recorder, Slow, intercepted};
 use tempfile::TempDir;
 
 /// Embedded engines in a new directory `within` another, decorated.
@@ -94,7 +94,7 @@ struct CutOff(Fresh);
 impl Subject<SeverableLayer> for CutOff {
     async fn open(&mut self) -> SeverableLayer {
         let outage = Arc::new(Outage::default());
-        let layer = LiveLayer::from(tapped(self.0.start(), outage.clone()));
+        let layer = LiveLayer::from(intercepted(self.0.start(), outage.clone()));
         let sever = Arc::new(move || {
             outage.cut(true);
             Box::pin(async {}) as _
@@ -120,10 +120,10 @@ mod decorated {
     fn all_at_once() -> Fresh {
         Fresh::decorated(|engines| {
             let delay = Duration::from_millis(1);
-            let engines = tapped(engines, Arc::new(Counted::default()));
-            let engines = tapped(engines, Arc::new(Slow { before: delay, after: delay }));
-            let engines = tapped(engines, Arc::new(Recorder::default()));
-            tapped(engines, Arc::new(Flaky::new(1, 0.0)))
+            let engines = intercepted(engines, Arc::new(Counted::default()));
+            let engines = intercepted(engines, Arc::new(Slow { before: delay, after: delay }));
+            let engines = intercepted(engines, Arc::new(Recorder::default()));
+            intercepted(engines, Arc::new(Flaky::new(1, 0.0)))
         })
     }
 

@@ -82,7 +82,6 @@ pub trait Receiver<T: Payload>: Send {
 #[must_use = "a delivery that is not acknowledged comes again"]
 #[derive(Debug)]
 pub struct Delivery<T: Payload> {
-    /// The event.
     pub event: Event<T>,
     /// Which try this is, from 1. It counts retries, not crashes.
     pub attempt: u32,

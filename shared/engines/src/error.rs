@@ -21,29 +21,17 @@ pub enum EngineError {
     /// The engine can't be reached or can't take more now. The same request may succeed later.
     #[error("{engine} is unavailable: {source}")]
     Unavailable {
-        /// Which engine.
         engine: &'static str,
         /// Whether the request may have had its effect.
         applied: Applied,
-        /// Why.
         source: BoxError,
     },
     /// The same request will fail again: a bug, a full disk, a schema from the future.
     #[error("{engine} refused: {source}")]
-    Permanent {
-        /// Which engine.
-        engine: &'static str,
-        /// Why.
-        source: BoxError,
-    },
+    Permanent { engine: &'static str, source: BoxError },
     /// What is stored or was received can't be read. Set it aside; don't try again.
     #[error("{engine} holds something unreadable: {source}")]
-    Poison {
-        /// Which engine.
-        engine: &'static str,
-        /// Why.
-        source: BoxError,
-    },
+    Poison { engine: &'static str, source: BoxError },
 }
 
 impl EngineError {

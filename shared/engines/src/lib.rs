@@ -9,11 +9,7 @@
 //! - [`live`]: what reaches those who are connected now. Nothing in it needs to last.
 
 pub mod bus;
-#[cfg(feature = "conformance")]
-pub mod conformance;
 mod error;
-#[cfg(feature = "faults")]
-pub mod faults;
 pub mod live;
 pub mod store;
 
@@ -36,4 +32,16 @@ pub struct Engines {
     pub proofs: Arc<dyn live::Proofs>,
     /// Who does what only one should do.
     pub leases: Arc<dyn live::Leases>,
+}
+
+impl From<Engines> for store::Store {
+    fn from(engines: Engines) -> Self {
+        engines.store
+    }
+}
+
+impl From<Engines> for bus::Bus {
+    fn from(engines: Engines) -> Self {
+        engines.bus
+    }
 }

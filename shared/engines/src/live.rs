@@ -16,12 +16,7 @@ pub enum Signal {
     /// Something happened in a room.
     Event(Arc<LiveEvent>),
     /// A message got this place in a room, and none of those it goes to is here: see [`IsHere`].
-    Elsewhere {
-        /// The room.
-        room: RoomId,
-        /// The message's place.
-        seq: Seq,
-    },
+    Elsewhere { room: RoomId, seq: Seq },
     /// Messages that this gateway accepted have ended.
     Confirmed(Arc<[Confirmation]>),
     /// This session's device has connected elsewhere: close it (4409).
@@ -56,7 +51,6 @@ pub trait Live: Send + Sync {
     /// Tells one gateway to close a session: see L4.
     async fn evict(&self, gateway: &GatewayId, session: &SessionId) -> EngineResult<()>;
 
-    /// Subscribes as a gateway.
     async fn subscribe(&self, gateway: &GatewayId, is_here: IsHere) -> EngineResult<Box<dyn Subscription>>;
 }
 
@@ -70,28 +64,11 @@ pub trait Subscription: Send {
 /// A live session, as presence knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Attachment {
-    /// Whose.
     pub user: UserId,
     /// On which device; sessions without one never replace each other.
     pub device: Option<DeviceId>,
-    /// The session.
     pub session: SessionId,
-    /// Where it is.
     pub gateway: GatewayId,
-}
-
-/// Where a user is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Location {
-    /// The gateways that hold a session of theirs, each once. Empty: offline.
-    pub gateways: Vec<GatewayId>,
-}
-
-impl Location {
-    /// Whether the user has a live session anywhere.
-    pub fn is_online(&self) -> bool {
-        !self.gateways.is_empty()
-    }
 }
 
 /// What others may know of a user's presence.
@@ -103,11 +80,11 @@ pub struct Seen {
     pub last_seen_at: Option<Timestamp>,
 }
 
-/// Who is connected, and where. **Unknown is not offline**: when it can't be told, the call fails.
+/// Who is connected. **Unknown is not offline**: when it can't be told, the call fails.
 ///
 /// - **E1 lease** – a session counts only while its gateway's lease does: `ttl` from its last renewal. A gateway that
 ///   dies takes its sessions with it, without any other traffic.
-/// - **E2 at once** – `attach` and `detach` show in the next `locate`.
+/// - **E2 at once** – `attach` and `detach` show in the next `online`.
 /// - **E3 own session only** – `detach` of a session leaves the user's other sessions; detaching twice is harmless.
 /// - **E4 replaced** – attaching a device that is attached answers the session it replaces, which no longer counts.
 /// - **E5 last seen** – is now while a user is connected, else when their last session was detached or its gateway's
@@ -126,8 +103,8 @@ pub trait Presence: Send + Sync {
     /// A session has gone: see E3.
     async fn detach(&self, session: &Attachment) -> EngineResult<()>;
 
-    /// Where these users are, in their order; one look-up for all.
-    async fn locate(&self, users: &[UserId]) -> EngineResult<Vec<Location>>;
+    /// Which of these users have a live session, in their order; one look-up for all.
+    async fn online(&self, users: &[UserId]) -> EngineResult<Vec<bool>>;
 
     /// What may be known of these users, in their order: see E5.
     async fn seen(&self, users: &[UserId]) -> EngineResult<Vec<Seen>>;
@@ -148,7 +125,7 @@ pub trait Proofs: Send + Sync {
 
 /// Who does what only one should do. Advisory: two holders at once cost work, never correctness.
 ///
-/// - **A1 one holder** – while a lease runs, only its holder is answered `true`; after `ttl` anyone may have it.
+/// - **A1 one holder** – while a lease runs, only its holder is answered `true`; after `ttl` any holder may take it.
 #[async_trait]
 pub trait Leases: Send + Sync {
     /// Takes or renews a lease; whether `holder` has it now.

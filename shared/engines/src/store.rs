@@ -72,9 +72,7 @@ pub enum Appended {
 /// An intake entry that needs nothing more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Closing {
-    /// The message.
     pub id: MessageId,
-    /// How it ended.
     pub outcome: Outcome,
 }
 
@@ -169,7 +167,6 @@ pub trait Messages: Send + Sync {
 /// A room to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewRoom {
-    /// Its id.
     pub id: RoomId,
     /// Direct or group.
     pub kind: RoomKind,
@@ -217,9 +214,7 @@ pub enum Changed {
 /// A room as one member sees it in a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoomSummary {
-    /// The room.
     pub room: Arc<Room>,
-    /// Its newest message.
     pub last_message: Option<Message>,
     /// The newest message's place, 0 without one.
     pub last_seq: Seq,
@@ -252,7 +247,6 @@ impl MemberSettings {
 pub struct RoomCursor {
     /// The activity of the last room that was listed.
     pub activity: Timestamp,
-    /// That room.
     pub room: RoomId,
 }
 
@@ -304,7 +298,6 @@ pub trait Rooms: Send + Sync {
 /// A step forward of a member in a room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Advance {
-    /// The room.
     pub room: RoomId,
     /// The member.
     pub user: UserId,
@@ -333,14 +326,12 @@ pub struct MemberPosition {
     pub read: Seq,
     /// On the device that is furthest, up to here.
     pub received: Seq,
-    /// The member's settings.
     pub settings: MemberSettings,
 }
 
 /// How far one device is in one room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DevicePosition {
-    /// The room.
     pub room: RoomId,
     /// It has everything up to here.
     pub received: Seq,
@@ -353,7 +344,7 @@ pub struct DevicePosition {
 /// - **P2 cut** – a position never passes the room's head.
 /// - **P3 told once** – `advance` answers a position only where the step moved the member forward: so what is told of a
 ///   member goes forward too, whichever of their devices speaks.
-/// - **P4 members only** – a step of someone who is not a member moves nothing.
+/// - **P4 members only** – a step of a user who is not a member moves nothing.
 /// - **P5 unread** – `unread` is the sum, over the rooms a user is in now, of the room's head minus the user's read position:
 ///   as exact as the counts in lists of rooms (M5).
 /// - **P6 told apart** – `get` answers each member of each room that it is asked of, whatever else it is asked of; nothing is
@@ -385,7 +376,6 @@ pub enum Platform {
 }
 
 impl Platform {
-    /// Its lane.
     pub const fn lane(self) -> Lane {
         match self {
             Platform::Fcm => Lane::Fcm,
@@ -397,11 +387,9 @@ impl Platform {
 /// Where a user's pushes go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// Whose.
     pub user: UserId,
     /// The user's own name for it.
     pub id: DeviceId,
-    /// Its provider.
     pub platform: Platform,
     /// The provider's name for it.
     pub token: Arc<str>,

@@ -51,7 +51,6 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// A new trace.
     pub fn start() -> Self {
         // Zero is not a valid id.
         Self { trace: rand::random::<u128>().max(1), span: rand::random::<u64>().max(1) }
@@ -98,11 +97,9 @@ impl<'de> Deserialize<'de> for Trace {
 pub struct Event<T: Payload> {
     /// The version of the payload's shape.
     pub version: u16,
-    /// Which event.
     pub event_id: EventId,
     /// Whose trace.
     pub trace: Trace,
-    /// What happened.
     pub payload: T,
 }
 

@@ -50,10 +50,7 @@ pub enum ClientFrame {
     /// Everything up to here was seen.
     Read(Upto),
     /// I am typing.
-    Typing {
-        /// Where.
-        chat_room_id: RoomId,
-    },
+    Typing { chat_room_id: RoomId },
     /// Are you there?
     Ping,
 }
@@ -62,9 +59,7 @@ pub enum ClientFrame {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Chat {
-    /// The room.
     pub chat_room_id: RoomId,
-    /// What to send.
     pub content: Arc<str>,
     /// The client's own name for it, kept for resends.
     pub client_message_id: Option<ClientMessageId>,
@@ -84,7 +79,6 @@ pub struct Sync {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SyncFrom {
-    /// The room.
     pub chat_room_id: RoomId,
     /// It has everything up to here.
     pub after_seq: Seq,
@@ -94,7 +88,6 @@ pub struct SyncFrom {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Upto {
-    /// The room.
     pub chat_room_id: RoomId,
     /// Everything up to here.
     pub seq: Seq,
@@ -177,7 +170,6 @@ pub enum ServerFrame<'a> {
         user_id: &'a UserId,
         /// This connection.
         session_id: &'a SessionId,
-        /// The server's clock.
         server_time: Timestamp,
         /// The longest content, in UTF-8 bytes.
         max_content_bytes: usize,
@@ -195,7 +187,6 @@ pub enum ServerFrame<'a> {
     },
     /// Live delivery was interrupted.
     Resync {
-        /// Why.
         reason: &'a str,
         /// Which rooms moved; absent: any may have.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -229,9 +220,7 @@ pub struct Ack {
     pub client_message_id: ClientMessageId,
     /// The saved id.
     pub id: MessageId,
-    /// Its room.
     pub chat_room_id: RoomId,
-    /// Its place.
     pub seq: Seq,
     /// When it was accepted.
     pub timestamp: Timestamp,
@@ -241,7 +230,6 @@ pub struct Ack {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SyncedRoom {
-    /// The room.
     pub chat_room_id: RoomId,
     /// The last place that was sent, or that the client already had.
     pub seq: Seq,

@@ -25,7 +25,6 @@ pub enum Kind {
     Durable,
 }
 
-/// One hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hop {
     /// The queue's name, below the engine's own prefix.
@@ -104,7 +103,6 @@ impl Payload for Saved {
 pub struct Offline {
     /// What they missed.
     pub message: Message,
-    /// Who missed it.
     pub recipients: Vec<UserId>,
 }
 
@@ -140,7 +138,6 @@ pub enum Lane {
 }
 
 impl Lane {
-    /// Its hop.
     pub const fn hop(self) -> Hop {
         match self {
             Lane::Fcm => PUSH_FCM,
@@ -186,15 +183,11 @@ pub struct PushTarget {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PushJob {
-    /// Its lane.
     pub lane: Lane,
     /// The message it tells of.
     pub message_id: MessageId,
-    /// That message's room.
     pub chat_room_id: RoomId,
-    /// That message's place.
     pub seq: Seq,
-    /// Whom it tells.
     pub recipient_id: UserId,
     /// The sender's name; empty where the phone hides it.
     pub title: Arc<str>,

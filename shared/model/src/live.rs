@@ -16,7 +16,6 @@ pub struct LiveEvent {
     /// The session that caused it and is not told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<SessionId>,
-    /// What happened.
     #[serde(flatten)]
     pub news: News,
 }
@@ -32,12 +31,7 @@ pub enum News {
     /// A user has seen everything up to a place.
     Read(Position),
     /// A user is typing.
-    Typing {
-        /// The room.
-        chat_room_id: RoomId,
-        /// The user.
-        user_id: UserId,
-    },
+    Typing { chat_room_id: RoomId, user_id: UserId },
 }
 
 impl News {
@@ -55,9 +49,7 @@ impl News {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Position {
-    /// The room.
     pub chat_room_id: RoomId,
-    /// The user.
     pub user_id: UserId,
     /// All up to here.
     pub seq: Seq,
@@ -69,9 +61,7 @@ pub struct Position {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Confirmation {
-    /// The message.
     pub id: MessageId,
-    /// How it ended.
     #[serde(flatten)]
     pub outcome: Outcome,
 }

@@ -12,11 +12,9 @@ use crate::{ClientMessageId, GatewayId, MessageId, RoomId, Seq, SessionId, Times
 pub struct Message {
     /// The id it was given when it was accepted.
     pub id: MessageId,
-    /// Its room.
     pub chat_room_id: RoomId,
     /// Its place in the room.
     pub seq: Seq,
-    /// Who wrote it.
     pub sender_id: UserId,
     /// The name they had when they wrote it.
     pub sender_name: Arc<str>,
@@ -44,13 +42,10 @@ pub struct Origin {
 pub struct Accepted {
     /// Made by the gateway; the message's id for life.
     pub id: MessageId,
-    /// Its room.
     pub chat_room_id: RoomId,
     /// Who wrote it: the token's `sub`, or whom a service speaks for.
     pub sender_id: UserId,
-    /// Their name.
     pub sender_name: Arc<str>,
-    /// What they wrote.
     pub content: Arc<str>,
     /// When the gateway accepted it.
     pub timestamp: Timestamp,
@@ -96,13 +91,7 @@ pub enum Rejection {
 #[serde(rename_all = "camelCase", tag = "outcome")]
 pub enum Outcome {
     /// In `chat_messages`, at this place.
-    Saved {
-        /// Its place.
-        seq: Seq,
-    },
+    Saved { seq: Seq },
     /// Not saved, and never will be.
-    Rejected {
-        /// Why.
-        reason: Rejection,
-    },
+    Rejected { reason: Rejection },
 }

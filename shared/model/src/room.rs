@@ -23,7 +23,6 @@ impl MemberVersion {
     }
 }
 
-/// What kind of room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum RoomKind {
@@ -37,7 +36,6 @@ pub enum RoomKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Room {
-    /// Its id.
     pub id: RoomId,
     /// Direct or group.
     pub kind: RoomKind,

@@ -233,7 +233,7 @@ pub(crate) struct StoredRoom {
     pub(crate) bumped: Seq,
 }
 
-/// When a room was made whose document does not say it, as far as anyone can tell.
+/// When a room was made whose document does not say it, as far as can be told.
 const LONG_AGO: Timestamp = Timestamp::from_millis(0);
 
 impl TryFrom<RoomDocument> for StoredRoom {

@@ -103,7 +103,7 @@ async fn check_meta(database: &Database, partitions: u32) -> EngineResult<()> {
     let made_with = MetaDocument { id: STORE.to_owned(), schema_version: SCHEMA_VERSION, partitions };
     let _is_new = database.insert_one(META, made_with).await?;
     let Some(meta) = database.find_one::<MetaDocument>(META, doc! { "_id": STORE }).await? else {
-        // Someone else's, which the majority does not have yet.
+        // Another process's, which the majority does not have yet.
         return Err(contended(META, Applied::Unknown));
     };
     let refuse = |why: String| Err(EngineError::permanent(ENGINE, why));

@@ -180,7 +180,7 @@ fn member(room: &RoomId, user: &UserId) -> Document {
     doc! { "userId": user.as_str(), "chatRoomId": room.as_str() }
 }
 
-/// Fits every room that a user is in, those included that another system wrote and nobody has adopted yet.
+/// Fits every room that a user is in, those included that another system wrote and that were not adopted yet.
 fn rooms_of(user: &UserId) -> Document {
     let user = user.as_str();
     doc! { "$or": [{ "memberIds": user }, { "user1Id": user }, { "user2Id": user }] }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bson::doc;
-use naru_engines::conformance::{ForeignStore, Subject};
-use naru_engines::conformance_suite;
+use naru_conformance::conformance_suite;
+use naru_conformance::{ForeignStore, Subject};
 use naru_engines::store::Store;
 
 use crate::given::Fresh;

@@ -1,122 +1,17 @@
-//! The bus: which hop is carried how, and what all hops share.
+//! The bus: each hop, and how its events are spread over partitions.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures_util::future::join;
-use lapin::uri::AMQPUri;
+use naru_engines::EngineResult;
 use naru_engines::bus::{Bus, Queue, Receiver};
-use naru_engines::{Applied, EngineError, EngineResult};
+use naru_model::Event;
 use naru_model::hops::{self, Hop, Payload};
-use naru_model::{Event, Timestamp};
-use tokio::time::timeout;
 
-use crate::declare::{Failure, Turn, declare_one};
-use crate::envelope::{self, Outgoing};
-use crate::layout::Layout;
-use crate::link::Link;
-use crate::outage::Outage;
-use crate::publish::{Publisher, Unpublished};
+use crate::broker::Broker;
 use crate::receive::RabbitReceiver;
-use crate::{ENGINE, Options};
-
-/// The broker's idea of a heartbeat, in seconds: who is silent for about twice as long is dead.
-const HEARTBEAT: u16 = 2;
-
-/// What all hops share.
-pub(crate) struct Broker {
-    pub(crate) layout: Layout,
-    /// The connection that receives.
-    pub(crate) receiving: Link,
-    sending: Link,
-    publisher: Publisher,
-}
-
-impl Broker {
-    pub(crate) async fn open(mut uri: AMQPUri, options: &Options) -> EngineResult<Self> {
-        uri.query.heartbeat = Some(HEARTBEAT);
-        let turn = Turn::default();
-        let sending = Link::open(uri.clone(), "sending", turn.clone());
-        let (sending, receiving) = join(sending, Link::open(uri, "receiving", turn)).await;
-        Ok(Self {
-            layout: Layout::new(options),
-            receiving: receiving?,
-            sending: sending?,
-            publisher: Publisher::new(options.publish_timeout),
-        })
-    }
-
-    /// Whether it answers, on both connections, and has no other layout.
-    pub(crate) async fn ping(&self) -> EngineResult<()> {
-        for link in [&self.sending, &self.receiving] {
-            let session = link.now()?;
-            let answer = async {
-                let channel = session.connection.create_channel().await?;
-                // All layouts have this queue, with arguments of their own.
-                declare_one(&channel, self.layout.common()).await?;
-                Ok::<_, Failure>(channel.close(200, "pong".into()).await?)
-            };
-            answer.await?;
-        }
-        Ok(())
-    }
-
-    pub(crate) async fn close(&self) {
-        self.publisher.finish().await;
-        join(self.sending.close(), self.receiving.close()).await;
-    }
-
-    /// Events for a hop's queue; with `due`, for the wait queue on the way to it, unless that is soon.
-    ///
-    /// # Errors
-    /// `Permanent` when an event has no JSON.
-    pub(crate) fn messages<'a, T: Payload>(
-        &self,
-        hop: &Hop,
-        partition: u32,
-        events: impl IntoIterator<Item = &'a Event<T>>,
-        attempt: u32,
-        due: Option<Timestamp>,
-    ) -> EngineResult<Vec<Outgoing>> {
-        let step = due.and_then(|due| self.layout.steps.next(due.since(Timestamp::now())));
-        let queue = match step {
-            Some(step) => self.layout.wait_queue(hop, step),
-            None => self.layout.queue(hop, partition),
-        };
-        envelope::write(hop, &queue, events, attempt, due)
-    }
-
-    /// Publishes to queues of this hop, in order; returns when the broker has them all.
-    pub(crate) async fn publish(&self, hop: &Hop, messages: impl Into<Arc<[Outgoing]>>) -> EngineResult<()> {
-        let messages = messages.into();
-        if messages.is_empty() {
-            return Ok(());
-        }
-        let session = self.sending.now()?;
-        let declared = session.declared.ensure(&session.connection, &self.layout, hop);
-        let late = |_late| EngineError::unavailable(ENGINE, Applied::No, "its queues are not declared yet");
-        timeout(self.publisher.timeout(), declared).await.map_err(late)??;
-        let Err(failure) = self.publisher.publish(&session, messages).await else { return Ok(()) };
-        if let Unpublished::Unroutable(_) = failure {
-            // The next try declares it.
-            session.declared.missed(hop).await;
-        }
-        Err(EngineError::unavailable(ENGINE, failure.applied(), failure))
-    }
-
-    /// Sets aside what can't be read; returns when it is safe there.
-    pub(crate) async fn dead_letter(&self, hop: &Hop, messages: Vec<Outgoing>) {
-        let messages: Arc<[Outgoing]> = messages.into();
-        let mut outage = Outage::new(format!("setting aside events of {}", hop.name));
-        while let Err(error) = self.publish(hop, messages.clone()).await {
-            outage.began(&error);
-            outage.wait().await;
-        }
-        outage.ended();
-    }
-}
 
 pub(crate) fn bus(broker: &Arc<Broker>) -> Bus {
     Bus {

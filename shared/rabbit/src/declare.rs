@@ -55,7 +55,7 @@ impl From<Failure> for EngineError {
     }
 }
 
-/// Held while declaring. A queue that another connection is just declaring is there before it works, and one who
+/// ReceiverState while declaring. A queue that another connection is just declaring is there before it works, and one who
 /// subscribes to it then has the connection closed (3.10.8: "541 INTERNAL_ERROR", `noproc` in the broker's log). So the two
 /// connections of a process don't declare side by side; two processes that meet on a new broker find back by themselves.
 pub(crate) type Turn = Arc<Mutex<()>>;

@@ -39,17 +39,18 @@
 //! message was acked by itself.) The same 64 events as messages of their own in 32 queues cost the broker 102 µs each (lapin
 //! alone, one channel per queue).
 
-mod begun;
+mod broker;
 mod bus;
 mod declare;
 mod envelope;
-mod held;
 mod layout;
 mod link;
 mod outage;
 mod publish;
 mod receive;
 mod share;
+mod started;
+mod state;
 mod steps;
 mod subscription;
 mod unacked;
@@ -62,7 +63,7 @@ use naru_engines::bus::Bus;
 use naru_engines::{Applied, EngineError, EngineResult};
 use tokio::time::timeout;
 
-use crate::bus::Broker;
+use crate::broker::Broker;
 
 /// The engine's name in its errors.
 const ENGINE: &str = "RabbitMQ";
@@ -123,7 +124,6 @@ impl Rabbit {
         }
     }
 
-    /// The hops' queues.
     pub fn bus(&self) -> Bus {
         bus::bus(&self.broker)
     }

@@ -17,9 +17,9 @@ use naru_engines::Applied;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
-use crate::begun::Begun;
 use crate::envelope::Outgoing;
 use crate::link::Session;
+use crate::started::Started;
 
 /// How many sends: each worker of a process has one in flight for each hop that it sends to, or two.
 const CHANNELS: usize = 16;
@@ -115,7 +115,7 @@ async fn channel(session: &Session, idle: &Mutex<Vec<(u64, Channel)>>) -> lapin:
 }
 
 async fn transmit(channel: &Channel, messages: &Arc<[Outgoing]>) -> Result<(), Unpublished> {
-    let begin = |nth| Begun::begin(publish(channel.clone(), messages.clone(), nth));
+    let begin = |nth| Started::begin(publish(channel.clone(), messages.clone(), nth));
     let begun: Vec<_> = (0..messages.len()).map(begin).collect();
     let mut outcome = Ok(());
     for publishing in begun {

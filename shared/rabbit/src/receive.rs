@@ -38,12 +38,12 @@ use tokio::time::{Instant, interval, sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::ENGINE;
-use crate::bus::Broker;
+use crate::broker::Broker;
 use crate::declare::Failure;
 use crate::envelope;
-use crate::held::{Held, Placed, lock};
 use crate::link::Session;
 use crate::outage::Outage;
+use crate::state::{Placed, ReceiverState, lock};
 use crate::subscription::{CHUNK, close, consume, failed, subscribe};
 
 /// A receiver of a durable hop that was not asked for so long keeps nothing.
@@ -70,7 +70,7 @@ pub(crate) struct RabbitReceiver<T: Payload> {
 pub(crate) struct Shared<T: Payload> {
     pub(crate) hop: Hop,
     pub(crate) broker: Arc<Broker>,
-    pub(crate) held: Mutex<Held<T>>,
+    pub(crate) state: Mutex<ReceiverState<T>>,
     /// There is more to receive, or `receive` waits.
     changed: Notify,
     /// Something was finished.
@@ -98,9 +98,9 @@ impl<T: Payload> RabbitReceiver<T> {
     /// Subscribes, now or when there is a connection.
     pub(crate) fn open(hop: Hop, broker: Arc<Broker>) -> Self {
         let count = broker.layout.partitions(&hop);
-        let held = Mutex::new(Held::new(&hop, count, prefetch(hop.kind)));
+        let state = Mutex::new(ReceiverState::new(&hop, count, prefetch(hop.kind)));
         let (changed, finished) = (Notify::new(), Notify::new());
-        let shared = Arc::new(Shared { hop, broker, held, changed, finished });
+        let shared = Arc::new(Shared { hop, broker, state, changed, finished });
         let stop = CancellationToken::new();
         // In an order of its own: receivers that start together share the partitions from the first.
         let mut partitions: Vec<u32> = (0..count).collect();
@@ -117,20 +117,20 @@ impl<T: Payload> RabbitReceiver<T> {
 }
 
 /// `receive` waits.
-struct Asking<'a, T: Payload>(&'a Shared<T>);
+struct ReceiveGuard<'a, T: Payload>(&'a Shared<T>);
 
-impl<'a, T: Payload> Asking<'a, T> {
+impl<'a, T: Payload> ReceiveGuard<'a, T> {
     fn begin(shared: &'a Shared<T>) -> Self {
-        lock(&shared.held).is_asked = true;
+        lock(&shared.state).is_asked = true;
         shared.changed.notify_waiters();
         Self(shared)
     }
 }
 
-impl<T: Payload> Drop for Asking<'_, T> {
+impl<T: Payload> Drop for ReceiveGuard<'_, T> {
     fn drop(&mut self) {
-        let mut held = lock(&self.0.held);
-        (held.is_asked, held.asked_at) = (false, Instant::now());
+        let mut state = lock(&self.0.state);
+        (state.is_asked, state.asked_at) = (false, Instant::now());
     }
 }
 
@@ -138,17 +138,17 @@ impl<T: Payload> Drop for Asking<'_, T> {
 impl<T: Payload> Receiver<T> for RabbitReceiver<T> {
     async fn receive(&mut self, max: usize) -> EngineResult<Vec<Delivery<T>>> {
         let Acknowledger(shared) = &*self.acknowledger;
-        let _asking = Asking::begin(shared);
+        let _asking = ReceiveGuard::begin(shared);
         loop {
             let mut changed = std::pin::pin!(shared.changed.notified());
             // From here on no change is missed.
             changed.as_mut().enable();
             let taken = {
-                let mut held = lock(&shared.held);
-                if let Some(reason) = &held.refused {
+                let mut state = lock(&shared.state);
+                if let Some(reason) = &state.refused {
                     return Err(EngineError::permanent(ENGINE, reason.clone()));
                 }
-                held.take(max.max(1), Instant::now())
+                state.take(max.max(1), Instant::now())
             };
             match taken {
                 Ok(batch) => {
@@ -167,7 +167,7 @@ impl<T: Payload> Receiver<T> for RabbitReceiver<T> {
 
 impl<T: Payload> Drop for RabbitReceiver<T> {
     fn drop(&mut self) {
-        lock(&self.acknowledger.0.held).close();
+        lock(&self.acknowledger.0.state).close();
     }
 }
 
@@ -183,7 +183,7 @@ impl<T: Payload> fmt::Debug for Acknowledger<T> {
 #[async_trait]
 impl<T: Payload> Acknowledge for Acknowledger<T> {
     async fn ack(&self, tags: Vec<u64>) -> EngineResult<()> {
-        let some_are_gone = lock(&self.0.held).ack(tags);
+        let some_are_gone = lock(&self.0.state).ack(tags);
         self.0.changed.notify_waiters();
         self.0.finished.notify_one();
         answer(some_are_gone)
@@ -192,11 +192,11 @@ impl<T: Payload> Acknowledge for Acknowledger<T> {
     async fn retry(&self, tags: Vec<u64>, after: Duration) -> EngineResult<()> {
         let Self(shared) = self;
         if shared.hop.kind == Kind::Ordered {
-            let some_are_gone = lock(&shared.held).retry(tags, after, Instant::now());
+            let some_are_gone = lock(&shared.state).retry(tags, after, Instant::now());
             shared.changed.notify_waiters();
             return answer(some_are_gone);
         }
-        let (mut events, number, some_are_gone) = lock(&shared.held).remove(tags);
+        let (mut events, number, some_are_gone) = lock(&shared.state).remove(tags);
         events.iter_mut().for_each(|event| event.attempt += 1);
         let due = (!after.is_zero()).then(|| Timestamp::now().after(after));
         // To its end, even if the caller does not wait for it: half done, the events would be in no hands and not waiting.
@@ -206,7 +206,7 @@ impl<T: Payload> Acknowledge for Acknowledger<T> {
     }
 
     fn dropped(&self, tag: u64) {
-        lock(&self.0.held).put_back(tag);
+        lock(&self.0.state).put_back(tag);
         self.0.changed.notify_waiters();
     }
 }
@@ -228,7 +228,7 @@ impl<T: Payload> Shared<T> {
         loop {
             self.finished.notified().await;
             sleep(ACK_WITHIN).await;
-            drop(lock(&self.held).ack_finished());
+            drop(lock(&self.state).ack_finished());
         }
     }
 
@@ -242,7 +242,7 @@ impl<T: Payload> Shared<T> {
                 Ok(Ended::Left) => {}
                 Err(failure) => {
                     if let Failure::Refused { .. } = failure {
-                        lock(&self.held).refused = Some(failure.to_string());
+                        lock(&self.state).refused = Some(failure.to_string());
                         self.changed.notify_waiters();
                     }
                     stop.run_until_cancelled(failed(&self.hop, &session, &failure, &mut outage)).await;
@@ -262,7 +262,7 @@ impl<T: Payload> Shared<T> {
         let (channel, consumer) =
             subscribe(&self.broker, session, &self.hop, queue, prefetch(self.hop.kind)).await?;
         outage.ended();
-        let (number, may_leave) = lock(&self.held).begin(partition, channel.clone());
+        let (number, may_leave) = lock(&self.state).begin(partition, channel.clone());
         let ends = CancellationToken::new();
         let _ends = ends.clone().drop_guard();
         let this = Subscription { partition, number, queue: queue.clone(), ends };
@@ -271,7 +271,7 @@ impl<T: Payload> Shared<T> {
         let left = async {
             may_leave.notified().await;
             // A retry may have come in between.
-            while !lock(&self.held).leaves(partition) {
+            while !lock(&self.state).leaves(partition) {
                 may_leave.notified().await;
             }
         };
@@ -280,7 +280,7 @@ impl<T: Payload> Shared<T> {
             () = left => Ok(Ended::Left),
             Err(failure) = self.serve(&channel, &mut deliveries, &this) => Err(failure),
         };
-        lock(&self.held).end(partition);
+        lock(&self.state).end(partition);
         close(&channel).await;
         ended
     }
@@ -297,7 +297,7 @@ impl<T: Payload> Shared<T> {
             tokio::select! {
                 chunk = deliveries.next() => self.take_over(chunk.ok_or(Failure::Cancelled)?, this)?,
                 _ = look.tick(), if is_durable => {
-                    if lock(&self.held).is_unasked(UNASKED) {
+                    if lock(&self.state).is_unasked(UNASKED) {
                         self.pause(channel, deliveries, this).await?;
                         *deliveries = consume(channel, &this.queue).await?.ready_chunks(CHUNK);
                     }
@@ -323,12 +323,12 @@ impl<T: Payload> Shared<T> {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
             let taken = {
-                let mut held = lock(&self.held);
-                if held.is_asked {
+                let mut state = lock(&self.state);
+                if state.is_asked {
                     return Ok(());
                 }
-                let taken = held.take(usize::MAX, Instant::now());
-                taken.map(|batch| held.remove(batch.into_iter().map(|taken| taken.tag)))
+                let taken = state.take(usize::MAX, Instant::now());
+                taken.map(|batch| state.remove(batch.into_iter().map(|taken| taken.tag)))
             };
             match taken {
                 Ok((events, number, _)) => {
@@ -355,17 +355,17 @@ impl<T: Payload> Shared<T> {
         };
         let read = chunk.into_iter().map(read).collect::<lapin::Result<Vec<_>>>()?;
         let (now, today) = (Instant::now(), Timestamp::now());
-        let (layout, mut held) = (&self.broker.layout, lock(&self.held));
+        let (layout, mut state) = (&self.broker.layout, lock(&self.state));
         for (tag, mut incoming) in read {
             let dead_letters = incoming.dead_letters(&this.queue, &layout.parked());
             let count = incoming.events.len() + dead_letters.len();
-            let events = held.delivered(partition, tag, count, incoming.events, incoming.attempt, now);
+            let events = state.delivered(partition, tag, count, incoming.events, incoming.attempt, now);
             if !dead_letters.is_empty() {
                 let shared = self.clone();
                 tokio::spawn(this.ends.clone().run_until_cancelled_owned(async move {
                     let count = dead_letters.len();
                     shared.broker.dead_letter(&shared.hop, dead_letters).await;
-                    lock(&shared.held).finish_unreadable(partition, number, tag, count);
+                    lock(&shared.state).finish_unreadable(partition, number, tag, count);
                     shared.finished.notify_one();
                 }));
             }
@@ -379,7 +379,7 @@ impl<T: Payload> Shared<T> {
                     }
                 }));
             } else {
-                held.push(partition, number, events, (!remaining.is_zero()).then(|| now + remaining));
+                state.push(partition, number, events, (!remaining.is_zero()).then(|| now + remaining));
             }
         }
         self.changed.notify_waiters();
@@ -405,16 +405,16 @@ impl<T: Payload> Shared<T> {
         let published = self.broker.publish(&self.hop, messages).await;
         let (mut acks, mut some_are_gone) = (Vec::new(), false);
         {
-            let mut held = lock(&self.held);
+            let mut state = lock(&self.state);
             match &published {
-                Ok(()) if held.finish(0, number, events.iter().map(|placed| placed.place).collect()) => {
+                Ok(()) if state.finish(0, number, events.iter().map(|placed| placed.place).collect()) => {
                     // At once: until then a process that dies brings them back before they are due.
-                    acks = held.ack_finished();
+                    acks = state.ack_finished();
                 }
                 Ok(()) => some_are_gone = true,
                 Err(_) => {
                     let remaining = due.map(|due| Instant::now() + due.since(Timestamp::now()));
-                    held.push(0, number, events, remaining);
+                    state.push(0, number, events, remaining);
                 }
             }
         }

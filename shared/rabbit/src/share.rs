@@ -12,10 +12,10 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::declare::Failure;
-use crate::held::lock;
 use crate::link::Session;
 use crate::outage::Outage;
 use crate::receive::Shared;
+use crate::state::lock;
 use crate::subscription::{close, consumers, failed, subscribe};
 
 /// How often a receiver looks whether it holds more than its share.
@@ -62,12 +62,12 @@ impl<T: Payload> Shared<T> {
             }
             // Not on a number that only one look has seen.
             if receivers == before {
-                let mut held = lock(&self.held);
-                let leaving = to_leave(held.partitions(), partitions, receivers);
+                let mut state = lock(&self.state);
+                let leaving = to_leave(state.partitions(), partitions, receivers);
                 if leaving > 0 {
-                    let held_now = held.partitions();
+                    let held_now = state.partitions();
                     tracing::info!(hop = self.hop.name, receivers, held_now, leaving, "sharing partitions");
-                    held.leave(leaving);
+                    state.leave(leaving);
                 }
             }
             before = receivers;

@@ -8,7 +8,7 @@ use lapin::{Channel, Consumer};
 use naru_model::hops::Hop;
 use tokio::time::{sleep, timeout};
 
-use crate::bus::Broker;
+use crate::broker::Broker;
 use crate::declare::Failure;
 use crate::link::Session;
 use crate::outage::Outage;

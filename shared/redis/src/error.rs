@@ -1,4 +1,4 @@
-//! What a failure of Redis means to whoever asked: the one place where the driver's errors become the engine's.
+//! What a failure of Redis means for a request: the one place where the driver's errors become the engine's.
 
 use naru_engines::{Applied, EngineError};
 use redis::{ErrorKind, ParsingError, RedisError, ServerErrorKind};
@@ -26,7 +26,7 @@ pub(crate) fn is_demoted(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown))
 }
 
-/// Whether the same request may succeed later, without anybody changing it.
+/// Whether the same request may succeed later, without a change of it.
 fn is_passing(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Io | ErrorKind::ClusterConnectionNotFound => true,

@@ -82,9 +82,8 @@ fn in_full(script: &Lua, command: &Cmd) -> Cmd {
     full
 }
 
-/// Whoever holds the keys.
+/// Where the keys are.
 pub(crate) enum Keys {
-    /// One server.
     Server(Box<Link>),
     /// A cluster, whose client finds the node of a key, and the new one when it moves or a node dies.
     Cluster {

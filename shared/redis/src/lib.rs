@@ -5,7 +5,7 @@
 //! | live | Pub/Sub: `chat:<room>`, `naru:news`, `naru:gateway:<id>` | gateways receive `Interrupted`, and phones `SYNC` |
 //! | presence | keys `naru:gateway:<id>`, `naru:presence:<user>` | gateways attach their sessions again; last seen begins anew |
 //! | proofs | keys `naru:proofs:<time>:<shard>` | a push too many |
-//! | leases | keys `naru:lease:<name>` | somebody else may take over |
+//! | leases | keys `naru:lease:<name>` | another holder may take over |
 //!
 //! **Any plain subscriber of `chat:*` receives every message**, and nothing else, as one JSON object with the fields
 //! of the `CHAT` frame; beside them stand `recipients`, those of the members who are connected, and `origin`, the
@@ -20,7 +20,7 @@
 //! - No persistence is needed. Without it, a restart forgets when users were last seen.
 //!
 //! # When it can't be reached
-//! Calls fail (`Unavailable`): after a second or two while it hangs, at once while nobody is there. Nothing is kept
+//! Calls fail (`Unavailable`): after a second or two while it hangs, at once while it does not listen. Nothing is kept
 //! for later but which sessions were detached meanwhile. Connections are made again by themselves. A gateway receives
 //! `Interrupted` at once when its connection is closed and after three to four seconds of silence, and `Restored` when
 //! it has received its own heartbeat through a new one.

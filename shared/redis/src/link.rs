@@ -22,7 +22,7 @@ const PART: usize = 1_000;
 /// A connection that all callers share. What one call sends goes out in one piece and is answered in its order; calls
 /// don't wait for each other's answers.
 ///
-/// A connection on which an answer did not come in time is thrown away. So whoever hangs can't collect requests:
+/// A connection on which an answer did not come in time is thrown away. So a server that hangs can't collect requests:
 /// those that were not yet written die with the connection.
 pub(crate) struct Link {
     servers: Arc<Servers>,
@@ -35,7 +35,7 @@ struct State {
     /// Which connection this is: one that was replaced meanwhile is not thrown away a second time.
     number: u64,
     backoff: Backoff,
-    /// Until when nobody tries again, and why.
+    /// Until when no request is tried, and why.
     pause: Option<(Instant, String)>,
 }
 
@@ -93,7 +93,7 @@ impl Link {
         Err(failure)
     }
 
-    /// The connection. Whoever comes while one is being made waits for it, and shares its failure.
+    /// The connection. A request that comes while one is being made waits for it, and shares its failure.
     async fn connection(&self) -> EngineResult<(u64, MultiplexedConnection)> {
         let mut state = self.state.lock().await;
         if let Some(connection) = &state.connection {

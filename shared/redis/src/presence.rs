@@ -7,11 +7,11 @@
 //!
 //! A user's record is a string, so that one `MGET` reads those of a whole batch: 256 take 30 µs of the server's time, where
 //! as many `HGETALL` took 110 µs and a script that did them 330 µs (Redis 7.0). Line feeds and tabs separate its parts: ids
-//! hold no control characters. (`MGET` answers a key of another type as if it were not there; nobody but Naru writes them.)
+//! hold no control characters. (`MGET` answers a key of another type as if it were not there; only Naru writes them.)
 //!
 //! A lease that has lapsed is not removed: it tells when its sessions were last seen, and they count again when it is
 //! renewed, since the process may only have been suspended. The sessions of a gateway that was silent for a day are
-//! removed by whoever finds them.
+//! removed by the look-up that finds them.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::try_join;
-use naru_engines::live::{Attachment, Location, Presence, Seen};
+use naru_engines::live::{Attachment, Presence, Seen};
 use naru_engines::{EngineError, EngineResult};
 use naru_model::{GatewayId, SessionId, Timestamp, UserId};
 
@@ -81,7 +81,7 @@ impl Stored {
 }
 
 impl Lease {
-    /// Whether a session that was attached no later than `seen` will not count again. A lease that nobody remembers may be
+    /// Whether a session that was attached no later than `seen` will not count again. A lease that is not remembered may be
     /// one that was never there yet: after Redis has lost everything, sessions come back before renewals.
     fn is_abandoned(&self, seen: Option<Timestamp>) -> bool {
         let last = self.renewed.or(seen);
@@ -213,19 +213,10 @@ impl Presence for RedisPresence {
         detached
     }
 
-    async fn locate(&self, users: &[UserId]) -> EngineResult<Vec<Location>> {
+    async fn online(&self, users: &[UserId]) -> EngineResult<Vec<bool>> {
         let (stored, leases) = self.look_up(users).await?;
-        let locations = stored.into_iter().map(|stored| {
-            let mut location = Location::default();
-            for (_, gateway) in stored.sessions {
-                let runs = leases.get(&gateway).is_some_and(|lease| lease.runs);
-                if runs && !location.gateways.contains(&gateway) {
-                    location.gateways.push(gateway);
-                }
-            }
-            location
-        });
-        Ok(locations.collect())
+        let runs = |gateway: &GatewayId| leases.get(gateway).is_some_and(|lease| lease.runs);
+        Ok(stored.iter().map(|stored| stored.sessions.iter().any(|(_, gateway)| runs(gateway))).collect())
     }
 
     async fn seen(&self, users: &[UserId]) -> EngineResult<Vec<Seen>> {

@@ -75,7 +75,7 @@ impl Servers {
         }
         self.first.store(first + 1, Ordering::Relaxed);
         Err(match last {
-            // An error that names no server helps nobody.
+            // An error must name its server.
             Some((client, error)) => match engine_error(error, Applied::No) {
                 EngineError::Unavailable { source, .. } => {
                     let address = client.get_connection_info().addr();

@@ -15,12 +15,7 @@ const MAX_BYTES: usize = 32 << 20;
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Received {
     /// What was published on a channel, not yet parsed.
-    Published {
-        /// The channel.
-        channel: String,
-        /// What was published.
-        payload: Vec<u8>,
-    },
+    Published { channel: String, payload: Vec<u8> },
     /// What came after the last entry may be lost …
     Interrupted,
     /// … up to here.
@@ -121,7 +116,7 @@ impl SignalBuffer {
         }
     }
 
-    /// Wakes whoever takes only when there was nothing to take before: one wake-up for all that is taken together.
+    /// Wakes the task that takes only when there was nothing to take before: one wake-up for all that is taken together.
     fn change(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.state();
         let was_ready = state.is_ready();

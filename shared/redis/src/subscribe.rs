@@ -213,7 +213,7 @@ impl SubscriptionKeeper {
 }
 
 impl Drop for SubscriptionKeeper {
-    /// Whoever waits for the next signal when its keeper has died would wait for ever.
+    /// A caller that waits for the next signal after its keeper has died would wait for ever.
     fn drop(&mut self) {
         self.buffer.close();
     }
@@ -256,13 +256,13 @@ impl Subscription for RedisSubscription {
                 Ok(None) => {}
                 Err(unreadable) => self.unreadable.log(&channel, &unreadable),
             }
-            // A flood of what concerns nobody here must not keep other tasks waiting.
+            // A flood of what concerns no session here must not keep other tasks waiting.
             consume_budget().await;
         }
     }
 }
 
-/// What could not be read: counted, and logged now and then. Anybody may publish anything.
+/// What could not be read: counted, and logged now and then. Any client of Redis may publish anything.
 #[derive(Default)]
 struct UnreadableLog {
     count: u64,

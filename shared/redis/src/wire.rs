@@ -41,7 +41,7 @@ impl GatewayMessage {
     }
 }
 
-/// Why a payload was not understood. It says nothing of what is in it: that may be somebody's words.
+/// Why a payload was not understood. It says nothing of what is in it: that may be a message's content.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Unreadable {
     /// Not JSON, or not the JSON that belongs here.
@@ -72,7 +72,7 @@ pub(crate) fn read_gateway_message(payload: &[u8]) -> Result<Signal, Unreadable>
     }
 }
 
-/// What is read of an event that concerns nobody here. It is borrowed from the payload; the rest is skipped without being
+/// What is read of an event that concerns no session here. It is borrowed from the payload; the rest is skipped without being
 /// unescaped.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -112,7 +112,7 @@ pub(crate) fn read_event(
 }
 
 /// Whether a recipient is here, or may be. Naru writes the recipients first, and a user id holds nothing that JSON
-/// escapes, no quote and no bracket: so no JSON needs to be parsed for it. What is written otherwise may be for anybody.
+/// escapes, no quote and no bracket: so no JSON needs to be parsed for it. What is written otherwise may concern any session.
 fn may_concern(payload: &[u8], is_here: &dyn Fn(&str) -> bool) -> bool {
     let recipients =
         payload.strip_prefix(br#"{"recipients":["#).and_then(|rest| rest.split(|byte| *byte == b']').next());

@@ -53,7 +53,7 @@ impl Health {
         Self { shutdown, checks: Arc::default() }
     }
 
-    /// Adds a check, or replaces the one of the same name. Its error is shown to anyone who can reach `/readyz`: one
+    /// Adds a check, or replaces the one of the same name. Its error is shown to every client of `/readyz`: one
     /// sentence, without addresses or secrets.
     pub fn register<F>(&self, name: &'static str, check: F)
     where
@@ -115,7 +115,7 @@ pub struct AdminServer {
 }
 
 impl AdminServer {
-    /// Takes the address (port 0: any) and says which it got; nobody is answered before [`AdminServer::serve`].
+    /// Takes the address (port 0: any) and says which it got; no request is answered before [`AdminServer::serve`].
     ///
     /// # Errors
     /// When the address can't be had.

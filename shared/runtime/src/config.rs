@@ -1,7 +1,7 @@
 //! One readable file of keys, four places to set them, and an error that names the key and the place.
 //!
 //! `defaults.toml` is the schema: the keys, their types, their help and their defaults exist there and nowhere else.
-//! Flags win over the environment, the environment over the file, the file over a binary's own defaults ([`Door`]), and
+//! Flags win over the environment, the environment over the file, the file over a binary's own defaults ([`Program`]), and
 //! those over `defaults.toml`. Each worker then [picks](Settings::pick) the keys it needs into a struct of its own.
 
 mod schema;
@@ -26,7 +26,7 @@ const HIDDEN: &str = "***";
 
 /// One binary: what its help says, and where its defaults differ from `defaults.toml`.
 #[derive(Debug, Clone, Copy)]
-pub struct Door {
+pub struct Program {
     /// The binary's name, as typed.
     pub name: &'static str,
     /// One sentence for `--help`.
@@ -40,7 +40,7 @@ pub struct Door {
 pub enum Source {
     /// `defaults.toml`.
     Default,
-    /// [`Door::overrides`].
+    /// [`Program::overrides`].
     Override,
     /// The file that `--config` or `NARU_CONFIG` names.
     File(PathBuf),
@@ -69,7 +69,6 @@ pub enum ConfigError {
     /// The file can't be read.
     #[error("can't read the configuration file {}", path.display())]
     Unreadable {
-        /// The file.
         path: PathBuf,
         /// What the system says.
         source: std::io::Error,
@@ -77,7 +76,6 @@ pub enum ConfigError {
     /// The file is not TOML. The offending line is counted, not quoted: it may hold a secret.
     #[error("{}, line {line}: {message}", path.display())]
     Syntax {
-        /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
@@ -97,7 +95,6 @@ pub enum ConfigError {
     /// The key's value can't be used.
     #[error("`{key}` (from {place}): {message}")]
     Value {
-        /// The key.
         key: &'static str,
         /// Where its value came from, in words.
         place: String,
@@ -125,9 +122,9 @@ impl Settings {
     /// adds take the same flags.
     ///
     /// # Panics
-    /// When an override of the door is no key or not of its key's type.
-    pub fn command(door: &Door) -> Command {
-        let defaults = Self::of_door(door).expect("a door's overrides are legal");
+    /// When an override of the program is no key or not of its key's type.
+    pub fn command(program: &Program) -> Command {
+        let defaults = Self::of_program(program).expect("a program's overrides are legal");
         let keys = SCHEMA.iter().map(|key| {
             let help = match defaults.shown(key).to_string().as_str() {
                 "\"\"" | "[]" => key.about.clone(),
@@ -150,8 +147,8 @@ impl Settings {
             .help("Print the configuration that is in force, secrets hidden, and leave")
             .action(ArgAction::SetTrue)
             .global(true);
-        Command::new(door.name)
-            .about(door.about)
+        Command::new(program.name)
+            .about(program.about)
             .after_help("Every flag can also be set in the environment: --data-dir is NARU_DATA_DIR.")
             .arg(config)
             .arg(print)
@@ -164,13 +161,13 @@ impl Settings {
     /// # Errors
     /// When the file can't be read or has an unknown key, or when a value is not of its key's type.
     pub fn load(
-        door: &Door,
+        program: &Program,
         matches: &ArgMatches,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
         let mut environment: BTreeMap<String, String> =
             environment.into_iter().filter(|(name, _)| name.starts_with(PREFIX)).collect();
-        let mut settings = Self::of_door(door)?;
+        let mut settings = Self::of_program(program)?;
 
         let file = environment.remove(CONFIG_VARIABLE).filter(|path| !path.is_empty());
         if let Some(path) = matches.get_one::<String>("config").or(file.as_ref()) {
@@ -246,10 +243,10 @@ impl Settings {
     }
 
     /// The two weakest layers.
-    fn of_door(door: &Door) -> Result<Self, ConfigError> {
+    fn of_program(program: &Program) -> Result<Self, ConfigError> {
         let values = SCHEMA.iter().map(|key| (key.name, (key.default.clone(), Source::Default))).collect();
         let mut settings = Self { values, unknown_environment: Vec::new() };
-        for (name, text) in door.overrides {
+        for (name, text) in program.overrides {
             let key = find(name, || Source::Override.describe(name))?;
             settings.set_text(key, text, Source::Override)?;
         }
@@ -338,7 +335,7 @@ fn shown(key: &str, value: &Value) -> Value {
 }
 
 /// Hides the password of `scheme://user:password@host`. Everything up to the last `@` counts as such: a password that
-/// somebody forgot to percent-encode may hold any character.
+/// was not percent-encoded may hold any character.
 fn without_password(url: &str) -> Cow<'_, str> {
     let hidden = url.split_once("://").and_then(|(scheme, rest)| {
         let (user_and_password, host) = rest.rsplit_once('@')?;

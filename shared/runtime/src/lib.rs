@@ -6,17 +6,17 @@
 //! | [`limits`] | what the system lets one process have |
 //! | [`signal`] | the first SIGTERM or Ctrl-C asks, the second insists |
 //! | [`supervisor`] | every task has a name, an owner and a failure policy; shutdown is a sentence |
-//! | [`telemetry`] | log lines on stderr, metrics for whoever scrapes them |
+//! | [`telemetry`] | log lines on stderr, metrics to be scraped |
 //! | [`admin`] | `/healthz`, `/readyz`, `/metrics` |
 //! | [`backoff`] | how long to wait before the next attempt |
 //!
-//! Together they make the door of a worker, the same in all of them:
+//! Together they make a worker's program, the same for all of them:
 //!
 //! ```no_run
 //! use naru_runtime::telemetry::{self, LogFormat};
-//! use naru_runtime::{AdminServer, Door, Health, Metrics, Policy, Settings, Span, Supervisor, config, signal};
+//! use naru_runtime::{AdminServer, Program, Health, Metrics, Policy, Settings, Span, Supervisor, config, signal};
 //!
-//! const DOOR: Door = Door {
+//! const PROGRAM: Program = Program {
 //!     name: "persister",
 //!     about: "Makes accepted messages safe.",
 //!     overrides: &[("admin_listen", "127.0.0.1:9102")],
@@ -32,8 +32,8 @@
 //!
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     let matches = Settings::command(&DOOR).get_matches();
-//!     let settings = Settings::load(&DOOR, &matches, config::environment())?;
+//!     let matches = Settings::command(&PROGRAM).get_matches();
+//!     let settings = Settings::load(&PROGRAM, &matches, config::environment())?;
 //!     if Settings::print_wanted(&matches) {
 //!         print!("{}", settings.print());
 //!         return Ok(());
@@ -47,7 +47,7 @@
 //!     let shutdown = signal::shutdown()?;
 //!     let metrics = Metrics::new();
 //!     let health = Health::new(shutdown.clone());
-//!     let supervisor = Supervisor::new(DOOR.name, shutdown.clone(), &metrics);
+//!     let supervisor = Supervisor::new(PROGRAM.name, shutdown.clone(), &metrics);
 //!     let (admin, address) = AdminServer::bind(config.admin_listen, health, metrics).await?;
 //!     println!("listening on http://{address}");
 //!
@@ -71,6 +71,6 @@ pub mod telemetry;
 
 pub use admin::{AdminServer, Health};
 pub use backoff::Backoff;
-pub use config::{ConfigError, Door, Secret, Settings, Source, Span};
+pub use config::{ConfigError, Program, Secret, Settings, Source, Span};
 pub use supervisor::{Policy, Supervisor};
 pub use telemetry::Metrics;

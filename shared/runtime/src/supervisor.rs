@@ -2,9 +2,10 @@
 //!
 //! **Shutdown is a sentence: stop taking, finish the batch you hold, then close, leave by the deadline.** A task is told
 //! by its [`CancellationToken`]. It then takes nothing new, settles what it holds, closes what it opened and returns;
-//! nobody interrupts it until the deadline has passed.
+//! it is not interrupted until the deadline has passed.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::error::Error;
 use std::fmt::Write;
 use std::panic::AssertUnwindSafe;
@@ -121,7 +122,7 @@ impl Supervisor {
     }
 
     /// The same supervisor for tasks that are told to stop by `told` and not by the process's shutdown: for workers
-    /// that others still need while those drain. Someone must cancel `told` after shutdown.
+    /// that others still need while those drain. The caller must cancel `told` after shutdown.
     pub fn stopped_by(&self, told: CancellationToken) -> Self {
         Self { told, ..self.clone() }
     }
@@ -129,6 +130,21 @@ impl Supervisor {
     /// Cancelled when the process is to stop.
     pub fn shutdown(&self) -> &CancellationToken {
         &self.shutdown
+    }
+
+    /// Runs a task that can't be made a second time, because it owns the end of a channel: its failure stops the process,
+    /// which starts again whole.
+    pub fn spawn_once(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let task = Mutex::new(Some(Box::pin(task)));
+        self.spawn(name, Policy::StopAll, move |_| {
+            let task = task.lock().unwrap_or_else(PoisonError::into_inner).take();
+            async move {
+                if let Some(task) = task {
+                    task.await;
+                }
+                Ok::<_, Infallible>(())
+            }
+        });
     }
 
     /// Runs what `task` makes, and makes it again if the policy says so.

@@ -1,4 +1,4 @@
-//! What a process tells its operators: log lines on stderr, and metrics for whoever scrapes them.
+//! What a process tells its operators: log lines on stderr, and metrics to be scraped.
 
 use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,7 +22,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// Libraries that put what they carry into their log lines, message bodies included. Whoever wants to see them names them
+/// Libraries that put what they carry into their log lines, message bodies included. To see them, name them
 /// in the key `log`.
 const UNHEARD: &str = "lapin=off";
 
@@ -83,6 +83,38 @@ impl Metrics {
     fn lock(&self) -> MutexGuard<'_, Registry> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A worker's metrics, each written once: `field: Type = value, "help";` makes a field, and the metric
+/// `naru_<prefix>_<field>`. Without a value it is the type's default. Clones count together.
+#[macro_export]
+macro_rules! metrics {
+    (
+        $(#[$about:meta])*
+        $vis:vis struct $name:ident($prefix:literal) {
+            $($field:ident: $type:ty $(= $value:expr)?, $help:literal;)*
+        }
+    ) => {
+        $(#[$about])*
+        #[derive(Clone)]
+        $vis struct $name {
+            $(pub(crate) $field: $type,)*
+        }
+
+        impl $name {
+            pub(crate) fn new(metrics: &$crate::Metrics) -> Self {
+                metrics.register($prefix, |registry| {
+                    $(
+                        let $field: $type = $crate::metrics!(@value $($value)?);
+                        registry.register(stringify!($field), $help, $field.clone());
+                    )*
+                    Self { $($field,)* }
+                })
+            }
+        }
+    };
+    (@value) => { Default::default() };
+    (@value $value:expr) => { $value };
 }
 
 /// The process metrics under the names that all Prometheus clients give them, read from Linux's `/proc` when scraped.

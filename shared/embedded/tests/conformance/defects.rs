@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use naru_engines::conformance::{
+use naru_conformance::{
     BoundedBus, Case, LiveLayer, SeverableLayer, Subject, bounded, bus, live, outage, store,
 };
-use naru_engines::faults::{Outage, tapped};
-use naru_engines::{Engines, conformance};
+use naru_engines::Engines;
+use naru_faults::{Outage, intercepted};
 use tokio::task::JoinSet;
 
 use super::Fresh;
@@ -54,7 +54,6 @@ impl<Part: From<Engines> + Clone + Send + Sync + 'static> Subject<Part> for Faul
     }
 }
 
-/// All parts.
 #[derive(Clone)]
 struct Whole(Engines);
 
@@ -250,10 +249,10 @@ impl Subject<SeverableLayer> for FaultyCutOff {
     async fn open(&mut self) -> SeverableLayer {
         let outage = Arc::new(Outage::default());
         let engines: Whole = self.0.fresh.open().await;
-        let layer = LiveLayer::from(faulty(tapped(engines.0, outage.clone()), self.0.defect));
+        let layer = LiveLayer::from(faulty(intercepted(engines.0, outage.clone()), self.0.defect));
         let sever = Arc::new(move || {
             outage.cut(true);
-            Box::pin(async {}) as conformance::Eventually<()>
+            Box::pin(async {}) as naru_conformance::Eventually<()>
         });
         SeverableLayer { layer, sever }
     }

@@ -7,15 +7,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use naru_engines::bus::{Acknowledge, Bus, Delivery, Queue, Receipt, Receiver, ack, retry};
-use naru_engines::live::{
-    Attachment, IsHere, Leases, Live, Location, Presence, Proofs, Seen, Signal, Subscription,
-};
+use naru_engines::live::{Attachment, IsHere, Leases, Live, Presence, Proofs, Seen, Signal, Subscription};
 use naru_engines::store::{
     Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakeRecord,
     MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedCursor, ParkedPush,
     Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, Run, RunConflict, Window,
 };
-use naru_engines::{EngineResult, Engines, faults};
+use naru_engines::{EngineResult, Engines};
 use naru_model::hops::{Accepted, Payload};
 use naru_model::live::{Confirmation, LiveEvent, News};
 use naru_model::message::Outcome;
@@ -128,9 +126,9 @@ pub(crate) fn faulty(engines: Engines, defect: Defect) -> Engines {
 
 fn faulty_bus(bus: Bus, defect: Defect, kept: &Arc<Mutex<Kept>>) -> Bus {
     match defect {
-        Defect::LosesEvents => faults::losing(bus, 1, 0.5),
+        Defect::LosesEvents => naru_faults::losing(bus, 1, 0.5),
         // What a hand-over may do is a defect when there was none.
-        Defect::RoomOutOfOrder => faults::reordering(bus, 1, 1.0),
+        Defect::RoomOutOfOrder => naru_faults::reordering(bus, 1, 1.0),
         _ => Bus {
             accepted: FaultyEngine::new(bus.accepted, defect, kept),
             saved: FaultyEngine::new(bus.saved, defect, kept),
@@ -162,7 +160,7 @@ struct Kept {
     bumped: HashMap<RoomId, Timestamp>,
     unread: Vec<Weak<AtomicUsize>>,
     sessions: Vec<Attachment>,
-    located: HashMap<UserId, Location>,
+    online: HashMap<UserId, bool>,
     proven: HashSet<MessageId>,
 }
 
@@ -752,14 +750,13 @@ impl Presence for FaultyEngine<dyn Presence> {
         self.inner.detach(session).await
     }
 
-    async fn locate(&self, users: &[UserId]) -> EngineResult<Vec<Location>> {
-        match (self.defect, self.inner.locate(users).await) {
-            (Defect::UnknownIsOffline, Err(_)) => Ok(vec![Location::default(); users.len()]),
+    async fn online(&self, users: &[UserId]) -> EngineResult<Vec<bool>> {
+        match (self.defect, self.inner.online(users).await) {
+            (Defect::UnknownIsOffline, Err(_)) => Ok(vec![false; users.len()]),
             (Defect::AttachShowsLate, Ok(now)) => {
                 let mut kept = self.kept();
-                let before = |(user, now): (&UserId, Location)| {
-                    kept.located.insert(user.clone(), now).unwrap_or_default()
-                };
+                let before =
+                    |(user, now): (&UserId, bool)| kept.online.insert(user.clone(), now).unwrap_or_default();
                 Ok(users.iter().zip(now).map(before).collect())
             }
             (_, answer) => answer,

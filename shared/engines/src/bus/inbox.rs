@@ -52,7 +52,6 @@ struct Waiting<T: Payload> {
 pub struct Taken<T: Payload> {
     /// What its receipt says.
     pub tag: u64,
-    /// The event.
     pub event: Event<T>,
     /// Which try this is.
     pub attempt: u32,
@@ -62,11 +61,9 @@ pub struct Taken<T: Payload> {
 /// more, whatever is asked.
 #[derive(Debug)]
 pub struct Place<T: Payload> {
-    /// Its partition.
     pub partition: usize,
     /// Its place there, as it was pushed.
     pub place: u64,
-    /// The event.
     pub event: Event<T>,
     /// Which try it was.
     pub attempt: u32,
@@ -240,7 +237,6 @@ impl<T: Payload> Inbox<T> {
         self.partitions[partition].waiting.first_key_value().map(|(_, waiting)| waiting.attempt)
     }
 
-    /// Forgets everything.
     pub fn clear_all(&mut self) {
         (0..self.partitions.len()).for_each(|partition| self.clear(partition));
         self.in_hand.clear();

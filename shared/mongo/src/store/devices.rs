@@ -20,7 +20,7 @@ impl Devices for Database {
     /// One round trip for a device that is new, or that has the token it had: the usual call, at every start of an app.
     /// Three when the token is another device's or the device had another token: then a document gives way to a new one.
     ///
-    /// What if the process dies between the two? Nobody has the token, and the app, which got no answer, claims it again.
+    /// What if the process dies between the two? No user has the token, and the app, which got no answer, claims it again.
     async fn claim(&self, device: Device) -> EngineResult<()> {
         let owner = doc! { "userId": device.user.as_str(), "deviceId": device.id.as_str() };
         let token = doc! { "platform": word(device.platform), "token": &*device.token };
@@ -61,7 +61,7 @@ impl Devices for Database {
         Ok(Database::remove(self, DEVICES, old).await? > 0)
     }
 
-    /// One round trip. What if the connection is lost here? Nobody knows how many it removed, and the next call removes the
+    /// One round trip. What if the connection is lost here? It is not known how many it removed, and the next call removes the
     /// rest.
     async fn forget_unseen(&self, before: Timestamp) -> EngineResult<u64> {
         Database::remove(self, DEVICES, doc! { "registeredAt": { "$lt": before.to_bson() } }).await

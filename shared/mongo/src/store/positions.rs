@@ -22,9 +22,9 @@ const TRIES: usize = 64;
 
 #[async_trait]
 impl Positions for Database {
-    /// Two round trips: what is known of rooms and members, then one command that moves all of them. One more where somebody
-    /// is said to have read further than they said before, for what they sent themselves; one where somebody is said to be
-    /// further than there are messages; two for those whom somebody else moved in between.
+    /// Two round trips: what is known of rooms and members, then one command that moves all of them. One more where a member
+    /// is said to have read further than before, for what they sent themselves; one where a member is said to be
+    /// further than there are messages; two for those that another call moved in between.
     ///
     /// All steps of one member in one room are merged into one change, which is made only if the member is still where
     /// they were seen. So what was seen is what was there before, and from that, step by step, follows what each of the
@@ -54,9 +54,9 @@ impl Positions for Database {
             let head = head.copied().filter(|_| is_member).unwrap_or_default();
             let read = step.read.min(head);
             // READ says all that RECEIVED says.
-            Place { received: step.received.min(head).max(read), read }
+            Progress { received: step.received.min(head).max(read), read }
         };
-        let places: Vec<Place> = steps.iter().map(cut).collect();
+        let places: Vec<Progress> = steps.iter().map(cut).collect();
 
         let said = |who: Who<'_>| seen.get(&who).map(|place| place.read).unwrap_or_default();
         let whom = steps.iter().map(|step| (&step.room, &step.user)).zip(&places);
@@ -194,7 +194,6 @@ impl Positions for Database {
     }
 }
 
-/// A member.
 type Who<'a> = (&'a RoomId, &'a UserId);
 
 /// A room, and who of those that were asked for is in it.
@@ -209,7 +208,7 @@ struct RoomOf {
 }
 
 impl Database {
-    /// The rooms that any of these users is in. The answer names nobody else, however large the rooms are.
+    /// The rooms that any of these users is in. The answer names no other user, however large the rooms are.
     async fn shared_rooms(&self, users: &[UserId]) -> EngineResult<Vec<RoomOf>> {
         let asked = texts(users);
         let pipeline = vec![
@@ -246,7 +245,7 @@ impl Database {
     }
 
     /// Where these members are; nothing for those of whom nothing is known.
-    async fn places<'a>(&self, whom: Vec<Who<'a>>) -> EngineResult<HashMap<Who<'a>, Place>> {
+    async fn places<'a>(&self, whom: Vec<Who<'a>>) -> EngineResult<HashMap<Who<'a>, Progress>> {
         if whom.is_empty() {
             return Ok(HashMap::new());
         }
@@ -255,7 +254,7 @@ impl Database {
         let places: HashMap<_, _> = members
             .iter()
             .map(|member| {
-                let place = Place { received: member.received, read: member.read };
+                let place = Progress { received: member.received, read: member.read };
                 ((&member.chat_room_id, &member.user_id), place)
             })
             .collect();
@@ -265,15 +264,15 @@ impl Database {
 
 /// Where a member is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Place {
+struct Progress {
     /// On the device that is furthest.
     received: Seq,
     read: Seq,
 }
 
-impl Place {
+impl Progress {
     /// Goes forward, and says in what.
-    fn advance(&mut self, to: Place) -> Moved {
+    fn advance(&mut self, to: Progress) -> Moved {
         let step = |at: &mut Seq, to: Seq| {
             let moved = to > *at;
             *at = to.max(*at);
@@ -286,12 +285,12 @@ impl Place {
 /// All steps of one member in one room, merged.
 #[derive(Default)]
 struct Forward<'a> {
-    to: Place,
+    to: Progress,
     devices: BTreeMap<&'a DeviceId, Seq>,
 }
 
 impl<'a> Forward<'a> {
-    fn add(&mut self, device: Option<&'a DeviceId>, place: Place) {
+    fn add(&mut self, device: Option<&'a DeviceId>, place: Progress) {
         self.to.advance(place);
         if let Some(device) = device {
             let received = self.devices.entry(device).or_default();
@@ -301,7 +300,7 @@ impl<'a> Forward<'a> {
 
     /// The move of a member who is still where they were seen. Of one who is elsewhere it would make a second document,
     /// which the unique index refuses: so the server says which of many moves it did not make.
-    fn from(&self, (room, user): Who<'_>, seen: Place) -> Update {
+    fn from(&self, (room, user): Who<'_>, seen: Progress) -> Update {
         // A field that is missing is 0.
         let still = |seq: Seq| match seq {
             Seq::ZERO => doc! { "$in": [0_i64, null] },
@@ -351,8 +350,8 @@ mod tests {
 
     #[test]
     fn a_step_tells_only_what_went_forward() {
-        let mut at = Place { received: Seq(5), read: Seq(2) };
-        let step = |received, read| Place { received: Seq(received), read: Seq(read) };
+        let mut at = Progress { received: Seq(5), read: Seq(2) };
+        let step = |received, read| Progress { received: Seq(received), read: Seq(read) };
         assert_eq!(at.advance(step(4, 2)), Moved::default());
         assert_eq!(at.advance(step(4, 3)), Moved { received: None, read: Some(Seq(3)) });
         assert_eq!(at.advance(step(6, 1)), Moved { received: Some(Seq(6)), read: None });

@@ -27,7 +27,7 @@ const TRIES: usize = 64;
 
 #[async_trait]
 impl Rooms for Database {
-    /// One round trip when there was no such room, else two or three. Whoever inserts the document has made the room.
+    /// One round trip when there was no such room, else two or three. The call that inserts the document has made the room.
     async fn create(&self, new: NewRoom) -> EngineResult<Created> {
         let document = first_document(&new, Timestamp::now());
         if let Some(document) = &document
@@ -70,11 +70,11 @@ impl Rooms for Database {
         Ok(document.map(|document| document.member_ids))
     }
 
-    /// Three round trips, and three more whenever another change came first. No lock is held, so nobody who dies holds
+    /// Three round trips, and three more whenever another change came first. No lock is held, so no process that dies holds
     /// one.
     ///
     /// What if the process dies here? The list of version *n* is written down before the room leaves version *n*: in
-    /// between, the room is as it was and the list lies in `room_versions` early, the same that anyone else would write.
+    /// between, the room is as it was and the list lies in `room_versions` early, the same that any other call would write.
     /// Then the room goes from *n* to *n* + 1 in one step, if it is still at *n*.
     async fn change(&self, id: &RoomId, change: MemberChange, max: usize) -> EngineResult<Changed> {
         for _ in 0..TRIES {
@@ -88,7 +88,7 @@ impl Rooms for Database {
                 version: room.member_version,
                 member_ids: room.member_ids.clone(),
             };
-            // If it was there: somebody else's step of the same change of versions, with the same list.
+            // If it was there: another call's step of the same change of versions, with the same list.
             let _was_there = self.insert_one(ROOM_VERSIONS, left).await?;
             let at_version = doc! { "_id": id.as_str(), "memberVersion": room.member_version.0 };
             let step = doc! { "$set": {

@@ -1,12 +1,12 @@
 //! Every rule of the bus, on the broker that all tests share.
 
 use async_trait::async_trait;
+use naru_conformance::Subject;
 use naru_engines::bus::Bus;
-use naru_engines::conformance::Subject;
 
 use super::given::{Place, Process};
 
-naru_engines::conformance_suite!(bus: fresh);
+naru_conformance::conformance_suite!(bus: fresh);
 
 fn fresh() -> Fresh {
     let mut place = Place::shared();

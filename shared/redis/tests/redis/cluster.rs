@@ -6,7 +6,7 @@ use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 use std::{fs, net, thread};
 
-use naru_engines::conformance_suite;
+use naru_conformance::conformance_suite;
 use naru_engines::live::Signal;
 use naru_model::GatewayId;
 use redis::Connection;
@@ -153,6 +153,6 @@ async fn a_node_that_dies_is_replaced_by_another() {
     // A third of the keys can't be had; the cluster as a whole declines then.
     let asked = Instant::now();
     let users: Vec<_> = (0..100).map(|number| user(&format!("user-{number}"))).collect();
-    assert!(naru.presence.locate(&users).await.unwrap_err().is_transient());
+    assert!(naru.presence.online(&users).await.unwrap_err().is_transient());
     assert!(asked.elapsed() < Duration::from_secs(3), "it took {:?}", asked.elapsed());
 }

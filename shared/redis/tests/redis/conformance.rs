@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use naru_engines::conformance::{LiveLayer, SeverableLayer, Subject};
-use naru_engines::conformance_suite;
+use naru_conformance::conformance_suite;
+use naru_conformance::{LiveLayer, SeverableLayer, Subject};
 use naru_redis::{Options, Redis};
 use naru_services::{Kind, Service};
 use tokio::sync::MutexGuard;

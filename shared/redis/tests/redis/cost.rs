@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use naru_conformance::LiveLayer;
 use naru_engines::EngineResult;
-use naru_engines::conformance::LiveLayer;
 use naru_engines::live::Attachment;
 use naru_model::live::Confirmation;
 use naru_model::message::Outcome;
@@ -91,18 +91,18 @@ async fn a_batch_takes_as_many_round_trips_as_one() {
     let proofs: Vec<_> = people.iter().map(|user| (MessageId::generate(), user.clone())).collect();
     // From here on connections are there, and scripts known.
     near.proofs.record(&proofs[..1], keep).await.unwrap();
-    near.presence.locate(&people[..1]).await.unwrap();
+    near.presence.online(&people[..1]).await.unwrap();
     near.presence.seen(&people[..1]).await.unwrap();
     near.presence.detach(&session(&people[0], &gateway)).await.unwrap();
     near.leases.hold("warm", "up", keep).await.unwrap();
     // That it knows all four gateways.
-    far.presence.locate(&people[..4]).await.unwrap();
+    far.presence.online(&people[..4]).await.unwrap();
 
     let attached = session(&people[0], &gateway);
     let (presence, live) = (&far.presence, &far.live);
     let counted = [
-        ("locate 1", trips(presence.locate(&people[..1])).await),
-        ("locate 1,000", trips(presence.locate(&people)).await),
+        ("online 1", trips(presence.online(&people[..1])).await),
+        ("online 1,000", trips(presence.online(&people)).await),
         ("seen 1,000", trips(presence.seen(&people)).await),
         ("publish 1", trips(publish(&far, &room, 0..1)).await),
         ("publish 256", trips(publish(&far, &room, 0..256)).await),
@@ -142,11 +142,11 @@ async fn a_batch_is_a_handful_of_commands() {
     let (people, strangers) = (users(256), users(256));
     connect(&naru, &people).await;
     // From here on scripts and gateways are known.
-    naru.presence.locate(&people).await.unwrap();
+    naru.presence.online(&people).await.unwrap();
     naru.proofs.record(&[(MessageId::generate(), people[0].clone())], LEASE).await.unwrap();
 
-    let (locations, counts) = commands(&mut other, naru.presence.locate(&people)).await;
-    assert!(locations.iter().all(|location| location.gateways.len() == 1), "{locations:?}");
+    let (online, counts) = commands(&mut other, naru.presence.online(&people)).await;
+    assert!(online.iter().all(|is_online| *is_online));
     // Two are sent, together; the others are the script's, which reads the leases of four gateways.
     assert_eq!(counts, "evalsha 1 hmget 4 mget 1 time 1 ");
 
@@ -182,13 +182,13 @@ async fn a_proof_is_kept_as_long_as_the_longest_wish_for_any_of_its_time() {
     let keys = async |other: &mut MultiplexedConnection| {
         redis::cmd("KEYS").arg("naru:proofs:*").query_async::<Vec<String>>(other).await.unwrap()
     };
-    for (keep, least, most) in [(60, 50, 60), (10, 40, 60), (600, 590, 600)] {
+    for (keep, min, max) in [(60, 50, 60), (10, 40, 60), (600, 590, 600)] {
         let proofs = [(message, users(1).remove(0))];
         naru.proofs.record(&proofs, Duration::from_secs(keep)).await.unwrap();
         let keys = keys(&mut other).await;
         assert_eq!(keys.len(), 1, "{keys:?}");
         let left: i64 = redis::cmd("TTL").arg(&keys[0]).query_async(&mut other).await.unwrap();
-        assert!((least..=most).contains(&left), "{keep}: {left} s are left");
+        assert!((min..=max).contains(&left), "{keep}: {left} s are left");
     }
 }
 
@@ -214,10 +214,10 @@ async fn what_a_call_takes_on_this_machine() {
             took.push(($name, times));
         }};
     }
-    measure!("locate 1", naru.presence.locate(&people[..1]));
-    measure!("locate 256", naru.presence.locate(&people[..256]));
-    measure!("locate 100", naru.presence.locate(&people[..100]));
-    measure!("locate 1,000", naru.presence.locate(&people));
+    measure!("online 1", naru.presence.online(&people[..1]));
+    measure!("online 256", naru.presence.online(&people[..256]));
+    measure!("online 100", naru.presence.online(&people[..100]));
+    measure!("online 1,000", naru.presence.online(&people));
     measure!("publish 1", publish(&naru, &room, 0..1));
     measure!("publish 256", publish(&naru, &room, 0..256));
     let attached = session(&people[0], &gateway);

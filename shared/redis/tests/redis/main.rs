@@ -10,8 +10,8 @@ mod presence;
 use std::sync::Arc;
 use std::time::Duration;
 
+use naru_conformance::LiveLayer;
 use naru_engines::EngineResult;
-use naru_engines::conformance::LiveLayer;
 use naru_engines::live::{IsHere, Signal, Subscription};
 use naru_model::live::{LiveEvent, News};
 use naru_model::{ClientMessageId, GatewayId, Message, MessageId, RoomId, Seq, SessionId, Timestamp, UserId};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use naru_engines::conformance::LiveLayer;
+use naru_conformance::LiveLayer;
 use naru_engines::live::{Attachment, Seen};
 use naru_model::{DeviceId, GatewayId, MessageId, SessionId, Timestamp, UserId};
 use naru_services::{Kind, url};
@@ -106,7 +106,7 @@ async fn sessions_of_a_gateway_are_removed_after_a_day_of_silence() {
 }
 
 #[tokio::test]
-async fn locating_removes_such_sessions_too() {
+async fn asking_who_is_online_removes_such_sessions_too() {
     let mut ada = Connected::new().await;
     let gateway = format!("naru:gateway:{}", ada.session.gateway);
     let others = Connected::new().await;
@@ -117,18 +117,16 @@ async fn locating_removes_such_sessions_too() {
         ada.naru.presence.attach(&ada.session).await.unwrap();
         if forgotten {
             ada.raw::<()>(&["DEL", &gateway]).await;
-            ada.naru.presence.locate(&users).await.unwrap();
+            ada.naru.presence.online(&users).await.unwrap();
             assert_eq!(ada.sessions().await, 1, "its renewal may be on its way");
             ada.attached_before(long_ago).await;
         } else {
             ada.raw::<()>(&["HSET", &gateway, "until", "0"]).await;
-            ada.naru.presence.locate(&users).await.unwrap();
+            ada.naru.presence.online(&users).await.unwrap();
             assert_eq!(ada.sessions().await, 1, "it may be renewed yet");
             ada.silent_since(long_ago).await;
         }
-        let locations = ada.naru.presence.locate(&users).await.unwrap();
-        assert_eq!(locations[0].gateways, std::slice::from_ref(&others.session.gateway));
-        assert_eq!(locations[1].gateways, []);
+        assert_eq!(ada.naru.presence.online(&users).await.unwrap(), [true, false]);
         assert_eq!(ada.sessions().await, 0, "only when they were last seen");
     }
 }
@@ -167,6 +165,6 @@ async fn a_user_whose_record_is_unreadable_is_not_offline() {
         ["", "nonsense", "1\n", "1\nsession\tgateway", "1\n\tgateway\tdevice", "1\nsession\t\tdevice"]
     {
         ada.raw::<()>(&["SET", &key, record]).await;
-        assert!(!ada.naru.presence.locate(&users).await.unwrap_err().is_transient(), "{record:?}");
+        assert!(!ada.naru.presence.online(&users).await.unwrap_err().is_transient(), "{record:?}");
     }
 }

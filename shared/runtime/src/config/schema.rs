@@ -19,7 +19,7 @@ pub struct Key {
     pub kind: Kind,
 }
 
-/// A rule instead of a list, so that the next secret is hidden without anybody having to think of it.
+/// A rule instead of a list, so that the next secret is hidden by itself.
 pub fn is_secret(key: &str) -> bool {
     key.ends_with("_secret")
 }

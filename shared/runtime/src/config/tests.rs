@@ -4,8 +4,8 @@ use serde::Deserialize;
 
 use super::*;
 
-const DOOR: Door =
-    Door { name: "naru", about: "All in one.", overrides: &[("engine", "embedded"), ("rate_burst", "1")] };
+const PROGRAM: Program =
+    Program { name: "naru", about: "All in one.", overrides: &[("engine", "embedded"), ("rate_burst", "1")] };
 
 #[derive(Debug, Deserialize)]
 struct Config {
@@ -21,10 +21,10 @@ struct Config {
 }
 
 fn load(flags: &[&str], environment: &[(&str, &str)]) -> Result<Settings, ConfigError> {
-    let arguments = std::iter::once(&DOOR.name).chain(flags);
-    let matches = Settings::command(&DOOR).try_get_matches_from(arguments).expect("flags that exist");
+    let arguments = std::iter::once(&PROGRAM.name).chain(flags);
+    let matches = Settings::command(&PROGRAM).try_get_matches_from(arguments).expect("flags that exist");
     Settings::load(
-        &DOOR,
+        &PROGRAM,
         &matches,
         environment.iter().map(|(name, value)| (name.to_string(), value.to_string())),
     )
@@ -92,10 +92,10 @@ fn a_config_gets_its_keys_in_its_types() {
 
 #[test]
 fn flags_are_taken_after_a_subcommand_too() {
-    let command = Settings::command(&DOOR).subcommand(Command::new("token"));
+    let command = Settings::command(&PROGRAM).subcommand(Command::new("token"));
     let matches =
         command.get_matches_from(["naru", "--rate-burst", "8", "token", "--log", "debug", "--print-config"]);
-    let settings = Settings::load(&DOOR, &matches, []).expect("legal settings");
+    let settings = Settings::load(&PROGRAM, &matches, []).expect("legal settings");
     assert_eq!((settings.source("log"), settings.source("rate_burst")), (Source::Flag, Source::Flag));
     assert!(Settings::print_wanted(&matches));
 }
@@ -106,7 +106,7 @@ fn an_unknown_key_is_refused_with_a_suggestion() {
     let refused = refusal(load(&["--config", path(&file)], &[]));
     assert_eq!(refused, format!("unknown key `datadir` in {}; did you mean `data_dir`?", path(&file)));
 
-    let error = Settings::command(&DOOR)
+    let error = Settings::command(&PROGRAM)
         .try_get_matches_from(["naru", "--datadir", "/tmp"])
         .expect_err("no such flag");
     assert!(error.to_string().contains("'--data-dir'"), "{error}");
@@ -208,7 +208,7 @@ fn a_refusal_does_not_quote_a_password() {
 
 #[test]
 fn help_has_every_key_with_its_comment_and_default() {
-    let help = Settings::command(&DOOR).render_long_help().to_string();
+    let help = Settings::command(&PROGRAM).render_long_help().to_string();
     for key in SCHEMA.iter() {
         assert!(
             help.contains(&format!("--{} <", flag(key.name))) && help.contains(&key.about),
@@ -217,5 +217,5 @@ fn help_has_every_key_with_its_comment_and_default() {
         );
     }
     assert!(help.contains("[default: \"embedded\"]") && help.contains("[default: 1]"), "{help}");
-    Settings::command(&DOOR).debug_assert();
+    Settings::command(&PROGRAM).debug_assert();
 }

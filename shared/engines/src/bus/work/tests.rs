@@ -11,7 +11,6 @@ use crate::bus::given::{Numbered, numbered};
 use crate::bus::{Acknowledge, Receiver};
 use crate::{Applied, EngineError};
 
-/// What was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Seen {
     Received(Vec<u64>),

@@ -1,0 +1,29 @@
+//! The gateway as a program.
+
+use std::process::ExitCode;
+
+use gateway::{Bound, Config};
+use naru::service;
+use naru_runtime::{Program, Settings};
+
+const PROGRAM: Program = Program {
+    name: "gateway",
+    about: "Accepts what phones send, forwards what is for them, serves the HTTP API.",
+    overrides: &[],
+};
+
+fn main() -> ExitCode {
+    let check = |settings: &Settings| {
+        settings.pick::<Config>()?;
+        Ok(gateway::check(&settings.pick()?)?)
+    };
+    service::main(&PROGRAM, None, check, async |service| {
+        let (config, tokens) = (service.settings.pick()?, service.settings.pick()?);
+        let (engines, metrics, health) =
+            (service.engines.clone(), service.metrics.clone(), service.health.clone());
+        let bound = Bound::new(config, &tokens, engines, metrics, health).await?;
+        let address = bound.address();
+        bound.run(&service.supervisor, None).await?;
+        Ok(Some(address))
+    })
+}

@@ -1,0 +1,47 @@
+//! All of Naru in one process, and its subcommands.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use naru::{PROGRAM, Pipeline, parked, phones, secret, service, token};
+use naru_runtime::{Settings, config, signal};
+
+fn main() -> ExitCode {
+    service::report(&PROGRAM, run())
+}
+
+fn run() -> anyhow::Result<()> {
+    let subcommands = [token::command(), parked::command(), phones::command()];
+    let matches = Settings::command(&PROGRAM).subcommands(subcommands).get_matches();
+    let settings = Settings::load(&PROGRAM, &matches, config::environment())?;
+    if Settings::print_wanted(&matches) {
+        print!("{}", settings.print());
+        return Ok(());
+    }
+    if let Some(("token", wanted)) = matches.subcommand() {
+        println!("{}", token::print(wanted, &secret::of(&settings)?)?);
+        return Ok(());
+    }
+    let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    match matches.subcommand() {
+        Some(("parked", wanted)) => return runtime()?.block_on(parked::run(wanted, &settings)),
+        Some(("phones", wanted)) => {
+            return runtime()?.block_on(async {
+                let shutdown = signal::shutdown().context("signals can't be listened to")?;
+                phones::run(wanted, shutdown).await
+            });
+        }
+        _ => {}
+    }
+    service::prepare(&settings)?;
+    runtime()?.block_on(serve(&settings))
+}
+
+async fn serve(settings: &Settings) -> anyhow::Result<()> {
+    let shutdown = signal::shutdown().context("signals can't be listened to")?;
+    let Some(pipeline) = Pipeline::start(settings, shutdown).await? else {
+        return Ok(());
+    };
+    println!("listening on http://{}", pipeline.address());
+    pipeline.run().await
+}

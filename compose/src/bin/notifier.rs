@@ -1,0 +1,22 @@
+//! The notifier as a program.
+
+use std::process::ExitCode;
+
+use naru::service;
+use naru_runtime::{Program, Settings};
+use notifier::Notifier;
+
+const PROGRAM: Program = Program {
+    name: "notifier",
+    about: "Pushes messages to the phones of people who are offline.",
+    overrides: &[("admin_listen", "127.0.0.1:9104")],
+};
+
+fn main() -> ExitCode {
+    let check = |settings: &Settings| Ok(notifier::check(&settings.pick()?)?);
+    service::main(&PROGRAM, Some(1), check, async |service| {
+        Notifier::new(service.settings.pick()?, service.engines.clone(), &service.metrics)?
+            .spawn_on(&service.supervisor);
+        Ok(None)
+    })
+}

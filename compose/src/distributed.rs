@@ -1,0 +1,164 @@
+//! MongoDB, RabbitMQ and Redis behind the engines.
+//!
+//! [`Distributed`] is to many processes what `Embedded` is to one: it has the engines. It waits for its three services at
+//! the start, tells `/readyz` which of them does not answer, and leaves them in order.
+
+use std::slice;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::ensure;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, try_join3};
+use naru_engines::{EngineResult, Engines};
+use naru_model::UserId;
+use naru_mongo::Mongo;
+use naru_rabbit::Rabbit;
+use naru_redis::Redis;
+use naru_runtime::{Backoff, Health, Settings};
+use serde::Deserialize;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+/// The wait before a service that does not answer is tried again: up to this, doubling …
+const RETRY_BASE: Duration = Duration::from_millis(250);
+/// … up to this.
+const RETRY_CAP: Duration = Duration::from_secs(5);
+/// Each is two queues, and each process subscribes to all of those of its hop.
+const MAX_PARTITIONS: u32 = 64;
+
+#[derive(Deserialize)]
+struct Config {
+    mongodb_url: String,
+    mongodb_database: String,
+    amqp_url: String,
+    partitions: u32,
+    redis_url: String,
+}
+
+/// Connections to MongoDB, RabbitMQ and Redis.
+pub struct Distributed {
+    mongo: Mongo,
+    rabbit: Arc<Rabbit>,
+    redis: Redis,
+}
+
+impl Distributed {
+    /// Connects to all three at once. One that does not answer is tried again until it does, so that the order in which
+    /// a deployment starts does not matter; meanwhile `health` says which are waited for. None: shutdown came first.
+    ///
+    /// Boxed: so the drivers are compiled here, and not once more for each binary that awaits it.
+    ///
+    /// # Errors
+    /// When one of them never will serve: a wrong password, a database of another version.
+    pub fn wait_for<'a>(
+        settings: &'a Settings,
+        health: &'a Health,
+        shutdown: &'a CancellationToken,
+    ) -> BoxFuture<'a, anyhow::Result<Option<Self>>> {
+        Self::open(settings, health, shutdown).boxed()
+    }
+
+    async fn open(
+        settings: &Settings,
+        health: &Health,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<Option<Self>> {
+        let config: Config = settings.pick()?;
+        let partitions = config.partitions;
+        ensure!((1..=MAX_PARTITIONS).contains(&partitions), "partitions: from 1 to {MAX_PARTITIONS}");
+        let all = try_join3(
+            answering("mongodb", health, || {
+                let options = naru_mongo::Options { partitions, ..Default::default() };
+                Mongo::open(&config.mongodb_url, &config.mongodb_database, options).boxed()
+            }),
+            answering("rabbitmq", health, || {
+                let options = naru_rabbit::Options { partitions, ..Default::default() };
+                let opening = Rabbit::open(&config.amqp_url, options);
+                // Opening does not wait for the broker; a service that can't do its part yet does not say that it serves.
+                async move {
+                    let rabbit = opening.await?;
+                    rabbit.ping().await.map(|()| rabbit)
+                }
+                .boxed()
+            }),
+            answering("redis", health, || Redis::open(&config.redis_url, Default::default()).boxed()),
+        );
+        let Some(all) = shutdown.run_until_cancelled(all).await else { return Ok(None) };
+        let (mongo, rabbit, redis) = all?;
+        let distributed = Self { mongo, rabbit: Arc::new(rabbit), redis };
+        distributed.register_checks(health);
+        Ok(Some(distributed))
+    }
+
+    /// What the workers stand on.
+    pub fn engines(&self) -> Engines {
+        Engines {
+            store: self.mongo.store(),
+            bus: self.rabbit.bus(),
+            live: self.redis.live(),
+            presence: self.redis.presence(),
+            proofs: self.redis.proofs(),
+            leases: self.redis.leases(),
+        }
+    }
+
+    /// Closes what is open, after the workers have left.
+    pub async fn close(self) {
+        self.rabbit.close().await;
+    }
+
+    fn register_checks(&self, health: &Health) {
+        let mongo = self.mongo.clone();
+        health.register("mongodb", move || {
+            let mongo = mongo.clone();
+            answers(async move { mongo.ping().await })
+        });
+        let rabbit = self.rabbit.clone();
+        health.register("rabbitmq", move || {
+            let rabbit = rabbit.clone();
+            answers(async move { rabbit.ping().await })
+        });
+        let (presence, probe) = (self.redis.presence(), UserId::new("~").expect("a user id"));
+        health.register("redis", move || {
+            let (presence, probe) = (presence.clone(), probe.clone());
+            answers(async move { presence.online(slice::from_ref(&probe)).await.map(drop) })
+        });
+    }
+}
+
+/// The error says too much for every client of `/readyz`.
+fn answers(
+    asked: impl Future<Output = EngineResult<()>> + Send + 'static,
+) -> BoxFuture<'static, Result<(), String>> {
+    asked.map(|answer| answer.map_err(|_| "does not answer".to_owned())).boxed()
+}
+
+/// Opens a service, again and again until it answers.
+async fn answering<'a, T>(
+    name: &'static str,
+    health: &Health,
+    open: impl Fn() -> BoxFuture<'a, EngineResult<T>>,
+) -> anyhow::Result<T> {
+    health.register(name, || async { Err("has not answered yet".to_owned()) }.boxed());
+    let mut backoff = Backoff::new(RETRY_BASE, RETRY_CAP);
+    let mut is_told = false;
+    loop {
+        match open().await {
+            Ok(service) => {
+                if is_told {
+                    tracing::info!(service = name, "answers now");
+                }
+                return Ok(service);
+            }
+            Err(error) if error.is_transient() => {
+                if !is_told {
+                    tracing::warn!(service = name, %error, "does not answer; waiting for it");
+                    is_told = true;
+                }
+                sleep(backoff.next_delay()).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

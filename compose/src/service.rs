@@ -1,0 +1,165 @@
+//! What the programs of the four workers have in common.
+//!
+//! A service's `main` says who it is and which tasks it starts; [`main`] does the rest. It takes the admin address first
+//! and answers there from then on, waits for what Naru stands on, starts the tasks, says on stdout where it listens,
+//! runs until it is told to stop, and leaves by the deadline.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use naru_engines::Engines;
+use naru_runtime::config::optional;
+use naru_runtime::telemetry::{self, LogFormat};
+use naru_runtime::{AdminServer, Health, Metrics, Program, Settings, Span, Supervisor};
+use naru_runtime::{config, limits, signal};
+use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::distributed::Distributed;
+
+/// An address that can't accept, as without free file descriptors, is tried again after this.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// What a service is started with.
+pub struct Service {
+    /// The configuration in force.
+    pub settings: Settings,
+    /// MongoDB, RabbitMQ and Redis.
+    pub engines: Engines,
+    pub metrics: Metrics,
+    /// What `/readyz` asks.
+    pub health: Health,
+    /// Whose tasks it starts.
+    pub supervisor: Supervisor,
+}
+
+#[derive(Deserialize)]
+struct Logs {
+    log: String,
+    log_format: LogFormat,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    #[serde(deserialize_with = "optional")]
+    admin_listen: Option<SocketAddr>,
+}
+
+#[derive(Deserialize)]
+struct Deadline {
+    drain_deadline: Span,
+}
+
+/// The whole `main` of a service: `check` refuses a configuration that can't work, before anything is waited for; `start`
+/// starts its tasks, and answers its own address if it has one besides the admin address.
+///
+/// `threads`: how many run its tasks; none for one per core. A worker that mostly waits for services needs one, and wakes no
+/// other thread for each answer (measured at 300 messages/s: a tenth less CPU).
+pub fn main(
+    program: &Program,
+    threads: Option<usize>,
+    check: impl FnOnce(&Settings) -> anyhow::Result<()>,
+    start: impl AsyncFnOnce(&Service) -> anyhow::Result<Option<SocketAddr>>,
+) -> ExitCode {
+    let outcome = (|| {
+        let matches = Settings::command(program).get_matches();
+        let settings = Settings::load(program, &matches, config::environment())?;
+        if Settings::print_wanted(&matches) {
+            print!("{}", settings.print());
+            return Ok(());
+        }
+        prepare(&settings)?;
+        check(&settings)?;
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        if let Some(threads) = threads {
+            runtime.worker_threads(threads);
+        }
+        let runtime = runtime.enable_all().build()?;
+        runtime.block_on(serve(program, settings, start))
+    })();
+    report(program, outcome)
+}
+
+/// What a process says at its end: nothing, or why on stderr.
+pub fn report(program: &Program, outcome: anyhow::Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}: {error:#}", program.name);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Sets up what a process needs before it runs anything: the log, and as many open files as it may have.
+///
+/// # Errors
+/// When the log's configuration can't be used.
+pub fn prepare(settings: &Settings) -> anyhow::Result<()> {
+    let logs: Logs = settings.pick()?;
+    telemetry::init(&logs.log, logs.log_format)?;
+    for name in settings.unknown_environment() {
+        tracing::warn!(name, "an environment variable that no key has");
+    }
+    if let Err(error) = limits::raise_open_files() {
+        tracing::warn!(%error, "the limit on open files stays as it is");
+    }
+    Ok(())
+}
+
+async fn serve(
+    program: &Program,
+    settings: Settings,
+    start: impl AsyncFnOnce(&Service) -> anyhow::Result<Option<SocketAddr>>,
+) -> anyhow::Result<()> {
+    let Config { admin_listen } = settings.pick()?;
+    let shutdown = signal::shutdown().context("signals can't be listened to")?;
+    let metrics = Metrics::new();
+    let health = Health::new(shutdown.clone());
+    let Some(wanted) = admin_listen else {
+        return work(program, settings, metrics, health, shutdown, None, start).await;
+    };
+    let bound = AdminServer::bind(wanted, health.clone(), metrics.clone()).await;
+    let (admin, address) = bound.with_context(|| format!("can't listen on {wanted}"))?;
+    // It answers until the work has ended, so that a probe sees a process that drains and not a dead one.
+    tokio::select! {
+        ended = work(program, settings, metrics, health, shutdown, Some(address), start) => ended,
+        () = answer(admin) => Ok(()),
+    }
+}
+
+/// Waits for the services, works until told to stop, and leaves in order.
+async fn work(
+    program: &Program,
+    settings: Settings,
+    metrics: Metrics,
+    health: Health,
+    shutdown: CancellationToken,
+    admin: Option<SocketAddr>,
+    start: impl AsyncFnOnce(&Service) -> anyhow::Result<Option<SocketAddr>>,
+) -> anyhow::Result<()> {
+    let Some(distributed) = Distributed::wait_for(&settings, &health, &shutdown).await? else {
+        return Ok(());
+    };
+    let Deadline { drain_deadline } = settings.pick()?;
+    let supervisor = Supervisor::new(program.name, shutdown, &metrics);
+    let service = Service { settings, engines: distributed.engines(), metrics, health, supervisor };
+    if let Some(address) = start(&service).await?.or(admin) {
+        println!("listening on http://{address}");
+    }
+    let Service { supervisor, .. } = service;
+    let ended = supervisor.run(drain_deadline.into()).await;
+    distributed.close().await;
+    Ok(ended?)
+}
+
+/// Answers `/healthz`, `/readyz` and `/metrics` for ever.
+async fn answer(admin: AdminServer) {
+    let never = CancellationToken::new();
+    while let Err(error) = admin.serve(never.clone()).await {
+        tracing::warn!(%error, "the admin address does not accept; trying again");
+        tokio::time::sleep(ACCEPT_AGAIN).await;
+    }
+}

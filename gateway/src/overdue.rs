@@ -1,0 +1,61 @@
+//! Confirmations that did not come in time: what became of these messages is looked up in the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use naru_engines::{EngineError, Engines};
+use naru_model::MessageId;
+use naru_model::live::Confirmation;
+use naru_model::message::Outcome;
+use tokio::time::MissedTickBehavior;
+
+use crate::Gateway;
+
+/// Overdue confirmations are looked for this often.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Looks up, in groups, what became of messages whose confirmation is overdue.
+pub(crate) async fn look_up(gateway: Arc<Gateway>) -> Result<(), EngineError> {
+    let looking = async {
+        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            gateway.telemetry.in_hand.set(i64::try_from(gateway.pending.in_hand()).unwrap_or(i64::MAX));
+            let overdue = gateway.pending.overdue();
+            if overdue.is_empty() {
+                continue;
+            }
+            match outcomes(&gateway.engines, &overdue).await {
+                Ok(found) => gateway.pending.resolve(&found),
+                Err(error) => {
+                    tracing::warn!(%error, count = overdue.len(), "overdue messages can't be looked up")
+                }
+            }
+        }
+    };
+    gateway.until_drained(looking).await;
+    Ok(())
+}
+
+async fn outcomes(engines: &Engines, ids: &[MessageId]) -> Result<Vec<Confirmation>, EngineError> {
+    let saved = engines.store.messages.find(ids).await?;
+    let (mut found, mut unsaved) = (Vec::new(), Vec::new());
+    for (id, message) in ids.iter().zip(saved) {
+        match message {
+            Some(message) => {
+                found.push(Confirmation { id: *id, outcome: Outcome::Saved { seq: message.seq } });
+            }
+            None => unsaved.push(*id),
+        }
+    }
+    if !unsaved.is_empty() {
+        let records = engines.store.intake.get(&unsaved).await?;
+        let ended = records.into_iter().flatten();
+        found
+            .extend(ended.filter_map(|record| {
+                Some(Confirmation { id: record.accepted.id, outcome: record.outcome? })
+            }));
+    }
+    Ok(found)
+}

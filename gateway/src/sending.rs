@@ -1,0 +1,100 @@
+//! What a session must remember of the messages it sends: which one the next of a room comes after, in which order answers
+//! go out, and what it sent again. Pure.
+
+use std::collections::VecDeque;
+
+use naru_model::{MessageId, RoomId};
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+/// A session remembers this many of its resends, to be spared their `CHAT`.
+const MAX_RESENDS: usize = 32;
+/// A list that is empty gives back what it holds beyond this many places: most sessions send little.
+const KEPT_PLACES: usize = 4;
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Sending {
+    /// The last message per room that is not yet answered: the next one comes after it. Few at a time.
+    unanswered: Vec<(RoomId, MessageId)>,
+    /// The answers to plain frames, in the order the frames came; the first is the one of ticket `first`.
+    answers: VecDeque<Option<Utf8Bytes>>,
+    first: u64,
+    /// Messages that this session sent again: it has drawn them already.
+    resent: VecDeque<MessageId>,
+}
+
+/// The place of an answer among the answers to plain frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ticket(u64);
+
+impl Sending {
+    /// A message was sent and is not yet answered; answers the one before it in its room that is not either.
+    pub(crate) fn sent(&mut self, room: &RoomId, id: MessageId) -> Option<MessageId> {
+        match self.unanswered.iter_mut().find(|(other, _)| other == room) {
+            Some((_, last)) => Some(std::mem::replace(last, id)),
+            None => {
+                self.unanswered.push((room.clone(), id));
+                None
+            }
+        }
+    }
+
+    /// A message is being answered.
+    pub(crate) fn answered(&mut self, id: MessageId) {
+        self.unanswered.retain(|(_, last)| *last != id);
+        if self.unanswered.is_empty() {
+            self.unanswered.shrink_to(KEPT_PLACES);
+        }
+    }
+
+    /// A ticket for the answer to a plain frame.
+    pub(crate) fn ticket(&mut self) -> Ticket {
+        self.answers.push_back(None);
+        Ticket(self.first + self.answers.len() as u64 - 1)
+    }
+
+    /// The answer to a plain frame is there: it goes out after all before it, and with it those that waited for it.
+    pub(crate) fn answer(&mut self, ticket: Ticket, text: Utf8Bytes, put: impl Fn(Utf8Bytes)) {
+        let place = ticket.0.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
+        let Some(answer) = place.and_then(|place| self.answers.get_mut(place)) else { return };
+        *answer = Some(text);
+        while let Some(Some(_)) = self.answers.front() {
+            self.first += 1;
+            self.answers.pop_front().flatten().into_iter().for_each(&put);
+        }
+    }
+
+    /// How many answers to plain frames wait for another one, or are not there yet.
+    pub(crate) fn waiting_answers(&self) -> usize {
+        self.answers.len()
+    }
+
+    /// The session sent a message that another one, before it, had sent first.
+    pub(crate) fn sent_again(&mut self, id: MessageId) {
+        if self.resent.len() == MAX_RESENDS {
+            self.resent.pop_front();
+        }
+        self.resent.push_back(id);
+    }
+
+    /// Whether the session sent this message again.
+    pub(crate) fn has_sent_again(&self, id: MessageId) -> bool {
+        self.resent.contains(&id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_follows_the_last_unanswered_one_of_its_room() {
+        let (mut sending, room) = (Sending::default(), RoomId::new("r").unwrap());
+        let [one, two, three] = [1, 2, 3].map(|byte| MessageId::from_bytes([byte; 12]));
+        assert_eq!(sending.sent(&room, one), None);
+        assert_eq!(sending.sent(&room, two), Some(one));
+        sending.answered(one);
+        sending.answered(two);
+        assert_eq!(sending.sent(&room, three), None);
+    }
+}

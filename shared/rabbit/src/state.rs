@@ -1,0 +1,259 @@
+//! What one receiver holds: its events, and the messages they came in, which the broker waits for. No waiting and no input
+//! or output here; acks are put in the connection's line.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lapin::Channel;
+use lapin::options::BasicAckOptions;
+use naru_engines::bus::{Inbox, Place, Removed, Taken};
+use naru_model::Event;
+use naru_model::hops::{Hop, Payload};
+use tokio::sync::Notify;
+use tokio::time::{Duration, Instant};
+
+use crate::started::Started;
+use crate::unacked::{Ack, Unacked};
+
+/// An event's place is its message's delivery tag, then its index in the message. That many events are longer than the
+/// longest message that a broker takes.
+const INDEX_BITS: u32 = 20;
+
+/// An event and its place.
+pub(crate) struct Placed<T: Payload> {
+    pub(crate) place: u64,
+    pub(crate) event: Event<T>,
+    pub(crate) attempt: u32,
+}
+
+pub(crate) struct ReceiverState<T: Payload> {
+    inbox: Inbox<T>,
+    /// So many messages of a partition are acked at once, sooner than their time has come.
+    max_finished: usize,
+    /// By partition.
+    subscriptions: Vec<Subscription>,
+    /// Why the queues can't be received from, if they never will.
+    pub(crate) refused: Option<String>,
+    /// Whether `receive` waits, and when it last did.
+    pub(crate) is_asked: bool,
+    pub(crate) asked_at: Instant,
+}
+
+/// A partition's subscription.
+#[derive(Default)]
+struct Subscription {
+    /// None between two subscriptions.
+    channel: Option<Channel>,
+    /// How many there were before.
+    number: u64,
+    unacked: Unacked,
+    /// Since something was delivered on it: since then this receiver is known to be the active one.
+    held_since: Option<Instant>,
+    /// It is to be left as soon as nothing of it is in hand.
+    is_leaving: bool,
+    may_leave: Arc<Notify>,
+}
+
+impl Subscription {
+    /// Puts the acks of what is finished in line. By one caller at a time: in another order they would not be true.
+    fn ack(&mut self) -> Vec<Started<lapin::Result<()>>> {
+        let Some(channel) = &self.channel else { return Vec::new() };
+        let begin = |Ack { tag, multiple }| {
+            let channel = channel.clone();
+            Started::begin(async move { channel.basic_ack(tag, BasicAckOptions { multiple }).await })
+        };
+        self.unacked.acks().into_iter().map(begin).collect()
+    }
+}
+
+impl<T: Payload> ReceiverState<T> {
+    /// `prefetch`: how many messages of a partition the broker pushes before it waits for an ack.
+    pub(crate) fn new(hop: &Hop, partitions: u32, prefetch: u16) -> Self {
+        Self {
+            inbox: Inbox::new(hop.kind, partitions),
+            max_finished: usize::from(prefetch / 4),
+            subscriptions: (0..partitions).map(|_| Subscription::default()).collect(),
+            refused: None,
+            is_asked: false,
+            asked_at: Instant::now(),
+        }
+    }
+
+    /// A subscription begins. Its number, and what tells when its partition may be left.
+    pub(crate) fn begin(&mut self, partition: usize, channel: Channel) -> (u64, Arc<Notify>) {
+        self.refused = None;
+        let this = &mut self.subscriptions[partition];
+        this.channel = Some(channel);
+        (this.number, this.may_leave.clone())
+    }
+
+    /// The subscription has ended, or will: the broker delivers what is not acked again. What is in hand stays in hand.
+    pub(crate) fn end(&mut self, partition: usize) {
+        // Not awaited, here and below: what does not get there comes again.
+        drop(self.subscriptions[partition].ack());
+        let Subscription { number, may_leave, .. } = std::mem::take(&mut self.subscriptions[partition]);
+        self.subscriptions[partition] = Subscription { number: number + 1, may_leave, ..Default::default() };
+        self.inbox.clear(partition);
+    }
+
+    /// The receiver is gone: nothing is in hand any more, and nothing will be.
+    pub(crate) fn close(&mut self) {
+        (0..self.subscriptions.len()).for_each(|partition| self.end(partition));
+        self.inbox.clear_all();
+    }
+
+    /// A message was delivered, of so many events. Those that can be read are placed.
+    pub(crate) fn delivered(
+        &mut self,
+        partition: usize,
+        tag: u64,
+        count: usize,
+        events: Vec<Event<T>>,
+        attempt: u32,
+        now: Instant,
+    ) -> Vec<Placed<T>> {
+        let this = &mut self.subscriptions[partition];
+        this.held_since.get_or_insert(now);
+        this.unacked.delivered(tag, count);
+        let place = |(event, index)| Placed { place: (tag << INDEX_BITS) + index, event, attempt };
+        events.into_iter().zip(0..).map(place).collect()
+    }
+
+    /// These wait, as they are, if their subscription has not ended.
+    pub(crate) fn push(
+        &mut self,
+        partition: usize,
+        number: u64,
+        events: Vec<Placed<T>>,
+        due: Option<Instant>,
+    ) {
+        if self.subscriptions[partition].number == number {
+            for Placed { place, event, attempt } in events {
+                self.inbox.push(partition, place, event, attempt, due);
+            }
+        }
+    }
+
+    /// See [`Inbox::take`].
+    pub(crate) fn take(&mut self, max: usize, now: Instant) -> Result<Vec<Taken<T>>, Option<Instant>> {
+        self.inbox.take(max, now)
+    }
+
+    /// Whether a receiver that was not asked for so long has something.
+    pub(crate) fn is_unasked(&self, span: Duration) -> bool {
+        !self.is_asked && self.asked_at.elapsed() >= span && self.inbox.waiting() > 0
+    }
+
+    /// Takes these out of the worker's hands, of a durable hop. They are of the subscription of this number.
+    pub(crate) fn remove(&mut self, tags: impl IntoIterator<Item = u64>) -> (Vec<Placed<T>>, u64, bool) {
+        let Removed { places, some_are_gone } = self.inbox.remove(tags);
+        let placed = |Place { place, event, attempt, .. }| Placed { place, event, attempt };
+        (places.into_iter().map(placed).collect(), self.subscriptions[0].number, some_are_gone)
+    }
+
+    /// These are finished; whether some of them come again nevertheless.
+    pub(crate) fn ack(&mut self, tags: Vec<u64>) -> bool {
+        let Removed { places, some_are_gone } = self.inbox.remove(tags);
+        let mut by_partition: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
+        for Place { partition, place, .. } in places {
+            by_partition.entry(partition).or_default().push(place);
+        }
+        for (partition, places) in by_partition {
+            self.acknowledge(partition, places);
+        }
+        self.leave_where_possible();
+        some_are_gone
+    }
+
+    /// The events at these places are finished; `false` if their subscription has ended.
+    pub(crate) fn finish(&mut self, partition: usize, number: u64, places: Vec<u64>) -> bool {
+        let is_here = self.subscriptions[partition].number == number;
+        if is_here {
+            self.acknowledge(partition, places);
+        }
+        is_here
+    }
+
+    /// So many events of this message are finished that have no place.
+    pub(crate) fn finish_unreadable(&mut self, partition: usize, number: u64, tag: u64, count: usize) {
+        self.finish(partition, number, vec![tag << INDEX_BITS; count]);
+    }
+
+    fn acknowledge(&mut self, partition: usize, places: Vec<u64>) {
+        let this = &mut self.subscriptions[partition];
+        if this.unacked.acknowledge(places.into_iter().map(|place| place >> INDEX_BITS)) >= self.max_finished
+        {
+            drop(this.ack());
+        }
+    }
+
+    /// Tells the broker what is finished: acks in line, which may be awaited.
+    pub(crate) fn ack_finished(&mut self) -> Vec<Started<lapin::Result<()>>> {
+        self.subscriptions.iter_mut().flat_map(Subscription::ack).collect()
+    }
+
+    /// These wait here for their next try; whether some are gone.
+    pub(crate) fn retry(&mut self, tags: Vec<u64>, after: Duration, now: Instant) -> bool {
+        let Removed { places, some_are_gone } = self.inbox.remove(tags);
+        for place in places {
+            // The next receiver would not know of the delay.
+            self.subscriptions[place.partition].is_leaving = false;
+            self.inbox.set_closed(place.partition, false);
+            self.inbox.retry(place, after, now);
+        }
+        self.leave_where_possible();
+        some_are_gone
+    }
+
+    /// A delivery was dropped.
+    pub(crate) fn put_back(&mut self, tag: u64) {
+        self.inbox.put_back([tag]);
+        self.leave_where_possible();
+    }
+
+    /// How many partitions this receiver is known to hold and is not about to leave.
+    pub(crate) fn partitions(&self) -> usize {
+        self.subscriptions.iter().filter(|this| this.held_since.is_some() && !this.is_leaving).count()
+    }
+
+    /// Leaves so many partitions, each when nothing of it is in hand; idle ones first, then those that came last, so that
+    /// most stay where they are. One with an event that waits to be tried again stays: its delay and its attempts are
+    /// known only here.
+    pub(crate) fn leave(&mut self, count: usize) {
+        let inbox = &mut self.inbox;
+        let may_go = |(partition, this): &(usize, &mut Subscription)| {
+            this.held_since.is_some()
+                && !this.is_leaving
+                && inbox.next_attempt(*partition).is_none_or(|attempt| attempt == 1)
+        };
+        let mut candidates: Vec<_> = self.subscriptions.iter_mut().enumerate().filter(may_go).collect();
+        candidates.sort_by_key(|(partition, this)| {
+            let is_waiting = inbox.next_attempt(*partition).is_some();
+            (inbox.in_hand(*partition) > 0, is_waiting, Reverse(this.held_since))
+        });
+        for (partition, this) in candidates.into_iter().take(count) {
+            this.is_leaving = true;
+            inbox.set_closed(partition, true);
+        }
+        self.leave_where_possible();
+    }
+
+    fn leave_where_possible(&self) {
+        for (partition, this) in self.subscriptions.iter().enumerate() {
+            if self.leaves(partition) {
+                this.may_leave.notify_one();
+            }
+        }
+    }
+
+    /// Whether a partition is to be left and nothing of it is in hand.
+    pub(crate) fn leaves(&self, partition: usize) -> bool {
+        self.subscriptions[partition].is_leaving && self.inbox.in_hand(partition) == 0
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is guarded is never left half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,203 @@
+//! A real server as a child process: started as an operator would, killed as a machine would.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader, copy, sink},
+    process::{Child, ChildStdout, Command},
+    time::timeout,
+};
+
+use crate::PATIENCE;
+
+const READY: &str = "listening on ";
+
+/// A running server. Dropping it kills it; if the test is failing, its log is shown then.
+#[derive(Debug)]
+pub struct ServerProcess {
+    child: Child,
+    pid: Pid,
+    url: String,
+    log: PathBuf,
+}
+
+/// Why there is no running server.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The program could not be started.
+    #[error("cannot start {binary}")]
+    Spawn {
+        binary: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// It ended, or went silent, before it said that it serves.
+    #[error("{binary} did not say `{READY}…` ({outcome}); its log:\n{log}")]
+    NotReady {
+        binary: PathBuf,
+        /// How it ended, or that it still runs.
+        outcome: String,
+        /// What it wrote to stderr.
+        log: String,
+    },
+}
+
+impl ServerProcess {
+    /// Starts `binary` on `data_dir` and waits until it says that it serves.
+    ///
+    /// It sees the variables of this process without any `NARU_*`, then `NARU_LISTEN=127.0.0.1:0` and `NARU_DATA_DIR`,
+    /// then `variables`, which win. Its stderr is appended to `stderr.log` in `data_dir`, so that a server started
+    /// again on the same directory continues the log.
+    pub async fn start(
+        binary: impl AsRef<Path>,
+        data_dir: impl AsRef<Path>,
+        variables: &[(&str, &str)],
+    ) -> Result<Self, StartError> {
+        let (binary, data_dir) = (binary.as_ref(), data_dir.as_ref());
+        let log = data_dir.join("stderr.log");
+        let spawn_error = |source| StartError::Spawn { binary: binary.to_owned(), source };
+        let mut child = fs::create_dir_all(data_dir)
+            .and_then(|()| File::options().create(true).append(true).open(&log))
+            .and_then(|stderr| command(binary, data_dir, variables).stderr(stderr).spawn())
+            .map_err(spawn_error)?;
+
+        let pid =
+            child.id().and_then(|id| Pid::from_raw(id.cast_signed())).expect("a process not yet waited for");
+        let stdout = child.stdout.take().expect("stdout is piped");
+        match timeout(PATIENCE, ready(stdout)).await {
+            Ok(Some(url)) => Ok(Self { child, pid, url, log }),
+            ended_or_silent => {
+                let outcome = match ended_or_silent {
+                    Ok(_) => {
+                        child.wait().await.map_or_else(|error| error.to_string(), |status| status.to_string())
+                    }
+                    Err(_) => format!("still running after {PATIENCE:?}"),
+                };
+                Err(StartError::NotReady { binary: binary.to_owned(), outcome, log: read_log(&log) })
+            }
+        }
+    }
+
+    /// `http://address:port`, as it printed it.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().cast_unsigned()
+    }
+
+    /// What it has written to stderr so far.
+    pub fn log(&self) -> String {
+        read_log(&self.log)
+    }
+
+    /// SIGKILL: it gets no chance to finish anything. Returns when it is gone.
+    pub async fn kill9(&mut self) {
+        self.child.kill().await.expect("our own child can be killed");
+    }
+
+    /// SIGTERM: asks it to drain. Does nothing if it has left already.
+    pub fn terminate(&self) {
+        // A child that was waited for has no id: its number may belong to another process by now.
+        if self.child.id().is_some() {
+            kill_process(self.pid, Signal::TERM).expect("our own child can be signalled");
+        }
+    }
+
+    /// Waits until it has left by itself.
+    pub async fn wait_exit(&mut self, deadline: Duration) -> ExitStatus {
+        match timeout(deadline, self.child.wait()).await {
+            Ok(status) => status.expect("our own child can be waited for"),
+            Err(_) => panic!("the server was still running after {deadline:?}"),
+        }
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        // The child itself is killed by `kill_on_drop`.
+        if std::thread::panicking() {
+            eprintln!("--- log of the server at {}\n{}--- end of log", self.url, self.log());
+        }
+    }
+}
+
+fn command(binary: &Path, data_dir: &Path, variables: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(binary);
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"NARU_") {
+            command.env_remove(name);
+        }
+    }
+    command
+        .env("NARU_LISTEN", "127.0.0.1:0")
+        .env("NARU_DATA_DIR", data_dir)
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// The URL from the line that says so; `None` when stdout ends before. What follows is read and thrown away, because
+/// a full pipe would block the server.
+async fn ready(stdout: ChildStdout) -> Option<String> {
+    let mut lines = BufReader::new(stdout).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        if let Some(url) = line.strip_prefix(READY) {
+            let url = url.trim().to_owned();
+            tokio::spawn(async move { copy(&mut lines.into_inner(), &mut sink()).await });
+            return Some(url);
+        }
+    }
+    None
+}
+
+fn read_log(path: &Path) -> String {
+    fs::read(path)
+        .map_or_else(|error| error.to_string(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use super::*;
+
+    const FAKE_SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/process/fake-server.sh");
+
+    #[tokio::test]
+    async fn a_server_starts_drains_and_dies() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let data = directory.path().join("data");
+        let variables = [("NARU_JWT_SECRET", "secret")];
+
+        let mut server = ServerProcess::start(FAKE_SERVER, &data, &variables).await.expect("starts");
+        assert_eq!(server.url(), "http://127.0.0.1:4242");
+        assert!(Path::new(&format!("/proc/{}", server.pid())).exists());
+        server.terminate();
+        assert_eq!(server.wait_exit(PATIENCE).await.signal(), Some(15));
+        server.terminate();
+
+        let mut server = ServerProcess::start(FAKE_SERVER, &data, &variables).await.expect("starts again");
+        server.kill9().await;
+        assert_eq!(server.wait_exit(PATIENCE).await.signal(), Some(9));
+        assert_eq!(server.log(), "127.0.0.1:0 secret\n127.0.0.1:0 secret\n");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_refuses_to_start_says_why() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let error = ServerProcess::start(FAKE_SERVER, directory.path(), &[]).await.expect_err("it ends");
+        assert!(error.to_string().ends_with("(exit status: 3); its log:\n127.0.0.1:0 \n"), "{error}");
+    }
+}

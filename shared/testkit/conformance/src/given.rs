@@ -1,0 +1,77 @@
+//! What cases begin with: ids of their own, messages, rooms.
+
+use std::array;
+
+use naru_model::hops::Accepted;
+use naru_model::room::sorted_members;
+use naru_model::{
+    ClientMessageId, DeviceId, GatewayId, Message, MessageId, Origin, RoomId, RoomKind, Seq, SessionId,
+    Timestamp, Trace, UserId,
+};
+
+use naru_engines::store::{NewRoom, Run, Store};
+
+pub(super) fn user() -> UserId {
+    UserId::new(format!("ada.{}@x:y~z_-", MessageId::generate())).expect("a user id")
+}
+
+/// With all that a room's id may hold and an engine may stumble over.
+pub(super) fn room() -> RoomId {
+    RoomId::new(format!("방 $'\"*.#:{{%}}/{}", MessageId::generate())).expect("a room id")
+}
+
+pub(super) fn device() -> DeviceId {
+    DeviceId::new(format!("phone's $ 폰/{}", MessageId::generate())).expect("a device id")
+}
+
+/// A message that was not sent before.
+pub(super) fn accepted(room: &RoomId, sender: &UserId) -> Accepted {
+    let id = MessageId::generate();
+    Accepted {
+        id,
+        chat_room_id: room.clone(),
+        sender_id: sender.clone(),
+        sender_name: "Ada 'O' 러브레이스".into(),
+        content: "안녕하세요 👋 \"\\ $where '; --".into(),
+        timestamp: Timestamp::now(),
+        client_message_id: ClientMessageId::from(id),
+        after: Some(MessageId::generate()),
+        origin: Some(Origin { gateway: GatewayId::generate(), session: Some(SessionId::generate()) }),
+        trace: Trace::start(),
+    }
+}
+
+pub(super) fn said(room: &RoomId, sender: &UserId, seq: u64) -> Message {
+    accepted(room, sender).at(Seq(seq))
+}
+
+pub(super) fn new_group(members: impl IntoIterator<Item = UserId>) -> NewRoom {
+    NewRoom {
+        id: room(),
+        kind: RoomKind::Group,
+        name: Some("모임 '1'".into()),
+        member_ids: sorted_members(members),
+        maker_id: None,
+    }
+}
+
+/// A room of this many people.
+pub(super) async fn group<const N: usize>(store: &Store) -> (RoomId, [UserId; N]) {
+    let people: [UserId; N] = array::from_fn(|_| user());
+    let room = new_group(people.clone());
+    let id = room.id.clone();
+    store.rooms.create(room).await.unwrap();
+    (id, people)
+}
+
+/// Messages of one sender at these places, stored.
+pub(super) async fn filled(
+    store: &Store,
+    room: &RoomId,
+    sender: &UserId,
+    places: impl IntoIterator<Item = u64>,
+) -> Vec<Message> {
+    let run: Vec<_> = places.into_iter().map(|seq| said(room, sender, seq)).collect();
+    assert_eq!(store.messages.append_run(&run).await.unwrap(), Run { stored: run.len(), stopped_by: None });
+    run
+}

@@ -1,0 +1,211 @@
+//! [`Intake`](naru_engines::store::Intake).
+
+use std::slice::from_ref;
+use std::time::Duration;
+
+use naru_model::hops::Accepted;
+use naru_model::message::{Outcome, Rejection};
+use naru_model::{MessageId, RoomId, Seq, Timestamp};
+
+use super::given::{accepted, room, user};
+use super::{Of, Store, reopened, together};
+use naru_engines::store::{Appended, Closing, IntakeRecord};
+
+pub(super) async fn i1_what_is_new_survives_death_and_is_open(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (room, ada) = (room(), user());
+    let plain = Accepted { after: None, origin: None, ..accepted(&room, &ada) };
+    let entries = [accepted(&room, &ada), plain];
+    assert_eq!(store.intake.append(&entries).await.unwrap(), [Appended::New, Appended::New]);
+
+    let store = reopened(subject, store).await;
+    let ids = [entries[1].id, MessageId::generate(), entries[0].id];
+    let records = store.intake.get(&ids).await.unwrap();
+    assert_eq!(records, [Some(still_open(&entries[1])), None, Some(still_open(&entries[0]))]);
+    assert_eq!(open_in(&store, &room).await, entries);
+}
+
+pub(super) async fn i2_appending_again_answers_the_first_record(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let first = accepted(&room(), &user());
+    let again = resend_of(&first);
+    assert_eq!(append(&store, &first).await, Appended::New);
+    assert_eq!(append(&store, &again).await, Appended::Resend(Box::new(still_open(&first))));
+    assert_eq!(store.intake.get(&[first.id, again.id]).await.unwrap(), [Some(still_open(&first)), None]);
+
+    let outcome = Outcome::Saved { seq: Seq(7) };
+    store.intake.close(&[Closing { id: first.id, outcome }]).await.unwrap();
+    let closed = IntakeRecord { accepted: first.clone(), outcome: Some(outcome) };
+    assert_eq!(
+        append(&store, &resend_of(&first)).await,
+        Appended::Resend(Box::new(closed)),
+        "closed meanwhile"
+    );
+}
+
+pub(super) async fn i2_an_append_repeated_is_a_resend_of_itself(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let entry = accepted(&room(), &user());
+    assert_eq!(append(&store, &entry).await, Appended::New);
+    assert_eq!(append(&store, &entry).await, Appended::Resend(Box::new(still_open(&entry))));
+    assert_eq!(open_in(&store, &entry.chat_room_id).await, [entry], "there once");
+}
+
+pub(super) async fn i2_a_resend_is_recognised_after_death(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let first = accepted(&room(), &user());
+    append(&store, &first).await;
+    let store = reopened(subject, store).await;
+    assert_eq!(append(&store, &resend_of(&first)).await, Appended::Resend(Box::new(still_open(&first))));
+}
+
+pub(super) async fn i2_of_many_at_the_same_time_one_is_new(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let first = accepted(&room(), &user());
+    let mut answers = Vec::new();
+    for _ in 0..8 {
+        let (store, entry) = (subject.beside(&store).await, resend_of(&first));
+        answers.push(async move { (entry.clone(), append(&store, &entry).await) });
+    }
+    let answers = together(answers).await;
+
+    let new: Vec<_> = answers.iter().filter(|(_, answer)| *answer == Appended::New).collect();
+    let [(winner, _)] = new[..] else { panic!("{} of 8 are new", new.len()) };
+    for (entry, answer) in answers.iter().filter(|(entry, _)| entry.id != winner.id) {
+        assert_eq!(*answer, Appended::Resend(Box::new(still_open(winner))), "of {}", entry.id);
+    }
+    assert_eq!(open_in(&store, &first.chat_room_id).await, from_ref(winner));
+}
+
+pub(super) async fn i3_other_content_is_a_conflict_and_changes_nothing(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let first = accepted(&room(), &user());
+    let other = Accepted { content: "something else".into(), ..resend_of(&first) };
+    assert_eq!(append(&store, &first).await, Appended::New);
+    assert_eq!(append(&store, &other).await, Appended::Conflict);
+    assert_eq!(store.intake.get(&[first.id, other.id]).await.unwrap(), [Some(still_open(&first)), None]);
+    assert_eq!(open_in(&store, &first.chat_room_id).await, [first]);
+}
+
+pub(super) async fn i3_another_room_or_sender_is_another_message(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let first = accepted(&room(), &user());
+    let elsewhere = Accepted { chat_room_id: room(), content: "a".into(), ..resend_of(&first) };
+    let by_another = Accepted { sender_id: user(), content: "b".into(), ..resend_of(&first) };
+    for entry in [&first, &elsewhere, &by_another] {
+        assert_eq!(append(&store, entry).await, Appended::New);
+    }
+}
+
+pub(super) async fn i4_there_is_one_answer_per_entry_in_their_order(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (room, ada) = (room(), user());
+    let old = accepted(&room, &ada);
+    append(&store, &old).await;
+
+    let (one, two) = (accepted(&room, &ada), accepted(&room, &ada));
+    let conflict = Accepted { content: "something else".into(), ..resend_of(&old) };
+    let conflict_within = Accepted { content: "something else".into(), ..resend_of(&one) };
+    let entries =
+        [one.clone(), resend_of(&old), conflict, one.clone(), resend_of(&one), conflict_within, two.clone()];
+    let resend = |first: &Accepted| Appended::Resend(Box::new(still_open(first)));
+    assert_eq!(
+        store.intake.append(&entries).await.unwrap(),
+        [
+            Appended::New,
+            resend(&old),
+            Appended::Conflict,
+            resend(&one),
+            resend(&one),
+            Appended::Conflict,
+            Appended::New
+        ]
+    );
+    assert_eq!(open_in(&store, &room).await, [old, one, two]);
+    assert_eq!(store.intake.append(&[]).await.unwrap(), []);
+}
+
+pub(super) async fn i5_open_lists_what_is_not_closed_oldest_first(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (room, ada) = (room(), user());
+    // So long ago that no other case's entries are as old.
+    let moment = Timestamp::from_millis;
+    let entries: Vec<_> =
+        (1..=5).map(|at| Accepted { timestamp: moment(at), ..accepted(&room, &ada) }).collect();
+    store.intake.append(&entries[..2]).await.unwrap();
+    store.intake.append(&entries[2..]).await.unwrap();
+
+    assert_eq!(store.intake.open(moment(5), 10).await.unwrap(), entries);
+    assert_eq!(store.intake.open(moment(3), 10).await.unwrap(), entries[..3], "at or before");
+    assert_eq!(store.intake.open(moment(5), 2).await.unwrap(), entries[..2], "at most the limit");
+    assert_eq!(store.intake.open(moment(0), 10).await.unwrap(), []);
+
+    let outcome = Outcome::Saved { seq: Seq(1) };
+    store.intake.close(&[Closing { id: entries[0].id, outcome }]).await.unwrap();
+    assert_eq!(store.intake.open(moment(5), 2).await.unwrap(), entries[1..3], "what is closed is not listed");
+
+    let ends: Vec<_> = entries[1..].iter().map(|entry| Closing { id: entry.id, outcome }).collect();
+    store.intake.close(&ends).await.unwrap();
+    assert_eq!(store.intake.open(moment(5), 10).await.unwrap(), []);
+}
+
+pub(super) async fn i6_the_first_outcome_stands(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (room, ada) = (room(), user());
+    let (one, two) = (accepted(&room, &ada), accepted(&room, &ada));
+    store.intake.append(&[one.clone(), two.clone()]).await.unwrap();
+
+    let absent = MessageId::generate();
+    let saved = Outcome::Saved { seq: Seq(4) };
+    let rejected = Outcome::Rejected { reason: Rejection::NotAMember };
+    let end = |id, outcome| Closing { id, outcome };
+    store.intake.close(&[end(one.id, saved)]).await.unwrap();
+    store.intake.close(&[end(one.id, rejected), end(one.id, Outcome::Saved { seq: Seq(5) })]).await.unwrap();
+    store.intake.close(&[end(absent, saved), end(two.id, rejected), end(two.id, saved)]).await.unwrap();
+
+    let outcomes: Vec<_> = store.intake.get(&[one.id, two.id, absent]).await.unwrap();
+    let outcomes: Vec<_> =
+        outcomes.into_iter().map(|record| record.and_then(|record| record.outcome)).collect();
+    assert_eq!(outcomes, [Some(saved), Some(rejected), None]);
+    assert_eq!(open_in(&store, &room).await, []);
+}
+
+pub(super) async fn i6_an_outcome_survives_death(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let entry = accepted(&room(), &user());
+    append(&store, &entry).await;
+    let outcome = Outcome::Saved { seq: Seq(1) };
+    store.intake.close(&[Closing { id: entry.id, outcome }]).await.unwrap();
+    let store = reopened(subject, store).await;
+    let record = IntakeRecord { accepted: entry.clone(), outcome: Some(outcome) };
+    assert_eq!(store.intake.get(&[entry.id]).await.unwrap(), [Some(record)]);
+    assert_eq!(open_in(&store, &entry.chat_room_id).await, []);
+}
+
+async fn append(store: &Store, entry: &Accepted) -> Appended {
+    let mut answers = store.intake.append(from_ref(entry)).await.unwrap();
+    assert_eq!(answers.len(), 1, "one answer per entry");
+    answers.remove(0)
+}
+
+/// The sender's second try: the gateway gave it another id, another time, another trace.
+fn resend_of(first: &Accepted) -> Accepted {
+    Accepted {
+        timestamp: first.timestamp.after(Duration::from_secs(1)),
+        content: first.content.clone(),
+        client_message_id: first.client_message_id.clone(),
+        ..accepted(&first.chat_room_id, &first.sender_id)
+    }
+}
+
+fn still_open(accepted: &Accepted) -> IntakeRecord {
+    IntakeRecord { accepted: accepted.clone(), outcome: None }
+}
+
+/// Of all that is open, what is in this room.
+async fn open_in(store: &Store, room: &RoomId) -> Vec<Accepted> {
+    let soon = Timestamp::now().after(Duration::from_secs(60));
+    let mut open = store.intake.open(soon, 100_000).await.unwrap();
+    open.retain(|entry| entry.chat_room_id == *room);
+    open
+}

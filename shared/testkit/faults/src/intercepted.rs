@@ -1,0 +1,305 @@
+//! An interceptor around every trait: the one place that knows them all.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use std::{fmt, future};
+
+use async_trait::async_trait;
+use naru_model::hops::{self, Accepted, Payload};
+use naru_model::live::{Confirmation, LiveEvent};
+use naru_model::{
+    DeviceId, Event, EventId, GatewayId, MemberVersion, Message, MessageId, Room, RoomId, Seq, SessionId,
+    Timestamp, UserId,
+};
+
+use super::{Call, Interceptor, locked};
+use naru_engines::bus::{self, Acknowledge, Bus, Delivery, Queue, Receipt, Receiver};
+use naru_engines::live::{Attachment, IsHere, Leases, Live, Presence, Proofs, Seen, Signal, Subscription};
+use naru_engines::store::{
+    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakeRecord,
+    MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedCursor, ParkedPush,
+    Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, Run, Store, Window,
+};
+use naru_engines::{EngineResult, Engines};
+
+/// An interceptor around every call of these engines.
+pub fn intercepted(engines: Engines, interceptor: Arc<dyn Interceptor>) -> Engines {
+    Engines {
+        store: intercepted_store(engines.store, interceptor.clone()),
+        bus: intercepted_bus(engines.bus, interceptor.clone()),
+        live: Intercepted::around("live", engines.live, &interceptor),
+        presence: Intercepted::around("presence", engines.presence, &interceptor),
+        proofs: Intercepted::around("proofs", engines.proofs, &interceptor),
+        leases: Intercepted::around("leases", engines.leases, &interceptor),
+    }
+}
+
+/// An interceptor around every call of a store.
+pub fn intercepted_store(store: Store, interceptor: Arc<dyn Interceptor>) -> Store {
+    Store {
+        intake: Intercepted::around("intake", store.intake, &interceptor),
+        messages: Intercepted::around("messages", store.messages, &interceptor),
+        rooms: Intercepted::around("rooms", store.rooms, &interceptor),
+        positions: Intercepted::around("positions", store.positions, &interceptor),
+        devices: Intercepted::around("devices", store.devices, &interceptor),
+        pushes: Intercepted::around("pushes", store.pushes, &interceptor),
+        linger: store.linger,
+    }
+}
+
+/// An interceptor around every call of a bus, its receivers and its receipts.
+pub fn intercepted_bus(bus: Bus, interceptor: Arc<dyn Interceptor>) -> Bus {
+    Bus {
+        accepted: Intercepted::around(hops::ACCEPTED.name, bus.accepted, &interceptor),
+        saved: Intercepted::around(hops::SAVED.name, bus.saved, &interceptor),
+        offline: Intercepted::around(hops::OFFLINE.name, bus.offline, &interceptor),
+        push_fcm: Intercepted::around(hops::PUSH_FCM.name, bus.push_fcm, &interceptor),
+        push_apns: Intercepted::around(hops::PUSH_APNS.name, bus.push_apns, &interceptor),
+        push_webhook: Intercepted::around(hops::PUSH_WEBHOOK.name, bus.push_webhook, &interceptor),
+    }
+}
+
+/// A part of an engine and the interceptor around it.
+pub struct Intercepted<T: ?Sized> {
+    part: &'static str,
+    inner: Arc<T>,
+    interceptor: Arc<dyn Interceptor>,
+}
+
+impl<T: ?Sized> Intercepted<T> {
+    fn around(part: &'static str, inner: Arc<T>, interceptor: &Arc<dyn Interceptor>) -> Arc<Self> {
+        Arc::new(Self { part, inner, interceptor: interceptor.clone() })
+    }
+
+    async fn call<R>(
+        &self,
+        method: &'static str,
+        rooms: Vec<RoomId>,
+        effect: impl Future<Output = EngineResult<R>>,
+    ) -> EngineResult<R> {
+        through(&self.interceptor, Call { part: self.part, method, rooms }, effect).await
+    }
+}
+
+async fn through<R>(
+    interceptor: &Arc<dyn Interceptor>,
+    call: Call,
+    effect: impl Future<Output = EngineResult<R>>,
+) -> EngineResult<R> {
+    interceptor.before(&call).await?;
+    let answer = effect.await?;
+    interceptor.after(&call).await?;
+    Ok(answer)
+}
+
+/// Every method of the traits that only ask and answer: `method(arguments) -> answer, the rooms it is about`.
+macro_rules! intercepted {
+    ($($trait:ident {
+        $($method:ident($($argument:ident: $type:ty),*) -> $answer:ty $(, $rooms:expr)?;)+
+    })+) => {$(
+        #[async_trait]
+        impl $trait for Intercepted<dyn $trait> {$(
+            async fn $method(&self, $($argument: $type),*) -> EngineResult<$answer> {
+                let rooms = intercepted!(@rooms $($rooms)?);
+                self.call(stringify!($method), rooms, self.inner.$method($($argument),*)).await
+            }
+        )+}
+    )+};
+    (@rooms) => { Vec::new() };
+    (@rooms $rooms:expr) => { $rooms.cloned().collect() };
+}
+
+intercepted! {
+    Intake {
+        append(entries: &[Accepted]) -> Vec<Appended>, entries.iter().map(|entry| &entry.chat_room_id);
+        get(ids: &[MessageId]) -> Vec<Option<IntakeRecord>>;
+        open(until: Timestamp, limit: usize) -> Vec<Accepted>;
+        close(closings: &[Closing]) -> ();
+    }
+    Messages {
+        find(ids: &[MessageId]) -> Vec<Option<Message>>;
+        heads(rooms: &[RoomId]) -> Vec<Seq>, rooms.iter();
+        append_run(run: &[Message]) -> Run, run.iter().map(|message| &message.chat_room_id);
+        bump(newest: &[Message]) -> (), newest.iter().map(|message| &message.chat_room_id);
+        range(room: &RoomId, window: Window, limit: usize) -> (Vec<Message>, bool), [room].into_iter();
+    }
+    Rooms {
+        create(room: NewRoom) -> Created, [&room.id].into_iter();
+        current(ids: &[RoomId]) -> Vec<Option<Arc<Room>>>, ids.iter();
+        members_at(room: &RoomId, version: MemberVersion) -> Option<Arc<[UserId]>>, [room].into_iter();
+        change(room: &RoomId, change: MemberChange, max: usize) -> Changed, [room].into_iter();
+        of_user(user: &UserId, cursor: Option<&RoomCursor>, limit: usize) -> (Vec<RoomSummary>, Option<RoomCursor>);
+        summary(room: &RoomId, user: &UserId) -> Option<RoomSummary>, [room].into_iter();
+        configure(room: &RoomId, user: &UserId, settings: MemberSettings) -> bool, [room].into_iter();
+        share_a_room(user: &UserId, others: &[UserId]) -> Vec<bool>;
+    }
+    Positions {
+        advance(steps: &[Advance]) -> Vec<Moved>, steps.iter().map(|step| &step.room);
+        get(members: &[(RoomId, UserId, Seq)]) -> Vec<MemberPosition>, members.iter().map(|(room, ..)| room);
+        unread(users: &[UserId]) -> Vec<u64>;
+        of_device(user: &UserId, device: &DeviceId) -> Vec<DevicePosition>;
+    }
+    Devices {
+        claim(device: Device) -> ();
+        of_users(users: &[UserId]) -> Vec<Device>;
+        remove(user: &UserId, device: &DeviceId) -> bool;
+        remove_token(platform: Platform, token: &str, registered_before: Timestamp) -> bool;
+        forget_unseen(before: Timestamp) -> u64;
+    }
+    Pushes {
+        done(events: &[EventId]) -> Vec<bool>;
+        record(taken: &[(EventId, String)]) -> ();
+        park(push: ParkedPush) -> (), [&push.job.chat_room_id].into_iter();
+        parked(after: Option<&ParkedCursor>, limit: usize) -> Vec<ParkedPush>;
+        find_parked(event: EventId) -> Option<ParkedPush>;
+        drop_parked(event: EventId) -> bool;
+        drop_parked_at(place: &ParkedCursor) -> bool;
+    }
+    Presence {
+        renew(gateway: &GatewayId, ttl: Duration) -> ();
+        resign(gateway: &GatewayId) -> ();
+        attach(session: &Attachment) -> Option<Attachment>;
+        detach(session: &Attachment) -> ();
+        online(users: &[UserId]) -> Vec<bool>;
+        seen(users: &[UserId]) -> Vec<Seen>;
+    }
+    Proofs {
+        record(proofs: &[(MessageId, UserId)], keep: Duration) -> ();
+        proven(asked: &[(MessageId, UserId)]) -> Vec<bool>;
+    }
+    Leases {
+        hold(name: &str, holder: &str, ttl: Duration) -> bool;
+    }
+}
+
+fn rooms_of<T: Payload>(events: &[Event<T>]) -> Vec<RoomId> {
+    events.iter().map(|event| event.payload.room().clone()).collect()
+}
+
+#[async_trait]
+impl<T: Payload> Queue<T> for Intercepted<dyn Queue<T>> {
+    async fn send(&self, events: Vec<Event<T>>) -> EngineResult<()> {
+        self.call("send", rooms_of(&events), self.inner.send(events)).await
+    }
+
+    async fn receiver(&self) -> EngineResult<Box<dyn Receiver<T>>> {
+        let inner = self.call("receiver", Vec::new(), self.inner.receiver()).await?;
+        let held =
+            Held { part: self.part, interceptor: self.interceptor.clone(), receipts: Mutex::default() };
+        Ok(Box::new(TappedReceiver { inner, held: Arc::new(held), tags: AtomicU64::new(0) }))
+    }
+}
+
+struct TappedReceiver<T: Payload> {
+    inner: Box<dyn Receiver<T>>,
+    held: Arc<Held>,
+    tags: AtomicU64,
+}
+
+#[async_trait]
+impl<T: Payload> Receiver<T> for TappedReceiver<T> {
+    async fn receive(&mut self, max: usize) -> EngineResult<Vec<Delivery<T>>> {
+        let Held { part, interceptor, receipts } = &*self.held;
+        let mut call = Call { part, method: "receive", rooms: Vec::new() };
+        interceptor.before(&call).await?;
+        let batch = self.inner.receive(max).await?;
+        call.rooms = batch.iter().map(|delivery| delivery.event.payload.room().clone()).collect();
+        // Whether this fails or is cancelled, the batch is dropped and comes again.
+        interceptor.after(&call).await?;
+        let wrap = |delivery: Delivery<T>| {
+            let tag = self.tags.fetch_add(1, Ordering::Relaxed);
+            locked(receipts).insert(tag, delivery.receipt);
+            Delivery { receipt: Receipt::new(tag, self.held.clone()), ..delivery }
+        };
+        Ok(batch.into_iter().map(wrap).collect())
+    }
+}
+
+/// The engine's receipts, each behind one that was handed out.
+struct Held {
+    part: &'static str,
+    interceptor: Arc<dyn Interceptor>,
+    receipts: Mutex<HashMap<u64, Receipt>>,
+}
+
+impl Held {
+    /// Those of these tags. A receipt that is dropped tells the engine, which is not to happen under the lock.
+    fn take(&self, tags: Vec<u64>) -> Vec<Receipt> {
+        let mut receipts = locked(&self.receipts);
+        tags.iter().filter_map(|tag| receipts.remove(tag)).collect()
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").field("part", &self.part).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Acknowledge for Held {
+    async fn ack(&self, tags: Vec<u64>) -> EngineResult<()> {
+        let call = Call { part: self.part, method: "ack", rooms: Vec::new() };
+        through(&self.interceptor, call, bus::ack(self.take(tags))).await
+    }
+
+    async fn retry(&self, tags: Vec<u64>, after: Duration) -> EngineResult<()> {
+        let call = Call { part: self.part, method: "retry", rooms: Vec::new() };
+        through(&self.interceptor, call, bus::retry(self.take(tags), after)).await
+    }
+
+    fn dropped(&self, tag: u64) {
+        drop(self.take(vec![tag]));
+    }
+}
+
+#[async_trait]
+impl Live for Intercepted<dyn Live> {
+    async fn publish(&self, events: Vec<LiveEvent>) -> EngineResult<()> {
+        let rooms = events.iter().map(|event| event.news.room().clone()).collect();
+        self.call("publish", rooms, self.inner.publish(events)).await
+    }
+
+    async fn confirm(&self, gateway: &GatewayId, confirmations: Vec<Confirmation>) -> EngineResult<()> {
+        self.call("confirm", Vec::new(), self.inner.confirm(gateway, confirmations)).await
+    }
+
+    async fn evict(&self, gateway: &GatewayId, session: &SessionId) -> EngineResult<()> {
+        self.call("evict", Vec::new(), self.inner.evict(gateway, session)).await
+    }
+
+    async fn subscribe(&self, gateway: &GatewayId, is_here: IsHere) -> EngineResult<Box<dyn Subscription>> {
+        let inner = self.call("subscribe", Vec::new(), self.inner.subscribe(gateway, is_here)).await?;
+        Ok(Box::new(TappedSubscription { inner, interceptor: self.interceptor.clone(), interrupted: false }))
+    }
+}
+
+struct TappedSubscription {
+    inner: Box<dyn Subscription>,
+    interceptor: Arc<dyn Interceptor>,
+    interrupted: bool,
+}
+
+#[async_trait]
+impl Subscription for TappedSubscription {
+    async fn next(&mut self) -> Option<Signal> {
+        if self.interrupted {
+            // What is there is lost.
+            tokio::select! {
+                biased;
+                lost = self.inner.next() => { lost?; }
+                () = future::ready(()) => {}
+            }
+            self.interrupted = false;
+            return Some(Signal::Restored);
+        }
+        let call = Call { part: "live", method: "next", rooms: Vec::new() };
+        if self.interceptor.before(&call).await.is_err() {
+            self.interrupted = true;
+            return Some(Signal::Interrupted);
+        }
+        self.inner.next().await
+    }
+}

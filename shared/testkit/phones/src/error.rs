@@ -1,0 +1,28 @@
+//! Why the emulator did not start.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Why the emulator did not start. None of these mends itself.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A file of keys or certificates could not be read or written.
+    #[error("{path}: {source}")]
+    File { path: PathBuf, source: io::Error },
+    /// A file that was there holds something else than was written into it. It is not replaced: remove it.
+    #[error("{path} does not hold what the emulator writes there; remove it to have a new one")]
+    Unusable { path: PathBuf },
+    /// An address could not be had.
+    #[error("cannot listen on {address}: {source}")]
+    Listen { address: SocketAddr, source: io::Error },
+    /// A key could not be made: the system gave no randomness.
+    #[error("a key could not be made")]
+    Key,
+    /// A certificate could not be made.
+    #[error("a certificate could not be made")]
+    Certificate(#[from] rcgen::Error),
+    /// The certificate could not be used for TLS.
+    #[error("the certificate cannot be used")]
+    Tls(#[from] tokio_rustls::rustls::Error),
+}

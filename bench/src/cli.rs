@@ -1,4 +1,4 @@
-//! The command line: every option with a sentence, and what is made of it.
+//! The command line: every option with its help, and the values made from them.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -237,10 +237,10 @@ pub fn peak_options(matches: &ArgMatches) -> peak::Options {
     }
 }
 
-/// Where the systems are. What an earlier run has left there is removed, unless it is asked for.
+/// Where the systems are. Data of an earlier run is removed, unless it is asked for.
 pub fn places(matches: &ArgMatches) -> anyhow::Result<Places> {
     let data = PathBuf::from(text(matches, "data"));
-    // Only what a run makes there: the directory may hold anything else.
+    // Only the folders of a run: the directory may hold other files.
     for old in KEYS.map(|key| data.join(key)) {
         if !matches.get_flag("keep-data") && old.exists() {
             fs::remove_dir_all(&old).with_context(|| format!("{} can't be removed", old.display()))?;

@@ -1,5 +1,5 @@
-//! Several systems in one run: measured in turn, round after round, so that what changes on the machine meanwhile meets
-//! all of them alike.
+//! Several systems in one run: measured in turn, round after round, so that changes on the machine affect all of them
+//! alike.
 //!
 //! Only the system whose turn it is runs. The others are stopped, with their data kept for their next turn, so they take
 //! neither processor time nor memory. Each turn starts with messages that are not measured, since a program that was
@@ -19,7 +19,7 @@ use crate::{
 };
 use record::{Comparison, Filled, Memory, Round, State};
 
-/// Sent before anything of a turn is measured, at the lowest of the rates or at this one.
+/// The rate of a turn's first, unmeasured messages, unless the lowest of the rates is lower.
 const WARM_RATE: u32 = 500;
 
 #[derive(Debug, Clone)]
@@ -46,11 +46,11 @@ pub struct Options {
     pub connect_rate: u32,
     /// How long all are held before the memory is read.
     pub hold: Duration,
-    /// What is stored after the first half of the rounds; the second half measures the full systems.
+    /// The messages stored after the first half of the rounds; the second half measures the full systems.
     pub fill: Option<fill::Amount>,
 }
 
-/// Measures all of it. Whatever is measured is handed to `save` after each turn.
+/// Measures all systems. The record so far is passed to `save` after each turn.
 ///
 /// # Errors
 /// When a system can't be started or stopped, or fails so that nothing can be measured.

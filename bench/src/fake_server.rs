@@ -1,4 +1,4 @@
-//! The least server that the tool can run against, which breaks each promise on request.
+//! The smallest server that the tool can run against, which breaks each guarantee on request.
 
 use std::{
     collections::HashMap,
@@ -23,15 +23,15 @@ use tokio_tungstenite::{
 
 use crate::session::{Protocol, Server};
 
-/// What the server does instead of its duty, by the message's number.
+/// The server's defect, by the message's number.
 pub type Defects = fn(usize) -> Defect;
 
-/// One broken promise.
+/// One broken guarantee.
 #[derive(Clone, Copy)]
 pub enum Defect {
     /// Relayed and confirmed.
     None,
-    /// `RATE_LIMITED`, which breaks no promise.
+    /// `RATE_LIMITED`, which breaks no guarantee.
     Refuse,
     /// No answer at all.
     Ignore,
@@ -43,10 +43,10 @@ pub enum Defect {
     Echo,
 }
 
-/// User → what their session is to be sent.
+/// User → the frames to send to their session.
 type Users = Arc<Mutex<HashMap<String, mpsc::UnboundedSender<Value>>>>;
 
-/// Starts it.
+/// Starts the server.
 pub async fn serve(defects: Defects) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
     let url = format!("http://{}", listener.local_addr().expect("bound"));

@@ -19,25 +19,25 @@ use crate::{
 
 /// Messages that are under way at a time.
 const WINDOW: usize = 512;
-/// How long nothing may be answered before it is given up.
+/// How long no message may be answered before the run gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone)]
 pub struct Amount {
     pub messages: u32,
-    /// Over which the messages are spread evenly.
+    /// The rooms over which the messages are spread evenly.
     pub rooms: u32,
     /// Content size.
     pub bytes: u32,
 }
 
-/// What came of it.
+/// The result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
     pub messages: u32,
     pub rooms: u32,
-    /// 0 if pairs of users need none.
+    /// 0 if pairs of users need no rooms.
     pub rooms_seconds: f64,
     pub messages_seconds: f64,
 }

@@ -38,7 +38,7 @@ pub struct Options {
     pub groups: Vec<Group>,
 }
 
-/// What came of it.
+/// The result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
@@ -50,11 +50,11 @@ pub struct Report {
     pub totals: Totals,
     pub server: Vec<Cost>,
     pub tool: Cost,
-    /// What the machine spent meanwhile on anything that is neither: where it is not small, something disturbed.
+    /// The machine's other processor time meanwhile: where it is not small, other processes disturbed the run.
     pub other_cpu_seconds: f64,
 }
 
-/// What some processes spent on the measured part.
+/// The cost of some processes in the measured part.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Cost {
@@ -127,7 +127,7 @@ impl Cost {
 }
 
 impl Report {
-    /// Whether everything that was confirmed came, once, to whom it was for.
+    /// Whether every confirmed message came, once, to its receiver only.
     pub fn keeps_promises(&self) -> bool {
         self.totals.lost == 0 && self.totals.duplicates == 0 && self.totals.strays == 0
     }

@@ -1,4 +1,4 @@
-//! What an idle connection costs the server in memory.
+//! The server's memory per idle connection.
 
 use std::{
     fmt,
@@ -39,7 +39,7 @@ pub struct Options {
     pub groups: Vec<Group>,
 }
 
-/// What it cost.
+/// The result.
 #[derive(Debug)]
 pub struct Report {
     opened: u32,
@@ -49,8 +49,8 @@ pub struct Report {
     pub memory: Vec<(String, u64, u64)>,
 }
 
-/// Opens them all, holds them, looks at the server. A session that can't be opened ends the run: the figure would be
-/// wrong without it.
+/// Opens all sessions, holds them, reads the server's memory. A session that can't be opened ends the run: the figure
+/// would be wrong without it.
 ///
 /// # Errors
 /// When a session can't be opened, or a process of the server has ended.
@@ -75,7 +75,7 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     })
 }
 
-/// Several threads open sessions, each at its time; those that are open are looked after meanwhile.
+/// Several threads open sessions, each at its time; the open sessions are polled meanwhile.
 fn open_all(options: &Options, driver: &mut Driver) -> anyhow::Result<()> {
     let (run, start, next): (Arc<str>, _, _) = (new_run().into(), Instant::now(), AtomicU32::new(0));
     let open_next = || -> Option<anyhow::Result<Session>> {
@@ -109,7 +109,7 @@ fn open_all(options: &Options, driver: &mut Driver) -> anyhow::Result<()> {
     })
 }
 
-/// None while the ports of one address suffice, since this works on loopback only.
+/// `None` while the ports of one address suffice, since this works on loopback only.
 fn source_address(number: u32, connections: u32) -> Option<IpAddr> {
     let address = Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() + number / PORTS_PER_ADDRESS);
     (connections > PORTS_PER_ADDRESS).then_some(address.into())

@@ -1,7 +1,7 @@
-//! The book of a run: one line per message, in which each thing that happens to it is entered once.
+//! The ledger of a run: one line per message, in which each step of the message is entered once.
 //!
-//! A message's number says when it is due and who sends it, so the number in its `clientMessageId` is all that a frame
-//! must carry, and nothing is looked up while messages flow.
+//! A message's number determines when it is due and its sender, so the number in its `clientMessageId` is all that a
+//! frame must carry, and no look-up happens while messages flow.
 
 use std::{
     collections::BTreeMap,
@@ -80,14 +80,14 @@ impl Stamp {
 }
 
 impl Line {
-    /// Whether nothing more is to be expected of this message.
+    /// Whether no further event of this message is expected.
     fn is_settled(&self) -> bool {
         if self.acked.is_set() { self.delivered.is_set() } else { self.failed }
     }
 }
 
 impl Ledger {
-    /// An empty book.
+    /// An empty ledger.
     pub fn new(schedule: Schedule) -> Self {
         Self {
             schedule,
@@ -124,12 +124,12 @@ impl Ledger {
         self.strays += 1;
     }
 
-    /// A session was told that its live delivery was interrupted.
+    /// A session was notified that its live delivery was interrupted.
     pub fn resync(&mut self) {
         self.resyncs += 1;
     }
 
-    /// Something else went wrong: an `ERROR` frame's code (with the message it is about), a closed session.
+    /// Another failure: an `ERROR` frame's code (with the message it is about), a closed session.
     pub fn error(&mut self, kind: &str, number: Option<usize>) {
         if let Some(number) = number.filter(|number| *number < self.lines.len()) {
             self.change(number, |line| line.failed = true);
@@ -137,7 +137,7 @@ impl Ledger {
         *self.errors.entry(kind.to_owned()).or_default() += 1;
     }
 
-    /// Whether nothing more is to be expected.
+    /// Whether no further event is expected.
     pub fn is_settled(&self) -> bool {
         self.settled == self.lines.len()
     }
@@ -185,7 +185,7 @@ impl Ledger {
     }
 }
 
-/// What became of the messages. Counts are of the whole run, latencies and throughput of its measured part.
+/// The result of a run. Counts are of the whole run, latencies and throughput of its measured part.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Totals {
@@ -205,7 +205,7 @@ pub struct Totals {
     pub duplicates: u64,
     /// Delivered to a session they are not for.
     pub strays: u64,
-    /// `RESYNC` frames. The tool does not catch up after one, so what such a session misses counts as lost.
+    /// `RESYNC` frames. The tool does not catch up after one, so messages that such a session misses count as lost.
     pub resyncs: u64,
     /// Errors and closed sessions by kind.
     pub errors: BTreeMap<String, u64>,

@@ -1,5 +1,5 @@
-//! What sends and reads while a run is measured: one thread and as few system calls per message as there can be, because
-//! the tool shares the machine with what it measures.
+//! The load generator of a measured run: one thread and as few system calls per message as possible, because the tool
+//! shares the machine with the measured system.
 
 pub mod driver;
 pub mod socket;
@@ -21,14 +21,14 @@ pub struct Chat<'a> {
     pub content: &'a str,
 }
 
-/// What a session was told.
+/// An event of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// This message is confirmed.
     Acked(usize),
     /// A message came; `None` if it is of another run.
     Delivered(Option<usize>),
-    /// Something was refused, or is not as it should be.
+    /// A refusal, or an unexpected frame.
     Error(String, Option<usize>),
     /// Live delivery was interrupted.
     Resync,
@@ -36,13 +36,13 @@ pub enum Event {
     Closed(String),
 }
 
-/// How a system is spoken to, after a session is open.
+/// A system's protocol, after a session is open.
 pub trait Dialect: Send {
-    /// Appends to `output` what sends this message.
+    /// Appends this message's frames to `output`.
     fn chat(&mut self, chat: Chat<'_>, output: &mut Vec<u8>);
 
-    /// Takes the first frame of `input`: answers its length, or 0 while it is incomplete. What it says is added to
-    /// `events`, and what has to be answered to `output`.
+    /// Takes the first frame of `input`: returns its length, or 0 while it is incomplete. Its events are added to `events`,
+    /// and an answer to it, if any, to `output`.
     ///
     /// # Errors
     /// When the input is not what this protocol may send; the session can't go on.

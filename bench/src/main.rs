@@ -1,4 +1,4 @@
-//! `naru-bench`: what a Naru server costs and how fast it is, measured through the contract on the wire.
+//! `naru-bench`: the cost and the speed of a Naru server, measured through the contract on the wire.
 //!
 //! ```text
 //! naru-bench idle --url http://127.0.0.1:8080 --secret S --connections 4000 --pid PID
@@ -13,11 +13,11 @@
 //! naru-bench page target/comparison/comparison.json
 //! ```
 //!
-//! With `--url` more than once sessions are spread over several gateways: of two, each pair has one member on either.
+//! With `--url` more than once, sessions are spread over several gateways: of two, each pair has one member on either.
 //!
 //! - `idle` opens sessions and reports the server's resident memory per connection.
 //! - `flow` lets pairs of users write to each other at a fixed rate and reports how long the `ACK` and the delivery
-//!   take, what the server spends on it, and what was lost or came twice. It leaves with 1 if anything confirmed was
+//!   take, the server's cost, and the messages that were lost or came twice. It exits with 1 if a confirmed message was
 //!   lost, came twice, or came to the wrong session.
 //! - `fill` stores many messages in many rooms, as fast as the server takes them.
 //! - `push` lets the members of a room miss messages, and reports how fast their phones get them from a server that pushes to
@@ -25,8 +25,8 @@
 //!
 //! `compare` and `peak` start and stop the systems themselves: `naru` (one process), `naru-services` (two gateways,
 //! persister, fanout, notifier, on RabbitMQ, Redis and SecantusDB), `socketio` and `ejabberd`
-//! (`bench/peers/README.md` says what these do), and with `--against DIR` the Naru of another directory, as `against` and
-//! `against-services`. What is missing for them is installed. See [`compare`] for how they take turns.
+//! (`bench/peers/README.md` describes them), and with `--against DIR` the Naru of another directory, as `against` and
+//! `against-services`. Missing programs are installed. See [`compare`] for how they take turns.
 //!
 //! - `compare` writes `comparison.json` (every measurement of every round), `comparison.md` and `comparison.html` into
 //!   the directory `--out`, anew after each turn. With `--fill-messages` all rounds are measured, each system is filled,
@@ -35,13 +35,13 @@
 //!   the rate delivered, nothing lost or unanswered.
 //!
 //! Processor time is counted per group of processes with all that they have started, ended ones included. Memory is
-//! `Pss`: what processes share is counted once. Naru's programs are started with a grace time (`NARU_DELIVERY_GRACE`) of
-//! 2 s, so that what they do about a message after it falls into the measured time, too.
+//! `Pss`: shared memory is counted once. Naru's programs are started with a grace time (`NARU_DELIVERY_GRACE`) of
+//! 2 s, so that their work on a message after it falls into the measured time, too.
 //!
 //! The load is *open-loop*: when each message is due is fixed before the run, and its latency counts from then, not
-//! from when a slow server let the tool get round to it (no "coordinated omission"). The tool sends and reads on one thread and
-//! reports what it used of it, and how late it was itself ("sent"): figures where that is not small against the
-//! others say more about the tool than about the server.
+//! from when a slow server let the tool send it (no "coordinated omission"). The tool sends and reads on one thread and
+//! reports how much of it was used, and how late its own sends were ("sent"): figures where that is not small against
+//! the others measure the tool more than the server.
 //!
 //! The server's rate limit counts per user: above 100 messages per second and user (`NARU_RATE_MESSAGES_PER_SECOND`)
 //! give it more pairs or a higher limit.

@@ -10,10 +10,10 @@ use crate::{compare::stats, flow, systems::Running};
 const MAX_P99_MS: f64 = 100.0;
 /// … this part of it is delivered in the time it was asked for, nothing is lost, and everything is answered.
 const MIN_ACHIEVED: f64 = 0.98;
-/// A rate has not been held when it was not held this many times in a row.
+/// A rate counts as not held after this many measurements in a row that did not hold it.
 const TRIES: u32 = 2;
 
-/// Where to look.
+/// The range of the search.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The first rate that is tried.
@@ -30,7 +30,7 @@ pub struct Options {
     pub bytes: u32,
 }
 
-/// What was found.
+/// The result.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
@@ -42,7 +42,7 @@ pub struct Report {
     pub trials: Vec<flow::Report>,
 }
 
-/// Measures until it is known.
+/// Measures until the peak is found.
 ///
 /// # Errors
 /// When nothing can be measured.
@@ -118,7 +118,7 @@ async fn search(
             Some(above) if f64::from(above - held) <= f64::from(held) * options.precision => break,
             Some(above) => held.midpoint(above),
         };
-        // Nothing lies between them, or they are too low to tell apart.
+        // No rate lies between them, or they are too low to tell apart.
         if rate == held || not_held == Some(rate) {
             break;
         }

@@ -1,4 +1,4 @@
-//! How each system is spoken to: the few frames of its protocol that a load needs.
+//! The protocol of each system: the few frames that a load needs.
 
 pub mod naru;
 pub mod socketio;

@@ -1,4 +1,4 @@
-//! What the kernel says about a process: its memory and its processor time, from `/proc` (see proc(5)).
+//! A process's memory and processor time, as the kernel reports them in `/proc` (see proc(5)).
 
 use std::{fs, io, time::Duration};
 
@@ -20,11 +20,11 @@ pub fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
     Ok(Stat::of(pid)?.own)
 }
 
-/// What the whole machine has spent on anything since it was started.
+/// Processor time of the whole machine since it was started.
 pub fn machine_cpu_time() -> anyhow::Result<Duration> {
     let stat = fs::read_to_string("/proc/stat")?;
     let all = stat.lines().next().context("the first line is of all processors")?;
-    // user nice system idle iowait irq softirq steal; what comes then is in these already.
+    // user nice system idle iowait irq softirq steal; later fields are in these already.
     let ticks = all.split_whitespace().skip(1).take(8).map(str::parse).collect::<Result<Vec<u64>, _>>()?;
     let idle: u64 = ticks.iter().skip(3).take(2).sum();
     Ok(ticks_to_time(ticks.iter().sum::<u64>() - idle))
@@ -38,16 +38,16 @@ fn ticks_to_time(ticks: u64) -> Duration {
 /// connections.
 #[derive(Debug, Clone)]
 pub struct Group {
-    /// What they are called in reports.
+    /// Their name in reports.
     pub name: String,
     /// The first of each family.
     pub pids: Vec<u32>,
-    /// Whether what they start belongs to them.
+    /// Whether the processes that they start are counted.
     pub has_children: bool,
 }
 
 impl Group {
-    /// One process, called by its program and its id.
+    /// One process, named by its program and its id.
     pub fn of_process(pid: u32) -> anyhow::Result<Self> {
         Ok(Self::family(&format!("{} {pid}", name(pid)?), pid))
     }
@@ -62,11 +62,11 @@ impl Group {
         Self { has_children: false, ..Self::family("tool", std::process::id()) }
     }
 
-    /// The processor time that the families have used so far. What a child has used that has ended and was waited for is
-    /// in its parent's account (`cutime` and `cstime`), so nothing is lost and nothing counted twice.
+    /// The processor time that the families have used so far. The time of a child that has ended and was waited for is in
+    /// its parent's account (`cutime` and `cstime`), so no time is lost or counted twice.
     pub fn cpu_time(&self) -> anyhow::Result<Duration> {
         let families = self.families()?;
-        // One that has ended since is in its parent's account by now or soon.
+        // A process that has ended since is in its parent's account by now or soon.
         let stats = families.iter().filter_map(|pid| Stat::of(*pid).ok());
         let of_children = |stat: &Stat| if self.has_children { stat.waited_for } else { Duration::ZERO };
         Ok(stats.map(|stat| stat.own + of_children(&stat)).sum())
@@ -99,7 +99,7 @@ impl Group {
     }
 }
 
-/// What of `/proc/PID/stat` is of interest.
+/// The fields of `/proc/PID/stat` that are used.
 struct Stat {
     parent: u32,
     own: Duration,
@@ -109,7 +109,7 @@ struct Stat {
 impl Stat {
     fn of(pid: u32) -> anyhow::Result<Self> {
         let stat = read(pid, "stat")?;
-        // The second field is the program's name in parentheses, which may hold anything.
+        // The second field is the program's name in parentheses, which may hold any character.
         let (_, after_name) = stat.rsplit_once(')').context("a stat line has a name")?;
         let fields: Vec<&str> = after_name.split_whitespace().collect();
         // Of the fields, counted from 1: 4 is the parent, 14 to 17 are utime, stime, cutime, cstime.

@@ -14,10 +14,10 @@ use crate::{
     session::{Server, new_run},
 };
 
-/// How often the emulator is asked how many it has taken.
+/// How often the emulator is asked how many pushes it has taken.
 const ASK_EVERY: Duration = Duration::from_millis(20);
 
-/// What to push.
+/// The load.
 #[derive(Debug)]
 pub struct Options {
     /// The server. It pushes to the emulator.
@@ -36,7 +36,7 @@ pub struct Options {
     pub pid: Option<u32>,
 }
 
-/// What came of it.
+/// The result.
 #[derive(Debug)]
 pub struct Report {
     pushes: u64,

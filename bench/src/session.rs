@@ -1,4 +1,4 @@
-//! Who connects, and how: the users of one run.
+//! The users of one run, and how they connect.
 
 use std::{net::IpAddr, sync::Arc, thread, time::Duration};
 
@@ -18,7 +18,7 @@ const TOKEN_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// Rooms and sessions made at a time.
 const SETUP_CONCURRENCY: usize = 16;
 
-/// How a server is spoken to.
+/// A server's protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     /// Naru's contract.
@@ -32,9 +32,8 @@ pub enum Protocol {
 /// The server under test.
 #[derive(Debug, Clone)]
 pub struct Server {
-    /// How it is spoken to.
     pub protocol: Protocol,
-    /// `http://host:port` of each of its entrances (of XMPP `host:port`); sessions are spread over them in turn.
+    /// `http://host:port` of each of its endpoints (of XMPP `host:port`); sessions are spread over them in turn.
     pub urls: Vec<String>,
     /// The HS256 secret of its tokens.
     pub secret: String,
@@ -93,7 +92,7 @@ impl Server {
     /// Makes a room of each pair of users: their ids in order.
     pub async fn make_rooms(&self, pairs: Vec<[String; 2]>) -> anyhow::Result<Vec<String>> {
         if self.protocol == Protocol::Xmpp {
-            // Two users who write to each other need none.
+            // Two users that write to each other need no room.
             return Ok(vec![String::new(); pairs.len()]);
         }
         let http = Http::without_token(self.url(0));

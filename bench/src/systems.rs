@@ -1,6 +1,6 @@
 //! The systems that are compared, each started on ports and in folders of its own, and stopped when its turn is over.
 //!
-//! Ports stay the same over restarts, because what is stored knows them (RabbitMQ's node is named by its port).
+//! Ports stay the same over restarts, because stored data refers to them (RabbitMQ's node is named by its port).
 
 mod child;
 mod start;
@@ -18,7 +18,7 @@ use child::Child;
 
 /// Taken by each system in a row; more than any needs.
 const PORTS_EACH: u16 = 24;
-/// Below the range from which Linux gives ports to those who connect.
+/// Below the range from which Linux gives ports to clients.
 const PORTS: std::ops::Range<u16> = 21_000..31_000;
 
 /// Every system's key, in the order of reports.
@@ -34,7 +34,7 @@ pub enum Kind {
     SocketIo,
     /// ejabberd on PostgreSQL.
     Ejabberd,
-    /// Something that runs already.
+    /// A server that runs already.
     #[cfg(test)]
     Running(Server),
 }
@@ -56,13 +56,13 @@ pub struct System {
 pub struct Running {
     /// How to reach it.
     pub server: Server,
-    /// What it consists of.
+    /// Its processes.
     pub groups: Vec<Group>,
     /// In the order of their start.
     children: Vec<Child>,
 }
 
-/// Where things are.
+/// The folders of programs and data.
 #[derive(Debug, Clone)]
 pub struct Places {
     /// Naru's programs.
@@ -108,7 +108,7 @@ impl Places {
 }
 
 impl System {
-    /// With its data below `data`.
+    /// A system with its data below `data`.
     pub fn new(key: &str, label: &str, kind: Kind, data: &Path) -> anyhow::Result<Self> {
         Ok(Self {
             key: key.to_owned(),
@@ -140,7 +140,7 @@ impl System {
 }
 
 impl Running {
-    /// Stops all of it, the last that was started first; returns when it is gone.
+    /// Stops its programs, the last started first; returns when they have ended.
     pub fn stop(mut self) -> anyhow::Result<()> {
         while let Some(child) = self.children.pop() {
             child.stop()?;
@@ -161,7 +161,7 @@ fn free_ports() -> anyhow::Result<u16> {
     }
 }
 
-/// Installs what the peers and Naru's services need, unless it is there.
+/// Installs the programs of the peers and Naru's services, unless they are there.
 ///
 /// # Errors
 /// When it can't be installed.
@@ -177,10 +177,10 @@ pub fn install(systems: &[System]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the peers consist of, in which versions.
+/// The peers' components and their versions.
 ///
 /// # Errors
-/// When the script that knows can't be run.
+/// When the script that reports them can't be run.
 pub fn versions() -> anyhow::Result<Vec<String>> {
     let output =
         std::process::Command::new(start::root().join("bench/peers/run")).arg("versions").output()?;

@@ -129,7 +129,7 @@ async fn engines_that_fail_are_asked_again() {
         "offline.send",
         "live.confirm",
         "live.publish",
-        "presence.locate",
+        "presence.online",
         "proofs.proven",
         "proofs.record",
     ];
@@ -172,7 +172,7 @@ async fn unknown_is_not_offline() {
     let outage = Arc::new(Outage::default());
     let presence = outage.clone();
     let mut naru =
-        on(move |engines| intercepted(engines, Arc::new(Only(&["presence.locate"], presence)))).await;
+        on(move |engines| intercepted(engines, Arc::new(Only(&["presence.online"], presence)))).await;
     naru.http("A").create_room(&["A", "B"]).await;
     let (mut ada, mut ben) = (naru.phone("A").await, naru.phone("B").await);
     outage.cut(true);
@@ -241,7 +241,7 @@ async fn round_trips_are_shared_by_a_batch() {
         ("live.confirm", 1),
         ("saved.send", 1),
         ("rooms.members_at", 0),
-        ("presence.locate", 1),
+        ("presence.online", 1),
         ("offline.send", 0),
         ("live.publish", 1),
     ] {

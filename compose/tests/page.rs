@@ -1,6 +1,6 @@
 //! The demo page, as its two people see it: a real browser on the real binary, started as `cargo run --release` does.
 //!
-//! F9 is proved here: what a sender sees, and when.
+//! What a sender sees, and when.
 
 mod browser;
 
@@ -21,7 +21,7 @@ const ENTER: &str = "\u{e007}";
 const NO_ANSWER: Duration = Duration::from_secs(20);
 const RECONNECT: Duration = Duration::from_secs(20);
 
-/// F9, F10: Ada's message is on her screen at once, becomes sent when it is saved, and is at Ben's; no phone buzzes.
+/// Ada's message is on her screen at once, becomes sent when it is saved, and is at Ben's; no phone buzzes.
 #[tokio::test]
 async fn a_message_is_drawn_at_once_and_arrives() {
     let desk = Desk::set_up().await;
@@ -52,7 +52,7 @@ async fn a_message_is_drawn_at_once_and_arrives() {
     desk.clear_away().await;
 }
 
-/// F11: Ben is switched off, so his phone buzzes; when he is back, the message is there, once.
+/// Ben is switched off, so his phone buzzes; when he is back, the message is there, once.
 #[tokio::test]
 async fn a_phone_buzzes_when_its_owner_is_away() {
     let desk = Desk::set_up().await;
@@ -92,7 +92,7 @@ async fn what_is_written_offline_fails_and_can_be_resent() {
     desk.clear_away().await;
 }
 
-/// F9, P2: the server dies. What Ada writes then gets no answer and fails; when the server is back, the page is too,
+/// P2: the server dies. What Ada writes then gets no answer and fails; when the server is back, the page is too,
 /// and a resend is the same message. (The page waits 10 s for an answer, and so does this test.)
 #[tokio::test]
 async fn a_message_written_while_the_server_is_dead_is_resent() {

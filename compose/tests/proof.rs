@@ -229,7 +229,7 @@ async fn without_a_grace_time_presence_decides() {
     ada.expect("ACK").await;
     naru.counts("naru_fanout_closed_total 1").await;
     assert_eq!(counted.count("offline.send"), 0);
-    assert_eq!(counted.count("presence.locate"), 2, "before the publish, and after it: who left in between?");
+    assert_eq!(counted.count("presence.online"), 2, "before the publish, and after it: who left in between?");
     assert_eq!(counted.count("proofs"), 0);
     naru.backend.none_waiting();
     naru.stop().await;

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::support::{Naru, SECRET};
 
-/// F10: both online. The message comes at once and no push is sent.
+/// Both online. The message comes at once and no push is sent.
 #[tokio::test]
 async fn both_online_no_push() {
     let mut naru = Naru::start(&[]).await;
@@ -33,7 +33,7 @@ async fn both_online_no_push() {
     naru.stop().await;
 }
 
-/// F11: B offline. A push for each message, and the history holds them all when the app opens.
+/// B offline. A push for each message, and the history holds them all when the app opens.
 #[tokio::test]
 async fn offline_is_pushed_and_reads_the_history() {
     let mut naru = Naru::start(&[]).await;
@@ -52,7 +52,7 @@ async fn offline_is_pushed_and_reads_the_history() {
     naru.stop().await;
 }
 
-/// F12: the sending session never gets its message back; the sender's other devices do.
+/// The sending session never gets its message back; the sender's other devices do.
 #[tokio::test]
 async fn a_senders_other_devices_get_the_message_too() {
     let naru = Naru::start(&[]).await;
@@ -127,7 +127,7 @@ async fn plain_frames_are_answered_in_order() {
     naru.stop().await;
 }
 
-/// F5 before F6: what an offline recipient is owed is handed over before the message is published, whoever else is
+/// The offline event of a recipient is handed over before the message is published, whoever else is
 /// online.
 #[tokio::test]
 async fn the_push_is_handed_over_before_the_publish() {

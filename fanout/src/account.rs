@@ -1,7 +1,7 @@
-//! The ledger: whom a published message still has to reach, until every recipient is accounted for. Then, and not before,
-//! its intake entry is closed.
+//! The ledger of the recipients that a published message still has to reach. When all are accounted for, and not before, its
+//! intake entry is closed.
 //!
-//! A recipient is accounted for who has proven to have the message, or whose offline event lies in the notifier's queue.
+//! A recipient is accounted for once they have proven to have the message, or their offline event is in the notifier's queue.
 //! The ledger is in memory only, and needs no repair of its own:
 //!
 //! | dies or is lost between | then | seen |
@@ -12,9 +12,9 @@
 //! | publish · closed (the fanout dies) | the entry is open: the sweep hands it on after the grace time and 5 s; then proofs are asked first | where there is no proof: a push, and the same `CHAT` once more |
 //! | offline event confirmed · closed | the same | the same push again, which its lane recognises by its id |
 //!
-//! Proofs are asked for all messages that are due at once, at two moments of a message's life: shortly after the publish,
-//! when nearly all are proven, and at the grace time. Entries are closed, and rooms moved up in lists, for many messages in
-//! one write each. A room is moved up before its entries are closed: so what dies in between is repeated.
+//! Proofs are asked for all due messages at once, twice for each message: shortly after the publish, when nearly all are
+//! proven, and at the grace time. Entries are closed, and rooms moved up in lists, for many messages in one write each. A
+//! room is moved up before its entries are closed: after a crash in between, both are repeated.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -31,31 +31,31 @@ use tokio_util::sync::CancellationToken;
 use crate::publish::enqueue_offline;
 use crate::telemetry::Telemetry;
 
-/// When proofs are asked for the first time: gateways ping once a second, and record what that proves within 100 ms.
+/// When proofs are asked for the first time: gateways ping once a second, and record the proofs within 100 ms.
 const FIRST_LOOK: Duration = Duration::from_millis(1_500);
-/// How often what is due is looked at, entries are closed and rooms are moved up.
+/// How often due messages are checked, entries are closed and rooms are moved up.
 const TICK: Duration = Duration::from_millis(250);
 /// How many proofs are asked for in one call at most.
 const MAX_ASKED: usize = 8_192;
-/// How many bytes of messages wait for their proofs at most, beside about 300 for each. Beyond, the oldest are treated as
-/// if their grace time was over: a push too many, and no memory without a bound.
+/// How many bytes of messages wait for their proofs at most, [`BYTES_EACH`] included. Beyond, the oldest are treated as if
+/// their grace time was over: that costs needless pushes, and bounds the memory.
 const MAX_BYTES: usize = 64 << 20;
-/// What a waiting message costs beside its content.
+/// The cost of a waiting message beside its content.
 const BYTES_EACH: usize = 300;
-/// How many entries are closed in one tick at most: after a stall tens of thousands are finished at once, and closing them all
-/// would hold up the proofs of those that follow.
+/// How many entries are closed in one tick at most: after a stall tens of thousands are finished at once, and closing them
+/// all would hold up the proofs of later messages.
 const MAX_CLOSED: usize = 4_096;
 /// How many batches may wait to be taken over; beyond, the fanout waits.
 const MAX_BATCHES: usize = 8;
 
-/// A published message, and the recipients of whom it is not known that they have it.
+/// A published message, and the recipients who have not proven to have it.
 #[derive(Debug)]
 pub(crate) struct Published {
     message: Message,
     trace: Trace,
     /// Empty: every recipient is accounted for.
     unproven: Vec<UserId>,
-    /// What it counts for in the budget, however many have proven to have it since.
+    /// Its share of the budget, however many recipients have proven to have it since.
     bytes: usize,
 }
 
@@ -66,16 +66,16 @@ impl Published {
     }
 }
 
-/// What waits for a moment: in the order of the moments, since all wait equally long.
+/// Waiting messages, in the order in which they were taken over: all wait equally long.
 type Waiting = VecDeque<(Instant, Published)>;
 
-/// The task. Clones take turns.
+/// The task. One clone runs at a time.
 #[derive(Clone)]
 pub(crate) struct Accountant {
     engines: Engines,
     /// None: recipients have nothing to prove.
     grace: Option<Duration>,
-    /// Cancelled when no proof will come any more: what is unproven then gets its offline event at once.
+    /// Cancelled when no proof will come any more: unproven recipients then get their offline events at once.
     no_more_proofs: CancellationToken,
     batches: Arc<Mutex<mpsc::Receiver<Vec<Published>>>>,
     max_bytes: usize,
@@ -94,7 +94,7 @@ impl Accountant {
         (Self { engines, grace, no_more_proofs, batches, max_bytes: MAX_BYTES, telemetry }, sender)
     }
 
-    /// Works until the fanout has ended. What is unproven then stays open: the sweep hands it on to another fanout.
+    /// Works until the fanout has ended. Messages unproven then stay open: the sweep hands them on to another fanout.
     pub(crate) async fn run(self, stop: CancellationToken) -> EngineResult<()> {
         let mut batches = self.batches.lock().await;
         let mut ledger = Ledger::default();
@@ -106,7 +106,7 @@ impl Accountant {
                     Some(batch) => self.take_over(&mut ledger, batch),
                     None => break,
                 },
-                // After a pause this is over already: a lone message is dealt with at once.
+                // After a pause this has passed already: a lone message is handled at once.
                 () = sleep_until(next_tick), if !ledger.is_empty() => {
                     self.tick(&mut ledger, Instant::now()).await;
                     next_tick = Instant::now() + TICK;
@@ -138,7 +138,7 @@ impl Accountant {
         self.telemetry.unproven.set(ledger.count());
     }
 
-    /// Asks for the proofs of what is due, hands over who has none at the end, and writes down what is finished.
+    /// Asks for the proofs that are due, sends offline events where one is missing at the end, and closes finished entries.
     async fn tick(&self, ledger: &mut Ledger, now: Instant) {
         let is_over = self.no_more_proofs.is_cancelled();
         let grace = if is_over { Duration::ZERO } else { self.grace.unwrap_or_default() };
@@ -160,7 +160,7 @@ impl Accountant {
         self.telemetry.unproven.set(ledger.count());
     }
 
-    /// Those of these messages that some recipients have not proven to have, with these recipients. The others are closed.
+    /// The messages that some recipients have not proven to have, with these recipients. The others are closed.
     async fn unproven_of(&self, ledger: &mut Ledger, waiting: Waiting) -> Waiting {
         if waiting.is_empty() {
             return waiting;
@@ -196,7 +196,7 @@ impl Accountant {
         left
     }
 
-    /// Offline events for those without a proof at the grace time, confirmed; then the entries may be closed.
+    /// Sends offline events for recipients without a proof at the grace time; once confirmed, it closes their entries.
     async fn hand_over(&self, ledger: &mut Ledger, unproven: Waiting) {
         if unproven.is_empty() {
             return;
@@ -220,8 +220,9 @@ impl Accountant {
         }
     }
 
-    /// Moves rooms up in lists, then closes entries, the oldest first and so many at most. What fails stays to be done, unless it would fail again: a room that can't be
-    /// moved up stays where it is in lists, an entry that can't be closed is handed on by the sweep, and neither holds up others.
+    /// Moves rooms up in lists, then closes entries, the oldest first and `max` at most. A failed write is repeated, unless
+    /// it would fail again: a room that can't be moved up stays where it is in lists, an entry that can't be closed is handed
+    /// on by the sweep, and neither holds up others.
     async fn write_down(&self, ledger: &mut Ledger, max: usize) {
         let store = &self.engines.store;
         if !ledger.newest.is_empty() {
@@ -260,7 +261,7 @@ impl Accountant {
         }
     }
 
-    /// The fanout has ended: what is proven by now is closed, the rest is left to the sweep.
+    /// The fanout has ended: messages proven by now are closed, the rest is left to the sweep.
     async fn last_tick(&self, mut ledger: Ledger, stop: &CancellationToken) -> EngineResult<()> {
         if self.no_more_proofs.is_cancelled() {
             self.tick(&mut ledger, Instant::now()).await;
@@ -276,7 +277,7 @@ impl Accountant {
     }
 }
 
-/// What is older than this.
+/// Takes the messages of at least this age.
 fn due(waiting: &mut Waiting, now: Instant, age: Duration) -> Waiting {
     let count = waiting.partition_point(|(at, _)| now.duration_since(*at) >= age);
     waiting.drain(..count).collect()
@@ -284,15 +285,15 @@ fn due(waiting: &mut Waiting, now: Instant, age: Duration) -> Waiting {
 
 #[derive(Default)]
 struct Ledger {
-    /// Published; their proofs were not asked for yet.
+    /// Messages whose proofs were not asked for yet.
     unproven: Waiting,
-    /// Their proofs were asked for once.
+    /// Messages whose proofs were asked for once.
     at_grace: Waiting,
-    /// Finished, to be written down.
+    /// Finished entries, to be closed.
     closings: Vec<Closing>,
     /// The newest message of each room that is to be moved up in lists.
     newest: HashMap<RoomId, Message>,
-    /// Of what waits for proofs.
+    /// Of the messages that wait for proofs.
     bytes: usize,
 }
 

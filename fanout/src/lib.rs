@@ -1,9 +1,9 @@
 //! Decides per recipient between live delivery and a push, emits the offline events, then publishes.
 //!
-//! A saved message finds its people: `members` says who they are, [`route`] who of them is here and who is not,
-//! `publish` tells both, in the one order that loses none of them: first the offline events, then the live layer. Who is
-//! here has to prove in time that the message has arrived; `account` asks for the proofs, lets the others have their push,
-//! and then closes the intake entry. So an entry is open until every recipient is accounted for.
+//! `members` finds a saved message's recipients, [`route`] splits them into online and offline, `publish` serves both, in the
+//! one order that loses none of them: first the offline events, then the live layer. An online recipient has to prove in time
+//! that the message has arrived; `account` asks for the proofs, emits offline events where one is missing, and then closes
+//! the intake entry. So an entry is open until every recipient is accounted for.
 
 mod account;
 mod members;
@@ -17,14 +17,14 @@ use naru_runtime::{Policy, Span, Supervisor};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-/// The keys of the configuration that a fanout reads; `defaults.toml` says what they mean.
+/// The keys of the configuration that a fanout reads; `defaults.toml` explains them.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub struct Config {
     pub delivery_grace: Span,
 }
 
-/// Starts a fanout's tasks. `no_more_proofs` is cancelled by a process whose gateway, the only one, has ended: then there is
-/// nothing to wait for, and who has no proof gets their push at once.
+/// Starts a fanout's tasks. `no_more_proofs` is cancelled by a process whose gateway, the only one, has ended: then no proof
+/// can come, and a recipient without one gets a push at once.
 pub fn run(
     config: &Config,
     engines: Engines,

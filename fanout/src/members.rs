@@ -1,5 +1,5 @@
-//! Who a message goes to: the members of its room at the version it was saved under. A version never changes, so what
-//! is remembered of one needs no invalidation.
+//! A message goes to the members of its room at the version it was saved under. A version never changes, so the cache needs
+//! no invalidation.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use naru_engines::store::Rooms;
 use naru_model::{MemberVersion, RoomId, UserId};
 use quick_cache::sync::Cache;
 
-/// How many versions are remembered: about 200 bytes each for direct rooms.
+/// How many versions are cached: about 200 bytes each for direct rooms.
 const REMEMBERED: usize = 100_000;
 
 /// A room at one version of its members.
@@ -30,8 +30,8 @@ impl MemberCache {
         Self { rooms, remembered: Arc::new(Cache::new(REMEMBERED)) }
     }
 
-    /// The members of these versions; nothing for a version that the store does not know, or not yet: a primary that
-    /// lags may know it later.
+    /// The members of these versions; nothing for a version that the store does not have, or not yet: a lagging primary may
+    /// have it later.
     pub(crate) async fn of(&self, versions: HashSet<Version>) -> EngineResult<Members> {
         let (mut members, mut unknown) = (Members::new(), Vec::new());
         for version in versions {
@@ -61,7 +61,7 @@ mod tests {
 
     use super::*;
 
-    /// Remembered as a version without members, it would be one for ever.
+    /// Cached as a version without members, it would stay one for ever.
     #[tokio::test]
     async fn a_version_that_is_not_known_yet_is_not_one_without_members() {
         let directory = tempfile::tempdir().unwrap();

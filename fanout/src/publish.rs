@@ -1,9 +1,9 @@
-//! A batch of saved messages finds its people: offline events first, then the live layer; who was published to has to
+//! Sends out a batch of saved messages: offline events first, then the live layer. A recipient who was published to has to
 //! prove that the message has arrived (`account`).
 //!
-//! What if the process dies here? Before the batch is acknowledged: it comes again, and at worst a recipient gets both a push
-//! and the message, or the same message twice. After it, before the intake entry is closed: the sweep hands the message on
-//! once more. It is then older than the grace time, so its proofs are asked for first; who has none gets both.
+//! If the process dies before the batch is acknowledged, it comes again, and at worst a recipient gets both a push and the
+//! message, or the same message twice. If it dies after that, before the intake entry is closed, the sweep hands the message
+//! on once more. It is then older than the grace time, so its proofs are asked for first; a recipient without one gets both.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::members::{MemberCache, Members, Version};
 use crate::route::{Online, Route, route};
 use crate::telemetry::Telemetry;
 
-/// One batch in flight: what comes meanwhile forms the next one.
+/// One batch is in flight: events that come meanwhile form the next one.
 const WORK: Work = Work { name: "publish", max_batch: 256, max_in_flight: 1, backoff, is_rederivable: true };
 
 /// The wait before a failed batch comes again: up to 100 ms, doubling with each failure in a row, up to 5 s.
@@ -30,10 +30,10 @@ fn backoff(attempt: u32) -> Duration {
     full_jitter(Duration::from_millis(100), Duration::from_secs(5), attempt, &mut rand::rng())
 }
 
-/// The worker. Clones share what they remember.
+/// The worker. Clones share their cache.
 #[derive(Clone)]
 pub(crate) struct Fanout {
-    /// How long a recipient who is here has to prove that they got a message; none: presence alone decides.
+    /// How long an online recipient has to prove that a message arrived; none: presence alone decides.
     grace: Option<Duration>,
     engines: Engines,
     members: MemberCache,
@@ -41,7 +41,7 @@ pub(crate) struct Fanout {
     telemetry: Telemetry,
 }
 
-/// One message on its way to its people.
+/// A saved message and its route.
 struct Routed {
     saved: Saved,
     trace: Trace,
@@ -59,7 +59,7 @@ impl Fanout {
         Self { grace, engines, members, published, telemetry }
     }
 
-    /// Works until told to stop; then finishes the batches in flight.
+    /// Works until stopped; then finishes the batches in flight.
     pub(crate) async fn run(self, stop: CancellationToken) -> EngineResult<()> {
         let queue = self.engines.bus.saved.clone();
         let work = move |events| {
@@ -101,7 +101,7 @@ impl Fanout {
             .collect();
         self.ask_for_late_proofs(&mut routed).await;
 
-        // Rooms in which every recipient is here need not wait for the others' offline events.
+        // Rooms in which every recipient is online need not wait for other rooms' offline events.
         let waiting: HashSet<RoomId> = routed
             .iter()
             .filter(|message| !message.route.offline.is_empty())
@@ -129,8 +129,8 @@ impl Fanout {
         Ok(published.collect())
     }
 
-    /// A message that comes here when its grace time is over was published before, as a rule, by a fanout that died. Who has
-    /// proven to have it needs nothing; the others get both, and nothing more is waited for.
+    /// A message that comes here when its grace time is over was published before, as a rule, by a fanout that died. A
+    /// recipient with a proof gets no push, the others do at once, and no more proofs are waited for.
     async fn ask_for_late_proofs(&self, routed: &mut [Routed]) {
         let Some(grace) = self.grace else { return };
         let now = Timestamp::now();
@@ -159,8 +159,8 @@ impl Fanout {
         }
     }
 
-    /// Where nothing has to be proven: who was here before the publish and is gone after it may not have got it (a session
-    /// leaves presence before it stops taking messages), and gets a push like all who are not here.
+    /// Where nothing has to be proven, a recipient who was online before the publish and is not after it may have missed it
+    /// (a session leaves presence before it stops taking messages), and gets a push like all offline recipients.
     async fn enqueue_who_left(&self, messages: &[Routed]) -> EngineResult<()> {
         let here: HashSet<&UserId> = messages.iter().flat_map(|routed| &routed.route.to_prove).collect();
         if here.is_empty() {
@@ -190,8 +190,8 @@ impl Fanout {
         }
     }
 
-    /// Gives messages to the live layer. What it does not take becomes pushes: who was thought to be here may not get it
-    /// otherwise.
+    /// Gives messages to the live layer. Those that it does not take become pushes: recipients thought to be online may miss
+    /// them otherwise.
     async fn publish(&self, messages: &[Routed]) -> EngineResult<()> {
         if messages.is_empty() {
             return Ok(());
@@ -218,7 +218,7 @@ impl Fanout {
     }
 }
 
-/// Hands offline events of many messages over, in one call; of a message without a recipient there is none.
+/// Sends the offline events of many messages in one call; a message without a recipient has none.
 pub(crate) async fn enqueue_offline<'a>(
     engines: &Engines,
     telemetry: &Telemetry,

@@ -1,4 +1,4 @@
-//! Who gets a message live, and who a push at once or later: a pure function of the members and of who is online.
+//! Which recipients get a message live, and which a push at once or later: a pure function of members and presence.
 
 use std::collections::HashMap;
 
@@ -13,10 +13,10 @@ pub enum Online {
     Unknown,
 }
 
-/// To whom one message goes, and how.
+/// The recipients of one message, by how they get it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Route {
-    /// Members who have a live session, the sender's other sessions included: the live layer brings it to them.
+    /// Members with a live session, the sender's other sessions included: the live layer delivers to them.
     pub live: Vec<UserId>,
     /// Recipients without one: they get a push now. Never the sender.
     pub offline: Vec<UserId>,
@@ -30,15 +30,15 @@ impl Route {
         self.offline.iter().chain(&self.to_prove)
     }
 
-    /// For a message whose grace time is over: who has proven to have it needs no push, and all others get it now.
+    /// For a message whose grace time is over: a recipient with a proof needs no push, and all others get one now.
     pub fn late(&mut self, has_proven: impl Fn(&UserId) -> bool) {
         self.offline.append(&mut self.to_prove);
         self.offline.retain(|user| !has_proven(user));
     }
 }
 
-/// Routes one message. Every recipient is either offline or has to prove; who has to prove is live. When it is not known
-/// whether they are online, they are offline and live.
+/// Routes one message. Every recipient is in either `offline` or `to_prove`; those in `to_prove` are also in `live`. When
+/// presence is unknown, they are in `offline` and `live`.
 pub fn route(sender: &UserId, members: &[UserId], online: &Online) -> Route {
     let mut route = Route::default();
     for member in members {

@@ -1,4 +1,4 @@
-//! What a fanout counts.
+//! The fanout's metrics.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;

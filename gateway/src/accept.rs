@@ -1,11 +1,11 @@
-//! A message is taken: checked, written to the intake, and only then acted on.
+//! Takes messages: each is checked, written to the intake, and only then acted on.
 //!
-//! Two tasks, each with one batch in flight while its next one forms: the one writes to the intake, the other hands over
-//! to the persister what was written, in the same order. So batches grow with the load, and a lone message waits for
-//! no other.
+//! There are two tasks, each with one batch in flight while its next one forms: one writes messages to the intake, the
+//! other hands written messages over to the persister, in the same order. So batches grow with the load, and a lone
+//! message waits for no other.
 //!
-//! What if the process dies here? Before the append: the client resends. After it: the intake holds the message open,
-//! and the persister's sweep finds it.
+//! If the process dies before the append, the client resends. If it dies after the append, the intake holds the message
+//! open, and the persister's sweep finds it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -34,30 +34,30 @@ use crate::telemetry::Telemetry;
 const MAX_BATCH: usize = 256;
 /// … and how many bytes of content, beyond which it takes no more.
 const MAX_BATCH_BYTES: usize = 1024 * 1024;
-/// A write that holds so many waits for no more: it is worth a round trip of its own.
+/// A write that holds this many messages waits for no more: it is worth a round trip of its own.
 const ENOUGH: usize = 32;
-/// How many written batches may wait for their hand-over; beyond, the intake waits too.
+/// How many written batches may wait for their hand-over; beyond that, the intake waits too.
 const HAND_OVER_QUEUE: usize = 2;
-/// For how long a write that fails is tried again before its senders are told that its fate is unknown. Clients wait
-/// 10 s.
+/// For how long a write that fails is tried again before its senders are answered that its fate is unknown. Clients
+/// wait 10 s.
 const APPEND_WITHIN: Duration = Duration::from_secs(5);
-/// How long a hand-over to the persister may take before it is left to the sweep. (A broker short of memory makes
-/// publishers wait in silence.)
+/// How long a hand-over to the persister may take before it is left to the sweep. (A broker that is short of memory
+/// blocks publishers without an error.)
 const PUBLISH_WITHIN: Duration = Duration::from_secs(5);
-/// For how long it is remembered what became of messages that later ones may be `after`.
+/// For how long the gateway remembers the fates of messages that later ones may be `after`.
 const REMEMBER_FATES: Duration = Duration::from_secs(60);
 
-/// A message that passed all checks, and who waits for its answer.
+/// A message that passed all checks, and the waiter for its answer.
 pub(crate) struct Submission {
     accepted: Accepted,
     waiter: Waiter,
 }
 
-/// The way into the intake.
+/// The sending end of the intake's channel.
 pub(crate) struct Submissions(mpsc::Sender<Submission>);
 
 impl Submissions {
-    /// `max_pending`: how many messages can be in hand. Each that waits here is one of them, so the channel is never full.
+    /// `max_pending`: how many messages can be in hand. Each message in the channel is one of them, so it is never full.
     pub(crate) fn new(max_pending: usize) -> (Self, mpsc::Receiver<Submission>) {
         let (sender, receiver) = mpsc::channel(max_pending.clamp(1, Semaphore::MAX_PERMITS));
         (Self(sender), receiver)
@@ -67,13 +67,13 @@ impl Submissions {
         if let Err(TrySendError::Full(submission) | TrySendError::Closed(submission)) =
             self.0.try_send(submission)
         {
-            // Only after shutdown: nothing was stored.
+            // Only after shutdown: the message was not stored.
             submission.waiter.refuse(Refusal::Overloaded);
         }
     }
 }
 
-/// Takes a `CHAT` frame of a session. The answer goes to the session, sooner or later.
+/// Takes a `CHAT` frame of a session. The answer goes to the session later.
 pub(crate) async fn from_session(gateway: &Gateway, session: &Arc<Session>, chat: Chat) {
     let ticket = chat.client_message_id.is_none().then(|| session.ticket());
     let named = chat.client_message_id.clone();
@@ -116,11 +116,11 @@ pub(crate) struct Draft {
     pub(crate) sender_name: Arc<str>,
     pub(crate) content: Arc<str>,
     pub(crate) client_message_id: ClientMessageId,
-    /// Whether the sender's rate counts: an app's backend speaks for many.
+    /// Whether the sender's rate counts: an app's backend sends for many users.
     pub(crate) is_limited: bool,
 }
 
-/// Takes a message sent over HTTP and waits for what became of it.
+/// Takes a message sent over HTTP and waits for its outcome.
 ///
 /// # Errors
 /// The refusal; `UNAVAILABLE` when its fate is unknown.
@@ -168,7 +168,7 @@ async fn admit(
     gateway.pending.admit()
 }
 
-/// Writes what has come to the intake, and passes on what was written.
+/// Writes submitted messages to the intake, and passes on those that were written.
 pub(crate) struct Intake {
     intake: Arc<dyn store::Intake>,
     linger: store::Linger,
@@ -179,14 +179,14 @@ pub(crate) struct Intake {
     fates: Fates,
 }
 
-/// Hands over to the persister what was written.
+/// Hands written messages over to the persister.
 pub(crate) struct HandOver {
     accepted: Arc<dyn Queue<Accepted>>,
     telemetry: Arc<Telemetry>,
     written: mpsc::Receiver<Vec<Accepted>>,
 }
 
-/// Both steps, the first one's output being the second one's input.
+/// Both steps; the output of the first is the input of the second.
 pub(crate) fn steps(
     engines: &Engines,
     pending: &Arc<Pending>,
@@ -201,13 +201,13 @@ pub(crate) fn steps(
     (Intake { intake, linger, messages, pending, telemetry, written: sender, fates }, hand_over)
 }
 
-/// What a store says of its own appends, as a limit of batches.
+/// A store's configured linger for appends, as a limit of batches.
 fn linger(store::Linger { span, from_per_second }: store::Linger) -> Linger {
     Linger { span, enough: ENOUGH, busy_from: from_per_second * WINDOW.as_millis() as usize / 1_000 }
 }
 
 impl Intake {
-    /// Runs until nothing can be submitted any more.
+    /// Runs until no message can be submitted any more.
     pub(crate) async fn run(mut self, submissions: mpsc::Receiver<Submission>) {
         let size = |submission: &Submission| submission.accepted.content.len();
         let linger = linger(self.linger);
@@ -223,7 +223,7 @@ impl Intake {
         }
     }
 
-    /// Writes a batch; answers what the persister is to be given, in the order in which it came.
+    /// Writes a batch; returns the messages to hand over to the persister, in the order in which they came.
     async fn accept(&mut self, batch: impl Iterator<Item = Submission>) -> Vec<Accepted> {
         let (mut entries, mut waiters) = (Vec::new(), Vec::new());
         for Submission { mut accepted, waiter } in batch {
@@ -232,7 +232,7 @@ impl Intake {
                     entries.push(accepted);
                     waiters.push(waiter);
                 }
-                // The one before it failed: taken alone, it would overtake the resend of that one.
+                // The message before it failed: taken alone, this one would overtake the resend of that one.
                 Err(refusal) => self.refuse(waiter, refusal),
             }
         }
@@ -254,7 +254,7 @@ impl Intake {
         for ((mut accepted, waiter), answer) in entries.into_iter().zip(waiters).zip(answers) {
             match answer {
                 Appended::New => {
-                    // The one before it may have come in the same batch, and be a resend.
+                    // The message before it may be a resend in the same batch.
                     let _is_stored_all_the_same = self.fates.of(&mut accepted);
                     self.pending.wait(accepted.id, accepted.timestamp, waiter);
                     new += 1;
@@ -274,7 +274,7 @@ impl Intake {
         written
     }
 
-    /// Writes a batch, with the same ids each time, until the answer is known or the senders have waited enough.
+    /// Writes a batch, with the same ids each time, until the intake answers or the time to retry is over.
     async fn append(&self, entries: &[Accepted]) -> Result<Vec<Appended>, EngineError> {
         let waited = entries.first().map(|first| Timestamp::now().since(first.timestamp)).unwrap_or_default();
         let give_up = Instant::now() + APPEND_WITHIN.saturating_sub(waited);
@@ -291,7 +291,7 @@ impl Intake {
         }
     }
 
-    /// Which of the resends of a batch are saved, in their order.
+    /// The saved messages of a batch's resends, in their order.
     async fn saved(&self, answers: &[Appended]) -> Vec<Option<Message>> {
         let resent = answers.iter().filter_map(|answer| match answer {
             Appended::Resend(first) => Some(first.accepted.id),
@@ -307,7 +307,7 @@ impl Intake {
         })
     }
 
-    /// A second try: answered if the first one has ended, handed on again if it has not.
+    /// Takes a second try: it is answered if the first one has ended, and handed on again if not.
     fn resend(
         &mut self,
         first: IntakeRecord,
@@ -326,7 +326,7 @@ impl Intake {
         }
         self.fates.note(again.id, Fate::Is(id));
         self.pending.wait(id, timestamp, waiter);
-        // The session that resends is the one that waits now.
+        // The session that resends is the one that waits for the answer now.
         Some(Accepted { origin: again.origin, ..first.accepted })
     }
 
@@ -338,7 +338,7 @@ impl Intake {
 }
 
 impl HandOver {
-    /// Runs until nothing is written any more. What was written while a hand-over was under way is handed over together.
+    /// Runs until no message is written any more. Messages written during one hand-over are handed over together.
     pub(crate) async fn run(mut self) {
         while let Some(mut batch) = self.written.recv().await {
             while batch.len() < MAX_BATCH
@@ -363,7 +363,7 @@ impl HandOver {
     }
 }
 
-/// What became of recent messages, as far as later ones depend on it.
+/// The fates of recent messages, as far as later ones depend on them.
 #[derive(Default)]
 pub(crate) struct Fates {
     of: HashMap<MessageId, Fate>,
@@ -372,17 +372,17 @@ pub(crate) struct Fates {
 
 #[derive(Clone, Copy)]
 enum Fate {
-    /// It was not accepted, or that is not known.
+    /// The message was not accepted, or its fate is unknown.
     Failed,
-    /// It was a resend of this one, which is on its way.
+    /// The message was a resend of this one, which is under way.
     Is(MessageId),
 }
 
 impl Fates {
-    /// Corrects what a message comes after.
+    /// Corrects the `after` of a message.
     ///
     /// # Errors
-    /// When the one before it failed: `UNAVAILABLE`, so that the client resends both in order.
+    /// When the message before it failed: `UNAVAILABLE`, so that the client resends both in order.
     fn of(&mut self, accepted: &mut Accepted) -> Result<(), Refusal> {
         self.forget();
         match accepted.after.and_then(|before| self.of.get(&before)) {
@@ -423,8 +423,8 @@ mod tests {
 
     use super::*;
 
-    /// A store and a queue that tell of each write. What is in `first_tries` was written before; a hand-over is over when it
-    /// is let through.
+    /// A store and a queue that report each write. The messages in `first_tries` were written before; a hand-over is over
+    /// when it is let through.
     struct Engine {
         first_tries: Vec<Accepted>,
         written: mpsc::UnboundedSender<Vec<MessageId>>,

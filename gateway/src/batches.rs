@@ -1,7 +1,7 @@
-//! Work that comes one by one becomes batches: while one is in flight, the next one forms.
+//! Groups items that come one by one into batches: while one batch is in flight, the next one forms.
 //!
-//! Where a batch is done faster than another one can form, batches would shrink to one. So one that follows closely on
-//! another waits a moment for more; work that comes after a pause waits for nothing.
+//! Where a batch is done faster than another one can form, batches would shrink to one item. So a batch that follows
+//! closely on another waits a moment for more items; an item that comes after a pause does not wait.
 
 use std::time::Duration;
 
@@ -10,33 +10,33 @@ use tokio::time::Instant;
 
 /// How large a batch may be and when it is taken.
 pub(crate) struct Limits<T> {
-    /// How many it holds at most.
+    /// How many items it holds at most.
     pub(crate) max: usize,
-    /// A batch of this size takes no more. It may be larger by one item.
+    /// A batch of this size takes no more items. It may be larger by one item.
     pub(crate) max_size: usize,
     /// The size of one item: of a message, its bytes.
     pub(crate) size: fn(&T) -> usize,
-    /// When it is taken though more may come.
+    /// When it is taken though more items may come.
     pub(crate) linger: Linger,
 }
 
-/// When a batch is taken though more may come.
+/// When a batch is taken though more items may come.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Linger {
     /// Not sooner than this after the batch before it was taken …
     pub(crate) span: Duration,
-    /// … unless it holds this many: enough to be worth a round trip of its own, …
+    /// … unless it holds this many items: enough to be worth a round trip of its own, …
     pub(crate) enough: usize,
-    /// … or fewer than this many came in the last [`WINDOW`]: then latency is worth more than what a batch saves.
+    /// … or fewer than this many came in the last [`WINDOW`]: then latency counts more than the saving of a batch.
     pub(crate) busy_from: usize,
 }
 
-/// What came in the last whole one says how much is coming.
+/// The items of the last whole window predict how many are coming.
 pub(crate) const WINDOW: Duration = Duration::from_millis(100);
 
 impl Linger {
-    /// How long a batch of `waiting` waits for more. `since_last`: since the last one was taken; none for the first one.
-    /// `came`: in the last window.
+    /// How long a batch of `waiting` items waits for more. `since_last`: since the last batch was taken; none for the first.
+    /// `came`: the items of the last window.
     fn wait(self, waiting: usize, since_last: Option<Duration>, came: usize) -> Duration {
         match since_last {
             Some(since_last) if waiting < self.enough && came >= self.busy_from => {
@@ -47,7 +47,7 @@ impl Linger {
     }
 }
 
-/// How many came in the last window. It reads no clock.
+/// Counts the items of the last window. It reads no clock.
 #[derive(Debug, Default)]
 struct Recent {
     began: Option<Instant>,
@@ -73,7 +73,7 @@ impl Recent {
 pub(crate) struct Batches<T> {
     queue: mpsc::Receiver<T>,
     limits: Limits<T>,
-    /// When the last one was taken.
+    /// When the last batch was taken.
     last: Option<Instant>,
     recent: Recent,
 }
@@ -84,7 +84,7 @@ impl<T> Batches<T> {
     }
 
     /// Waits for the next batch and puts it into `batch`, which the caller has emptied; `false` when no more will come.
-    /// Cancelled, it leaves in `batch` what it has taken from the queue.
+    /// Cancelled, it leaves in `batch` the items that it has taken from the queue.
     pub(crate) async fn next(&mut self, batch: &mut Vec<T>) -> bool {
         if batch.is_empty() {
             match self.queue.recv().await {
@@ -105,7 +105,7 @@ impl<T> Batches<T> {
         true
     }
 
-    /// Adds what is there, within the limits.
+    /// Adds the items of the queue, within the limits.
     pub(crate) fn fill(&mut self, batch: &mut Vec<T>) {
         let mut size: usize = batch.iter().map(self.limits.size).sum();
         while batch.len() < self.limits.max

@@ -1,4 +1,4 @@
-//! The WebSocket handshake: where a client comes from, who it is, and the switch from HTTP to WebSocket.
+//! The WebSocket handshake: a client's origin, its identity, and the switch from HTTP to WebSocket.
 //!
 //! The switch is made here rather than by warp's own filter, which gives every connection a read buffer of 128 KiB
 //! (docs/decisions/0002).
@@ -21,18 +21,18 @@ use crate::refusal::Refusal;
 use crate::session;
 use crate::token::bearer;
 
-/// The subprotocol that the server speaks.
+/// The subprotocol of the server.
 const PROTOCOL: &str = "naru.v1";
-/// A read buffer per connection; larger frames borrow more while they arrive.
+/// The read buffer of a connection; larger frames take more memory while they arrive.
 const READ_BUFFER: usize = 2048;
-/// What waits for a session is written in pieces of this size: a burst costs one system call, and an idle connection keeps
-/// no more than it once needed.
+/// The frames of a session are written in pieces of this size: a burst costs one system call, and an idle connection
+/// keeps no more than it once needed.
 const WRITE_BUFFER: usize = 2048;
 
 /// Answers `GET /ws`.
 ///
 /// # Errors
-/// Before anything is upgraded: a foreign origin, a missing or bad token, no WebSocket handshake.
+/// Before the upgrade: a foreign origin, a missing or bad token, no WebSocket handshake.
 pub(crate) async fn upgrade(
     gateway: &Arc<Gateway>,
     headers: &HeaderMap,
@@ -63,7 +63,7 @@ pub(crate) async fn upgrade(
     }
     let serving = gateway.clone();
     gateway.connections.spawn(async move {
-        // The peer may go before the switch is made.
+        // The peer may disconnect before the switch is made.
         let Ok(upgraded) = upgrade.await else { return };
         let limit = Some(serving.config.max_frame_bytes);
         let config = WebSocketConfig::default()
@@ -92,8 +92,8 @@ fn handshake_key(headers: &HeaderMap) -> Option<&HeaderValue> {
     headers.get(SEC_WEBSOCKET_KEY).filter(|_| asked)
 }
 
-/// Whether a browser page may talk to this server: one of the configured origins, or the server's own. What is not a
-/// browser sends no origin.
+/// Whether a browser page may use this server: its origin is a configured one, or the server's own. A client that is
+/// not a browser sends no origin.
 pub(crate) fn is_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
     let Some(origin) = headers.get(ORIGIN) else {
         return true;

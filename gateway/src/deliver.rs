@@ -1,8 +1,8 @@
-//! What the live layer brings goes to the sessions that are here; the rest is ignored.
+//! Forwards live events to the sessions of this gateway; other events are ignored.
 //!
-//! A room's messages go out in order. One that skips another waits a moment for it (a hand-over between fanouts may
-//! reorder), then what is missing is fetched from the store. This task never waits: neither for a session nor for the
-//! store.
+//! A room's messages go out in order. A message that skips another waits a moment for it (a hand-over between fanouts
+//! may reorder), then the missing messages are fetched from the store. This task never waits: neither for a session nor
+//! for the store.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use crate::room_heads::Arrival;
 const GAP_WAIT: Duration = Duration::from_millis(50);
 /// How many missing messages are fetched; a session that misses more is asked to `SYNC`.
 const MAX_FETCHED: usize = 200;
-/// How many fetches are under way at a time.
+/// How many fetches may run at a time.
 const FETCHES: usize = 16;
 /// A session that is asked to `SYNC` one room is asked to do so within this.
 const SYNC_WITHIN: Duration = Duration::from_millis(500);
@@ -55,16 +55,16 @@ pub(crate) async fn listen(gateway: &Arc<Gateway>, subscription: &mut dyn Subscr
 struct Listener<'a> {
     gateway: &'a Arc<Gateway>,
     gaps: Gaps,
-    /// What is being done about the gaps.
+    /// The waits and fetches for the gaps.
     gap_events: FuturesUnordered<BoxFuture<'static, GapEvent>>,
     fetches: Arc<Semaphore>,
 }
 
-/// What has been done about a gap.
+/// A step that was taken for a gap.
 enum GapEvent {
-    /// It was waited for what is missing.
+    /// The wait for the missing messages is over.
     Waited(RoomId, GapId),
-    /// What is missing was asked for.
+    /// The missing messages were requested from the store.
     Fetched(RoomId, GapId, EngineResult<Vec<Message>>),
 }
 
@@ -101,7 +101,7 @@ impl Listener<'_> {
                     self.forward_held(room, seq, &next);
                 }
             }
-            // Late, or once more: never dropped, some session may not have it.
+            // Late, or once more: it is never dropped, because some session may not have it.
             Arrival::Again => drop(forward_early(gateway, &event)),
             Arrival::Skips => {
                 if self.gaps.is_in(room)
@@ -155,7 +155,7 @@ impl Listener<'_> {
     fn fetch(&mut self, room: RoomId, id: GapId, last: Seq, limit: usize) {
         let (messages, fetches) = (self.gateway.engines.store.messages.clone(), self.fetches.clone());
         let fetching = async move {
-            // Never closed: without a permit it would be fetched all the same.
+            // The semaphore is never closed: without a permit the fetch would run all the same.
             let _turn = fetches.acquire().await;
             let fetched = messages.range(&room, Window::After(last), limit).await;
             GapEvent::Fetched(room, id, fetched.map(|(messages, _more)| messages))
@@ -163,14 +163,14 @@ impl Listener<'_> {
         self.gap_events.push(fetching.boxed());
     }
 
-    /// Forwards what was held back, and before each what the store has in its place. Who does not get everything is asked
-    /// to `SYNC`.
+    /// Forwards the events that were held back, and between them the missing messages from the store. If some are still
+    /// missing, the recipients are asked to `SYNC`.
     fn fill(&mut self, room: &RoomId, fetched: EngineResult<Vec<Message>>) {
         let last = self.gateway.room_heads.last(room).unwrap_or_default();
         let held = self.gaps.close(room);
         let Some(upto) = held.keys().next_back().copied() else { return };
         let Some(first) = held.values().flatten().next() else {
-            // All that was held back is for others. The members being the same, so is what is missing.
+            // No held event is for a session here. The members being the same, neither is a missing message.
             return self.gateway.room_heads.reached(room, upto);
         };
         let recipients = first.recipients.clone();
@@ -199,8 +199,8 @@ impl Listener<'_> {
         self.gateway.room_heads.reached(room, seq);
     }
 
-    /// Forwards what the live layer did not bring. Which session wrote it is not known any more, and that one must not
-    /// get it as news: its user's sessions are asked to `SYNC`.
+    /// Forwards a message that the live layer did not bring. The session that sent it is not known any more, and must not
+    /// get it as a new one: its user's sessions are asked to `SYNC`.
     fn forward_fetched(&self, message: Message, recipients: &[UserId]) {
         let (room, seq, sender) = (message.chat_room_id.clone(), message.seq, message.sender_id.clone());
         let others = recipients.iter().filter(|user| **user != sender).cloned().collect();
@@ -235,7 +235,7 @@ fn forward_early(gateway: &Gateway, event: &Early) -> u64 {
     event.as_ref().map_or(0, |event| forward(gateway, event))
 }
 
-/// Writes an event to the sessions of its recipients, serialised once for all of them; answers to how many.
+/// Writes an event to the sessions of its recipients, serialised once for all; returns how many got a message.
 fn forward(gateway: &Gateway, event: &LiveEvent) -> u64 {
     let (mut frame, mut to_prove) = (None::<Utf8Bytes>, None);
     let mut delivered = 0;

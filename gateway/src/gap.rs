@@ -1,4 +1,4 @@
-//! Live messages that came before one that belongs before them. They wait a moment for it; then it is fetched.
+//! Live messages that came before an earlier one of their room. They wait a moment for it; then it is fetched.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -9,24 +9,23 @@ use naru_model::{RoomId, Seq};
 /// How many events are held back at most, in all rooms.
 const MAX_HELD: usize = 4096;
 
-/// A message that came early; none where its recipients are all elsewhere, and only its place counts.
+/// A message that came early; none where no recipient has a session here, and only its place counts.
 pub(crate) type Early = Option<Arc<LiveEvent>>;
 
 /// One gap, apart from every other gap of its room.
 pub(crate) type GapId = u64;
 
-/// What became of an event that came early.
+/// The result of holding back an event that came early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HeldBack {
-    /// It is the first behind this gap: what is missing is to be waited for.
+    /// It is the first behind this gap: the caller waits for the missing messages.
     Opened(GapId),
-    /// Others of its room wait already.
+    /// Other events of its room wait already.
     Joined,
-    /// Too many are held back: it was not taken.
+    /// Too many events are held back: it was not taken.
     Full,
 }
 
-/// All gaps that are open.
 #[derive(Default)]
 pub(crate) struct Gaps {
     open: HashMap<RoomId, Gap>,
@@ -57,13 +56,13 @@ impl Gaps {
         answer
     }
 
-    /// Whether something is held back in a room.
+    /// Whether events are held back in a room.
     pub(crate) fn is_in(&self, room: &RoomId) -> bool {
         self.open.contains_key(room)
     }
 
-    /// The room was heard up to `last`: the events that may follow at once, in order. A gap behind which nothing is left
-    /// is closed.
+    /// Releases the events that follow `last`, the place up to which the room was received, in order. A gap without events
+    /// left behind it is closed.
     pub(crate) fn release(&mut self, room: &RoomId, mut last: Seq) -> Vec<(Seq, Early)> {
         let Some(gap) = self.open.get_mut(room) else { return Vec::new() };
         let mut released = Vec::new();
@@ -86,7 +85,7 @@ impl Gaps {
         gap.held.keys().next_back().copied()
     }
 
-    /// Closes whatever gap is open in a room: what was held back, in order.
+    /// Closes the open gap of a room, if any; returns the events that were held back, in order.
     pub(crate) fn close(&mut self, room: &RoomId) -> BTreeMap<Seq, Early> {
         let held = self.open.remove(room).map(|gap| gap.held).unwrap_or_default();
         self.held -= held.len();

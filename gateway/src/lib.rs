@@ -1,16 +1,16 @@
-//! Accepts what phones send, forwards what the live layer brings, serves the HTTP API.
+//! Accepts the frames of clients, forwards live events to sessions, and serves the HTTP API.
 //!
-//! A phone speaks: `connect` → `session` → `accept` (→ the intake, then the persister). A phone hears:
-//! `deliver` ← the live layer. What it missed: `sync` ← the store. Who hears that it is there: presence, by one
-//! lease for the whole gateway. That it has what was written to it: `proof`, by what it confirms and by pings. When the
-//! live layer was interrupted: `recover`.
+//! The path of a sent message is `connect` → `session` → `accept` → the intake, then the persister. A live message goes
+//! from the live layer through `deliver` to the session. `sync` reads missed messages from the store. `presence` keeps
+//! one lease for the whole gateway. `proof` records deliveries, by confirmations and by pings. `recover` acts after an
+//! interruption of the live layer.
 //!
-//! WebSocket pings are of one kind, each with a number as its payload. At most one a second asks for proof of what was
-//! delivered; one goes to a connection that was quiet for `ping_interval`. The pong of the last ping proves everything
-//! that was written before it.
+//! WebSocket pings are of one kind, each with a number as its payload. At most one a second asks for proof of delivered
+//! messages; one goes to a connection that was quiet for `ping_interval`. The pong of the last ping proves all messages
+//! that were written before it.
 //!
-//! The gateway acts on nothing that it has not stored: what it has taken, the intake holds, and what it has
-//! confirmed, the persister has saved.
+//! The gateway acts on no message that is not stored: the intake holds each message that the gateway has taken, and the
+//! persister has saved each message that it has confirmed.
 
 mod accept;
 mod api;
@@ -70,7 +70,7 @@ use crate::sessions::{Session, Sessions};
 use crate::telemetry::Telemetry;
 use crate::token::{TokenConfig, TokenConfigError, Verifier};
 
-/// The keys of the configuration that a gateway reads; `defaults.toml` says what they mean.
+/// The keys of the configuration that a gateway reads; `defaults.toml` explains them.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {
     pub listen: SocketAddr,
@@ -96,7 +96,7 @@ pub enum StartError {
     /// No client could connect.
     #[error(transparent)]
     Token(#[from] TokenConfigError),
-    /// The address can't be had.
+    /// The address can't be bound.
     #[error("can't listen on {address}")]
     Bind { address: SocketAddr, source: std::io::Error },
     /// An engine does not answer.
@@ -107,7 +107,7 @@ pub enum StartError {
 /// More routes, tried before the gateway's own: the all-in-one's demo page.
 pub type Routes = BoxedFilter<(warp::reply::Response,)>;
 
-/// What all of a gateway's tasks share.
+/// The state that all tasks of a gateway share.
 pub(crate) struct Gateway {
     pub(crate) id: GatewayId,
     pub(crate) config: Config,
@@ -129,12 +129,12 @@ pub(crate) struct Gateway {
     pub(crate) metrics: Metrics,
     /// Sessions and HTTP connections.
     pub(crate) connections: TaskTracker,
-    /// Cancelled when nothing new is taken any more.
+    /// Cancelled when the gateway takes no new work any more.
     pub(crate) draining: CancellationToken,
     pub(crate) drain_barrier: DrainBarrier,
 }
 
-/// Refuses keys for tokens that can't be used, before anything is started.
+/// Refuses keys for tokens that can't be used, before any task is started.
 ///
 /// # Errors
 /// When no key is configured, more than one, or one that can't be used.
@@ -142,7 +142,7 @@ pub fn check(tokens: &TokenConfig) -> Result<(), TokenConfigError> {
     Verifier::new(tokens).map(drop)
 }
 
-/// A gateway that has its address and is ready to run.
+/// A gateway that has bound its address and is ready to run.
 pub struct Bound {
     gateway: Arc<Gateway>,
     listener: TcpListener,
@@ -154,10 +154,10 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Takes the address and puts everything together; nothing runs yet, and clients that connect wait.
+    /// Binds the address and builds the gateway. No task runs yet, so clients that connect wait.
     ///
     /// # Errors
-    /// When the address can't be had or the keys for tokens can't be used.
+    /// When the address can't be bound or the keys for tokens can't be used.
     pub async fn new(
         config: Config,
         tokens: &TokenConfig,
@@ -207,15 +207,15 @@ impl Bound {
         self.address
     }
 
-    /// Cancelled when, after shutdown, every message in hand was answered and every client was told to go: from then on
-    /// this gateway needs no other worker.
+    /// Cancelled when, after shutdown, the gateway has drained and every connection was closed: from then on this gateway
+    /// needs no other worker.
     pub fn drained(&self) -> CancellationToken {
         self.drained.clone()
     }
 
-    /// Starts its tasks. Listens to the live layer and holds its lease before the first client is served.
+    /// Starts the gateway's tasks. It subscribes to the live layer and takes its lease before it serves a client.
     ///
-    /// Boxed: so all of a gateway is compiled here, and not once more for each binary that awaits it.
+    /// Boxed, so that the gateway is compiled here, and not once more for each binary that awaits it.
     ///
     /// # Errors
     /// When an engine does not answer.
@@ -270,7 +270,7 @@ impl Bound {
 }
 
 impl Gateway {
-    /// Works until the gateway has drained: what is in hand when shutdown comes is finished first.
+    /// Runs `work` until the gateway has drained: messages in hand at shutdown are finished first.
     async fn until_drained(&self, work: impl Future<Output = ()>) {
         tokio::select! {
             () = work => {}

@@ -1,4 +1,4 @@
-//! How fast one user may send: a token bucket each, whatever number of sessions and requests they spread it over.
+//! How fast one user may send: one token bucket per user, for all of the user's sessions and requests together.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::refusal::Refusal;
 
-/// Full buckets are forgotten when this many are kept.
+/// Full buckets are dropped when this many are kept.
 const PRUNE_AT: usize = 16_384;
 
 pub(crate) struct Limiter {
@@ -37,7 +37,7 @@ impl Limiter {
         Self { rate: rate.into(), burst: burst.into(), buckets: Mutex::new(buckets) }
     }
 
-    /// Takes one message from a user's bucket, or says when there will be one.
+    /// Takes one message from a user's bucket; the refusal holds the time until the next one.
     pub(crate) fn take(&self, user: &UserId) -> Result<(), Refusal> {
         if self.rate == 0.0 {
             return Ok(());

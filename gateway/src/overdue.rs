@@ -1,4 +1,4 @@
-//! Confirmations that did not come in time: what became of these messages is looked up in the store.
+//! Confirmations that did not come in time: the outcomes of these messages are looked up in the store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use tokio::time::MissedTickBehavior;
 
 use crate::Gateway;
 
-/// Overdue confirmations are looked for this often.
+/// The interval of the search for overdue confirmations.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Looks up, in groups, what became of messages whose confirmation is overdue.
+/// Looks up, in groups, the outcomes of messages whose confirmation is overdue.
 pub(crate) async fn look_up(gateway: Arc<Gateway>) -> Result<(), EngineError> {
     let looking = async {
         let mut ticks = tokio::time::interval(LOOK_EVERY);

@@ -1,5 +1,5 @@
-//! Who waits for an answer about which message, and for how long. Bounded: a gateway takes no more messages than it can
-//! answer for.
+//! The messages in hand: the waiters for their answers, and since when. Bounded: a gateway takes no more messages than it
+//! can answer.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -22,9 +22,9 @@ use crate::sessions::{Session, Wake};
 const LOOK_AFTER: Duration = Duration::from_millis(500);
 /// … and again after twice as long, up to this.
 const MAX_LOOK_EVERY: Duration = Duration::from_secs(4);
-/// How many are looked up at a time. Where more are overdue the store is slow, and must not be given more to do for it.
+/// How many are looked up at a time. Where more are overdue the store is slow, and must not get more load from it.
 const MAX_LOOKED_UP: usize = 256;
-/// After this the sender is told that the message's fate is unknown. Its client will have said so long before.
+/// After this the sender is answered that the message's fate is unknown. Its client has given up long before.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
 
 /// The right to have one message in hand; given back when it is dropped.
@@ -38,12 +38,12 @@ impl Drop for Permit {
     }
 }
 
-/// Who is to be answered about one message.
+/// A sender that is to be answered about one message.
 pub(crate) struct Waiter {
     pub(crate) asker: Asker,
     pub(crate) client_message_id: ClientMessageId,
     pub(crate) chat_room_id: RoomId,
-    /// The id under which the asker's session counts it as unanswered.
+    /// The id under which the asker's session counts the message as unanswered.
     pub(crate) sent_as: MessageId,
     pub(crate) _permit: Permit,
 }
@@ -54,8 +54,8 @@ pub(crate) enum Asker {
 }
 
 impl Waiter {
-    /// Tells the sender how the message ended. A session writes it once the answer is dropped: so what is answered
-    /// together is written together.
+    /// Answers the sender with the outcome. A session writes the answer once the returned `Wake` is dropped: so answers of
+    /// one group are written together.
     pub(crate) fn resolve(self, id: MessageId, outcome: Outcome, timestamp: Timestamp) -> Option<Wake> {
         let seq = match outcome {
             Outcome::Saved { seq } => seq,
@@ -70,14 +70,14 @@ impl Waiter {
                 Some(Wake(session))
             }
             Asker::Http(answer) => {
-                // The client may have gone.
+                // The client may have disconnected.
                 let _ = answer.send(Ok(ack));
                 None
             }
         }
     }
 
-    /// Tells the sender that the message was not accepted, or that its fate is unknown.
+    /// Answers the sender that the message was not accepted, or that its fate is unknown.
     pub(crate) fn refuse(self, refusal: Refusal) -> Option<Wake> {
         match self.asker {
             Asker::Session { session, ticket } => {
@@ -95,7 +95,7 @@ impl Waiter {
 
 struct Waiting {
     first: Waiter,
-    /// Those who sent it again.
+    /// The senders of its resends.
     others: Vec<Waiter>,
     timestamp: Timestamp,
     since: Instant,
@@ -137,7 +137,7 @@ impl Pending {
         self.in_hand.load(Ordering::Relaxed)
     }
 
-    /// Waits for the outcome of a message. Must be called before the message is handed on.
+    /// Registers a waiter for the outcome of a message. Must be called before the message is handed on.
     pub(crate) fn wait(&self, id: MessageId, timestamp: Timestamp, waiter: Waiter) {
         let now = Instant::now();
         match self.waiting().entry(id) {
@@ -149,7 +149,7 @@ impl Pending {
         }
     }
 
-    /// Messages have ended: answers all who wait for them.
+    /// Answers all waiters of messages that have ended.
     pub(crate) fn resolve(&self, confirmations: &[Confirmation]) {
         let mut waiting = self.waiting();
         let ended = confirmations.iter().filter_map(|ended| Some((ended, waiting.remove(&ended.id)?)));
@@ -159,12 +159,12 @@ impl Pending {
             let timestamp = waiting.timestamp;
             waiting.waiters().map(move |waiter| waiter.resolve(id, outcome, timestamp))
         });
-        // Sessions are woken when all of this is answered.
+        // Sessions are woken when all waiters are answered.
         let _answers: Vec<Option<Wake>> = answers.collect();
     }
 
-    /// Messages whose confirmation is overdue, each at growing intervals; of many, some. Those who have waited too long are told
-    /// that the fate of their message is unknown.
+    /// Messages whose confirmation is overdue, each at growing intervals; of many, some. Senders that have waited too long
+    /// are answered that the fate of their message is unknown.
     pub(crate) fn overdue(&self) -> Vec<MessageId> {
         let now = Instant::now();
         let mut overdue = Vec::new();
@@ -199,7 +199,7 @@ impl Pending {
     }
 }
 
-/// What is needed to answer about an accepted message.
+/// The waiter for the answer to an accepted message.
 pub(crate) fn waiter(accepted: &Accepted, asker: Asker, permit: Permit) -> Waiter {
     Waiter {
         asker,

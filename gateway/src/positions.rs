@@ -1,5 +1,5 @@
-//! RECEIVED and READ: proofs of what was delivered, stored in batches, then told to the room. They only go forward, so one
-//! that could not be stored is made up for by the next.
+//! RECEIVED and READ: proofs of delivery, stored in batches, then published to the room. Positions only go forward, so
+//! the next one also covers one that could not be stored.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,16 +18,16 @@ use crate::sessions::Session;
 
 /// How many steps are stored in one write …
 const BATCH: usize = 1024;
-/// … and how long one that follows closely on another waits for more.
+/// … and how long a write that follows closely on another waits for more.
 const LINGER: Linger = Linger { span: Duration::from_millis(20), enough: BATCH, busy_from: 0 };
-/// How many may wait; beyond, a session that takes steps waits too.
+/// How many steps may wait; beyond that, a session that takes steps waits too.
 const QUEUE: usize = 4096;
 /// A user who takes a step was a member this long ago at most. The store moves only present members.
 const MEMBER_WITHIN: Duration = Duration::from_secs(30);
-/// Positions are told in rooms of up to this many members, and stored in all.
+/// Positions are published in rooms of up to this many members, and stored in all.
 const TOLD_UP_TO: usize = 32;
 
-/// What a client said.
+/// The frame that a client sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PositionKind {
     Received,
@@ -45,7 +45,7 @@ pub(crate) fn channel() -> (mpsc::Sender<PendingAdvance>, mpsc::Receiver<Pending
 }
 
 impl Gateway {
-    /// Takes a step of a session's user in a room, which proves what was delivered of it.
+    /// Takes a step of a session's user in a room; it proves the room's messages up to it.
     pub(crate) async fn advance_position(
         &self,
         session: &Session,
@@ -69,8 +69,8 @@ impl Gateway {
     }
 }
 
-/// Stores steps in batches and tells of those that moved something; what was taken before the gateway has drained is stored,
-/// since no client says its last READ again.
+/// Stores steps in batches and publishes those that moved a position. Steps taken before the gateway has drained are
+/// stored, since no client sends its last READ again.
 pub(crate) async fn run(gateway: &Arc<Gateway>, steps: mpsc::Receiver<PendingAdvance>) {
     let size = |_: &PendingAdvance| 1;
     let mut batches = Batches::new(steps, Limits { max: BATCH, max_size: BATCH, size, linger: LINGER });
@@ -91,7 +91,7 @@ pub(crate) async fn run(gateway: &Arc<Gateway>, steps: mpsc::Receiver<PendingAdv
     }
 }
 
-/// Stores a batch. A failure that is not transient is some room's own fault: its batch is halved until that room is alone.
+/// Stores a batch. A failure that is not transient is caused by one room: the batch is halved until that room is alone.
 async fn store(gateway: &Gateway, batch: (Vec<Advance>, Vec<SessionId>)) {
     let mut batches = vec![batch];
     while let Some((mut advances, mut sessions)) = batches.pop() {
@@ -133,7 +133,7 @@ async fn tell(gateway: &Gateway, steps: impl Iterator<Item = ((Advance, SessionI
         if let Some(seq) = moved.read {
             event(News::Read(position(seq)));
         }
-        // READ says all that RECEIVED says.
+        // READ implies RECEIVED.
         if let Some(seq) = moved.received.filter(|received| Some(*received) > moved.read) {
             event(News::Received(position(seq)));
         }

@@ -1,4 +1,4 @@
-//! That this gateway's sessions are here: its lease, how a session is attached and evicted, and how the gateway leaves.
+//! Presence of this gateway's sessions: the lease, how a session is attached and evicted, and how the gateway leaves.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,14 +18,14 @@ const RENEW_EVERY: Duration = Duration::from_secs(2);
 /// … and lapses after this: three renewals.
 pub(crate) const LEASE: Duration = Duration::from_secs(6);
 
-/// How a gateway leaves so that nothing is published to sessions that are about to close: it leaves presence, then waits
-/// until what was published before that has been forwarded. What is published later finds its sessions gone.
+/// How a gateway leaves so that no event is published to sessions that are about to close: it leaves presence, then waits
+/// until all events published before that are forwarded. Events published later do not find its sessions.
 pub(crate) struct DrainBarrier {
     /// Cancelled when the gateway is to leave presence.
     leaving: CancellationToken,
-    /// Cancelled when it has.
+    /// Cancelled when it has left.
     left: CancellationToken,
-    /// No session: an eviction of it, sent to oneself, comes after everything that was published before.
+    /// Not the id of a session: an eviction of it, sent to itself, comes after all events that were published before.
     marker: SessionId,
     /// Cancelled when that eviction has come.
     passed: CancellationToken,
@@ -39,13 +39,13 @@ impl DrainBarrier {
 }
 
 impl Gateway {
-    /// Leaves presence, and waits until everything published before has been forwarded: see [`DrainBarrier`].
+    /// Leaves presence, and waits until all events published before are forwarded: see [`DrainBarrier`].
     pub(crate) async fn pass_drain_barrier(&self) -> Result<(), EngineError> {
         self.drain_barrier.leaving.cancel();
         self.drain_barrier.left.cancelled().await;
         let mut restored = self.restored.subscribe();
         self.engines.live.evict(&self.id, &self.drain_barrier.marker).await?;
-        // The marker may be lost in an interruption, and without sessions nothing is forwarded any more.
+        // The marker may be lost in an interruption, and without sessions no event is forwarded any more.
         tokio::select! {
             () = self.drain_barrier.passed.cancelled() => {}
             () = self.sessions.emptied() => {}
@@ -54,7 +54,7 @@ impl Gateway {
         Ok(())
     }
 
-    /// An eviction has come.
+    /// Takes an eviction.
     pub(crate) fn evicted(&self, session: &SessionId) {
         if *session == self.drain_barrier.marker {
             self.drain_barrier.passed.cancel();
@@ -64,7 +64,7 @@ impl Gateway {
         }
     }
 
-    /// How presence knows a session.
+    /// The attachment of a session in presence.
     pub(crate) fn attachment(&self, session: &Session) -> Attachment {
         Attachment {
             user: session.identity.user.clone(),
@@ -74,7 +74,7 @@ impl Gateway {
         }
     }
 
-    /// Ends a session whose device has connected here, wherever it is.
+    /// Ends a session whose device has connected here, on whichever gateway it is.
     pub(crate) async fn evict(&self, replaced: &Attachment) {
         if replaced.gateway != self.id {
             if let Err(error) = self.engines.live.evict(&replaced.gateway, &replaced.session).await {

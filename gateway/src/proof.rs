@@ -1,12 +1,13 @@
-//! Proof of delivery. What was written to a session counts as delivered when its client said so with a `RECEIVED` or `READ`
-//! of that room at or beyond it, or answered a WebSocket ping that was written after it. What is not proven in time becomes
-//! a push, by the fanout.
+//! Proof of delivery. A message written to a session counts as delivered when its client sent a `RECEIVED` or `READ` of
+//! that room at or beyond it, or answered a WebSocket ping that was written after it. The fanout makes a push of a message
+//! that is not proven in time.
 //!
-//! A client library answers pings by itself, in the order in which it reads, so a pong says that everything before its
-//! ping was read. Pings for proof are few: a session that was written to is asked a second later, for all that was written
-//! until then and that its client has not confirmed itself; and one ticker serves all sessions.
+//! A client library answers pings by itself, in the order in which it reads, so a pong proves that all frames before its
+//! ping were read. Pings for proof are few: a session that was written to is pinged a second later, for all messages
+//! written until then that its client has not confirmed itself; and one ticker serves all sessions.
 //!
-//! What is lost on the way to the engine (a full queue, a failed call, a crash) costs a push too many, and no message.
+//! A proof that is lost on the way to the engine (a full queue, a failed call, a crash) costs a needless push, and no
+//! message.
 
 use std::pin::pin;
 
@@ -21,9 +22,9 @@ use crate::unproven::ToProve;
 
 /// How many proofs are recorded in one call, give or take those of one pong.
 const BATCH: usize = 1024;
-/// How many may wait to be recorded; beyond, they are dropped.
+/// How many may wait to be recorded; beyond that, they are dropped.
 const QUEUE: usize = 8192;
-/// What one pong, or one position, has proven.
+/// The messages that one pong, or one position, has proven.
 pub(crate) struct Proven {
     user: UserId,
     messages: Vec<MessageId>,
@@ -34,8 +35,8 @@ pub(crate) fn channel() -> (mpsc::Sender<Proven>, mpsc::Receiver<Proven>) {
 }
 
 impl Gateway {
-    /// What must be proven of a message; nothing when it is so old that its proof is not asked for any more. (Its sender
-    /// has nothing to prove.)
+    /// The proof that a message needs; none when it is so old that its proof is not asked for any more. (Its sender needs
+    /// no proof.)
     pub(crate) fn to_prove(&self, message: &Message) -> Option<ToProve> {
         let to_prove = ToProve {
             room: message.chat_room_id.clone(),
@@ -48,7 +49,7 @@ impl Gateway {
         is_asked_for.then_some(to_prove)
     }
 
-    /// A session's client has proven that it has these messages.
+    /// Records that a session's client has proven the receipt of these messages.
     pub(crate) fn prove(&self, session: &Session, messages: Vec<MessageId>) {
         let count = messages.len() as u64;
         if count == 0 {
@@ -79,10 +80,10 @@ pub(crate) async fn ask(gateway: &Gateway) {
     }
 }
 
-/// Records what is proven, in batches, until the last connection has ended.
+/// Records proofs, in batches, until the last connection has ended.
 pub(crate) async fn run(gateway: &Gateway, queue: mpsc::Receiver<Proven>) {
     let size = |proven: &Proven| proven.messages.len();
-    // One that follows closely on another waits a moment for more: there is time enough until they are asked for.
+    // A batch that follows closely on another waits for more: the fanout asks for these proofs later.
     let linger = Linger { span: gateway.proof_requests.ask_after / 10, enough: BATCH, busy_from: 0 };
     let mut batches = Batches::new(queue, Limits { max: BATCH, max_size: BATCH, size, linger });
     let mut batch = Vec::new();
@@ -141,7 +142,7 @@ mod tests {
         ToProve { room, seq: Seq(number as u64), id: id(number), timestamp: Timestamp::now() }
     }
 
-    /// Writes what waits; the pings among it.
+    /// Writes the queue; returns the pings in it.
     fn write(session: &Arc<Session>) -> Vec<bytes::Bytes> {
         let written = std::iter::from_fn(|| session.try_next()).map(|frame| frame.message);
         written.filter(|message| message.is_ping()).map(|ping| ping.into_data()).collect()

@@ -1,4 +1,4 @@
-//! When which session is asked for proof of what was written to it: in turns, by one ticker.
+//! When each session is asked for proof of the messages written to it: in turns, by one ticker.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -12,17 +12,17 @@ use tokio::time::Instant;
 use crate::unproven::ToProve;
 
 /// A session is asked for proof this long after the first message that needs it, and again after as long; where the grace
-/// time is short, after a tenth of it. (The fanout looks for proofs after one and a half seconds, and when the grace time is
-/// over.)
+/// time is short, after a tenth of it. (The fanout looks for proofs after one and a half seconds, and when the grace time
+/// is over.)
 const MAX_ASK_AFTER: Duration = Duration::from_secs(1);
-/// The ticker comes this often within that time, but not more often than a few milliseconds apart.
+/// The ticker runs this often within that time, but at least [`MIN_TICK`] apart.
 const TICKS: u32 = 20;
 const MIN_TICK: Duration = Duration::from_millis(5);
 /// A proof is kept for twice the grace time and this: until the fanout has asked for it, even when it was restarted in
 /// between.
 const KEEP_BESIDES: Duration = Duration::from_secs(60);
 
-/// What proves that a message has reached a client; the key `delivery_proof`.
+/// The proof that a message has reached a client; the key `delivery_proof`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeliveryProof {
@@ -34,12 +34,12 @@ pub enum DeliveryProof {
 
 /// The sessions that are to be asked for proof, in the order of their turns.
 pub(crate) struct ProofRequests<S> {
-    /// Whether pings ask, and pongs prove.
+    /// Whether pings ask for proof, and pongs prove.
     pub(crate) by_ping: bool,
     pub(crate) ask_after: Duration,
     pub(crate) kept_for: Duration,
     turns: Mutex<VecDeque<Turn<S>>>,
-    /// Pings that were written, those for a sign of life included.
+    /// Written pings, those for a sign of life included.
     pub(crate) pings: Counter,
 }
 
@@ -53,7 +53,7 @@ impl<S> ProofRequests<S> {
     }
 
     pub(crate) fn new(proof: DeliveryProof, grace: Duration, pings: Counter) -> Arc<Self> {
-        // Without a grace time nothing is asked for.
+        // Without a grace time no proof is asked for.
         let ask_after = if grace.is_zero() { MAX_ASK_AFTER } else { MAX_ASK_AFTER.min(grace / 10) };
         let kept_for = grace.saturating_mul(2).saturating_add(KEEP_BESIDES);
         let by_ping = proof == DeliveryProof::Pong;
@@ -64,12 +64,12 @@ impl<S> ProofRequests<S> {
         MIN_TICK.max(self.ask_after / TICKS)
     }
 
-    /// A session was written something that it has to prove, and is not registered.
+    /// Registers a session that has a message to prove, and is not registered.
     pub(crate) fn register(&self, session: &Arc<S>) {
         self.turns().push_back((Instant::now() + self.ask_after, Arc::downgrade(session)));
     }
 
-    /// Asks those whose turn has come. One that has still something to prove, as `ask` says, gets another turn.
+    /// Asks the sessions whose turn has come. A session for which `ask` returns true gets another turn.
     pub(crate) fn tick(&self, ask: impl Fn(&S) -> bool) {
         let now = Instant::now();
         let due: Vec<_> = {
@@ -84,7 +84,7 @@ impl<S> ProofRequests<S> {
         }
     }
 
-    /// Its proof is not asked for any more.
+    /// Whether a message is so old that its proof is not asked for any more.
     pub(crate) fn is_too_old(&self, message: &ToProve) -> bool {
         Timestamp::now().since(message.timestamp) >= self.kept_for
     }

@@ -1,11 +1,12 @@
-//! After an interruption of the live layer: presence is told again who is here, and clients that may have missed a message
-//! are asked to `SYNC`.
+//! After an interruption of the live layer, all sessions are attached to presence again, and clients that may have missed
+//! a message are asked to `SYNC`.
 //!
-//! Which rooms moved is found by their heads: those of every room that was [`heard`](crate::room_heads) of here, read in
-//! groups. A session's rooms are known from its `SYNC`; one that has not asked yet, or whose rooms were forgotten since, is
-//! asked about all its rooms. **Not found like this**: a room that began, or that a user joined, after that user's `SYNC`,
-//! and of which no message has come here yet. Its first messages are not proven to be delivered, so they become pushes; where
-//! no proof is asked for (`delivery_grace` is 0) every client is asked to `SYNC` after every interruption.
+//! The rooms that moved are found by their heads: the heads of every room [known](crate::room_heads) here are read in
+//! groups. A session's rooms are known from its `SYNC`; a session that has not sent one yet, or whose rooms were forgotten
+//! since, is asked to `SYNC` all its rooms. **Not found like this**: a room that began, or that a user joined, after that
+//! user's `SYNC`, and of which no message has come here yet. Its first messages are not proven to be delivered, so they
+//! become pushes; where no proof is asked for (`delivery_grace` is 0) every client is asked to `SYNC` after every
+//! interruption.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -24,20 +25,20 @@ use crate::refusal::{Close, to_text};
 use crate::room_heads::Epoch;
 use crate::sessions::Session;
 
-/// How many sessions presence is told of at a time.
+/// How many sessions are attached at a time.
 const ATTACH_AT_ONCE: usize = 64;
-/// The wait before those it did not hear of are told again: this, doubling up to the second.
+/// The backoff before failed attachments are tried again: from the first value, doubling up to the second.
 const ATTACH_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// A session that presence heard of late is asked to `SYNC` within this.
+/// A session that was attached late is asked to `SYNC` within this.
 const LATE_SYNC_WITHIN: Duration = Duration::from_millis(500);
 /// How many rooms one look-up of heads holds.
 const LOOK_UP: usize = 1_000;
 /// Clients are asked to `SYNC` at moments spread over at least this …
 const SPREAD: Duration = Duration::from_secs(2);
-/// … and over so long that no more than this many ask in a second.
+/// … and over so long that no more than this many send it in a second.
 const SYNCS_PER_SECOND: usize = 2_000;
 
-/// Tells presence of all sessions after every interruption: a live layer that was restarted has lost it.
+/// Attaches all sessions again after every interruption: a live layer that was restarted has lost presence.
 pub(crate) async fn attach_again(gateway: Arc<Gateway>) -> Result<(), Infallible> {
     let mut restored = gateway.restored.subscribe();
     let attaching = async {
@@ -49,7 +50,7 @@ pub(crate) async fn attach_again(gateway: Arc<Gateway>) -> Result<(), Infallible
     Ok(())
 }
 
-/// Asks to `SYNC` after every interruption.
+/// Asks clients to `SYNC` after every interruption.
 pub(crate) async fn ask_who_missed(gateway: Arc<Gateway>) -> Result<(), Infallible> {
     let mut restored = gateway.restored.subscribe();
     let asking = async {
@@ -64,7 +65,7 @@ pub(crate) async fn ask_who_missed(gateway: Arc<Gateway>) -> Result<(), Infallib
 async fn attach_all(gateway: &Gateway) {
     let mut backoff = Backoff::new(ATTACH_RETRY.0, ATTACH_RETRY.1);
     let sessions = gateway.sessions.all();
-    // Without a lease none of them counts.
+    // Without a lease no attachment counts.
     while let Err(error) = gateway.engines.presence.renew(&gateway.id, LEASE).await {
         tracing::warn!(%error, "presence is not back yet");
         tokio::time::sleep(backoff.next_delay()).await;
@@ -85,8 +86,8 @@ async fn attach_all(gateway: &Gateway) {
     }
 }
 
-/// Tells presence of a session that it did not hear of when it began. What was published meanwhile did not find it: it is
-/// asked to `SYNC`.
+/// Attaches a session whose first attachment failed. Messages published meanwhile did not find it, so it is asked to
+/// `SYNC`.
 pub(crate) async fn attach_late(gateway: &Gateway, session: &Session) {
     let attaching = async {
         let mut backoff = Backoff::new(ATTACH_RETRY.0, ATTACH_RETRY.1);
@@ -107,8 +108,8 @@ pub(crate) async fn attach_late(gateway: &Gateway, session: &Session) {
 async fn attach(gateway: &Gateway, session: &Session) -> EngineResult<()> {
     let (presence, attachment) = (&gateway.engines.presence, gateway.attachment(session));
     if let Some(other) = presence.attach(&attachment).await? {
-        // Its device has connected elsewhere, and this gateway did not hear the eviction. Which of the two came later
-        // is not known, so the other one keeps its place, and this one may come back and take it.
+        // Its device has connected to another gateway, and this one did not receive the eviction. Which of the two came
+        // later is not known, so the other one keeps its place, and this one's client may connect again and replace it.
         presence.attach(&other).await?;
         session.close(Close::GoingAway);
     }
@@ -119,7 +120,7 @@ async fn attach(gateway: &Gateway, session: &Session) -> EngineResult<()> {
     Ok(())
 }
 
-/// Asks those whose rooms moved, and those whose rooms are not known.
+/// Asks sessions whose rooms moved, and sessions whose rooms are not known, to `SYNC`.
 async fn ask(gateway: &Gateway) {
     let sessions = gateway.sessions.all();
     let moved = match gateway.config.delivery_grace.0.is_zero() {
@@ -154,13 +155,13 @@ async fn ask(gateway: &Gateway) {
     }
 }
 
-/// What moved while nothing could be heard.
+/// The rooms that moved during the interruption.
 struct MovedRooms {
-    /// The rooms that moved, and how far.
+    /// The moved rooms and their heads.
     heads: Vec<(RoomId, Seq)>,
-    /// The same by the members who are here.
+    /// The moved rooms by the members that have a session here.
     rooms_of: HashMap<UserId, Vec<RoomId>>,
-    /// Whose rooms are among those that were looked at: the sessions known in this epoch.
+    /// The sessions known in this epoch have all their rooms among those that were looked up.
     epoch: Epoch,
 }
 
@@ -189,7 +190,7 @@ impl MovedRooms {
 }
 
 impl Gateway {
-    /// Asks one client to `SYNC` these rooms (none: whichever it has) at a moment within `spread`.
+    /// Asks one client to `SYNC` these rooms (none: all it has) at a moment within `spread`.
     pub(crate) fn ask_to_sync(&self, session: &Session, rooms: Option<&[RoomId]>, spread: Duration) {
         let spread = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX).max(1);
         session.send(to_text(&ServerFrame::Resync {

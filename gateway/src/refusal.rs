@@ -1,7 +1,7 @@
-//! One table from every refusal to what a client is told of it. `docs/ERRORS.md` is made from it.
+//! One table from every refusal to the error that a client gets. `docs/ERRORS.md` is made from it.
 //!
-//! What an error means for a message: [`Refusal::Unavailable`] means that its fate is unknown, and resending the same
-//! `clientMessageId` is safe; every other refusal means that it was not accepted.
+//! For a message, [`Refusal::Unavailable`] means that its fate is unknown, and resending the same `clientMessageId` is
+//! safe; every other refusal means that it was not accepted.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -12,22 +12,22 @@ use naru_model::frame::{BadFrame, ServerFrame};
 use naru_model::message::Rejection;
 use naru_model::{ClientMessageId, InvalidId};
 
-/// Why something was not done.
+/// Why a frame or a request was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The frame, or the request, can't be read or breaks a rule.
     Invalid(String),
-    /// No token, or not a good one.
+    /// No token, or an invalid one.
     Unauthenticated(&'static str),
     /// The caller may not do this.
     Forbidden(&'static str),
     /// There is no such room for the caller.
     RoomNotFound,
-    /// There is nothing at this address.
+    /// The address does not exist.
     NotFound,
-    /// It contradicts what is there.
+    /// It contradicts the stored state.
     Conflict(&'static str),
-    /// More bytes than are taken.
+    /// More bytes than the limit.
     TooLarge {
         /// The limit, in bytes.
         limit: usize,
@@ -37,9 +37,9 @@ pub enum Refusal {
         /// When the next message will be taken.
         retry_after: Duration,
     },
-    /// This gateway has too much in hand.
+    /// This gateway has too many messages in hand.
     Overloaded,
-    /// Something behind the gateway does not answer. The fate of a message is unknown.
+    /// An engine does not answer. The fate of a message is unknown.
     Unavailable,
 }
 
@@ -48,11 +48,11 @@ pub enum Refusal {
 pub struct Row {
     /// The code, in frames and in HTTP bodies.
     pub code: &'static str,
-    /// The same over HTTP.
+    /// The status over HTTP.
     pub status: StatusCode,
-    /// What it says of a message.
+    /// What it means for a message.
     pub message_fate: &'static str,
-    /// When it is given.
+    /// When it is returned.
     pub meaning: &'static str,
 }
 
@@ -123,7 +123,7 @@ impl Refusal {
         }]
     }
 
-    /// A sentence for the client's developer; it holds nothing that the client did not send.
+    /// A sentence for the client's developer; it holds no data that the client did not send.
     pub fn message(&self) -> Cow<'_, str> {
         match self {
             Self::Invalid(reason) => Cow::Borrowed(reason),
@@ -150,9 +150,9 @@ impl Refusal {
         }
     }
 
-    /// The `ERROR` frame that tells of it.
+    /// The `ERROR` frame of it.
     pub fn frame(&self, client_message_id: Option<&ClientMessageId>) -> String {
-        // Never less than asked for.
+        // Rounded up.
         let retry_after_ms = self
             .retry_after()
             .map(|span| u64::try_from(span.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX));
@@ -171,7 +171,7 @@ pub(crate) fn to_text(frame: &impl serde::Serialize) -> String {
 }
 
 impl From<EngineError> for Refusal {
-    /// This is where a failed engine meets the client, so this is where the failure is logged.
+    /// Here the failure of an engine becomes a refusal for the client, so it is logged here.
     fn from(error: EngineError) -> Self {
         tracing::warn!(%error, "an engine failed; the client is told UNAVAILABLE");
         Self::Unavailable
@@ -201,9 +201,9 @@ impl From<Rejection> for Refusal {
 /// Why a connection is closed by the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Close {
-    /// The peer has closed it or has gone: there is no one to tell.
+    /// The peer has closed it or has disconnected: no close frame is sent.
     ByPeer,
-    /// This gateway is going away.
+    /// This gateway shuts down.
     GoingAway,
     /// The peer broke the WebSocket protocol.
     Protocol,
@@ -215,14 +215,14 @@ pub enum Close {
     TooBig,
     /// The session's token has expired.
     TokenExpired,
-    /// The client does not read as fast as it is written to.
+    /// The client does not read as fast as the gateway writes.
     SlowConsumer,
     /// The same device has connected again.
     Replaced,
 }
 
 impl Close {
-    /// The code and the reason of the close frame; none when there is no one to tell.
+    /// The code and the reason of the close frame; none when the peer has closed.
     pub const fn frame(self) -> Option<(u16, &'static str)> {
         Some(match self {
             Self::ByPeer => return None,
@@ -237,7 +237,7 @@ impl Close {
         })
     }
 
-    /// The word for it in metrics and logs.
+    /// Its label in metrics and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::ByPeer => "by_peer",
@@ -259,7 +259,7 @@ mod tests {
 
     use super::*;
 
-    /// The public page, as the tables above make it.
+    /// The public page, made from the tables above.
     fn page() -> String {
         let mut page = String::from(
             "# Errors\n\nMade from the tables in `gateway/src/refusal.rs`; `UPDATE_DOCS=1 cargo test -p gateway` writes it.\n\n\

@@ -1,9 +1,9 @@
-//! How far each room has been heard here without a gap: by this a live message that skips another is noticed, and after
-//! an interruption the rooms that moved meanwhile.
+//! How far each room's messages were received here without a gap. By this the gateway detects a live message that skips
+//! another and, after an interruption, the rooms that moved meanwhile.
 //!
 //! A room is known from the first message that concerned a session here, or from the first `SYNC` that named it, and is
 //! followed from then on. Bounded: when there are too many, all are forgotten and a new *epoch* begins. A session's rooms
-//! are known as long as the epoch lasts in which it first said what it has.
+//! are known as long as the epoch of its first `SYNC` lasts.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,19 +13,19 @@ use naru_model::{RoomId, Seq};
 /// How many rooms are known at most: about 100 bytes each.
 const MAX_ROOMS: usize = 200_000;
 
-/// A part of a gateway's life in which it has forgotten no room. Never 0.
+/// A period in which a gateway has forgotten no room. Never 0.
 pub(crate) type Epoch = u32;
 
 /// Where a live message stands in its room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Arrival {
-    /// Nothing is known of the room.
+    /// The room is not known.
     Unknown,
-    /// Right after what was heard; it is noted.
+    /// Right after the last one received; it is noted.
     Next,
-    /// It was heard before, or is late: a client that has it drops it.
+    /// It was received before, or is late: a client that has it drops it.
     Again,
-    /// At least one before it was not heard.
+    /// At least one before it was not received.
     Skips,
 }
 
@@ -58,7 +58,7 @@ impl RoomHeads {
         Self { rooms: Mutex::new(Rooms { last: HashMap::new(), epoch: 1 }), max }
     }
 
-    /// Where a live message stands.
+    /// Where a live message stands in its room; the next one is noted.
     pub(crate) fn arrival(&self, room: &RoomId, seq: Seq) -> Arrival {
         match self.rooms().last.get_mut(room) {
             None => Arrival::Unknown,
@@ -71,12 +71,12 @@ impl RoomHeads {
         }
     }
 
-    /// How far a room was heard without a gap; none when it is not known.
+    /// How far a room was received without a gap; none when it is not known.
     pub(crate) fn last(&self, room: &RoomId) -> Option<Seq> {
         self.rooms().last.get(room).copied()
     }
 
-    /// All sessions of the room here were given everything up to here, or told to ask for it.
+    /// Notes that all sessions of the room here got all messages up to `upto`, or were asked to `SYNC`.
     pub(crate) fn reached(&self, room: &RoomId, upto: Seq) {
         let mut rooms = self.rooms();
         match rooms.last.get_mut(room) {
@@ -85,8 +85,8 @@ impl RoomHeads {
         }
     }
 
-    /// A session has asked for these rooms, which are at these places. What is known already stays: it is what others
-    /// here were given. Answers the epoch in which all of them are known.
+    /// Notes the heads of rooms that a session has asked for. The place of a known room stays: it is how far the other
+    /// sessions got messages. Returns the epoch in which all of them are known.
     pub(crate) fn learn<'a>(&self, heads: impl Iterator<Item = (&'a RoomId, Seq)> + Clone) -> Epoch {
         let mut rooms = self.rooms();
         loop {
@@ -96,7 +96,7 @@ impl RoomHeads {
                     rooms.insert(room, head, self.max);
                 }
             }
-            // A new epoch has forgotten the first of them. (No session asks for as many as there can be.)
+            // A new epoch has forgotten the first of them. (No session asks for as many as `max`.)
             if rooms.epoch == epoch || heads.clone().count() >= self.max {
                 return epoch;
             }
@@ -137,7 +137,7 @@ mod tests {
         assert_eq!(heads.last(&room), Some(Seq(10)));
     }
 
-    /// One session's `SYNC` says nothing about what the others were given.
+    /// One session's `SYNC` does not show which messages the others got.
     #[test]
     fn what_is_known_is_not_raised_by_a_sync() {
         let (heads, old, new) = (RoomHeads::new(), room("old"), room("new"));

@@ -1,5 +1,5 @@
-//! What this gateway remembers of rooms. Advisory: whether a message is saved is the persister's decision, on what the
-//! store says then.
+//! This gateway's cache of rooms. It is advisory: the persister decides whether a message is saved, by the store's state
+//! at that time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 /// How many rooms are remembered: about 300 bytes each for direct rooms.
 const REMEMBERED: usize = 100_000;
-/// What is told to members (TYPING, positions) goes to members that are at most this old: nothing checks it later.
+/// TYPING and positions go to a list of members that is at most this old: no later step checks it.
 pub(crate) const FRESH: Duration = Duration::from_secs(2);
 
 #[derive(Clone)]
@@ -31,7 +31,7 @@ impl RoomCache {
         Self { rooms, remembered: Cache::new(REMEMBERED) }
     }
 
-    /// The room, if `user` is a member as far as is known. Who was a member is believed; who was not is looked up.
+    /// The room, if `user` is a member. A cached membership is taken as valid; a user without one is looked up.
     pub(crate) async fn of_member(&self, id: &RoomId, user: &UserId) -> EngineResult<Option<Arc<Room>>> {
         if let Some(known) = self.remembered.get(id).filter(|known| known.room.has(user)) {
             return Ok(Some(known.room));
@@ -40,7 +40,7 @@ impl RoomCache {
         Ok(room.filter(|room| room.has(user)))
     }
 
-    /// These rooms, in their order, from what is at most this old. One look-up for all.
+    /// These rooms, in their order, from entries that are at most this old. One look-up for all.
     pub(crate) async fn within(&self, age: Duration, ids: &[RoomId]) -> EngineResult<Vec<Option<Arc<Room>>>> {
         let fresh = |id| self.remembered.get(id).filter(|known| known.read_at.elapsed() < age);
         let mut rooms: Vec<_> = ids.iter().map(|id| fresh(id).map(|known| known.room)).collect();
@@ -55,8 +55,8 @@ impl RoomCache {
         Ok(rooms)
     }
 
-    /// The room, if `user` is a member by what is at most this old. Who was not is looked up: they may have been added
-    /// through another gateway.
+    /// The room, if `user` is a member by an entry at most this old. A user who was not is looked up: another gateway may
+    /// have added them.
     pub(crate) async fn of_member_within(
         &self,
         age: Duration,
@@ -70,7 +70,7 @@ impl RoomCache {
         }
     }
 
-    /// What a change of members through this gateway has made of a room.
+    /// Remembers a room as a change of members through this gateway left it.
     pub(crate) fn changed(&self, room: &Arc<Room>) {
         self.remember(room.clone());
     }

@@ -1,14 +1,14 @@
-//! What a session must remember of the messages it sends: which one the next of a room comes after, in which order answers
-//! go out, and what it sent again. Pure.
+//! A session's state of the messages it sends: which one the next of a room comes after, in which order answers go out,
+//! and which ones it sent again. Pure.
 
 use std::collections::VecDeque;
 
 use naru_model::{MessageId, RoomId};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-/// A session remembers this many of its resends, to be spared their `CHAT`.
+/// A session remembers this many of its resends, and does not get their `CHAT`.
 const MAX_RESENDS: usize = 32;
-/// A list that is empty gives back what it holds beyond this many places: most sessions send little.
+/// An empty list frees its memory beyond this many places: most sessions send little.
 const KEPT_PLACES: usize = 4;
 
 /// See the module.
@@ -19,7 +19,7 @@ pub(crate) struct Sending {
     /// The answers to plain frames, in the order the frames came; the first is the one of ticket `first`.
     answers: VecDeque<Option<Utf8Bytes>>,
     first: u64,
-    /// Messages that this session sent again: it has drawn them already.
+    /// Messages that this session sent again: its client shows them already.
     resent: VecDeque<MessageId>,
 }
 
@@ -28,7 +28,7 @@ pub(crate) struct Sending {
 pub(crate) struct Ticket(u64);
 
 impl Sending {
-    /// A message was sent and is not yet answered; answers the one before it in its room that is not either.
+    /// Notes a message as sent and not yet answered; returns the unanswered one before it in its room.
     pub(crate) fn sent(&mut self, room: &RoomId, id: MessageId) -> Option<MessageId> {
         match self.unanswered.iter_mut().find(|(other, _)| other == room) {
             Some((_, last)) => Some(std::mem::replace(last, id)),
@@ -39,7 +39,7 @@ impl Sending {
         }
     }
 
-    /// A message is being answered.
+    /// Notes that a message is being answered.
     pub(crate) fn answered(&mut self, id: MessageId) {
         self.unanswered.retain(|(_, last)| *last != id);
         if self.unanswered.is_empty() {
@@ -53,7 +53,7 @@ impl Sending {
         Ticket(self.first + self.answers.len() as u64 - 1)
     }
 
-    /// The answer to a plain frame is there: it goes out after all before it, and with it those that waited for it.
+    /// Takes the answer to a plain frame: it goes out after all before it, and with it the answers that waited for it.
     pub(crate) fn answer(&mut self, ticket: Ticket, text: Utf8Bytes, put: impl Fn(Utf8Bytes)) {
         let place = ticket.0.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
         let Some(answer) = place.and_then(|place| self.answers.get_mut(place)) else { return };
@@ -64,12 +64,12 @@ impl Sending {
         }
     }
 
-    /// How many answers to plain frames wait for another one, or are not there yet.
+    /// How many answers to plain frames wait for another one, or have not come yet.
     pub(crate) fn waiting_answers(&self) -> usize {
         self.answers.len()
     }
 
-    /// The session sent a message that another one, before it, had sent first.
+    /// Notes that the session sent a message again that an earlier session had sent first.
     pub(crate) fn sent_again(&mut self, id: MessageId) {
         if self.resent.len() == MAX_RESENDS {
             self.resent.pop_front();
@@ -77,7 +77,6 @@ impl Sending {
         self.resent.push_back(id);
     }
 
-    /// Whether the session sent this message again.
     pub(crate) fn has_sent_again(&self, id: MessageId) -> bool {
         self.resent.contains(&id)
     }

@@ -16,16 +16,16 @@ use warp::Filter;
 use crate::refusal::Close;
 use crate::{Gateway, Routes, api, connect};
 
-/// A client that has not sent its request by then is sent away.
+/// The connection of a client that has not sent its request by then is closed.
 const REQUEST_WITHIN: Duration = Duration::from_secs(15);
-/// What of the drain deadline is spent on answering what is in hand; the rest is for closing.
+/// The part of the drain deadline that is for answering messages in hand; the rest is for closing.
 const ANSWER_SHARE: f64 = 0.5;
-/// How long leaving presence may take. (Without it, a message published in these moments may find no session and no push.)
+/// How long leaving presence may take. (Without it, a message published in these moments may get no session and no push.)
 const BARRIER_WITHIN: Duration = Duration::from_secs(2);
 /// How long to wait after the system refused a connection (no more file descriptors, as a rule).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until `shutdown`, then drains: takes nothing new, answers what is in hand, sends every client away, closes.
+/// Serves until `shutdown`, then drains: takes no new work, answers messages in hand, and closes all connections.
 pub(crate) async fn serve(
     gateway: Arc<Gateway>,
     listener: TcpListener,
@@ -74,7 +74,7 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    // Frames are small and each matters: none waits for an acknowledgement of the one before.
+    // Frames are small and latency counts: no frame waits for an acknowledgement of the one before.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY was not set");
     }

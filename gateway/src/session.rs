@@ -1,4 +1,4 @@
-//! One connection from `WELCOME` to its close: frames in, frames out, and an end that the client is told of.
+//! One connection from `WELCOME` to its close: frames in, frames out, and a close frame with the reason.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -31,12 +31,12 @@ use crate::{accept, recover, sync};
 
 pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
-/// How long a close may take: the frames that still wait, the close frame, the peer's answer to it.
+/// How long a close may take: the frames left in the queue, the close frame, the peer's answer to it.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
-/// How long what a peer still writes is read and thrown away after an error. A socket closed with unread bytes is
+/// How long bytes that a peer still writes are read and discarded after an error. A socket closed with unread bytes is
 /// reset, and a reset may overtake the close frame.
 const DISCARD_WITHIN: Duration = Duration::from_secs(1);
-/// A peer that was pinged this often without any sign of life is gone.
+/// A connection whose peer sent nothing after this many pings is closed.
 const PINGS_UNANSWERED: u32 = 2;
 
 /// Serves one connection to its end.
@@ -45,12 +45,12 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
     tracing::debug!(session = %session.id, user = %session.identity.user, "connected");
     gateway.telemetry.connections.inc();
     gateway.sessions.add(&session);
-    // One that came while the gateway began to drain may have been added after all others were sent away.
+    // A session that came while the gateway began to drain may have been added after all others were closed.
     if gateway.draining.is_cancelled() {
         session.close(Close::GoingAway);
     }
     let (attachment, is_known) = attach(&gateway, &session).await;
-    // From `add` on live messages may come; nothing is written before this.
+    // From `add` on live messages may come; no frame is written before this one.
     session.send_first(welcome(&gateway, &session));
 
     let (sink, stream) = socket.split();
@@ -68,8 +68,8 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
     let attaching = OptionFuture::from((!is_known).then(|| recover::attach_late(&gateway, &session).boxed()));
     let (stream, mut sink, _) = tokio::join!(reading, writing, attaching);
 
-    // First it can't be found any more, then it gets nothing more, then what it got goes out: so a message that was
-    // published for this session is either written, or the fanout sees that it reached no session.
+    // The session leaves presence, then it gets no more frames, then its queue is written: so a message that was
+    // published for this session is either written, or the fanout finds that it reached no session.
     let reason = session.closed().await;
     if let Err(error) = gateway.engines.presence.detach(&attachment).await {
         tracing::debug!(%error, "presence did not hear of a disconnect; the lease will");
@@ -88,14 +88,14 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
     tracing::debug!(session = %session.id, reason = reason.as_str(), "disconnected");
 }
 
-/// Tells presence, before `WELCOME`: a session that is welcomed is found by every message published afterwards. Answers
-/// whether presence knows.
+/// Attaches the session to presence before `WELCOME`: every message published after the `WELCOME` finds the session.
+/// Returns whether presence has it.
 async fn attach(gateway: &Gateway, session: &Session) -> (Attachment, bool) {
     let attachment = gateway.attachment(session);
     match gateway.engines.presence.attach(&attachment).await {
         Ok(None) => {}
         Ok(Some(replaced)) => gateway.evict(&replaced).await,
-        // The client is served all the same; until presence is told it gets pushes, and then it is asked to SYNC.
+        // The client is served all the same; until its session is attached it gets pushes, then it is asked to SYNC.
         Err(error) => {
             tracing::warn!(%error, "presence did not hear of a connection; telling it again");
             return (attachment, false);
@@ -130,7 +130,7 @@ async fn read(gateway: &Gateway, session: &Arc<Session>, stream: &mut SplitStrea
     }
     loop {
         let message = tokio::select! {
-            // When the gateway drains, frames that come now are answered by the next one: the client resends them there.
+            // When the gateway drains, frames that come now are not read: the client resends them to another gateway.
             () = &mut stopped => return session.closed().await,
             () = &mut expiry => return Close::TokenExpired,
             _ = pings.tick() => {
@@ -222,7 +222,7 @@ async fn typing(
     Ok(gateway.engines.live.publish(vec![event]).await?)
 }
 
-/// Writes what is put in the queue until the session is to end.
+/// Writes the frames of the queue until the session is to end.
 async fn write(session: &Arc<Session>, sink: &mut (impl Sink<Message, Error = WsError> + Unpin)) -> Close {
     let pump = async {
         loop {
@@ -238,8 +238,8 @@ async fn write(session: &Arc<Session>, sink: &mut (impl Sink<Message, Error = Ws
     }
 }
 
-/// Writes everything that waits with one flush. A frame leaves the queue when the sink can take it at once: cancelled, this
-/// loses none.
+/// Writes all frames of the queue with one flush. A frame leaves the queue when the sink can take it at once: cancelled,
+/// this loses none.
 async fn write_what_waits(
     session: &Arc<Session>,
     sink: &mut (impl Sink<Message, Error = WsError> + Unpin),
@@ -252,7 +252,7 @@ async fn write_what_waits(
     sink.flush().await
 }
 
-/// Writes what is left in the queue, and a ping after it. (A slow consumer's is given up: the store has it all.)
+/// Writes the frames left in the queue, and a ping after them. (A slow consumer's are dropped: the store has them all.)
 async fn write_the_rest(
     session: &Arc<Session>,
     sink: &mut (impl Sink<Message, Error = WsError> + Unpin),
@@ -284,7 +284,7 @@ async fn end(gateway: &Gateway, session: &Session, mut socket: Socket, reason: C
     let _out_of_time = timeout(CLOSE_WITHIN, closing).await;
 }
 
-/// Reads and throws away what the peer still writes: after an error it can't be read as frames.
+/// Reads and discards the bytes that the peer still writes: after an error they can't be read as frames.
 async fn discard(socket: &mut Socket) {
     let mut scrap = [0; 2048];
     let reading = async { while let Ok(1..) = socket.get_mut().read(&mut scrap).await {} };
@@ -301,7 +301,7 @@ mod tests {
     use crate::proof_requests::ProofRequests;
     use crate::unproven::ToProve;
 
-    /// What was written, and a line where it was flushed.
+    /// The written frames, and a line for each flush.
     #[derive(Default)]
     struct Written(Vec<String>);
 

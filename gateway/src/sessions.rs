@@ -1,7 +1,7 @@
-//! The sessions of this gateway: who is here, and the queue of each.
+//! The sessions of this gateway, and the queue of each.
 //!
-//! What writes to a session never waits for it. A session whose queue is full has a client that does not read; it
-//! is closed, and the client gets everything from the store when it comes back.
+//! A task that writes to a session never waits for it. A session whose queue is full has a client that does not read; it
+//! is closed, and the client gets all messages from the store when it connects again.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -18,9 +18,9 @@ use crate::sending::{Sending, Ticket};
 use crate::token::Identity;
 use crate::unproven::{ToProve, Unproven};
 
-/// The registry is locked in as many parts, so that connecting clients and deliveries seldom meet.
+/// The registry has this many locks, so that connecting clients and deliveries seldom contend for one.
 const SHARDS: usize = 16;
-/// An empty queue gives back what it holds beyond this many places: most sessions have nothing to say most of the time.
+/// An empty queue frees its memory beyond this many places: most sessions are idle most of the time.
 const KEPT_PLACES: usize = 4;
 pub(crate) struct Session {
     pub(crate) id: SessionId,
@@ -28,34 +28,34 @@ pub(crate) struct Session {
     queue: Mutex<Queue>,
     places: usize,
     filled: Notify,
-    /// Sends that are not answered yet: each will take a place in the queue.
+    /// Sends that are not answered yet: each answer will take a place in the queue.
     unanswered: AtomicUsize,
-    /// A place was given back.
+    /// Notified when a frame has left the queue.
     eased: Notify,
     closing: OnceLock<Close>,
-    /// Nothing more is read: the gateway drains.
+    /// The gateway drains: no more frames are read.
     is_drained: AtomicBool,
-    /// It is to end, or nothing more is read.
+    /// Notified when the session is to end, or no more frames are read.
     stopped: Notify,
     sending: Mutex<Sending>,
-    /// The epoch in which its client first said what it has; 0 before that.
+    /// The epoch of its client's first `SYNC`; 0 before that.
     known_in: AtomicU32,
     proof_requests: Arc<ProofRequests<Session>>,
 }
 
-/// What goes to the client, and what the client has still to prove of it.
+/// The frames for the client, and the written messages that the client has still to prove.
 struct Queue {
-    /// At most `places` frames that wait for the client to read.
+    /// At most `places` frames that are not written yet.
     frames: VecDeque<Outgoing>,
     unproven: Unproven,
 }
 
-/// A frame on its way to the client.
+/// A frame for the client.
 pub(crate) struct Outgoing {
     pub(crate) message: Message,
-    /// The message that the client will have to prove it got.
+    /// The message whose receipt the client has to prove.
     to_prove: Option<ToProve>,
-    /// Held until it is written, by frames that may only take part of the queue.
+    /// Held until the frame is written, for frames that may take only a part of the queue.
     _share: Option<OwnedSemaphorePermit>,
 }
 
@@ -65,7 +65,7 @@ impl Outgoing {
     }
 }
 
-/// Wakes a session when it is dropped: it then writes what was put in its queue.
+/// Wakes a session when it is dropped: the session then writes the frames of its queue.
 pub(crate) struct Wake(pub(crate) Arc<Session>);
 
 impl Drop for Wake {
@@ -107,7 +107,7 @@ impl Session {
         self.wake();
     }
 
-    /// Puts a `CHAT` in the queue; the client may have to prove that it got it.
+    /// Puts a `CHAT` in the queue; the client may have to prove its receipt.
     pub(crate) fn send_message(&self, text: Utf8Bytes, to_prove: Option<ToProve>) {
         self.put(Outgoing { to_prove, ..Outgoing::text(text) });
         self.wake();
@@ -119,14 +119,14 @@ impl Session {
         self.wake();
     }
 
-    /// Puts one frame of a long answer in the queue; `share` is given back when it is written, and so keeps such answers
-    /// from filling the queue.
+    /// Puts one frame of a long answer in the queue; `share` is given back when the frame is written, and so keeps such
+    /// answers from filling the queue.
     pub(crate) fn send_in_turn(&self, text: String, to_prove: Option<ToProve>, share: OwnedSemaphorePermit) {
         self.put(Outgoing { to_prove, _share: Some(share), ..Outgoing::text(text.into()) });
         self.wake();
     }
 
-    /// Asks for a sign of life.
+    /// Has the client pinged as a sign of life.
     pub(crate) fn ping(&self) {
         self.queue().unproven.want_ping();
         self.wake();
@@ -141,22 +141,22 @@ impl Session {
         queue.frames.push_back(frame);
     }
 
-    /// Lets the session write what is in its queue.
+    /// Lets the session write the frames of its queue.
     pub(crate) fn wake(&self) {
         self.filled.notify_one();
     }
 
-    /// The client has answered a ping: the messages which that proves it has.
+    /// Takes a client's pong; returns the messages that it proves.
     pub(crate) fn pong(&self, payload: &[u8]) -> Vec<MessageId> {
         self.queue().unproven.pong(payload)
     }
 
-    /// The client has said that it has a room's messages up to a place: those of them that were not proven before.
+    /// Takes a client's position in a room; returns the messages up to it that were not proven before.
     pub(crate) fn received(&self, room: &RoomId, upto: Seq) -> Vec<MessageId> {
         self.queue().unproven.received(room, upto)
     }
 
-    /// The time has come to ask for proof of what was written. Whether there is still something to prove.
+    /// Asks for proof of written messages when it is the session's turn. Returns whether messages are still unproven.
     pub(crate) fn ask(&self, requests: &ProofRequests<Session>) -> bool {
         let mut queue = self.queue();
         let is_unproven = queue.unproven.ask(|message| requests.is_too_old(message));
@@ -168,13 +168,13 @@ impl Session {
         is_unproven
     }
 
-    /// Asks for proof of what no ping covers yet: the last ping before a session ends.
+    /// Asks for proof of the messages that no ping covers yet: the last ping before a session ends.
     pub(crate) fn ask_for_the_rest(&self) {
         self.queue().unproven.ask_for_the_rest();
     }
 
-    /// Notes that all rooms of its client are known, as long as this epoch lasts. Only the first time: later its client
-    /// may speak of fewer.
+    /// Notes that all rooms of its client are known, as long as this epoch lasts. Only the first time: a later `SYNC` may
+    /// name fewer.
     pub(crate) fn is_known_in(&self, epoch: Epoch) {
         let _known = self.known_in.compare_exchange(0, epoch, Ordering::Relaxed, Ordering::Relaxed);
     }
@@ -184,13 +184,13 @@ impl Session {
         Some(self.known_in.load(Ordering::Relaxed)).filter(|epoch| *epoch != 0)
     }
 
-    /// Waits until there may be something to write. One task calls this.
+    /// Waits until there may be a frame to write. One task calls this.
     pub(crate) async fn filled(&self) {
         self.filled.notified().await;
     }
 
     /// The next frame for the client, if there is one: a ping that is due, or the first in the queue. It counts as written:
-    /// a `RECEIVED` may prove it as soon as it is on its way.
+    /// a `RECEIVED` may prove it from now on.
     pub(crate) fn try_next(self: &Arc<Self>) -> Option<Outgoing> {
         let mut queue = self.queue();
         let more_waits = !queue.frames.is_empty();
@@ -212,15 +212,15 @@ impl Session {
         Some(frame)
     }
 
-    /// Waits until less than half of the queue is taken by what the client has to read and by answers that it will get:
-    /// a client that sends a lot is read more slowly rather than closed for what it is answered. One task calls this.
+    /// Waits until frames in the queue and answers to come take less than half of its places: a client that sends a lot is
+    /// read more slowly rather than closed because of the answers to it. One task calls this.
     pub(crate) async fn has_capacity(&self) {
         while self.taken() >= self.places.div_ceil(2) {
             self.eased.notified().await;
         }
     }
 
-    /// How many places are taken, or will be: frames that wait, sends without an answer, answers that wait for others.
+    /// How many places are or will be taken: by queued frames, sends without an answer, answers that wait for others.
     fn taken(&self) -> usize {
         // One lock after the other: in one expression both would be held, and an answer takes them the other way round.
         let frames = self.queue().frames.len();
@@ -228,7 +228,7 @@ impl Session {
         frames + self.unanswered.load(Ordering::Relaxed) + answers
     }
 
-    /// Drops what waits: it will not be read. An answer that waits for its share of the queue goes on.
+    /// Drops the frames of the queue: they will not be read. An answer that waits for its share of the queue goes on.
     pub(crate) fn give_up(&self) {
         self.queue().frames.clear();
     }
@@ -240,7 +240,7 @@ impl Session {
         }
     }
 
-    /// Stops reading: what the client sends from now on, it will send again to another gateway.
+    /// Stops reading: the client will send frames from now on again to another gateway.
     pub(crate) fn drain(&self) {
         self.is_drained.store(true, Ordering::Relaxed);
         self.stopped.notify_waiters();
@@ -251,7 +251,7 @@ impl Session {
         self.closing.get().is_some()
     }
 
-    /// Waits until the session is to end; says why.
+    /// Waits until the session is to end; returns the reason.
     pub(crate) async fn closed(&self) -> Close {
         loop {
             let notified = self.stopped.notified();
@@ -262,7 +262,7 @@ impl Session {
         }
     }
 
-    /// Waits until nothing more is to be read.
+    /// Waits until no more frames are to be read.
     pub(crate) async fn stopped(&self) {
         loop {
             let notified = self.stopped.notified();
@@ -273,7 +273,7 @@ impl Session {
         }
     }
 
-    /// Notes a message as sent and not yet answered; answers the one before it in its room that is not either.
+    /// Notes a message as sent and not yet answered; returns the unanswered one before it in its room.
     pub(crate) fn sent(&self, room: &RoomId, id: MessageId) -> Option<MessageId> {
         self.unanswered.fetch_add(1, Ordering::Relaxed);
         self.sending().sent(room, id)
@@ -284,12 +284,12 @@ impl Session {
         self.sending().ticket()
     }
 
-    /// Puts the answer to a frame in the queue, and [wakes](Self::wake) nothing. The answer to a plain frame waits for
-    /// those before it.
+    /// Puts the answer to a frame in the queue, and does not [wake](Self::wake) the session. The answer to a plain frame
+    /// waits for those before it.
     pub(crate) fn answer(&self, ticket: Option<Ticket>, text: impl Into<Utf8Bytes>) {
         match ticket {
             None => self.put(Outgoing::text(text.into())),
-            // Under the lock: two that answer at the same time keep the order, too.
+            // Under the lock, so that two tasks that answer at the same time keep the order, too.
             Some(ticket) => self.sending().answer(ticket, text.into(), |text| self.put(Outgoing::text(text))),
         }
     }
@@ -300,12 +300,12 @@ impl Session {
         self.sending().answered(id);
     }
 
-    /// Notes that this session sent a message that another one, before it, had sent first.
+    /// Notes that this session sent a message again that an earlier session had sent first.
     pub(crate) fn sent_again(&self, id: MessageId) {
         self.sending().sent_again(id);
     }
 
-    /// Whether this session sent a message, first or again, and so has drawn it.
+    /// Whether this session sent a message, first or again, and so its client shows it already.
     pub(crate) fn has_sent(&self, id: MessageId, origin: Option<&SessionId>) -> bool {
         origin == Some(&self.id) || self.sending().has_sent_again(id)
     }
@@ -338,7 +338,6 @@ impl Sessions {
         })
     }
 
-    /// How many there are.
     pub(crate) fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
@@ -383,7 +382,7 @@ impl Sessions {
         self.shards.iter().flat_map(lock).collect()
     }
 
-    /// Waits until there are none.
+    /// Waits until there are no sessions.
     pub(crate) async fn emptied(&self) {
         loop {
             let notified = self.emptied.notified();
@@ -394,7 +393,7 @@ impl Sessions {
         }
     }
 
-    /// The map itself hashes with a secret; which part a user is in need not be one.
+    /// The map itself hashes with a secret; the hash that selects a user's shard need not be secret.
     fn shard(&self, user: &str) -> MutexGuard<'_, Shard> {
         let hash = user.bytes().fold(0_usize, |hash, byte| hash.wrapping_mul(31) ^ usize::from(byte));
         self.shards[hash % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
@@ -418,7 +417,7 @@ mod tests {
         std::iter::from_fn(|| session.try_next()).map(|out| out.message.to_string()).collect()
     }
 
-    /// An answer locks the answers, then the queue: what counts both must hold one lock at a time.
+    /// An answer locks the answers, then the queue: the code that counts both must hold one lock at a time.
     #[test]
     fn what_counts_the_places_taken_never_waits_for_an_answer_that_waits_for_it() {
         const TIMES: usize = 300_000;

@@ -1,4 +1,4 @@
-//! A client says what it has and gets exactly what it misses, from the store, whatever its age.
+//! A client sends its positions and gets exactly the messages after them, from the store, whatever their age.
 
 use std::sync::Arc;
 
@@ -17,13 +17,13 @@ use crate::unproven::ToProve;
 const PER_ROOM: usize = 200;
 /// … and in all; the rest is asked for again.
 const IN_ALL: usize = 1_000;
-/// What part of a session's queue an answer may fill: live messages need the rest.
+/// An answer may fill one part in this many of a session's queue: live messages need the rest.
 const SHARE: usize = 4;
 
 /// Answers a `SYNC`: the messages in order, then `SYNCED`.
 ///
 /// # Errors
-/// `ROOM_NOT_FOUND` when any of the rooms is not the caller's; then nothing is sent.
+/// `ROOM_NOT_FOUND` when any of the rooms is not the caller's; then no message is sent.
 pub(crate) async fn answer(gateway: &Gateway, session: &Arc<Session>, wanted: Sync) -> Result<(), Refusal> {
     let wanted = match wanted.rooms {
         Some(rooms) => {
@@ -85,7 +85,7 @@ async fn in_turn(session: &Session, share: &Arc<Semaphore>, text: String, to_pro
     }
 }
 
-/// What this session's device has of each of its user's rooms.
+/// The positions of this session's device in its user's rooms.
 async fn of_device(gateway: &Gateway, session: &Session) -> Result<Vec<SyncFrom>, Refusal> {
     let Some(device) = &session.identity.device else {
         return Err(Refusal::Invalid("SYNC without rooms needs a token with a device".to_owned()));

@@ -1,4 +1,4 @@
-//! What a gateway counts.
+//! The metrics of a gateway.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;

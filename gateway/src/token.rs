@@ -1,4 +1,4 @@
-//! Who is connected: a signed token says it. Naru keeps no passwords and no users of its own.
+//! A signed token identifies a client. Naru keeps no passwords and no users of its own.
 
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
@@ -14,18 +14,18 @@ use tokio::time::Instant;
 
 use crate::refusal::Refusal;
 
-/// A key set is asked for again, for a key it does not hold, at most this often.
+/// A key set is fetched again, for a key it does not hold, at most this often.
 const JWKS_REFRESH: Duration = Duration::from_secs(10);
 /// How long a key set may take to arrive.
 const JWKS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The keys of the configuration that say which tokens are good.
+/// The keys of the configuration for checking tokens.
 #[derive(Clone, Debug, Deserialize)]
 pub struct TokenConfig {
     /// HS256's shared secret.
     #[serde(deserialize_with = "optional")]
     pub jwt_secret: Option<Secret>,
-    /// The one algorithm that is accepted; by default the one the key is made for.
+    /// The one algorithm that is accepted; by default the key's own.
     #[serde(deserialize_with = "optional")]
     pub jwt_algorithm: Option<Algorithm>,
     /// A PEM file with a public key.
@@ -47,10 +47,10 @@ pub struct TokenConfig {
 /// Why the keys of the configuration can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenConfigError {
-    /// Nothing says which tokens are good.
+    /// No key for tokens is configured.
     #[error("no key for tokens: set one of jwt_secret, jwt_public_key_file, jwt_jwks_file, jwt_jwks_url")]
     NoKey,
-    /// It is not clear which one says it.
+    /// More than one is configured.
     #[error(
         "more than one key for tokens: set one of jwt_secret, jwt_public_key_file, jwt_jwks_file, jwt_jwks_url"
     )]
@@ -68,21 +68,20 @@ pub enum TokenConfigError {
     Client(#[from] reqwest::Error),
 }
 
-/// Who the caller is.
+/// The caller of a request or a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The token's `sub`.
     pub user: UserId,
     pub name: Arc<str>,
-    /// Their device, if the token names one.
+    /// The user's device, if the token names one.
     pub device: Option<DeviceId>,
-    /// Whether it is the app's own backend.
+    /// Whether the caller is the app's own backend.
     pub is_service: bool,
-    /// When the token ends.
+    /// When the token expires, with the leeway.
     pub expires_at: Timestamp,
 }
 
-/// Checks tokens.
 pub struct Verifier {
     keys: RwLock<Arc<[Key]>>,
     wanted: Option<Algorithm>,
@@ -112,7 +111,7 @@ struct Claims {
 }
 
 impl Verifier {
-    /// Reads the keys. A key set at a URL is asked for when the first token comes.
+    /// Reads the keys. A key set at a URL is fetched when the first token comes.
     ///
     /// # Errors
     /// When no key is configured, more than one, or one that can't be used.
@@ -180,7 +179,7 @@ impl Verifier {
         let mut validation = Validation::new(algorithm);
         validation.leeway = self.leeway.as_secs();
         validation.validate_nbf = true;
-        // The audience is the app's own matter; a token that names one is as good as one that does not.
+        // The audience is for the app alone; a token is valid with or without one.
         validation.validate_aud = false;
         validation.set_required_spec_claims(&["exp", "sub"]);
         validation
@@ -235,7 +234,7 @@ fn public_key(path: &PathBuf, wanted: Option<Algorithm>) -> Result<Key, TokenCon
         .ok_or_else(|| TokenConfigError::NoUsableKey(path.clone()))
 }
 
-/// The public keys of a set. A symmetric key in a public place is no key.
+/// The public keys of a set. A symmetric key is ignored, because a set is public.
 fn keys_of(set: &JwkSet, wanted: Option<Algorithm>) -> Vec<Key> {
     let usable = set.keys.iter().filter_map(|jwk| {
         let algorithm = match &jwk.algorithm {
@@ -261,7 +260,7 @@ fn identity(claims: Claims, leeway: Duration) -> Result<Identity, Refusal> {
         reason = "a time beyond 64 bits saturates, which is late enough"
     )]
     let expires_at = Timestamp::from_millis((claims.exp * 1000.0) as i64).after(leeway);
-    // The library still takes a token in the second in which it ends; a session would end at once.
+    // The library still takes a token in the second in which it expires; a session would end at once.
     if expires_at <= Timestamp::now() {
         return Err(Refusal::Unauthenticated("the token has expired"));
     }
@@ -386,7 +385,7 @@ mod tests {
             assert_eq!(verifier.verify(&owner.token(None)).await.unwrap().user.as_str(), "ada");
             assert!(verifier.verify(&other.token(None)).await.is_err(), "{algorithm:?}");
 
-            // The oldest trick: the public key as an HS256 secret.
+            // A common attack: the public key as an HS256 secret.
             let forged = Signer {
                 algorithm: Algorithm::HS256,
                 key: EncodingKey::from_secret(owner.public.as_bytes()),

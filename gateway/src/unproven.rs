@@ -1,14 +1,14 @@
-//! What was written to one session and is not proven to have arrived, and the pings that ask for its proof. Pure.
+//! Messages that were written to one session and are not proven to be received, and the pings that ask for proof. Pure.
 
 use naru_model::{MessageId, RoomId, Seq, Timestamp};
 
-/// How many messages one session remembers as unproven. What is written beyond them stays unproven: a client that reads
-/// this much without answering a ping is not answering pings.
+/// How many messages one session remembers as unproven. Messages beyond them stay unproven: a client that reads this many
+/// without answering a ping does not answer pings.
 const MAX_UNPROVEN: usize = 1024;
-/// A session that was written this many messages is asked for proof without waiting for the ticker.
+/// A session with this many unproven messages is asked for proof without waiting for the ticker.
 const MAX_UNASKED: usize = 256;
 
-/// A message that a client has to prove it got.
+/// A message whose receipt a client has to prove.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ToProve {
     pub(crate) room: RoomId,
@@ -18,25 +18,25 @@ pub(crate) struct ToProve {
     pub(crate) timestamp: Timestamp,
 }
 
-/// What was written to one session and is not proven yet, and the pings that ask for its proof. An idle session holds an
-/// empty one, which owns no memory.
+/// The messages that were written to one session and are not proven yet, and the pings that ask for their proof. An idle
+/// session holds an empty one, which has no heap memory.
 #[derive(Debug)]
 pub(crate) struct Unproven {
-    /// Whether pings ask for proof, and pongs are one.
+    /// Whether pings ask for proof, and pongs prove.
     by_ping: bool,
     /// Oldest first.
     written: Vec<ToProve>,
     /// How many of them the last ping covers.
     covered: usize,
-    /// The last ping's number. It is its payload.
+    /// The last ping's number, which is its payload.
     ping: u32,
     /// The last ping is not answered yet.
     is_asked: bool,
-    /// A ping is wanted whether there is something to prove or not.
+    /// A ping is wanted even if all messages are proven.
     is_wanted: bool,
-    /// A ping for proof is to be written as soon as nothing else is.
+    /// A ping for proof is to be written once no frame waits.
     is_due: bool,
-    /// The ticker knows of the session.
+    /// The session is registered with the ticker.
     is_registered: bool,
 }
 
@@ -47,7 +47,7 @@ impl Unproven {
         Self { by_ping, written, covered, ping, is_asked, is_wanted, is_due, is_registered }
     }
 
-    /// A message was written. Whether the ticker is to be told.
+    /// Notes that a message was written. Returns whether to register the session with the ticker.
     pub(crate) fn wrote(&mut self, message: ToProve) -> bool {
         if self.written.len() < MAX_UNPROVEN {
             self.written.push(message);
@@ -55,32 +55,32 @@ impl Unproven {
         !std::mem::replace(&mut self.is_registered, true)
     }
 
-    /// The client is to be pinged as a sign of life.
+    /// Has the client pinged as a sign of life.
     pub(crate) fn want_ping(&mut self) {
         self.is_wanted = true;
     }
 
-    /// The ticker has come. Whether it is to come again: there is still something to prove.
+    /// Takes a turn of the ticker. Returns whether another turn is needed, because messages are still unproven.
     pub(crate) fn ask(&mut self, is_too_old: impl Fn(&ToProve) -> bool) -> bool {
         self.take(is_too_old);
         self.is_registered = !self.written.is_empty();
-        // Only the last ping's pong counts: a new ping would take its worth from one that is under way.
+        // Only the last ping's pong counts: a new ping would make the pong of one under way worthless.
         self.is_due = self.is_registered && self.by_ping && !self.is_asked;
         self.is_registered
     }
 
-    /// A ping for proof is to be written.
+    /// Whether a ping for proof is to be written.
     pub(crate) fn is_due(&self) -> bool {
         self.is_due
     }
 
-    /// A last ping is to cover all that was written.
+    /// Makes a last ping due if messages are not covered by one.
     pub(crate) fn ask_for_the_rest(&mut self) {
         self.is_due = self.by_ping && self.covered < self.written.len();
     }
 
-    /// The ping to write now, if one is due. One for proof comes when nothing else waits to be written, so that a burst
-    /// shares it; or when a lot was written.
+    /// The ping to write now, if one is due. A ping for proof comes when no frame waits to be written, so that a burst shares
+    /// it; or when many messages were written.
     pub(crate) fn next_ping(&mut self, more_waits: bool) -> Option<[u8; 4]> {
         let is_due = self.is_due && !more_waits;
         let is_much = self.by_ping && !self.is_asked && self.written.len() >= MAX_UNASKED;
@@ -93,8 +93,8 @@ impl Unproven {
         Some(self.ping.to_be_bytes())
     }
 
-    /// A pong has come: what it proves, where pongs do. Only the last ping's counts, because a client that has several to
-    /// answer may answer just the last (RFC 6455, 5.5.3), and the last one covers what those before it do.
+    /// Takes a pong; returns the messages that it proves, where pongs prove. Only the last ping's counts, because a client
+    /// that has several to answer may answer just the last (RFC 6455, 5.5.3), which covers the messages of those before it.
     pub(crate) fn pong(&mut self, payload: &[u8]) -> Vec<MessageId> {
         if !self.is_asked || payload != self.ping.to_be_bytes() {
             return Vec::new();
@@ -109,12 +109,12 @@ impl Unproven {
         proven
     }
 
-    /// The client has everything of a room up to a place: what that proves.
+    /// Takes a client's position in a room; returns the messages that it proves.
     pub(crate) fn received(&mut self, room: &RoomId, upto: Seq) -> Vec<MessageId> {
         self.take(|message| message.seq <= upto && message.room == *room)
     }
 
-    /// Takes out the messages for which this holds.
+    /// Takes out the messages for which `is_meant` holds.
     fn take(&mut self, is_meant: impl Fn(&ToProve) -> bool) -> Vec<MessageId> {
         let (mut taken, mut place) = (Vec::new(), 0);
         let covered = self.covered;
@@ -131,7 +131,7 @@ impl Unproven {
         taken
     }
 
-    /// An idle session owns no memory, and has nothing to be asked.
+    /// Frees the memory of an idle session, and makes no ping for proof due.
     fn tidy(&mut self) {
         if self.written.is_empty() {
             (self.written, self.is_due) = (Vec::new(), false);
@@ -161,7 +161,7 @@ mod tests {
         unproven
     }
 
-    /// The ticker comes.
+    /// A turn of the ticker.
     fn ask(unproven: &mut Unproven) -> bool {
         unproven.ask(|_| false)
     }

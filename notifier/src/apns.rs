@@ -24,18 +24,17 @@ use crate::transport::{Answer, Gate, Transport, base_url, below};
 use crate::verdict::{self, Scope, Verdict};
 use crate::{BuildError, Config};
 
-/// Where APNs is.
 const PRODUCTION: &str = "https://api.push.apple.com";
 const SANDBOX: &str = "https://api.sandbox.push.apple.com";
 /// The longest payload that Apple takes, in bytes.
 const LONGEST: usize = 4096;
-/// A name is cut before it leaves too little room for what was said.
+/// A name is cut before it leaves too little room for the content.
 const LONGEST_TITLE: usize = 512;
-/// A provider token says when it was issued; Apple refuses one older than an hour, and a key whose tokens are renewed more
-/// often than every 20 minutes. All notifiers, however many and however often restarted, say the same: the beginning of the
+/// A provider token holds its time of issue; Apple refuses one older than an hour, and a key whose tokens are renewed more
+/// often than every 20 minutes. All notifiers, however many and however often restarted, use the same: the beginning of the
 /// present span of this length.
 const ISSUED_EVERY_SECONDS: i64 = 40 * 60;
-/// So many tokens in a row that Apple does not know are not the phones' fault: see [`Endpoint::assess`].
+/// More unknown tokens in a row than this are not the phones' fault: see [`Endpoint::assess`].
 const MAX_UNKNOWN_TOKENS: u32 = 5;
 
 /// APNs, for one app.
@@ -45,7 +44,7 @@ pub(crate) struct Apns {
     topic: String,
     loc_key: String,
     production: Endpoint,
-    /// None: the other one serves both, because a base URL was configured.
+    /// None: `production` serves both, because a base URL was configured.
     sandbox: Option<Endpoint>,
 }
 
@@ -53,7 +52,7 @@ impl Apns {
     /// APNs, if it is configured.
     ///
     /// # Errors
-    /// When its key's file or another one that it needs can't be used, or a key is set and not what belongs to it.
+    /// When its key's file or another one that it needs can't be used, or a key that belongs to it is not set.
     pub(crate) fn configured(config: &Config) -> Result<Option<Self>, BuildError> {
         let Some(file) = &config.apns_key_file else { return Ok(None) };
         let needed = |key: &'static str, value: &Option<String>| {
@@ -116,7 +115,7 @@ impl Provider for Apns {
                 .header("apns-id", event.event_id.to_string())
                 .header("apns-push-type", "alert")
                 .header("apns-expiration", job.expires_at.as_millis().div_euclid(1000).max(0))
-                // At once: what a person waits for.
+                // Delivered at once: the user waits for it.
                 .header("apns-priority", "10")
                 .header("apns-topic", &self.topic)
                 .header("apns-collapse-id", job.message_id.to_string())
@@ -136,7 +135,7 @@ impl Provider for Apns {
 struct Endpoint {
     base: Url,
     gate: Gate,
-    /// How many tokens in a row were none of this environment's.
+    /// How many tokens in a row were not of this environment.
     unknown_tokens: AtomicU32,
 }
 
@@ -145,8 +144,8 @@ impl Endpoint {
         Self { base, gate: Gate::default(), unknown_tokens: AtomicU32::new(0) }
     }
 
-    /// A token of the other environment is a bad one as well. If every token is bad, it is not the tokens but our address, and
-    /// none of them may go: so after [`MAX_UNKNOWN_TOKENS`] in a row it is called our configuration, until one is taken.
+    /// A token of the other environment is a bad one as well. If every token is bad, the fault is our address, and no token
+    /// may be removed: so after [`MAX_UNKNOWN_TOKENS`] in a row the verdict is our configuration, until one is taken.
     fn assess(&self, verdict: Verdict, answer: &Answer) -> Verdict {
         match verdict {
             Verdict::TokenDead { .. } if answer.status == 400 => {
@@ -168,7 +167,7 @@ impl Endpoint {
     }
 }
 
-/// What a push says, as Apple reads it:
+/// The payload of a push, as Apple reads it:
 /// <https://developer.apple.com/documentation/usernotifications/generating-a-remote-notification>.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -184,6 +183,8 @@ struct Aps<'a> {
     alert: Alert<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     badge: Option<u32>,
+    /// 0: the app's extension is not asked to change the notification.
+    mutable_content: u8,
     sound: &'a str,
     thread_id: &'a RoomId,
 }
@@ -195,14 +196,14 @@ enum Alert<'a> {
         title: &'a str,
         body: &'a str,
     },
-    /// The name of a sentence in the app's own strings.
+    /// The key of a text in the app's own strings.
     Hidden {
         #[serde(rename = "loc-key")]
         loc_key: &'a str,
     },
 }
 
-/// What is POSTed, [`LONGEST`] bytes at most: what was said is cut where it is longer.
+/// The request's body, [`LONGEST`] bytes at most: longer content is cut.
 fn payload(job: &PushJob, loc_key: &str) -> Result<Bytes, Verdict> {
     let title = fit(&job.title, LONGEST_TITLE);
     let whole = body(job, loc_key, &title, &job.body)?;
@@ -222,7 +223,7 @@ fn body(job: &PushJob, loc_key: &str, title: &str, text: &str) -> Result<Bytes, 
     };
     // No user needs a larger one, and the phone's number is 32 bits wide.
     let badge = job.badge.map(|badge| u32::try_from(badge).unwrap_or(u32::MAX));
-    let aps = Aps { alert, badge, sound: "default", thread_id: &job.chat_room_id };
+    let aps = Aps { alert, badge, mutable_content: 0, sound: "default", thread_id: &job.chat_room_id };
     let payload = Payload { aps, chat_room_id: &job.chat_room_id, message_id: &job.message_id };
     let json = serde_json::to_vec(&payload);
     json.map(Bytes::from).map_err(|_| Verdict::Refused("a push by APNs that can't be written".into()))
@@ -236,7 +237,7 @@ struct ProviderKey {
     held: Mutex<Option<Arc<ProviderToken>>>,
 }
 
-/// What the `authorization` header says. It is never shown.
+/// The `authorization` header. It is never shown.
 struct ProviderToken {
     header: HeaderValue,
     /// In seconds since 1970.
@@ -256,12 +257,12 @@ impl ProviderKey {
         let key = EncodingKey::from_ec_pem(&file)
             .map_err(|_| unusable("it is not an EC key in PEM, which a .p8 file is".into()))?;
         let this = Self { key, key_id, team_id, held: Mutex::default() };
-        // A key of another curve is found now.
+        // A key of another curve fails here.
         this.token().map_err(|error| unusable(error.into()))?;
         Ok(this)
     }
 
-    /// The token that all pushes of these minutes have: it is signed once for all of them.
+    /// The token of all pushes in the present span: it is signed once for all of them.
     fn token(&self) -> jsonwebtoken::errors::Result<Arc<ProviderToken>> {
         let now = Timestamp::now().as_millis() / 1000;
         let issued_at = now - now.rem_euclid(ISSUED_EVERY_SECONDS);

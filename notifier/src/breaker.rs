@@ -1,4 +1,4 @@
-//! When a provider fails time after time, its lane stops reading, then asks with one push at a time.
+//! When a provider fails time after time, its lane stops reading, then probes with one push at a time.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use tokio::time::Instant;
 
 use crate::decide::RetryPolicy;
 
-/// So many failures in a row are the provider's state, not a push's bad luck.
+/// This many failures in a row are the provider's, not the pushes'.
 const FAILURES: u32 = 10;
 
-/// How many pushes a lane may have in hand. It reads no clock.
+/// Limits the pushes that a lane has in hand. It reads no clock.
 #[derive(Debug)]
 pub(crate) struct Breaker {
     retry_policy: RetryPolicy,
-    /// Since the last push that the provider answered otherwise.
+    /// In a row, since the last push that did not fail.
     failures: u32,
     /// Open: no push until then, and one at a time from then on.
     open_until: Option<Instant>,
@@ -24,7 +24,7 @@ impl Breaker {
         Self { retry_policy, failures: 0, open_until: None }
     }
 
-    /// How many pushes may be under way: `max`, or one probe.
+    /// How many pushes may be under way: `max`, one probe or none.
     pub(crate) fn places(&self, max: usize, now: Instant) -> usize {
         match self.open_until {
             None => max,
@@ -33,27 +33,27 @@ impl Breaker {
         }
     }
 
-    /// When the pause ends that the lane is in.
+    /// When the lane's present pause ends.
     pub(crate) fn pause(&self, now: Instant) -> Option<Instant> {
         self.open_until.filter(|until| now < *until)
     }
 
-    /// The provider works: everything may pass.
+    /// The provider works: all pushes may pass.
     pub(crate) fn close(&mut self) {
         (self.failures, self.open_until) = (0, None);
     }
 
-    /// The provider failed once more, and may have `asked` for a pause; whether this began one.
+    /// Counts a failure of the provider, which may have `asked` for a pause; returns whether one began.
     pub(crate) fn fail(&mut self, now: Instant, asked: Duration) -> bool {
         if self.pause(now).is_some() {
-            // A push that was under way when the pause began.
+            // This push was under way when the pause began.
             return false;
         }
         self.failures = self.failures.saturating_add(1);
         let pauses = self.failures.saturating_sub(FAILURES - 1);
         if pauses > 0 {
-            // No longer than the second step (30 s), unless the provider asks for longer: one call every 30 s is no
-            // burden, and that is how late the pushes are at most when the provider comes back.
+            // No longer than the second step (30 s), unless the provider asks for longer: one call every 30 s is no load, and
+            // pushes are at most that late when the provider comes back.
             let asked = asked.min(self.retry_policy.longest());
             self.open_until = Some(now + self.retry_policy.delay(pauses.min(2)).max(asked));
         }

@@ -1,4 +1,4 @@
-//! What is done with a push: pure, so that its whole behaviour is in one table and its properties can be tested.
+//! Decides on a push by a pure function: its whole behaviour is in one table and its properties can be tested.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use naru_model::{Stage, Timestamp};
 
 use crate::verdict::{Reason, Verdict};
 
-/// What follows for the push.
+/// The next step of a push.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// It is finished: the provider took it, and gave it this id.
     Ack { provider_id: String },
-    /// Again, after exactly this long.
+    /// It is tried again, after exactly this long.
     RetryAfter(Duration),
-    /// Never again by itself: it is kept where it can be listed and replayed.
+    /// It is not tried again by itself: it is kept where it can be listed and replayed.
     Park(Stage, Reason),
 }
 
@@ -52,11 +52,11 @@ impl RetryPolicy {
     }
 }
 
-/// What follows from the verdict on try number `attempt`, counted from 1. A push that would expire before its next
-/// try has had its last one.
+/// The action for the verdict on try number `attempt`, counted from 1. A push that would expire before its next try expires
+/// now.
 ///
-/// A moment that the provider named is kept to the millisecond. `chance`, from 0 to 1, takes up to a fifth off any other
-/// wait, so that what failed at the same moment does not come back at the same moment.
+/// A time that the provider named is kept to the millisecond. `chance`, from 0 to 1, takes up to a fifth off any other wait,
+/// so that pushes that failed at the same time do not come back at the same time.
 pub(crate) fn decide(
     verdict: &Verdict,
     attempt: u32,
@@ -79,7 +79,7 @@ pub(crate) fn decide(
             spread(next_step.max(policy.at_or_above(at_least))).max(at_least)
         }
         Verdict::SlowDown { until, .. } => match until.since(now) {
-            // It asks for no wait, which would be a try without end.
+            // It asks for no wait, which would make an endless loop.
             Duration::ZERO => spread(next_step),
             asked => asked,
         },

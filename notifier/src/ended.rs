@@ -1,7 +1,7 @@
 //! Pushes that end at about the same time are recorded and acknowledged together: two calls for all of them.
 //!
-//! What if the process dies before the record? The push comes again and is sent again, under the same event id. After it, and
-//! before the acknowledgement? It comes again and is recognised.
+//! If the process dies before the record, the push comes again and is sent again, under the same event id. If it dies after
+//! that, before the acknowledgement, the push comes again and is recognised.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,29 +19,29 @@ use crate::telemetry::Telemetry;
 /// How many pushes are recorded at once, at most.
 const MAX_BATCH: usize = 256;
 
-/// A push of which nothing is left but to tell the store and the queue.
+/// A push whose end has only to be recorded in the store and the queue.
 pub(crate) struct Ended {
     pub(crate) receipt: Receipt,
     pub(crate) event_id: EventId,
     pub(crate) action: Action,
 }
 
-/// Where a lane's pushes end.
+/// Sends a lane's ended pushes to its recorder.
 #[derive(Clone)]
 pub(crate) struct Ending(mpsc::Sender<(Ended, oneshot::Sender<()>)>);
 
 impl Ending {
-    /// Its task ends with the last of the lane's pushes.
+    /// The recorder's task ends with the last of the lane's pushes.
     pub(crate) fn start(lane: Lane, store: Store, telemetry: Telemetry) -> Self {
         let (sender, ended) = mpsc::channel(MAX_BATCH);
         tokio::spawn(Recorder { lane, store, telemetry }.run(ended));
         Self(sender)
     }
 
-    /// Returns when the queue was told, so that a push keeps its place in the lane until then.
+    /// Returns when the queue has the outcome, so that a push keeps its place in the lane until then.
     pub(crate) async fn of(&self, ended: Ended) {
         let (tell, told) = oneshot::channel();
-        // Without its task, which only a panic ends, the receipt is dropped and the push comes again.
+        // If a panic ended the recorder, the receipt is dropped and the push comes again.
         if self.0.send((ended, tell)).await.is_ok() {
             let _told = told.await;
         }
@@ -87,7 +87,7 @@ impl Recorder {
         let finish = async {
             if !taken.is_empty() {
                 let recorded = self.store.pushes.record(&taken).await;
-                // Sending them again would be no better.
+                // Sending the pushes again would be no better.
                 self.telemetry.log_failure(recorded, "pushes were sent and could not be recorded");
             }
             ack(&self.telemetry, finished).await;
@@ -101,12 +101,12 @@ impl Recorder {
     }
 }
 
-/// These are finished.
+/// Acknowledges finished pushes.
 pub(crate) async fn ack(telemetry: &Telemetry, receipts: Vec<Receipt>) {
     telemetry.log_failure(bus::ack(receipts).await, "pushes were not acknowledged; they come again");
 }
 
-/// These come again, exactly so long from now.
+/// Retries pushes, exactly `after` from now.
 pub(crate) async fn retry(telemetry: &Telemetry, receipts: Vec<Receipt>, after: Duration) {
     let retried = bus::retry(receipts, after).await;
     telemetry.log_failure(retried, "pushes were not put off; they come again at once");

@@ -23,12 +23,11 @@ use crate::transport::{Transport, base_url, below};
 use crate::verdict::{self, Scope, Verdict};
 use crate::{BuildError, Config};
 
-/// Where FCM is.
 const GOOGLE: &str = "https://fcm.googleapis.com";
-/// The longest message that FCM takes, in bytes, token and envelope included: so its own count, which leaves them out, is met
-/// in any case (<https://firebase.google.com/docs/cloud-messaging/customize-messages/set-message-type>).
+/// The longest message that FCM takes, in bytes, token and envelope included: so its own count, which leaves them out, is
+/// kept in any case (<https://firebase.google.com/docs/cloud-messaging/customize-messages/set-message-type>).
 const LONGEST: usize = 4096;
-/// A name is cut before it leaves too little room for what was said.
+/// A name is cut before it leaves too little room for the content.
 const LONGEST_TITLE: usize = 512;
 /// FCM keeps a message for four weeks at most.
 const LONGEST_TTL_SECONDS: u64 = 28 * 24 * 3600;
@@ -120,7 +119,7 @@ struct Send<'a, T> {
     message: &'a T,
 }
 
-/// What is POSTed, [`LONGEST`] bytes at most: what was said is cut where it is longer.
+/// The request's body, [`LONGEST`] bytes at most: longer content is cut.
 fn message(job: &PushJob, target: &PushTarget, loc_key: &str, now: Timestamp) -> Result<Bytes, Verdict> {
     let title = fit(&job.title, LONGEST_TITLE);
     let whole = body(job, target, loc_key, now, &title, &job.body)?;
@@ -148,7 +147,7 @@ fn body(
     let message = MessageBody::new(Receiver::token(&*target.token)).data(Data(job)).map_err(unwritable)?;
     let message = message.android(android);
     let json = if job.hides_content {
-        // Apps of Apple's behind FCM have the key in their own strings. The crate has no type for a nested payload.
+        // Apple apps behind FCM have the key in their own strings. The crate has no type for a nested payload.
         let mut message = serde_json::to_value(message).map_err(unwritable)?;
         message["apns"] = json!({ "payload": { "aps": { "alert": { "loc-key": loc_key } } } });
         serde_json::to_vec(&Send::<Value> { message: &message })

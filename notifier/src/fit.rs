@@ -1,14 +1,14 @@
-//! Text that has to fit: providers count the bytes of the JSON.
+//! Cuts text to a size: providers count the bytes of the JSON.
 
 use std::borrow::Cow;
 
 use unicode_segmentation::UnicodeSegmentation;
 
-/// What stands for what was cut off.
+/// Stands for the text that was cut off.
 const ELLIPSIS: &str = "…";
 
-/// As much of a text as takes `max` bytes as JSON (without its quotes), cut between two characters as a reader sees them
-/// (an emoji of a family is one), with an ellipsis where something is missing. Empty when not even that fits.
+/// As much of a text as takes `max` bytes as JSON (without its quotes), cut between two characters as a reader sees them (an
+/// emoji of a family is one), with an ellipsis where text is missing. Empty when not even that fits.
 pub(crate) fn fit(text: &str, max: usize) -> Cow<'_, str> {
     if text.len() <= max && escaped(text) <= max {
         return Cow::Borrowed(text);

@@ -1,5 +1,5 @@
-//! Google's access tokens: a service account's key signs a statement, Google's token endpoint gives a token for it that is
-//! good for an hour (RFC 7523). `docs/decisions/0008` says why this is here and not a crate.
+//! Google's access tokens: a service account's key signs a statement, and Google's token endpoint gives a token for it that
+//! is valid for an hour (RFC 7523). `docs/decisions/0008` explains why no crate does this.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,14 +16,13 @@ use crate::transport::{self, Answer, CALL_TIMEOUT};
 use crate::verdict::{self, SERVER_ERROR, Scope, Verdict};
 use crate::{BuildError, Config};
 
-/// What a token is for.
 const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
-/// How long a statement is good for: the longest that Google takes.
+/// How long a statement is valid: the longest that Google takes.
 const STATEMENT: Duration = Duration::from_secs(3600);
-/// A token is renewed so long before it ends, or after half of its time, whichever is later.
+/// A token is renewed so long before it expires, or after half of its time, whichever is later.
 const AHEAD: Duration = Duration::from_secs(300);
 
-/// What of the Firebase console's JSON key file is used.
+/// The fields used of the Firebase console's JSON key file.
 #[derive(Deserialize)]
 struct KeyFile {
     project_id: String,
@@ -47,7 +46,7 @@ pub(crate) struct ServiceAccount {
 #[derive(Default)]
 struct CachedToken {
     token: Option<Arc<AccessToken>>,
-    /// What the last call came to, if it gave no token, and when.
+    /// When the last call failed, if it did, and its verdict.
     failure: Option<(Instant, Verdict)>,
 }
 
@@ -66,7 +65,7 @@ struct Statement<'a> {
     exp: i64,
 }
 
-/// What the token endpoint gives (RFC 6749, 5.1).
+/// The token endpoint's answer (RFC 6749, 5.1).
 #[derive(Deserialize)]
 struct Given {
     access_token: String,
@@ -80,7 +79,7 @@ impl ServiceAccount {
     pub(crate) fn open(path: &Path, config: &Config) -> Result<Self, BuildError> {
         let unusable = |source| BuildError::ServiceAccount { path: path.to_owned(), source };
         let file = std::fs::read(path).map_err(|error| unusable(error.into()))?;
-        // What a parser says of it may repeat a part of the key.
+        // A parser's error may repeat a part of the key.
         let file: KeyFile = serde_json::from_slice(&file)
             .map_err(|_| unusable("it is not the JSON key file of a service account".into()))?;
         let key = EncodingKey::from_rsa_pem(file.private_key.as_bytes())
@@ -100,10 +99,10 @@ impl ServiceAccount {
         })
     }
 
-    /// A token that is good. It is renewed once for all who ask meanwhile, and if that fails, it fails for all of them.
+    /// A valid token. It is renewed once for all callers that ask meanwhile; a failure is returned to all of them.
     ///
     /// # Errors
-    /// What follows for the push.
+    /// The verdict on the push.
     pub(crate) async fn token(&self) -> Result<Arc<AccessToken>, Verdict> {
         let asked_at = Instant::now();
         let mut held = self.held.lock().await;
@@ -126,7 +125,7 @@ impl ServiceAccount {
         }
     }
 
-    /// This token was refused: the next who asks gets another.
+    /// This token was refused: the next caller gets another.
     pub(crate) async fn refused(&self, token: &Arc<AccessToken>) {
         let mut held = self.held.lock().await;
         if held.token.as_ref().is_some_and(|held| Arc::ptr_eq(held, token)) {
@@ -184,7 +183,7 @@ fn of_refusal(answer: &Answer) -> Verdict {
     }
     let now = Timestamp::now();
     let code = serde_json::from_slice(&answer.body).map_or_else(|_| String::new(), |Refusal { error }| error);
-    // It comes from elsewhere, and goes to the log.
+    // It comes from outside, and goes to the log.
     let code: String = code.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').take(40).collect();
     let reason = format!("Google's token endpoint: status {} {code}", answer.status);
     match answer.status {

@@ -1,10 +1,10 @@
-//! One provider's queue of pushes, worked off as fast as the provider takes them.
+//! Works off one provider's queue of pushes, as fast as the provider takes them.
 //!
-//! A push looks once more, at its turn, whether its recipient still needs it: it may have waited for hours. What that
-//! takes, and what is written when pushes end, is one look-up and one write for all that come together (`ended.rs`).
+//! At its turn, a push is checked once more for whether its recipient still needs it: it may have waited for hours. Pushes
+//! that come together share one look-up, and those that end together one write (`ended.rs`).
 //!
-//! **Acknowledged after the effect**: once the provider has taken a push, which is recorded first, or once it is parked.
-//! What comes again after that is recognised by its event id.
+//! **Acknowledged after the effect**: once the provider has taken a push, which is recorded first, or once it is parked. A
+//! push that comes again after that is recognised by its event id.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
@@ -39,14 +39,13 @@ pub(crate) struct LaneWorker {
     pub(crate) telemetry: Telemetry,
 }
 
-/// What one push told of the provider.
+/// The provider's health, as one push showed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ProviderHealth {
-    /// It was not asked.
+    /// The provider was not called.
     Unknown,
-    /// It works.
     Working,
-    /// It does not, and may have said until when.
+    /// It fails, and may have named an end.
     Failing(Option<Timestamp>),
 }
 
@@ -66,7 +65,7 @@ impl InHand {
         self.events.values().any(|held| *held == event)
     }
 
-    /// How the next one ended; none when there is none. Cancelling loses nothing.
+    /// How the next push ended; none if there is none. Cancelling loses nothing.
     async fn next(&mut self) -> Option<ProviderHealth> {
         let (id, health) = match self.tasks.join_next_with_id().await? {
             Ok(ended) => ended,
@@ -81,7 +80,7 @@ impl InHand {
 }
 
 impl LaneWorker {
-    /// Works until told to stop, and then finishes the pushes it has in hand.
+    /// Works until stopped, and then finishes the pushes it has in hand.
     ///
     /// # Errors
     /// When the queue can't be read.
@@ -90,7 +89,7 @@ impl LaneWorker {
         let mut in_hand = InHand::default();
         let ending = Ending::start(self.name(), self.store.clone(), self.telemetry.clone());
         let taken = self.take(&mut *receiver, &mut in_hand, &ending, &stop).await;
-        // The receiver has to outlive them: what is not acknowledged before it is dropped comes again.
+        // The receiver has to outlive them: a push not acknowledged before it is dropped comes again.
         while in_hand.next().await.is_some() {}
         taken
     }
@@ -104,8 +103,8 @@ impl LaneWorker {
     ) -> EngineResult<()> {
         let mut breaker = Breaker::new(self.retry_policy);
         let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_CAP);
-        // Looked up and not begun: as many as there are places, so that places which become free one by one do not cost a
-        // look-up each. Dropped, they come again.
+        // Pushes looked up and not begun: as many as there are places, so that places which become free one by one do not
+        // cost a look-up each. If dropped, they come again.
         let mut ready: VecDeque<Delivery<PushJob>> = VecDeque::new();
         loop {
             let now = Instant::now();
@@ -138,7 +137,7 @@ impl LaneWorker {
         }
     }
 
-    /// Those of a batch that were not done before, are not in hand, and that their recipients still need.
+    /// The pushes of a batch that are not done, not in hand, and still needed by their recipients.
     async fn needed(
         &self,
         batch: Vec<Delivery<PushJob>>,
@@ -172,7 +171,7 @@ impl LaneWorker {
                 self.telemetry.count_spared(reason);
                 needless.push(delivery.receipt);
             } else if in_hand.holds(event_id) || !seen.insert(event_id) {
-                // By its next turn the one in hand has been recorded, or has failed.
+                // By its next turn the push in hand has been recorded, or has failed.
                 doubled.push(delivery.receipt);
             } else {
                 job.badge = known.unread.get(&job.recipient_id).copied();
@@ -185,7 +184,7 @@ impl LaneWorker {
         needed
     }
 
-    /// What has to be known of a batch, each with one look-up, all at the same time.
+    /// The look-ups for a batch, one of each kind, all at the same time.
     async fn look_up(&self, batch: &[Delivery<PushJob>]) -> EngineResult<LookedUp> {
         let jobs = || batch.iter().map(|delivery| &delivery.event.payload);
         let ids: Vec<_> = batch.iter().map(|delivery| delivery.event.event_id).collect();
@@ -201,7 +200,7 @@ impl LaneWorker {
         Ok(LookedUp { done, members, unread: users.into_iter().zip(unread).collect() })
     }
 
-    /// One push, from the queue to its end or its next try.
+    /// Takes one push from the queue to its end or its next try.
     async fn push(self: Arc<Self>, delivery: Delivery<PushJob>, ending: Ending) -> ProviderHealth {
         let Delivery { event, attempt, receipt } = delivery;
         let expires_at = event.payload.expires_at;
@@ -243,7 +242,7 @@ impl LaneWorker {
             (Some(Verdict::Delivered { provider_id }), _) => {
                 tracing::debug!(lane, %event_id, %message_id, %trace, attempt, provider_id, "pushed");
             }
-            // An operator has to mend it.
+            // An operator has to correct it.
             (Some(Verdict::OurConfiguration { reason, scope }), _) => {
                 tracing::error!(lane, %event_id, %message_id, %trace, attempt, %reason, ?scope, "our configuration is refused");
             }
@@ -253,7 +252,7 @@ impl LaneWorker {
         }
     }
 
-    /// Writes down what the verdict says beyond this push.
+    /// Records what the verdict means beyond this push.
     async fn note(&self, verdict: &Verdict, event: &Event<PushJob>) {
         if let Verdict::OurConfiguration { .. } = verdict {
             self.telemetry.misconfigured(self.name());
@@ -273,7 +272,7 @@ impl LaneWorker {
         }
     }
 
-    /// Keeps a push in the store, or tries it again where that fails.
+    /// Parks a push in the store, or retries it where that fails.
     async fn park(&self, event: Event<PushJob>, attempt: u32, stage: Stage, reason: Reason) -> Action {
         let parked = ParkedPush {
             event_id: event.event_id,
@@ -296,7 +295,7 @@ impl LaneWorker {
     }
 }
 
-/// What was looked up for a batch, in its order.
+/// The results of the look-ups for a batch, in its order.
 struct LookedUp {
     done: Vec<bool>,
     members: Vec<MemberPosition>,

@@ -1,5 +1,4 @@
-//! A phone buzzes: the last of the four workers turns offline events into pushes, and keeps at it until a provider has
-//! taken them.
+//! The last of the four workers turns offline events into pushes, and retries each until a provider has taken it.
 //!
 //! ```text
 //!                    ┌─ push.fcm ─────▶ lane ──▶ FCM
@@ -7,11 +6,11 @@
 //!                    └─ push.webhook ─▶ lane ──▶ the app's main backend
 //! ```
 //!
-//! - `push` asks once more whether the recipient needs the push (not if the room is muted, or the message was received or
+//! - `push` checks once more whether the recipient needs the push (not if the room is muted, or the message was received or
 //!   read meanwhile), and puts one job per device, and one for the backend, on their lanes.
-//! - A lane asks the same again at the push's turn, and hands it to its [`Provider`]. The [`Verdict`] decides: done, again
-//!   later, or parked (`docs/PUSH_VERDICTS.md` has every answer). A moment that the provider named is kept exactly, by the
-//!   queue. A lane whose provider keeps failing pauses; the other lanes don't notice.
+//! - A lane checks the same again at the push's turn, and hands it to its [`Provider`]. The [`Verdict`] decides: ack, retry
+//!   or park (`docs/PUSH_VERDICTS.md` has every answer). The queue keeps a time that the provider named exactly. A lane whose
+//!   provider keeps failing pauses; the other lanes are not affected.
 //!
 //! **No push is lost.** A job is acknowledged only after its effect: taken by the provider, or parked in the store.
 //! **One push is sent once**, unless the process dies, or the store fails, between the provider's answer and its record.
@@ -57,31 +56,31 @@ use crate::telemetry::Telemetry;
 pub use crate::verdict::{Reason, Scope, Verdict};
 use crate::webhook::Webhook;
 
-/// The keys that this worker reads; what they mean stands in the runtime's `defaults.toml`.
+/// The keys that this worker reads; the runtime's `defaults.toml` explains them.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {
-    /// Where the webhook is. It is hidden in logs, because a URL may hold a password.
+    /// The webhook's URL. It is hidden in logs, because it may hold a password.
     #[serde(deserialize_with = "optional")]
     pub push_webhook_url: Option<Secret>,
-    /// What signs its calls.
+    /// The key that signs its calls.
     #[serde(deserialize_with = "optional")]
     pub push_webhook_secret: Option<Secret>,
     /// How long one call may take, from connecting to the answer.
     pub push_webhook_timeout: Span,
-    /// How many pushes one lane has under way.
+    /// How many pushes one lane has in flight.
     pub push_concurrency: NonZeroUsize,
     /// How long after the message was accepted a push is of use.
     pub push_ttl: Span,
-    /// Whether no phone is told what was said and by whom.
+    /// Whether pushes hide content and sender from all phones.
     pub push_hide_content: bool,
-    /// The name of the sentence that a phone shows instead, in the app's own strings.
+    /// The key, in the app's own strings, of the text that a phone shows instead.
     pub push_loc_key: String,
     /// A device that was not registered again for so long is forgotten.
     pub push_device_ttl: Span,
     /// The service account whose project's apps FCM reaches.
     #[serde(deserialize_with = "optional")]
     pub fcm_service_account_file: Option<PathBuf>,
-    /// Where FCM is, if not at Google.
+    /// FCM's base URL, if not Google's.
     #[serde(deserialize_with = "optional")]
     pub fcm_base_url: Option<String>,
     /// The key that signs APNs' provider tokens.
@@ -95,10 +94,10 @@ pub struct Config {
     /// The app's bundle id.
     #[serde(deserialize_with = "optional")]
     pub apns_topic: Option<String>,
-    /// Where APNs is, if not at Apple; for both environments.
+    /// APNs' base URL, if not Apple's; for both environments.
     #[serde(deserialize_with = "optional")]
     pub apns_base_url: Option<String>,
-    /// Trusted in addition to the usual roots.
+    /// Roots trusted in addition to the usual ones.
     #[serde(deserialize_with = "optional")]
     pub extra_ca_file: Option<PathBuf>,
 }
@@ -127,9 +126,9 @@ pub enum BuildError {
     /// A key is set without another that it needs.
     #[error("`{key}` is not set, which `{with}` needs")]
     Missing {
-        /// What is missing.
+        /// The missing key.
         key: &'static str,
-        /// What needs it.
+        /// The key that needs it.
         with: &'static str,
     },
     /// TLS can't be set up.
@@ -145,7 +144,6 @@ pub fn check(config: &Config) -> Result<(), BuildError> {
     configured(config).map(drop)
 }
 
-/// A provider for each one that is configured.
 fn configured(config: &Config) -> Result<Vec<Arc<dyn Provider>>, BuildError> {
     let all: [Option<Arc<dyn Provider>>; 3] = [
         Fcm::configured(config)?.map(|fcm| Arc::new(fcm) as _),
@@ -181,21 +179,21 @@ impl Notifier {
         Ok(providers.into_iter().fold(notifier, Self::with_provider))
     }
 
-    /// With this provider on its lane, in place of the configured one.
+    /// Puts this provider on its lane, in place of the configured one.
     #[must_use]
     pub fn with_provider(mut self, provider: Arc<dyn Provider>) -> Self {
         self.providers.insert(provider.lane(), provider);
         self
     }
 
-    /// With other waits between the tries of a push: for tests, which have no time.
+    /// Sets other waits between the tries of a push, for faster tests.
     #[must_use]
     pub fn with_retry_policy(self, retry_policy: RetryPolicy) -> Self {
         Self { retry_policy, ..self }
     }
 
-    /// Starts a task each for offline events, for devices unseen for long, and for each lane that has a provider. Told to
-    /// stop, they take nothing more and finish what they hold; what the supervisor's deadline cuts off comes again.
+    /// Starts a task each for offline events, for devices unseen for long, and for each lane that has a provider. When
+    /// stopped, they take no more and finish their work; work that the supervisor's deadline cuts off comes again.
     pub fn spawn_on(self, supervisor: &Supervisor) {
         let Self { engines, config, telemetry, providers, retry_policy } = self;
         if providers.is_empty() {

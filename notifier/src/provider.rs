@@ -1,4 +1,9 @@
-//! What can make a phone buzz.
+//! The interface of push providers.
+//!
+//! A new one has a lane of its own: a hop, an entry of `Lane` and of `ALL` (`shared/model/src/hops.rs`), a queue of `Bus` in both
+//! engines, and, where devices register for it, an entry of `Platform` (`shared/engines/src/store.rs`). The compiler leads through
+//! these. It does not ask for: the keys (`Config` and `configured` in this crate's `lib.rs`, `defaults.toml`), the table of verdicts with
+//! its page and answers (`verdict/`, `tests/answers`), the conformance suite's lists of hops, the emulator, and `docs/PROTOCOL.md`.
 
 use async_trait::async_trait;
 use naru_model::Event;
@@ -8,8 +13,8 @@ use crate::verdict::Verdict;
 
 /// One push provider.
 ///
-/// - **V1 one call, one verdict** – `push` makes one attempt and says how it ended. It does not retry what was looked at:
-///   the lane does, where a crash forgets nothing.
+/// - **V1 one call, one verdict** – `push` makes one attempt and returns how it ended. It does not retry a push that was
+///   looked at: the lane does, and loses none in a crash.
 /// - **V2 bounded** – it answers within a timeout of its own; no answer is [`Verdict::TryLater`].
 /// - **V3 same name** – it passes the event's id on, so that a push sent twice (a crash between the call and its record)
 ///   is one on the phone.
@@ -20,10 +25,9 @@ use crate::verdict::Verdict;
 /// inside `push`.
 #[async_trait]
 pub trait Provider: Send + Sync {
-    /// The lane it serves.
     fn lane(&self) -> Lane;
 
-    /// Whether the phone shows how many messages its owner has not read, so that the lane has to count them.
+    /// Whether the phone shows the number of unread messages, so that the lane has to count them.
     fn shows_badge(&self) -> bool {
         false
     }

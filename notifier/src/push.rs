@@ -1,7 +1,7 @@
-//! Offline events in, one push per device and provider out.
+//! Turns offline events into one push per device and provider.
 //!
-//! **Acknowledged after the effect**: an event is acknowledged once its pushes lie on their lanes. When anything fails or
-//! dies before that, it comes again and makes the same pushes, which their lanes recognise by their event ids:
+//! **Acknowledged after the effect**: an event is acknowledged once its pushes are on their lanes. If a call fails or the
+//! process dies before that, it comes again and makes the same pushes, which their lanes recognise by their event ids:
 //!
 //! | dies or is lost between | then | the phone |
 //! |---|---|---|
@@ -26,9 +26,9 @@ use tokio_util::sync::CancellationToken;
 use crate::render;
 use crate::telemetry::Telemetry;
 
-/// The longest wait after the first failure of an engine, doubling with each further one …
+/// The longest wait after the first failure of an engine; it doubles with each further one.
 pub(crate) const BACKOFF_BASE: Duration = Duration::from_millis(100);
-/// … up to this: so late are pushes at most when the engine is back.
+/// The longest wait at all: pushes are at most so late when the engine is back.
 pub(crate) const BACKOFF_CAP: Duration = Duration::from_secs(5);
 
 pub(crate) struct Push {
@@ -36,22 +36,22 @@ pub(crate) struct Push {
     /// The lanes that have a provider.
     pub(crate) lanes: BTreeSet<Lane>,
     pub(crate) ttl: Duration,
-    /// No phone shows what was said, whatever it asked for.
+    /// No phone shows the content, whatever it asked for.
     pub(crate) hides_content: bool,
     pub(crate) telemetry: Telemetry,
 }
 
 impl Push {
-    /// Works until told to stop, and then finishes the batches in flight.
+    /// Works until stopped, and then finishes the batches in flight.
     ///
     /// # Errors
     /// When the queue can't be read.
     pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) -> EngineResult<()> {
         let options = Work {
             name: "push",
-            // With up to 100 recipients each, one look-up that a store answers at once.
+            // With up to 100 recipients each, they need one look-up that a store answers at once.
             max_batch: 32,
-            // A message to a large room, which makes a push for each of its members' devices, does not hold up the others.
+            // A message to a large room, which makes a push for each of its members' devices, does not hold up other events.
             max_in_flight: 4,
             backoff: |attempt| {
                 full_jitter(BACKOFF_BASE, BACKOFF_CAP, attempt.saturating_sub(1), &mut rand::rng())
@@ -73,7 +73,7 @@ impl Push {
         .await
     }
 
-    /// Puts the pushes that these events ask for on their lanes. Of a recipient with nothing to push to no more is asked.
+    /// Puts the pushes that these events ask for on their lanes. Recipients with nothing to push to cost no further look-up.
     async fn hand_on(&self, events: &[Event<Offline>]) -> EngineResult<()> {
         let users: BTreeSet<_> = events.iter().flat_map(|event| &event.payload.recipients).cloned().collect();
         let devices = self.engines.store.devices.of_users(&Vec::from_iter(users)).await?;
@@ -121,7 +121,7 @@ impl Push {
             let hides = |device: &Device| self.hides_content || device.hides_content;
             let of_devices =
                 of_devices.map(|device| (device.platform.lane(), Some(target(device)), hides(device)));
-            // The backend is the deployment's own.
+            // The backend is the deployment's own, and gets the content.
             let of_backend = self.lanes.get(&Lane::Webhook).map(|lane| (*lane, None, false));
             for (lane, target, hides_content) in of_devices.chain(of_backend) {
                 if !self.lanes.contains(&lane) {

@@ -5,9 +5,9 @@ use std::time::Duration;
 use naru_model::hops::{Lane, PushJob, PushTarget};
 use naru_model::{Message, UserId};
 
-/// The push that tells one recipient of a message through one lane. The same message makes the same push, so its
-/// event id and its end are the same however often it is made. It expires `ttl` after the message was accepted. What is to be
-/// hidden is not in it at all.
+/// The push that notifies one recipient of a message through one lane. The same message makes the same push, so its event id
+/// and its expiry are the same however often it is made. It expires `ttl` after the message was accepted. Hidden content is
+/// not in it at all.
 pub(crate) fn push(
     message: &Message,
     recipient: &UserId,

@@ -1,5 +1,5 @@
-//! Devices that have not been seen for a long time are forgotten: their apps were removed, and providers tell so only when a
-//! push is tried (Google advises to, and calls a token stale after 270 days:
+//! Devices that have not been seen for a long time are forgotten: their apps were removed, and providers report it only when
+//! a push is tried (Google advises this, and calls a token stale after 270 days:
 //! <https://firebase.google.com/docs/cloud-messaging/manage-tokens>).
 
 use std::time::Duration;
@@ -10,14 +10,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::Telemetry;
 
-/// How often it is looked for them. One notifier does, by an advisory lease; two would only do the same twice.
+/// How often stale devices are looked for. One notifier does it, by an advisory lease; two would only repeat it.
 const EVERY: Duration = Duration::from_secs(3600);
 const LEASE: &str = "stale-devices";
 
-/// Forgets, once an hour, who was not seen for `unseen`, until told to stop.
+/// Forgets, once an hour, the devices not seen for `unseen`, until stopped.
 ///
 /// # Errors
-/// None: what can't be done now is done in an hour.
+/// None: a failed run is repeated in an hour.
 pub(crate) async fn run(
     engines: Engines,
     unseen: Duration,
@@ -27,7 +27,7 @@ pub(crate) async fn run(
     let holder = GatewayId::generate();
     let mut hours = tokio::time::interval(EVERY);
     while stop.run_until_cancelled(hours.tick()).await.is_some() {
-        // Where the lease can't be asked for, every notifier does.
+        // Where the lease can't be asked for, every notifier does it.
         if let Ok(false) = engines.leases.hold(LEASE, holder.as_str(), EVERY + EVERY / 2).await {
             continue;
         }

@@ -33,7 +33,7 @@ pub(crate) struct Spared {
     reason: &'static str,
 }
 
-/// From a backend beside us (5 ms) to one that meets the default timeout (10 s).
+/// From a backend close by (5 ms) to one that takes the default timeout (10 s).
 const ANSWER_SECONDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 naru_runtime::metrics! {
@@ -71,7 +71,7 @@ impl Telemetry {
         self.outcome(lane, stage.as_str(), 1);
     }
 
-    /// Pushes came again that a provider has already taken.
+    /// Pushes that a provider has already taken came again.
     pub(crate) fn repeated(&self, lane: Lane, pushes: usize) {
         self.outcome(lane, "repeated", pushes as u64);
     }
@@ -92,7 +92,7 @@ impl Telemetry {
         self.lane_paused.get_or_create(&lane.into()).set(paused.into());
     }
 
-    /// A provider says that our key, topic or account is wrong.
+    /// A provider answered that our key, topic or account is wrong.
     pub(crate) fn misconfigured(&self, lane: Lane) {
         self.configuration_refused.get_or_create(&lane.into()).inc();
     }
@@ -109,7 +109,7 @@ impl Telemetry {
         self.engine_failures.inc();
     }
 
-    /// For a failure of an engine after which the worker goes on.
+    /// Logs and counts an engine's failure after which the worker goes on.
     pub(crate) fn log_failure(&self, result: EngineResult<()>, consequence: &'static str) {
         if let Err(error) = result {
             tracing::warn!(%error, "{consequence}");

@@ -1,8 +1,8 @@
-//! The HTTP that pushes go through: one client per provider, of one make.
+//! The HTTP clients for pushes: one per provider, built alike.
 //!
-//! Apple and Google speak HTTP/2, and say by it what a status can't: a stream is *refused* when there are too many at once,
-//! and a server that leaves says (GOAWAY) which requests it has not looked at. Neither is a failed push: it was not tried. So
-//! it is sent again here, at once, over whatever connection there is then, for as long as one call may take.
+//! Apple and Google use HTTP/2, which reports what a status can't: a stream is *refused* when there are too many at once, and
+//! a server that shuts down names (GOAWAY) the requests it has not looked at. Neither is a failed push: it was not tried. So
+//! it is sent again here, at once, over the connection there is then, for as long as one call may take.
 
 use std::error::Error;
 use std::path::Path;
@@ -22,11 +22,11 @@ use crate::{BuildError, Config};
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections are kept for this long between pushes. Apple asks for connections that last.
 const IDLE: Duration = Duration::from_secs(3600);
-/// A connection that says nothing for so long is asked whether it is there …
+/// A connection that is silent for so long gets a keep-alive ping.
 const ASK_AFTER: Duration = Duration::from_secs(30);
-/// … and is given up when it does not answer for so long.
+/// A connection that does not answer it for so long is closed.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
-/// Before what was not looked at is sent again: this, longer each time, up to that.
+/// The first wait before a request that was not looked at is sent again; it grows, up to the second.
 const AGAIN_AFTER: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
 /// More than any answer that is about a push.
 const LONGEST_ANSWER: usize = 64 * 1024;
@@ -79,7 +79,6 @@ pub(crate) fn below(base: &Url, path: &[&str]) -> Url {
     url
 }
 
-/// A provider's answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -88,7 +87,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// `Retry-After`, as it stands there.
+    /// `Retry-After`, unparsed.
     pub(crate) fn retry_after(&self) -> Option<&str> {
         self.header(RETRY_AFTER.as_str())
     }
@@ -101,7 +100,7 @@ impl Answer {
 /// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoAnswer {
-    /// The connection was not taken.
+    /// The connection was not made.
     #[error("no connection")]
     Connect,
     /// The push may have been taken all the same.
@@ -115,7 +114,7 @@ pub(crate) enum NoAnswer {
     NotSent,
 }
 
-/// What one request over HTTP/2 came to.
+/// The outcome of one request.
 enum Sent {
     Answered(Answer),
     /// It was not looked at, and can be sent again.
@@ -123,16 +122,16 @@ enum Sent {
     Failed(NoAnswer),
 }
 
-/// One provider's HTTP/2.
+/// One provider's HTTP client.
 pub(crate) struct Transport {
     client: Client,
 }
 
 impl Transport {
-    /// A transport that speaks HTTP/2 from the first byte, and nothing else.
+    /// A transport that uses HTTP/2 from the first byte, and nothing else.
     ///
     /// # Errors
-    /// When `extra_ca_file` can't be used, or TLS not be set up.
+    /// When `extra_ca_file` can't be used, or TLS can't be set up.
     pub(crate) fn new(config: &Config) -> Result<Self, BuildError> {
         let client = client(config)?
             .http2_prior_knowledge()
@@ -143,7 +142,7 @@ impl Transport {
         Ok(Self { client: client.build().map_err(BuildError::Client)? })
     }
 
-    /// A transport for a base URL without TLS, behind which is a proxy or a test: HTTP/1.1, which all of them speak.
+    /// A transport for a base URL without TLS, behind which is a proxy or a test: HTTP/1.1, which all of them support.
     ///
     /// # Errors
     /// As [`Transport::new`].
@@ -152,7 +151,7 @@ impl Transport {
         Ok(Self { client: client.build().map_err(BuildError::Client)? })
     }
 
-    /// Makes one call: `request` makes the request, and makes it again when it was not looked at.
+    /// Makes one call: `request` builds the request, and builds it again when it was not looked at.
     ///
     /// # Errors
     /// When there is no answer within [`CALL_TIMEOUT`].
@@ -204,7 +203,7 @@ async fn send(request: RequestBuilder) -> Sent {
     }
 }
 
-/// Sends a request and takes its whole answer, but no more than [`LONGEST_ANSWER`] of it.
+/// Sends a request and reads its whole answer, but no more than [`LONGEST_ANSWER`] of it.
 pub(crate) async fn receive(request: RequestBuilder) -> reqwest::Result<Answer> {
     let mut response = request.send().await?;
     let mut body = Vec::new();
@@ -218,7 +217,7 @@ pub(crate) async fn receive(request: RequestBuilder) -> reqwest::Result<Answer> 
     Ok(Answer { status, headers: std::mem::take(response.headers_mut()), body: body.into() })
 }
 
-/// What a request that failed says.
+/// The kind of a request's failure.
 pub(crate) fn no_answer(error: &reqwest::Error) -> NoAnswer {
     if error.is_timeout() {
         NoAnswer::Timeout
@@ -229,7 +228,7 @@ pub(crate) fn no_answer(error: &reqwest::Error) -> NoAnswer {
     }
 }
 
-/// Whether the server has said that it did nothing with the request (RFC 9113, 8.7: a refused stream, or one beyond the last
+/// Whether the server reported that it did nothing with the request (RFC 9113, 8.7: a refused stream, or one beyond the last
 /// that a GOAWAY names), or it was never written.
 fn was_not_looked_at(error: &reqwest::Error) -> bool {
     let mut cause = error.source();
@@ -248,8 +247,8 @@ fn was_not_looked_at(error: &reqwest::Error) -> bool {
     false
 }
 
-/// What stands before a provider that takes one request on a new connection until it has accepted our key, and refuses the
-/// others (Apple says so of token-based connections): the first goes alone, and when it has an answer, whichever, all go.
+/// Guards a provider that takes one request on a new connection until it has accepted our key, and refuses the others (Apple
+/// documents it of token-based connections): the first goes alone, and once it has any answer, all go.
 #[derive(Default)]
 pub(crate) struct Gate {
     state: Mutex<State>,
@@ -257,15 +256,15 @@ pub(crate) struct Gate {
 
 #[derive(Default)]
 enum State {
-    /// There is no connection, or it is not known.
+    /// There is no connection, or none is known.
     #[default]
     Closed,
-    /// The first is under way. Dropping its end tells the others to look again.
+    /// The first is under way. When its end is dropped, the others check again.
     Trying(watch::Receiver<()>),
     Open,
 }
 
-/// The right to go first. Dropped before the gate is open, it closes it.
+/// The right to go first. Dropping it before the gate is open closes the gate.
 struct First<'a> {
     gate: &'a Gate,
     _ends: watch::Sender<()>,
@@ -281,17 +280,17 @@ impl Drop for First<'_> {
 }
 
 impl First<'_> {
-    /// From now on all may go.
+    /// Opens the gate for all.
     fn has_an_answer(self) {
         *self.gate.state() = State::Open;
     }
 }
 
 impl Gate {
-    /// When one may go, and whether it goes first.
+    /// Waits until a request may go; returns whether it goes first.
     ///
     /// # Errors
-    /// The first got no answer.
+    /// When the first request got no answer.
     async fn pass(&self) -> Result<Option<First<'_>>, NoAnswer> {
         let mut first_ends = {
             let mut state = self.state();
@@ -305,16 +304,16 @@ impl Gate {
                 }
             }
         };
-        // It ends by being dropped, which is an error here.
+        // The sender is only dropped, which is an error here.
         let _ended = first_ends.changed().await;
         match *self.state() {
             State::Open => Ok(None),
-            // Or tried anew meanwhile, by a push that came later.
+            // `Trying`: a later push goes first anew.
             State::Closed | State::Trying(_) => Err(NoAnswer::NotSent),
         }
     }
 
-    /// The connection may be gone.
+    /// Closes the gate: the connection may be gone.
     fn close(&self) {
         let mut state = self.state();
         if let State::Open = *state {

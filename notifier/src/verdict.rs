@@ -1,6 +1,6 @@
-//! What a provider's answer means for a push.
+//! The meaning of a provider's answer for a push.
 //!
-//! One table for each provider, here and on a page: `docs/PUSH_VERDICTS.md` is made from them.
+//! Each provider has one table here; `docs/PUSH_VERDICTS.md` is made from them.
 
 mod apns;
 mod fcm;
@@ -15,12 +15,12 @@ use naru_model::Timestamp;
 pub(crate) use self::apns::of_apns;
 pub(crate) use self::fcm::of_fcm;
 
-/// Why, in words for an operator. It holds no content and no token.
+/// A reason in words for an operator. It holds no content and no token.
 pub type Reason = Cow<'static, str>;
 
-/// Who asks to slow down without saying for how long means this long (Google's documentation of `QUOTA_EXCEEDED`).
+/// The wait after an answer that asks to slow down and names no time (Google's documentation of `QUOTA_EXCEEDED`).
 const SLOW_DOWN: Duration = Duration::from_secs(60);
-/// A server's error is not asked about again sooner than this (Google's documentation of `INTERNAL` and `UNAVAILABLE`).
+/// The shortest wait after a server's error (Google's documentation of `INTERNAL` and `UNAVAILABLE`).
 pub(crate) const SERVER_ERROR: Duration = Duration::from_secs(10);
 
 /// A provider's answer, by what follows from it.
@@ -37,7 +37,7 @@ pub(crate) const SERVER_ERROR: Duration = Duration::from_secs(10);
 pub enum Verdict {
     /// The provider took it.
     Delivered {
-        /// The provider's own name for it, or, where it gives none, its answer.
+        /// The provider's own id for it, or, where it gives none, its answer.
         provider_id: String,
     },
     /// The app is gone from the device.
@@ -45,21 +45,19 @@ pub enum Verdict {
         /// A token registered at or after this moment is a new one, and stays.
         since: Timestamp,
     },
-    /// Our key, our topic, our account: an operator can mend it, so the push waits and the token stays.
+    /// Our key, topic or account is wrong: an operator can correct it, so the push waits and the token stays.
     OurConfiguration {
-        /// What is wrong.
         reason: Reason,
-        /// Scope pushes fail by it.
+        /// Which pushes fail by it.
         scope: Scope,
     },
-    /// Not before then.
+    /// Not before `until`.
     SlowDown {
-        /// That moment.
         until: Timestamp,
-        /// Scope pushes are too many.
+        /// Which pushes are too many.
         scope: Scope,
     },
-    /// Not now: no answer, or one that another try may change.
+    /// Not now: there is no answer, or one that another try may change.
     TryLater {
         reason: Reason,
         /// Not sooner than after this.
@@ -74,14 +72,14 @@ pub enum Verdict {
 /// Which pushes an answer is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// All that go to this provider.
+    /// All pushes to this provider.
     Provider,
-    /// Those to the device that this one was for.
+    /// The pushes to the device that this one was for.
     Device,
 }
 
 impl Verdict {
-    /// Whether it says that the next push will fare no better: what the breaker counts.
+    /// Whether it means that the next push will fail, too: the breaker counts these.
     pub const fn is_failing(&self) -> bool {
         match self {
             Self::TryLater { .. } => true,
@@ -93,12 +91,12 @@ impl Verdict {
     }
 }
 
-/// After its next step.
+/// Retries after the push's next step.
 pub(crate) fn try_later(reason: String) -> Verdict {
     Verdict::TryLater { reason: reason.into(), at_least: Duration::ZERO }
 }
 
-/// When `Retry-After` says, or after its next step; in any case not sooner than after `at_least`.
+/// Retries at the time in `Retry-After`, or after the next step; never sooner than after `at_least`.
 pub(crate) fn later(
     reason: String,
     at_least: Duration,
@@ -111,7 +109,7 @@ pub(crate) fn later(
     }
 }
 
-/// What an answer means, before the moments that came with it are looked at. The rows of the tables.
+/// The meaning of an answer, apart from the times that came with it: the rows of the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meaning {
     TokenDead,
@@ -147,7 +145,7 @@ impl Meaning {
     }
 }
 
-/// What an answer without a code that is known means, at FCM and APNs alike. No status by itself says that a token is dead.
+/// The meaning of an answer without a known code, at FCM and APNs alike. No status alone means that a token is dead.
 const fn by_status(status: u16) -> Meaning {
     match status {
         401 | 403 | 404 | 405 => Meaning::OurConfiguration(Scope::Provider),
@@ -161,8 +159,8 @@ const fn by_status(status: u16) -> Meaning {
     }
 }
 
-/// The webhook's table. 2xx takes the push; 408, 425, 429 and 5xx are for later (when, if `Retry-After` says so);
-/// every other status is a refusal, 3xx included: following a redirect would sign a push for an unknown server.
+/// The webhook's table. 2xx: the push is delivered. 408, 425, 429 and 5xx: it is retried (at `Retry-After`, if given). Every
+/// other status is a refusal, 3xx included: following a redirect would sign a push for an unknown server.
 pub fn of_webhook(status: u16, retry_after: Option<&str>, now: Timestamp) -> Verdict {
     match status {
         200..=299 => Verdict::Delivered { provider_id: format!("status {status}") },

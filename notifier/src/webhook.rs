@@ -1,4 +1,4 @@
-//! The app's main backend as a push provider: it knows its users' phones.
+//! The app's main backend as a push provider: it can reach its users' phones.
 
 use std::time::Duration;
 
@@ -15,7 +15,6 @@ use crate::transport;
 use crate::verdict::{self, Verdict};
 use crate::{BuildError, Config};
 
-/// What is POSTed.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Body<'a> {
@@ -48,7 +47,7 @@ impl Webhook {
         let Some(url) = &config.push_webhook_url else {
             return Ok(None);
         };
-        // Neither the URL nor what a parser says of it is shown: it may hold a password.
+        // Neither the URL nor a parser's error is shown: it may hold a password.
         let url = Url::parse(url.expose()).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
         let key = config.push_webhook_secret.as_ref();
         /// Connections are kept for this long between pushes.
@@ -86,7 +85,7 @@ impl Provider for Webhook {
         if let Some(key) = &self.key {
             request = request.header("x-naru-signature", signature(key, &body));
         }
-        // Only the head counts: a backend need not say anything.
+        // Only the head counts: a backend may send no body.
         match request.body(body).send().await {
             Ok(response) => {
                 let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
@@ -97,7 +96,7 @@ impl Provider for Webhook {
     }
 }
 
-/// Serialised once: what is signed is what is sent.
+/// Serialised once: the signed bytes are the sent ones.
 fn body(job: &PushJob) -> serde_json::Result<Vec<u8>> {
     let data = Data { chat_room_id: &job.chat_room_id, message_id: job.message_id };
     serde_json::to_vec(&Body { user_id: &job.recipient_id, title: &job.title, body: &job.body, data })

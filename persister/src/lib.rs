@@ -1,8 +1,8 @@
 //! Gives every accepted message its place in the room, saves it and confirms the saved id.
 //!
-//! [`persist`](Persister) takes what the intake accepted; [`sweep`](recover) finds what was accepted and then forgotten by
-//! a worker that died. Any number of persisters may run: rooms are shared out by the bus, and where two meet over one room
-//! the store's unique `(room, seq)` decides, not a lock.
+//! [`persist`](Persister) takes accepted messages from the bus; [`sweep`](recover) finds those that were accepted and then
+//! lost by a worker that died. Any number of persisters may run: the bus shares the rooms out, and where two write to one
+//! room the store's unique `(room, seq)` decides, not a lock.
 
 mod order;
 mod persist;
@@ -17,7 +17,7 @@ use serde::Deserialize;
 pub use crate::persist::Persister;
 pub use crate::sweep::recover;
 
-/// The keys of the configuration that a persister reads; `defaults.toml` says what they mean.
+/// The keys of the configuration that a persister reads; `defaults.toml` explains them.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub struct Config {
     pub delivery_grace: Span,

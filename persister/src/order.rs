@@ -1,11 +1,11 @@
-//! In which order a batch is saved: as it came, but no message before the one it comes after.
+//! A batch is saved in the order it came in, but no message before the one it comes `after`.
 
 use std::collections::{HashMap, HashSet};
 
 use naru_model::MessageId;
 use naru_model::hops::Accepted;
 
-/// The messages of a batch, each once, and what must go before them.
+/// The messages of a batch, each once, and the order they came in.
 #[derive(Default)]
 pub(crate) struct Order {
     messages: HashMap<MessageId, Accepted>,
@@ -26,7 +26,7 @@ impl Order {
         self.messages.contains_key(&id)
     }
 
-    /// What messages come after that is not there.
+    /// The ids that messages name in `after` and that are not there.
     pub(crate) fn missing(&self) -> HashSet<MessageId> {
         self.messages.values().filter_map(|message| message.after).filter(|id| !self.has(*id)).collect()
     }
@@ -36,7 +36,7 @@ impl Order {
         let mut run = Vec::with_capacity(self.came.len());
         let mut chain = Vec::new();
         for id in std::mem::take(&mut self.came) {
-            // A message leaves the map when it joins the chain, so that a circle, which no client should send, ends too.
+            // A message leaves the map when it joins the chain, so that a cycle, which no client should send, ends too.
             let mut next = Some(id);
             while let Some(message) = next.and_then(|id| self.messages.remove(&id)) {
                 next = message.after;

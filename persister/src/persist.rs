@@ -1,8 +1,8 @@
 //! A batch of accepted messages is ordered, saved and confirmed.
 //!
-//! What if the process dies here? Before the run is stored: the batch is delivered again. In the middle of it: a prefix
-//! is stored, never a hole, and the batch is delivered again. After it: delivered again, recognised by its ids, and
-//! confirmed and handed on once more.
+//! If the process dies before the run is stored, the batch is delivered again. In the middle of it, a prefix is stored, never
+//! a hole, and the batch is delivered again. After it, the batch is delivered again, recognised by its ids, confirmed and
+//! handed on once more.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -26,14 +26,14 @@ use crate::telemetry::Telemetry;
 
 /// How many messages a batch holds at most.
 const BATCH: usize = 256;
-/// How many rooms' heads, and how many recently saved ids, are remembered.
+/// How many rooms' heads, and how many recently saved ids, are cached.
 const REMEMBERED: usize = 65_536;
-/// What the bus took within so long is not handed on once more: less than the 5 s beyond the grace time after which the sweep
-/// brings a saved message back.
+/// A message that the bus took within this time is not handed on once more. It is less than the 5 s beyond the grace time
+/// after which the sweep brings a saved message back.
 const HANDED_ON_LATELY: Duration = Duration::from_secs(4);
-/// How often a run is tried that keeps meeting another persister's before its batch is retried.
+/// How often a run that conflicts with another persister's is tried before its batch is retried.
 const TRIES: usize = 32;
-/// One batch in flight: what comes meanwhile forms the next one.
+/// One batch is in flight: events that come meanwhile form the next one.
 const WORK: Work =
     Work { name: "persist", max_batch: BATCH, max_in_flight: 1, backoff, is_rederivable: true };
 
@@ -42,27 +42,27 @@ fn backoff(attempt: u32) -> Duration {
     full_jitter(Duration::from_millis(100), Duration::from_secs(5), attempt, &mut rand::rng())
 }
 
-/// The worker. Clones share what they remember.
+/// The worker. Clones share their caches.
 #[derive(Clone)]
 pub struct Persister {
     engines: Engines,
     telemetry: Telemetry,
-    /// The head of each room, as far as this persister knows. Another one may have moved it: the store will say so.
+    /// The head of each room as last seen. Another persister may have moved it: the store then reports a conflict.
     heads: Arc<Cache<RoomId, Seq>>,
-    /// What this persister saved lately, and at which place: most messages that come `after` another come after one of
-    /// these, and what comes again is as a rule one of these.
+    /// The messages that this persister saved lately, and their places: most that come `after` another come after one of
+    /// these, and one that comes again is as a rule one of these.
     saved_lately: Arc<Cache<MessageId, Seq>>,
-    /// What the bus took of this persister, and when.
+    /// When the bus took each message of this persister.
     handed_on: Arc<Cache<MessageId, Instant>>,
 }
 
 /// A batch after all look-ups.
 struct Batch {
-    /// To be saved, in order.
+    /// The messages to save, in order.
     run: Vec<Accepted>,
-    /// Of people who are not members.
+    /// Messages of senders who are not members.
     rejected: Vec<Accepted>,
-    /// The rooms, as they were when they were looked at.
+    /// The rooms as they were at the look-up.
     rooms: HashMap<RoomId, Arc<Room>>,
 }
 
@@ -73,7 +73,7 @@ impl Persister {
         Self { engines, telemetry, heads, saved_lately, handed_on }
     }
 
-    /// Works until told to stop; then finishes the batch in flight.
+    /// Works until stopped; then finishes the batch in flight.
     pub(crate) async fn run(self, stop: CancellationToken) -> EngineResult<()> {
         let queue = self.engines.bus.accepted.clone();
         let work = move |events| {
@@ -89,7 +89,7 @@ impl Persister {
         let rooms: HashSet<RoomId> = messages.iter().map(|message| message.chat_room_id.clone()).collect();
         self.persist(messages).await.inspect_err(|_| {
             self.telemetry.retried.inc();
-            // Whether the run was stored is not known: neither are the heads.
+            // It is unknown whether the run was stored, and so are the heads.
             rooms.iter().for_each(|room| drop(self.heads.remove(room)));
         })
     }
@@ -117,8 +117,8 @@ impl Persister {
         handed_on
     }
 
-    /// Closes rejected messages: only their senders have to know of them, and are told when it is written down. Otherwise one
-    /// that comes again could be saved after all, if its sender was added meanwhile.
+    /// Closes rejected messages; only their senders are notified, and only once that is stored. Otherwise a message that
+    /// comes again could be saved after all, if its sender was added meanwhile.
     async fn reject(&self, rejected: &[Accepted], confirmations: &mut Confirmations) -> EngineResult<()> {
         if rejected.is_empty() {
             return Ok(());
@@ -133,9 +133,9 @@ impl Persister {
         Ok(())
     }
 
-    /// Finds out, in one look-up each, who is in the rooms, and what is missing before what.
+    /// Finds, in one look-up each, the rooms' members and the messages missing before the batch's.
     ///
-    /// Whether a message is saved already is not asked: as a rule it is not, and the store says so if it is.
+    /// It does not ask whether a message is saved already: as a rule it is not, and the store reports it if so.
     async fn look_up(&self, messages: Vec<Accepted>) -> EngineResult<Batch> {
         let mut order = Order::default();
         for message in messages {
@@ -166,7 +166,7 @@ impl Persister {
         if strangers.is_empty() {
             return Ok(Batch { run: batch, rejected: Vec::new(), rooms });
         }
-        // A sender who was a member when the message was saved, and is none now that it comes again, is not refused.
+        // A message that comes again is not refused if it was saved while its sender was still a member.
         let saved = self.engines.store.messages.find(&strangers).await?;
         let refused: HashSet<MessageId> = strangers
             .into_iter()
@@ -177,8 +177,8 @@ impl Persister {
         Ok(Batch { run, rejected, rooms })
     }
 
-    /// What of these ids the intake holds open and is not saved, and whatever that comes after in turn: accepted before,
-    /// delivered later or lost by the bus. What the intake does not have was never accepted.
+    /// Of these ids, the messages that are open in the intake and not saved, and in turn those that they come after: accepted
+    /// before, delivered later or lost by the bus. An id that the intake lacks was never accepted.
     async fn forgotten(&self, mut ids: Vec<MessageId>) -> EngineResult<Vec<Accepted>> {
         let store = &self.engines.store;
         let (mut forgotten, mut asked) = (Vec::<Accepted>::new(), HashSet::new());
@@ -196,11 +196,11 @@ impl Persister {
         Ok(forgotten)
     }
 
-    /// Gives a run its places and stores it, meeting whatever was done before or is done by another persister; answers
-    /// the messages as stored, in the order of the run.
+    /// Gives a run its places and stores it, resolving conflicts with earlier saves and with other persisters. Returns the
+    /// messages as stored, in the order of the run.
     ///
-    /// What this persister saved lately costs the store nothing. It comes again when it took long, from the sweep and from
-    /// the gateway that waits for it: a store that is slow would be given more to do for being slow.
+    /// A message that this persister saved lately costs the store nothing. One that took long comes again, from the sweep and
+    /// from the gateway that waits for it, and would load a slow store further.
     async fn save(&self, run: &[Accepted]) -> EngineResult<Vec<Message>> {
         let store = &self.engines.store.messages;
         let mut stored: HashMap<MessageId, Message> = HashMap::with_capacity(run.len());
@@ -231,8 +231,8 @@ impl Persister {
             let (Some(conflict), Some(first)) = (answer.stopped_by, left.first()) else { continue };
             let room = &first.chat_room_id;
             match conflict {
-                // One that comes again seldom comes alone: look for all the others at once. They are not remembered: one
-                // that another persister stored a moment ago may not count yet, and must be offered if it comes again.
+                // A message that comes again seldom comes alone: all the others are looked up at once. They are not cached:
+                // one that another persister stored a moment ago may not count yet, and must be offered if it comes again.
                 RunConflict::AlreadySaved(_) => {
                     let ids: Vec<MessageId> = left.iter().map(|message| message.id).collect();
                     for message in store.find(&ids).await?.into_iter().flatten() {
@@ -257,7 +257,7 @@ impl Persister {
         })
     }
 
-    /// The heads of a run's rooms: remembered, or asked for in one look-up.
+    /// The heads of a run's rooms, from the cache or else by one look-up.
     async fn heads_of<'a>(&self, run: &[&'a Accepted]) -> EngineResult<HashMap<&'a RoomId, Seq>> {
         let mut heads = HashMap::new();
         let mut unknown = HashSet::new();
@@ -275,8 +275,8 @@ impl Persister {
         Ok(heads)
     }
 
-    /// Whether the bus took it so lately that it comes again only because much is waiting. What the bus lost meanwhile the sweep
-    /// brings back, and no sooner than this is over.
+    /// Whether the bus took it so lately that it comes again only because of a backlog. If the bus lost it, the sweep brings
+    /// it back, and no sooner than this time is over.
     fn is_handed_on(&self, id: MessageId) -> bool {
         self.handed_on.get(&id).is_some_and(|at| at.elapsed() < HANDED_ON_LATELY)
     }
@@ -293,7 +293,7 @@ impl Persister {
         Ok(())
     }
 
-    /// Tells the gateways, all at once. A gateway that does not hear it looks in the store.
+    /// Notifies the gateways, all at once. A gateway that does not receive it reads the store.
     async fn confirm(&self, confirmations: Confirmations) {
         let tell = |(gateway, confirmations)| async move {
             if let Err(error) = self.engines.live.confirm(&gateway, confirmations).await {
@@ -314,7 +314,7 @@ fn number<'a>(messages: &[&'a Accepted], mut heads: HashMap<&'a RoomId, Seq>) ->
     numbered.collect()
 }
 
-/// What each gateway is to be told.
+/// The confirmations for each gateway.
 #[derive(Default)]
 struct Confirmations(HashMap<GatewayId, Vec<Confirmation>>);
 

@@ -1,9 +1,9 @@
-//! What was accepted and then forgotten, because a worker died or a broker lost it, is handed on again.
+//! Hands on again the messages that were accepted and then lost, by a worker that died or by a broker.
 //!
-//! The intake's open entries are the whole truth: an entry is open from the moment it was accepted until every recipient
-//! is accounted for. Handed on again is what is open for three seconds and not saved, and what is saved and still open
-//! when the fanout must have closed it, had it not died: after the grace time and five seconds. One persister sweeps, by an
-//! advisory lease; two at once would only cost work.
+//! The intake's open entries are the only source: an entry is open from its acceptance until every recipient is accounted
+//! for. An entry is handed on again if it is open for three seconds and not saved, or saved and still open after the grace
+//! time and five seconds, when a fanout that did not die must have closed it. One persister sweeps, by an advisory lease; two
+//! at once would only cost work.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -16,25 +16,24 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::Telemetry;
 
-/// How often open entries are looked for …
+/// The shortest pause between two sweeps.
 const EVERY: Duration = Duration::from_secs(1);
-/// … or after this many times as long as that took: where thousands are open, the store is behind, and sweeping is not to take
-/// more than a fifth of it.
+/// A pause is at least this many times as long as its sweep: where thousands are open, the store is behind, and sweeping is
+/// not to take more than a fifth of it.
 const PAUSE: u32 = 4;
-/// What is open for longer is looked at, and handed on again unless it is saved …
+/// An entry that is open for longer is handed on again unless it is saved.
 const OPEN_FOR: Duration = Duration::from_secs(3);
-/// … which is left to the fanout for the grace time and this.
+/// A saved entry is left to the fanout for the grace time and this.
 const FANOUT_MARGIN: Duration = Duration::from_secs(5);
-/// What was handed on and stays open is handed on again after twice as long each time, up to this: what waits in a long
-/// queue is not forgotten.
+/// An entry that stays open is handed on again after twice as long each time, up to this: it may be waiting in a long queue.
 const MAX_WAIT: Duration = Duration::from_secs(60);
-/// How many are looked at in one sweep, oldest first.
+/// How many entries one sweep reads, oldest first.
 const AT_ONCE: usize = 10_000;
-/// The lease, and how long it runs. Where a pause is longer, another persister sweeps, and pauses too.
+/// The lease and its duration. Where a pause is longer, another persister sweeps, and pauses too.
 const LEASE: (&str, Duration) = ("sweep", Duration::from_secs(3));
 
-/// Hands on everything that the intake holds open, however young: at the start of a process whose bus forgets what it
-/// carried when it dies. Call it while a persister runs and before a gateway does; the count is answered.
+/// Hands on all open intake entries, however young: at the start of a process whose bus loses its events when it dies. Call
+/// it while a persister runs and before a gateway does. Returns the count.
 ///
 /// # Errors
 /// When the store or the bus does not answer.
@@ -58,7 +57,7 @@ pub(crate) async fn run(
     let mut pause = Duration::ZERO;
     while stop.run_until_cancelled(sleep(pause)).await.is_some() {
         let began = Instant::now();
-        // What can't be swept now is swept as soon as it can: an outage is over for those who wait when this works.
+        // A failed sweep is not put off further: for messages that wait, an outage ends with the next sweep.
         match sweep(&engines, closed_after, &telemetry, holder.as_str(), &mut memory).await {
             Ok(()) => is_failing = false,
             Err(error) if !error.is_transient() => return Err(error),
@@ -81,7 +80,7 @@ async fn sweep(
     holder: &str,
     memory: &mut Memory,
 ) -> EngineResult<()> {
-    // The lease spares work. Where it can't be asked for, every persister sweeps.
+    // The lease only saves work. Where it can't be asked for, every persister sweeps.
     if let Ok(false) = engines.leases.hold(LEASE.0, holder, LEASE.1).await {
         return Ok(());
     }
@@ -102,7 +101,7 @@ async fn sweep(
     Ok(())
 }
 
-/// Those of the entries that are due which the fanout can't be about to close: they are not saved, or it had its time.
+/// The due entries that the fanout can't be about to close: they are not saved, or its time is over.
 async fn left_to_the_fanout(
     engines: &Engines,
     closed_after: Duration,
@@ -146,7 +145,7 @@ async fn hand_on(engines: &Engines, open: Vec<Accepted>) -> EngineResult<()> {
 struct Memory(HashMap<MessageId, (Instant, Duration)>);
 
 impl Memory {
-    /// Those of the open entries that are due now. What is open no more is forgotten.
+    /// The open entries that are due now. Entries that are open no more are removed.
     fn due(&mut self, open: Vec<Accepted>, now: Instant) -> Vec<Accepted> {
         let mut before = std::mem::take(&mut self.0);
         let mut due = Vec::new();
@@ -162,7 +161,7 @@ impl Memory {
         due
     }
 
-    /// An entry that was due was not handed on: it is due then.
+    /// Makes an entry that was not handed on due again at `at`.
     fn look_again(&mut self, id: MessageId, at: Instant) {
         self.0.insert(id, (at, OPEN_FOR));
     }
@@ -211,7 +210,7 @@ mod tests {
         assert_eq!(memory.due(vec![entry], now).len(), 1, "as if it had never been seen");
     }
 
-    /// An entry of that age, as the intake has it and, if `seq` is given, as it is saved.
+    /// An intake entry of that age; if `seq` is given, its message is saved, too.
     async fn stored(engines: &Engines, name: &str, age: Duration, seq: Option<u64>) -> MessageId {
         let accepted = Accepted {
             client_message_id: name.parse().expect("a name"),

@@ -1,4 +1,4 @@
-//! What a persister counts.
+//! The persister's metrics.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};

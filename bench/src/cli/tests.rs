@@ -1,4 +1,4 @@
-//! The lines that documentation gives.
+//! The command lines of the documentation.
 
 use super::*;
 

@@ -96,7 +96,7 @@ fn figure_of(title: &str, svg: &str) -> String {
 }
 
 fn system_color(comparison: &Comparison, key: &str) -> String {
-    // By what the system is, so that it has the same colour on every page.
+    // By the system's key, so that it has the same colour on every page.
     let place = KEYS.iter().position(|known| *known == key);
     let place = place.or_else(|| comparison.systems.iter().position(|name| name.key == key));
     format!("var(--system-{})", place.unwrap_or(0) % KEYS.len())

@@ -1,4 +1,4 @@
-//! What a comparison leaves behind: everything that was measured, as JSON, from which table and page are made.
+//! The record of a comparison: every measurement, as JSON, from which table and page are made.
 
 use std::fs;
 
@@ -9,12 +9,12 @@ use crate::{fill, flow};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Comparison {
-    /// When it began, in UTC.
+    /// When the comparison began, in UTC.
     pub started: String,
     /// The command line.
     pub command: String,
     pub machine: Machine,
-    /// What the peers consist of.
+    /// The peers' components, with versions.
     pub versions: Vec<String>,
     /// In the order of tables.
     pub systems: Vec<Name>,
@@ -22,7 +22,7 @@ pub struct Comparison {
     pub fills: Vec<Filled>,
 }
 
-/// What everything ran on.
+/// The machine of the run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Machine {
@@ -43,13 +43,12 @@ pub struct Name {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum State {
-    /// It holds what the run itself has sent.
+    /// It holds only the run's own messages.
     Empty,
-    /// It was filled.
     Full,
 }
 
-/// What was measured in one turn of one system.
+/// The measurements of one turn of one system.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Round {
@@ -105,7 +104,7 @@ impl Round {
 }
 
 impl State {
-    /// For people.
+    /// Its name in reports.
     pub fn word(self) -> &'static str {
         match self {
             Self::Empty => "empty",

@@ -1,10 +1,9 @@
-//! What is said about several rounds: the median, and the median of what each round says in proportion to the same round
-//! of another system.
+//! Statistics of several rounds: the median, and the median of each round's ratio to the same round of another system.
 
 use super::record::{Comparison, Round, State};
 use crate::flow::Report;
 
-/// The system that ratios are to.
+/// The system that ratios refer to.
 pub const BASE: &str = "socketio";
 
 /// The processes of all systems, in the order of reports.
@@ -82,7 +81,7 @@ impl<'a> Select<'a> {
         self.reports(system).map(|(_, report)| count(report)).sum()
     }
 
-    /// The processes of a system, in their order, and the median of what each spent per 1,000 messages.
+    /// The processes of a system, in their order, and the median of each one's time per 1,000 messages.
     pub fn processes(self, system: &'a str) -> Vec<(String, f64)> {
         let Some((_, first)) = self.reports(system).next() else {
             return Vec::new();
@@ -117,7 +116,7 @@ impl Comparison {
     }
 }
 
-/// The middle value, or the mean of the two in the middle; `None` of nothing.
+/// The middle value, or the mean of the two in the middle; `None` without values.
 pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

@@ -19,7 +19,7 @@ const FIGURES: [(&str, Figure); 6] = [
     ("delivered/s", |report| report.totals.delivered_per_second),
 ];
 
-/// Those that ratios are given of.
+/// The figures that have ratios.
 const RATIOS: [usize; 4] = [0, 1, 3, 4];
 
 /// All tables.

@@ -1,4 +1,4 @@
-//! The whole of a comparison against the fake server, and made-up records for the tests of what is made from them.
+//! A whole comparison against the fake server, and made-up records for the tests of tables, plots and pages.
 
 use super::{
     record::{Machine, Name},

@@ -1,4 +1,4 @@
-//! The load tool against a server that breaks its promises on request: a tool that sees nothing proves nothing.
+//! The load tool against a server that breaks its guarantees on request, each of which the tool must detect.
 
 use super::*;
 use crate::fake_server::{Defect, Defects, serve};

@@ -1,5 +1,5 @@
-//! The loop that sends messages when they are due and reads what comes: epoll(7) and a timer, without a runtime in
-//! between. A message costs the tool a write, and a read for each frame that comes because of it.
+//! The loop that sends messages when they are due and reads frames: epoll(7) and a timer, without a runtime in between.
+//! A message costs the tool a write, and a read for each frame that it causes.
 
 use std::{
     io,
@@ -20,7 +20,7 @@ use rustix::{
 use super::{Chat, Event, Session};
 use crate::ledger::{Ledger, Schedule};
 
-/// What is read from a session at a time.
+/// Bytes read from a session at a time.
 const READ_BYTES: usize = 64 * 1024;
 /// Events taken from the system at a time.
 const MAX_EVENTS: usize = 256;
@@ -28,7 +28,7 @@ const MAX_EVENTS: usize = 256;
 const TIMER: u64 = u64::MAX;
 /// Above this rate several messages are due at each tick.
 const MIN_TICK: Duration = Duration::from_micros(40);
-/// How long the loop waits at most before it looks at the clock.
+/// How long the loop waits at most before it reads the clock.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// A room of two, by their sessions' numbers.
@@ -38,7 +38,7 @@ pub struct Room {
     pub members: [usize; 2],
 }
 
-/// Everything that the loop holds.
+/// The state of the loop.
 pub struct Driver {
     epoll: OwnedFd,
     members: Vec<Member>,
@@ -54,12 +54,12 @@ pub struct Driver {
 struct Member {
     session: Session,
     is_open: bool,
-    /// In `output`, at least partly.
+    /// The messages in `output`, at least partly.
     unsent: Vec<usize>,
 }
 
 impl Driver {
-    /// With no session yet.
+    /// A driver without sessions.
     pub fn new(schedule: Schedule) -> io::Result<Self> {
         Ok(Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
@@ -80,12 +80,12 @@ impl Driver {
         let number = EventData::new_u64(self.members.len() as u64);
         epoll::add(&self.epoll, &session.socket, number, EventFlags::IN)?;
         self.members.push(Member { session, is_open: true, unsent: Vec::new() });
-        // Something may have come with the last answer.
+        // A frame may have come with the last answer.
         self.take(self.members.len() - 1, 0);
         Ok(())
     }
 
-    /// Who writes what to whom: message n goes to room n / 2, and its first and second member write in turn.
+    /// Sets the rooms: message n goes to room n / 2, and its first and second member write in turn.
     pub fn rooms(&mut self, rooms: Vec<Room>, users: Arc<[String]>, content: String) {
         (self.rooms, self.users, self.content) = (rooms, users, content);
     }
@@ -141,7 +141,7 @@ impl Driver {
         Ok(self.ledger)
     }
 
-    /// Waits at most this long for something to come, and takes it.
+    /// Waits at most this long for input, and takes it.
     pub fn poll(&mut self, longest: Duration) -> io::Result<()> {
         let mut ready = Vec::with_capacity(MAX_EVENTS);
         match epoll::wait(&self.epoll, spare_capacity(&mut ready), Some(&timespec(longest))) {
@@ -167,7 +167,7 @@ impl Driver {
         let room = &self.rooms[(number / 2) % self.rooms.len()];
         let (sender, receiver) = (room.members[number % 2], room.members[1 - number % 2]);
         let member = &mut self.members[sender];
-        // A message whose sender has left stays unsent.
+        // A message whose sender's session has ended stays unsent.
         if !member.is_open {
             return;
         }
@@ -180,7 +180,7 @@ impl Driver {
         }
     }
 
-    /// Writes what is to be written; `is_watched` says whether the loop waits for space already.
+    /// Writes a session's output; `is_watched` is whether the loop waits for space already.
     fn flush(&mut self, number: usize, is_watched: bool) {
         let member = &mut self.members[number];
         match member.session.socket.flush() {
@@ -208,7 +208,7 @@ impl Driver {
         }
     }
 
-    /// Takes every complete frame of what was left by the last read and what this one brought.
+    /// Takes every complete frame of the last read's rest and this read.
     fn take(&mut self, number: usize, count: usize) {
         let Session { socket, dialect } = &mut self.members[number].session;
         let was_blocked = !socket.output.is_empty();

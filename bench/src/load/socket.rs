@@ -1,4 +1,4 @@
-//! A connection with its buffers: it waits while a session is opened, and never afterwards.
+//! A connection with its buffers: it blocks while a session is opened, and never afterwards.
 
 use std::{
     io::{self, ErrorKind, Read as _, Write as _},
@@ -12,20 +12,20 @@ use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
 
 /// How long each step of opening a session may take.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// What is read at a time while a session is opened.
+/// Bytes read at a time while a session is opened.
 const OPENING_READ: usize = 4096;
 
 #[derive(Debug)]
 pub struct Socket {
     tcp: TcpStream,
-    /// Read and not taken yet: part of a frame at most, between reads.
+    /// Bytes read and not taken yet: part of a frame at most, between reads.
     pub input: Vec<u8>,
-    /// To be written.
+    /// Bytes to be written.
     pub output: Vec<u8>,
 }
 
 impl Socket {
-    /// Connects to `HOST:PORT`, from this address of the machine if one is given: each has ports of its own.
+    /// Connects to `HOST:PORT`, from this address of the machine if one is given: each address has its own ports.
     pub fn connect(authority: &str, source: Option<IpAddr>) -> anyhow::Result<Self> {
         let target = authority.to_socket_addrs()?.next().context("the host has no address")?;
         let tcp = match source {
@@ -39,7 +39,7 @@ impl Socket {
         Ok(Self { tcp, input: Vec::new(), output: Vec::new() })
     }
 
-    /// Waits until more has come.
+    /// Waits until more bytes have come.
     pub fn read_more(&mut self) -> anyhow::Result<()> {
         let mut buffer = [0; OPENING_READ];
         let count = self.tcp.read(&mut buffer).context("nothing came in time")?;
@@ -53,18 +53,18 @@ impl Socket {
         self.tcp.write_all(bytes)
     }
 
-    /// From now on nothing waits, and what is buffered takes no space.
+    /// From now on no call blocks, and the input buffer takes no spare space.
     pub fn opened(&mut self) -> io::Result<()> {
         self.input.shrink_to_fit();
         self.tcp.set_nonblocking(true)
     }
 
-    /// Reads what is there: `None` if there is nothing, 0 at the end.
+    /// Reads available bytes: `None` if there are none, 0 at the end.
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         would_block(self.tcp.read(buffer))
     }
 
-    /// Writes what the system takes now; true if nothing is left.
+    /// Writes as much as the system takes now; true if nothing is left.
     pub fn flush(&mut self) -> io::Result<bool> {
         while !self.output.is_empty() {
             match would_block(self.tcp.write(&self.output))? {

@@ -13,11 +13,11 @@ const PONG: u8 = 10;
 
 const FINAL: u8 = 0x80;
 const MASKED: u8 = 0x80;
-/// Masks are there against proxies that mistake contents for HTTP; between two programs of one machine any will do.
+/// Masks are there against proxies that mistake contents for HTTP; between two programs of one machine any mask will do.
 const MASK: [u8; 4] = *b"naru";
-/// The server's answer to this is not looked at: whether it speaks WebSocket shows in what follows.
+/// The server's answer to this is not checked: its frames show whether it supports WebSocket.
 const KEY: &str = "bmFydSBsb2FkIHRvb2whIQ==";
-/// More than any frame here has.
+/// Larger than any frame here.
 const MAX_PAYLOAD: u64 = 1 << 20;
 
 /// Opens a WebSocket at `http://HOST:PORT` + `path`, with these headers (each ended by CRLF).
@@ -145,7 +145,7 @@ fn decode(input: &[u8]) -> anyhow::Result<Option<(u8, Range<usize>)>> {
 mod tests {
     use super::*;
 
-    /// What a server would have sent.
+    /// A frame as a server sends it.
     fn unmasked(code: u8, payload: &[u8]) -> Vec<u8> {
         let mut frame = Vec::new();
         encode(code, payload, &mut frame);

@@ -80,7 +80,7 @@ mod tests {
         );
         assert_eq!(read("run", &text), Some(Event::Delivered(Some(12))));
         assert_eq!(read("another", &text), Some(Event::Delivered(None)));
-        let ack = br#"{"type":"ACK","clientMessageId":"run-7","messageId":"m","seq":1}"#;
+        let ack = br#"{"type":"ACK","clientMessageId":"run-7","id":"m","seq":1}"#;
         assert_eq!(read("run", ack), Some(Event::Acked(7)));
         let error = br#"{"type":"ERROR","code":"OVERLOADED","clientMessageId":"run-7"}"#;
         assert_eq!(read("run", error), Some(Event::Error("OVERLOADED".to_owned(), Some(7))));

@@ -16,7 +16,7 @@ struct Argument<'a> {
     client_message_id: &'a str,
 }
 
-/// The one argument of an acknowledgement: an id and a place, or why not.
+/// The one argument of an acknowledgement: an id and a place, or an error.
 #[derive(Deserialize)]
 struct Answer<'a> {
     code: Option<&'a str>,
@@ -27,7 +27,7 @@ struct SocketIo {
     text: Vec<u8>,
 }
 
-/// Opens a session: the server has put it into its rooms when it says that it is connected.
+/// Opens a session: the server has added it to its rooms when it confirms the connection.
 pub fn open(url: &str, token: &str, run: &Arc<str>, source: Option<IpAddr>) -> anyhow::Result<Session> {
     let mut socket = websocket::open(url, PATH, "", source)?;
     let first = websocket::next_text(&mut socket)?;
@@ -54,7 +54,7 @@ impl Dialect for SocketIo {
     }
 }
 
-/// The message's number is the acknowledgement's, too: that needs only be unique in its session.
+/// The message's number is the acknowledgement's, too, which need only be unique in its session.
 fn write_chat(run: &str, Chat { number, room, content, .. }: Chat<'_>, text: &mut Vec<u8>) {
     text.clear();
     text.extend_from_slice(format!(r#"42{number}["chat",{{"room":""#).as_bytes());

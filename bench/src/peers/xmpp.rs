@@ -1,6 +1,6 @@
 //! XMPP over TCP (RFC 6120) with stream management (XEP-0198): each message is followed by `<r/>`, and the server's `<a/>`
-//! says how many stanzas it has handled. ejabberd handles a session's stanzas in order, and has written a message to the
-//! archive when it is done with it.
+//! counts the stanzas it has handled. ejabberd handles a session's stanzas in order, and has written a message to the
+//! archive when it has handled it.
 
 use std::{collections::VecDeque, net::IpAddr, sync::Arc};
 
@@ -20,11 +20,11 @@ const ASK: &str = "<r xmlns='urn:xmpp:sm:3'/>";
 
 struct Xmpp {
     run: Arc<str>,
-    /// Sent, and not told to be handled, in order.
+    /// Messages sent and not reported as handled, in order.
     unhandled: VecDeque<usize>,
-    /// How many stanzas the server says it has handled.
+    /// How many stanzas the server has reported as handled.
     handled: u32,
-    /// How many stanzas came.
+    /// How many stanzas were received.
     received: u32,
 }
 
@@ -51,7 +51,7 @@ pub fn open(
         socket.write_all(say.as_bytes())?;
         until(&mut socket, wanted)?;
     }
-    // What came with the answer is for the dialect.
+    // Input after the answer is left for the dialect.
     let enabled = element(&socket.input)?;
     socket.input.drain(..enabled);
     let dialect = Xmpp { run: run.clone(), unhandled: VecDeque::new(), handled: 1, received: 0 };
@@ -62,7 +62,7 @@ fn until(socket: &mut Socket, wanted: &str) -> anyhow::Result<()> {
     loop {
         let text = String::from_utf8_lossy(&socket.input);
         ensure!(!text.contains("<failure"), "the session was refused: {text}");
-        // Complete, and not only begun.
+        // The answer is complete.
         if text.contains(wanted) && text.ends_with('>') {
             return Ok(());
         }

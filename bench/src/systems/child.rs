@@ -18,7 +18,7 @@ const START_PATIENCE: Duration = Duration::from_secs(120);
 /// How long it may take to stop before it is killed.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
 const ASK_EVERY: Duration = Duration::from_millis(20);
-/// As much of a log as helps.
+/// How many lines of a log are shown.
 const LOG_LINES: usize = 20;
 
 /// When a program is ready.
@@ -39,7 +39,7 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts it; what it prints goes to `NAME.log` in `dir`.
+    /// Starts it; its output goes to `NAME.log` in `dir`.
     pub fn start(
         name: &'static str,
         dir: &Path,
@@ -69,7 +69,6 @@ impl Child {
         self
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.process.id()
     }
@@ -116,7 +115,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // Both fail only for a process that is gone.
+        // Both fail only for a process that has ended.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -13,8 +13,8 @@ use crate::{
 /// Signs tokens on loopback.
 const SECRET: &str = "a-secret-for-loopback-benchmarks-only";
 
-/// Set for all of Naru's programs. The rate limit is out of the way of a load by few users, and what Naru does about a
-/// message after the grace time happens within the measured time, and not after it.
+/// Set for all of Naru's programs. The rate limit is above a load by few users, and Naru's work on a message after the
+/// grace time falls within the measured time, and not after it.
 const NARU: [(&str, &str); 5] = [
     ("NARU_JWT_SECRET", SECRET),
     ("NARU_LOG", "warn"),
@@ -23,7 +23,7 @@ const NARU: [(&str, &str); 5] = [
     ("NARU_DELIVERY_GRACE", "2s"),
 ];
 
-/// The repository: where the scripts are that start services and peers.
+/// The repository, with the scripts that start services and peers.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
@@ -177,7 +177,7 @@ impl System {
         Ok(())
     }
 
-    /// What a script of the repository becomes: `SCRIPT WORDS PORT DIR`.
+    /// Starts the program of a script of the repository: `SCRIPT WORDS PORT DIR`.
     fn script(
         &self,
         name: &'static str,

@@ -105,9 +105,9 @@ impl History {
         let by_id: HashMap<&str, &Message> =
             self.0.iter().map(|message| (message.id.as_str(), message)).collect();
         for (id, heard) in &person.heard {
-            let there = by_id.get(id.as_str()).unwrap_or_else(|| {
-                panic!("F2: {} heard {heard:?}, which is not in the history", person.user)
-            });
+            let there = by_id
+                .get(id.as_str())
+                .unwrap_or_else(|| panic!("{} heard {heard:?}, which is not in the history", person.user));
             assert_eq!(
                 (&there.room, there.seq, &there.content),
                 (&heard.room, heard.seq, &heard.content),

@@ -46,7 +46,7 @@ pub const BOUNDS: &[Bound] = &[
         Per::Publish,
         "whether the gateways' leases run, in the same round trip; and their renewals, by the clock",
     ),
-    bound("Redis: PUBLISH chat", 1, 1, Per::Message, "each message to all gateways, pipelined (SPEC.md F6)"),
+    bound("Redis: PUBLISH chat", 1, 1, Per::Message, "each message to all gateways, pipelined"),
     bound(
         "Redis: EVALSHA naru:proofs",
         1,

@@ -35,7 +35,7 @@ async fn all_have_heard(gateways: &[ServerProcess; 3], count: u64) {
     }
 }
 
-/// SPEC.md F13: A on server 1, B on server 2.
+/// A on server 1, B on server 2.
 #[tokio::test]
 async fn three_gateways_hear_it_and_one_forwards_it() {
     let mut cluster = Cluster::start().await;

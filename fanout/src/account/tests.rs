@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 
-/// An accountant on an embedded engine, and the intake entries of what is published.
+/// An accountant on an embedded engine, and the intake entries of published messages.
 struct Books {
     engines: Engines,
     outage: Arc<Outage>,
@@ -20,7 +20,7 @@ struct Books {
     _directory: tempfile::TempDir,
 }
 
-/// Every call fails, and would again.
+/// Every call fails for good.
 struct Refused;
 
 #[async_trait]
@@ -63,7 +63,7 @@ impl Books {
         Self { engines, outage, counted, published, running, no_more_proofs, _directory: directory }
     }
 
-    /// A message to these recipients is published; its id.
+    /// Publishes a message to these recipients; returns its id.
     async fn publish(&self, seq: u64, unproven: &[&str]) -> MessageId {
         let id = MessageId::generate();
         let accepted = Accepted {
@@ -92,7 +92,7 @@ impl Books {
         open.into_iter().map(|entry| entry.id).collect()
     }
 
-    /// Waits until just these are open.
+    /// Waits until only these entries are open.
     async fn opens(&self, expected: &[MessageId]) {
         let looking = async {
             while self.open_entries().await != expected {
@@ -103,7 +103,7 @@ impl Books {
         late.unwrap_or_else(|_| panic!("never just {expected:?}"));
     }
 
-    /// The next offline events: which message, and for whom.
+    /// The next offline events: the message and its recipients.
     async fn offline(&self, count: usize) -> Vec<(MessageId, Vec<UserId>)> {
         let mut queue = self.engines.bus.offline.receiver().await.expect("a receiver");
         let mut events = Vec::new();
@@ -116,7 +116,7 @@ impl Books {
         events
     }
 
-    /// The fanout ends; which entries it leaves open.
+    /// Ends the fanout; returns the entries that it leaves open.
     async fn end(self) -> Vec<MessageId> {
         let Self { published, running, engines, _directory, .. } = self;
         drop(published);
@@ -175,7 +175,7 @@ async fn a_room_that_can_never_be_moved_up_keeps_no_entry_open() {
     books.opens(&[]).await;
 }
 
-/// The sweep hands them on again; meanwhile the ledger forgets them.
+/// The sweep hands them on again; meanwhile the ledger drops them.
 #[tokio::test]
 async fn entries_that_can_never_be_closed_are_not_kept_in_memory() {
     let books = Books::refusing(SHORT, MAX_BYTES, &[], &["intake.close"]);

@@ -1,4 +1,4 @@
-//! Where the caller's pushes go.
+//! The devices that get the caller's pushes.
 
 use std::sync::Arc;
 

@@ -11,7 +11,7 @@ use super::{Answer, Call, json, rooms};
 use crate::accept::{self, Draft};
 use crate::refusal::Refusal;
 
-/// How many messages one page holds at most, and if nothing is said.
+/// How many messages one page holds: at most, and by default.
 const PAGE: (usize, usize) = (200, 50);
 
 pub(super) async fn read(call: &Call<'_>, room: &RoomId) -> Answer {

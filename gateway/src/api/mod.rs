@@ -38,7 +38,7 @@ pub(crate) struct Call<'a> {
 
 type Answer = Result<Response, Refusal>;
 
-/// All routes but `/ws`. Always answers: what is not there is a 404.
+/// All routes but `/ws`. Always answers: a path without a route gets a 404.
 pub(crate) fn routes<F>(with_gateway: F) -> BoxedFilter<(Response,)>
 where
     F: Filter<Extract = (Arc<Gateway>,), Error = Infallible> + Clone + Send + Sync + 'static,
@@ -111,13 +111,13 @@ async fn answer(
 }
 
 impl Call<'_> {
-    /// The body, as this call wants it.
+    /// The body, as the type of this call.
     fn json<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
         let read = serde_json::from_slice(self.body).map(|Object(body)| body);
         read.map_err(|error| Refusal::Invalid(error.to_string()))
     }
 
-    /// The query, as this call wants it.
+    /// The query, as the type of this call.
     fn query<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
         serde_urlencoded::from_str(self.query).map_err(|error| Refusal::Invalid(error.to_string()))
     }
@@ -133,7 +133,7 @@ pub(crate) fn refused(refusal: &Refusal) -> Response {
     let body = Body { code: refusal.row().code, message: &refusal.message() };
     let mut response = json(refusal.row().status, &body);
     if let Some(span) = refusal.retry_after() {
-        // The header counts in whole seconds; never less than asked for.
+        // The header counts in whole seconds, rounded up.
         let seconds = span.as_secs() + u64::from(span.subsec_nanos() > 0);
         response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }

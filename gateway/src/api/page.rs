@@ -9,16 +9,16 @@ use serde::Deserialize;
 use super::Call;
 use crate::refusal::Refusal;
 
-/// Which page of a list is asked for.
+/// The page of a list that is asked for.
 pub(super) struct Page<Id> {
-    /// The last entry of the page before; none: from the start.
+    /// The last entry of the page before; none for the first page.
     pub(super) after: Option<(Timestamp, Id)>,
     /// How many entries, at most.
     pub(super) limit: usize,
 }
 
 impl<Id: FromStr> Page<Id> {
-    /// Reads the query; `max` entries are given at most, and `usual` if nothing is said.
+    /// Reads the query; a page holds `max` entries at most, and `usual` by default.
     pub(super) fn asked(call: &Call<'_>, (max, usual): (usize, usize)) -> Result<Self, Refusal> {
         #[derive(Deserialize)]
         struct Query {

@@ -1,5 +1,5 @@
-//! Pushes that could not be sent: listed, looked at, sent again, dropped. For the app's backend and `naru parked`; a
-//! service sees the messages of all.
+//! Lists, shows, sends again and drops pushes that could not be sent. For the app's backend and `naru parked`; a service
+//! gets the messages of all users.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use super::page::{Page, cursor};
 use super::{Answer, Call, json, no_content};
 use crate::refusal::Refusal;
 
-/// How many pushes one page of the list holds at most, and if nothing is said.
+/// How many pushes one page of the list holds: at most, and by default.
 const PAGE: (usize, usize) = (200, 50);
 
-/// A parked push as it is told. The device's token is its own secret, and is not.
+/// A parked push as it is listed. The device's token is a secret, and is left out.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct ParkedBody<'a> {
@@ -70,7 +70,7 @@ pub(super) async fn list(call: &Call<'_>) -> Answer {
     let pushes = pushes(call)?;
     let Page { after, limit } = Page::asked(call, PAGE)?;
     let after = after.map(|(parked_at, event_id)| ParkedCursor { parked_at, event_id });
-    // One more than asked for tells whether there are more.
+    // One more than asked for shows whether there are more.
     let mut parked = pushes.parked(after.as_ref(), limit + 1).await?;
     let more = parked.len() > limit;
     parked.truncate(limit);
@@ -86,9 +86,9 @@ pub(super) async fn show(call: &Call<'_>, event: EventId) -> Answer {
 
 /// Sends a push again, as if its message had just been missed.
 ///
-/// It is on its lane before it is off the list. What if the process dies in between? It is pushed, and stays listed: sent
-/// again once more, it is recognised by its id, which is the same, and not pushed twice. And if its lane is so quick that it
-/// has parked it again before it is off the list, that is another entry, which stays.
+/// The push is on its lane before it is off the list. If the process dies in between, it is pushed, and stays listed: sent
+/// again once more, it is recognised by its id, which is the same, and not pushed twice. If its lane has parked it again
+/// before it is off the list, that is another entry, which stays.
 pub(super) async fn replay(call: &Call<'_>, event: EventId) -> Answer {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
@@ -115,7 +115,7 @@ pub(super) async fn drop(call: &Call<'_>, event: EventId) -> Answer {
     Ok(no_content())
 }
 
-/// What is parked, for callers who may know of it.
+/// The store of parked pushes, for callers that may read them.
 fn pushes<'a>(call: &Call<'a>) -> Result<&'a Arc<dyn Pushes>, Refusal> {
     if !call.caller.is_service {
         return Err(Refusal::Forbidden("parked pushes need scope service"));
@@ -127,8 +127,8 @@ async fn find(call: &Call<'_>, event: EventId) -> Result<ParkedPush, Refusal> {
     pushes(call)?.find_parked(event).await?.ok_or(Refusal::NotFound)
 }
 
-/// A job that was parked, as it goes out now: with a new time to live, and to its device as that is registered now. A
-/// phone that has changed hands meanwhile, or whose owner has signed out, is not shown what it was not shown then.
+/// A parked job, as it goes out now: with a new time to live, and to its device as registered now. A phone that now has
+/// another owner, or whose owner has signed out, does not get the push.
 async fn renewed(call: &Call<'_>, job: PushJob) -> Result<PushJob, Refusal> {
     let expires_at = Timestamp::now().after(call.gateway.config.push_ttl.into());
     let mut job = PushJob { expires_at, badge: None, ..job };

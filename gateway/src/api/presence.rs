@@ -1,4 +1,4 @@
-//! Who is connected, for those who share a room with them.
+//! Which users are connected, for callers that share a room with them.
 
 use http::StatusCode;
 use naru_model::{Timestamp, UserId};

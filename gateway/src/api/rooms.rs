@@ -16,7 +16,7 @@ use crate::refusal::Refusal;
 
 /// The longest name of a room, in bytes.
 const LONGEST_NAME: usize = 256;
-/// How many rooms one page of the list holds at most, and if nothing is said.
+/// How many rooms one page of the list holds: at most, and by default.
 const PAGE: (usize, usize) = (100, 50);
 
 #[derive(Serialize)]
@@ -81,7 +81,7 @@ pub(super) async fn create(call: &Call<'_>) -> Answer {
     let room = NewRoom {
         id,
         kind,
-        // A direct room is called after the other person, by each of the two.
+        // Each member's client names a direct room after the other member.
         name: name.filter(|_| kind == RoomKind::Group),
         member_ids: members,
         maker_id: is_member.then(|| caller.user.clone()),
@@ -152,7 +152,7 @@ pub(super) async fn configure(call: &Call<'_>, room: &RoomId) -> Answer {
     Ok(json(StatusCode::OK, &settings))
 }
 
-/// The room as it is now, if the caller may know of it.
+/// The room as it is now, if the caller may see it.
 pub(super) async fn current(call: &Call<'_>, id: &RoomId) -> Result<Arc<Room>, Refusal> {
     let room = call.gateway.engines.store.rooms.current(std::slice::from_ref(id)).await?.pop().flatten();
     let room = room.filter(|room| call.caller.is_service || room.has(&call.caller.user));

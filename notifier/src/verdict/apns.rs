@@ -1,5 +1,5 @@
-//! APNs: <https://developer.apple.com/documentation/usernotifications/handling-notification-responses-from-apns>. What counts
-//! is the `reason`; an unknown one goes by its status.
+//! APNs: <https://developer.apple.com/documentation/usernotifications/handling-notification-responses-from-apns>. The
+//! `reason` decides; for an unknown one, the status does.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::{Meaning, SERVER_ERROR, Scope, Verdict, by_status};
 use crate::transport::Answer;
 
-/// How long Apple's servers are left alone after an error of theirs.
+/// The shortest wait after an error of Apple's servers.
 const SERVER_ERROR_AT_APPLE: Duration = Duration::from_secs(15 * 60);
 
 /// The verdict on an answer to a call made at `called_at`.
@@ -21,7 +21,7 @@ pub(crate) fn of_apns(answer: &Answer, called_at: Timestamp, now: Timestamp) -> 
     #[derive(Deserialize)]
     struct Body {
         reason: String,
-        /// Since when Apple knows that a token is dead, in milliseconds since 1970.
+        /// When Apple found the token dead, in milliseconds since 1970.
         timestamp: Option<i64>,
     }
     let body = serde_json::from_slice::<Body>(&answer.body).ok();
@@ -68,9 +68,9 @@ pub(super) const REASONS: &[(&str, Meaning)] = &[
     ("PayloadTooLarge", Meaning::TooBig),
     ("TooManyRequests", Meaning::SlowDown(Scope::Device)),
     ("TooManyProviderTokenUpdates", Meaning::SlowDown(Scope::Provider)),
-    // Only this connection.
+    // Only this connection ends.
     ("IdleTimeout", Meaning::TryLater(Duration::ZERO)),
-    // Only this server: the next connection leads to another one.
+    // Only this server ends: the next connection leads to another one.
     ("Shutdown", Meaning::TryLater(SERVER_ERROR)),
     ("InternalServerError", Meaning::TryLater(SERVER_ERROR_AT_APPLE)),
     ("ServiceUnavailable", Meaning::TryLater(SERVER_ERROR_AT_APPLE)),

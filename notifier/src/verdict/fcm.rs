@@ -1,5 +1,5 @@
-//! FCM HTTP v1: <https://firebase.google.com/docs/reference/fcm/rest/v1/ErrorCode>. What counts is the `errorCode` in
-//! `error.details`; the status alone says too little (404 is a dead token, or a project that does not exist).
+//! FCM HTTP v1: <https://firebase.google.com/docs/reference/fcm/rest/v1/ErrorCode>. The `errorCode` in `error.details`
+//! decides; the status alone is ambiguous (404 is a dead token, or a project that does not exist).
 
 use fcm::{ErrorCode, FcmError, FcmResponse};
 use naru_model::Timestamp;
@@ -17,7 +17,7 @@ pub(crate) fn of_fcm(answer: &Answer, called_at: Timestamp, now: Timestamp) -> V
         Some(FcmResponse::Success(name)) if answer.status == 200 => {
             return Verdict::Delivered { provider_id: name };
         }
-        // 2xx from something that is not FCM: a proxy's page.
+        // 2xx, but not from FCM: a proxy's page.
         _ if (200..300).contains(&answer.status) => {
             (Meaning::OurConfiguration(Scope::Provider), "not an answer of FCM".to_owned())
         }
@@ -40,28 +40,28 @@ fn of_error(status: u16, error: &FcmError) -> Meaning {
 pub(super) fn of_code(code: ErrorCode) -> Option<Meaning> {
     Some(match code {
         ErrorCode::Unregistered => Meaning::TokenDead,
-        // The token is of another Firebase project: of an app that was built with other keys, or ours are wrong.
+        // The token is of another Firebase project: the app was built with other keys, or ours are wrong.
         ErrorCode::SenderIdMismatch => Meaning::OurConfiguration(Scope::Device),
         ErrorCode::QuotaExceeded => Meaning::SlowDown(Scope::Provider),
         ErrorCode::Unavailable | ErrorCode::Internal => Meaning::TryLater(SERVER_ERROR),
         ErrorCode::InvalidArgument => Meaning::Refused,
-        // The APNs key that the Firebase console holds, for apps of Apple's that are reached through FCM.
+        // The APNs key in the Firebase console is refused, for Apple apps that are reached through FCM.
         ErrorCode::ThirdPartyAuthError => Meaning::OurConfiguration(Scope::Device),
-        // `UnspecifiedError`, and what a later version of the crate may know.
+        // `UnspecifiedError`, and codes of a later version of the crate.
         _ => return None,
     })
 }
 
-/// `INVALID_ARGUMENT` is said of a bad message as well, which is our fault; only when it names the token is it the token's.
+/// `INVALID_ARGUMENT` is also the answer to a bad message, which is our fault; it is the token's only if it names the token.
 fn names_the_token(error: &FcmError) -> bool {
-    /// What FCM says where it gives no details (seen since 2021).
+    /// FCM's message where it gives no details (seen since 2021).
     const SENTENCE: &str = "The registration token is not a valid FCM registration token";
     let details = error.details.iter().filter(|detail| detail["@type"] == BAD_REQUEST);
     let mut fields = details.filter_map(|detail| detail["fieldViolations"].as_array()).flatten();
     fields.any(|violation| violation["field"] == "message.token") || error.message == SENTENCE
 }
 
-/// Google's codes. Their sentences may repeat a part of the message, and are not told.
+/// Google's codes. Its sentences may repeat a part of the message, and are left out.
 fn words(error: &FcmError) -> String {
     let code = error.raw_error_code().unwrap_or(&error.status);
     code.chars().filter(|c| c.is_ascii_uppercase() || *c == '_').take(40).collect()

@@ -1,5 +1,5 @@
-//! Every row of the tables, from an answer as its provider documents it or as it was met: `tests/answers/`. (None was
-//! recorded here: there is no way to Google or Apple.)
+//! Every row of the tables, from an answer that its provider documents, that was met or is made up: `tests/answers/`. (None
+//! was recorded here: Google and Apple can't be reached.)
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -15,7 +15,7 @@ const NOW: Timestamp = Timestamp::from_millis(1_795_339_800_000);
 /// The call was made a second before.
 const CALLED_AT: Timestamp = Timestamp::from_millis(1_795_339_799_000);
 
-/// An answer and what it means.
+/// An answer and its verdict.
 #[derive(Deserialize)]
 struct Recorded {
     name: String,
@@ -101,7 +101,7 @@ fn every_row_has_an_answer_that_shows_it() {
     assert_eq!(missing, [""; 0], "APNs");
 }
 
-/// No answer takes a token but those that are about that token.
+/// Only an answer about a token removes that token.
 #[test]
 fn a_token_dies_only_of_an_answer_about_it() {
     let names = |recorded: Vec<Recorded>| -> Vec<String> {

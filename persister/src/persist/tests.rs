@@ -25,7 +25,7 @@ fn message(room: &RoomId, sender: &UserId, number: u8) -> Accepted {
     }
 }
 
-/// The sweep sends again what takes long: it must not make slow services slower.
+/// The sweep resends messages that take long: it must not make slow services slower.
 #[tokio::test]
 async fn what_was_saved_and_handed_on_lately_costs_nothing_when_it_comes_again() {
     let directory = tempfile::tempdir().unwrap();
@@ -51,12 +51,12 @@ async fn what_was_saved_and_handed_on_lately_costs_nothing_when_it_comes_again()
     assert_eq!(counted.count("messages"), 0, "{:?}", counted.all());
     assert_eq!(counted.count("saved.send"), 0, "the bus has it");
 
-    // With something new, in one run, and at its place.
+    // A new message with it is saved in one run, at its place.
     counted.reset();
     persister.persist(vec![message(2), message(3)]).await.unwrap();
     assert_eq!((counted.count("messages"), counted.count("messages.append_run")), (1, 1));
 
-    // What comes again so late may have been lost by the bus.
+    // A message that comes again so late may have been lost by the bus.
     counted.reset();
     tokio::time::pause();
     tokio::time::advance(HANDED_ON_LATELY).await;

@@ -1,4 +1,4 @@
-//! The bus: what the intake brings back is carried in memory, what it doesn't in a table.
+//! The bus: hops that the intake's open entries refill are in memory, the others in a table.
 
 mod memory;
 mod table;

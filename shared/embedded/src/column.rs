@@ -1,4 +1,4 @@
-//! How the model's types lie in columns. What can't be read back is an error of its row, never a guess.
+//! How the model's types are stored in columns. A value that can't be read is an error of its row, never a guess.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-/// A place as SQLite holds it. No room is long enough to reach the end of its numbers.
+/// A `seq` as SQLite stores it. No room has enough messages to reach the largest `i64`.
 pub(crate) fn place(seq: Seq) -> i64 {
     i64::try_from(seq.0).unwrap_or(i64::MAX)
 }
@@ -37,13 +37,13 @@ pub(crate) trait Columns {
     /// A place in a room; 0 for none.
     fn seq(&self, column: usize) -> Result<Seq>;
     fn time(&self, column: usize) -> Result<Timestamp>;
-    /// A moment, or none.
+    /// A time, or none.
     fn maybe_time(&self, column: usize) -> Result<Option<Timestamp>>;
     fn message_id(&self, column: usize) -> Result<MessageId>;
     fn event_id(&self, column: usize) -> Result<EventId>;
-    /// What [`json`] wrote.
+    /// A value that [`json`] wrote.
     fn json<T: DeserializeOwned>(&self, column: usize) -> Result<T>;
-    /// What [`word`] wrote.
+    /// A value that [`word`] wrote.
     fn word<T: DeserializeOwned>(&self, column: usize) -> Result<T>;
 }
 

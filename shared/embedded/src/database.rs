@@ -1,4 +1,4 @@
-//! The database: one thread that writes, in groups, and a few that read.
+//! The database: one writer thread, which writes in groups, and a few reader threads.
 //!
 //! A write is answered after the commit it was part of, so a caller that was answered finds it in the next read. Writes
 //! that arrive while a commit is under way form the next group: one commit for all of them. A group waits for nothing
@@ -12,29 +12,28 @@
 //! answered. A group that holds none is committed with `synchronous=NORMAL`: its frames are written to the log, and the
 //! log is not synced. Why this is enough:
 //!
-//! - *The process dies* (also by SIGKILL): what it wrote is in the kernel's page cache. The next process finds all of
-//!   it. Nothing that was answered is lost.
-//! - *The power fails, or the kernel dies*: the log is sequential and a chain of checksums. What is recovered is a
-//!   prefix of the commits, and the sync of a FULL commit covers all frames before it, those of unsynced commits
-//!   included. So only commits after the last synced one can be missing, and a synced commit never stands without an
-//!   earlier one: a saved message has its intake entry.
-//! - *A checkpoint* syncs the log before it copies a page into the database, and the database before the log is
-//!   written from its beginning again, whose new header it syncs: NORMAL leaves out the sync of a commit and none of
-//!   these. So the database never holds more than the log that is on disk.
-//! - *A synced write fails or its sync does*: every command of the group is answered `Unknown`, as before.
+//! - *The process dies* (also by SIGKILL): its writes are in the kernel's page cache, and the next process finds all of them.
+//!   No answered write is lost.
+//! - *The power fails, or the kernel dies*: the log is sequential and a chain of checksums. A prefix of the commits is
+//!   recovered, and the sync of a FULL commit covers all frames before it, those of unsynced commits included. So only
+//!   commits after the last synced one can be missing, and a synced commit is never recovered without an earlier one: a saved
+//!   message has its intake entry.
+//! - *A checkpoint* syncs the log before it copies a page into the database, and the database before the log is written from
+//!   its beginning again, whose new header it syncs: NORMAL leaves out the sync of a commit and none of these. So the
+//!   database never holds more than the log that is on disk.
+//! - *A synced write or its sync fails*: every command of the group is answered `Unknown`.
 //!
-//! What may therefore be unsynced is what no client is told of, or what is told only after a later, synced commit:
+//! A write may therefore be unsynced if no client is notified of it, or only after a later, synced commit:
 //!
-//! - an intake entry that is `New`: its sender is answered when the run that saves it was synced, or not at all, and
-//!   then sends it again;
-//! - a `Resend` of an entry: its sender is answered from the saved message, which was synced, or waits for it like the
-//!   first;
-//! - a `Conflict` is told to the sender at once. It rests on the first entry, so the append that finds one is synced
+//! - a `New` intake entry: its sender is answered when the run that saves it was synced, or not at all, and then sends it
+//!   again;
+//! - a `Resend` of an entry: its sender is answered from the saved message, which was synced, or waits for it like the first;
+//! - a `Conflict` is reported to the sender at once. It depends on the first entry, so the append that finds one is synced
 //!   ([`Sync::When`]), and the first entry with it;
-//! - the closing of a saved entry: an entry that is open again is found to be saved. The closing of a rejected one is
-//!   synced, since its sender is told and a later look might decide otherwise;
-//! - the acknowledgement of a delivery: its event comes again, as it may;
-//! - when a user was last seen.
+//! - the closing of a saved entry: an entry that is open again is found to be saved. The closing of a rejected one is synced,
+//!   since its sender is notified and a later check might decide otherwise;
+//! - the acknowledgement of a delivery: its event may be delivered again;
+//! - the time at which a user was last seen.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -50,22 +49,22 @@ use crate::rooms::RoomCache;
 /// The engine's name in an [`EngineError`].
 pub(crate) const ENGINE: &str = "the embedded engine";
 
-/// How many commands may wait for the writer, and how many reads for a reader; the next caller waits for a place.
+/// How many commands may wait for the writer, and how many reads for a reader; the next caller waits for capacity.
 const WAITING: usize = 1024;
 /// How many commands share one commit at most: it bounds how long the first of them waits for the last.
 const GROUP: usize = 256;
 
 /// Whether a command's caller relies on the disk, or only on the process: see the module's text.
 pub(crate) enum Sync<T> {
-    /// It does.
+    /// On the disk.
     Always,
-    /// It does not.
+    /// Only on the process.
     Never,
-    /// It does where the outcome is such.
+    /// On the disk if this holds for the outcome.
     When(fn(&T) -> bool),
 }
 
-/// What was done since the start: what a test of costs asks.
+/// Counters since the start, for tests of costs.
 #[derive(Debug, Default)]
 pub struct Counts {
     commits: AtomicU64,
@@ -80,7 +79,7 @@ impl Counts {
         self.commits.load(Ordering::Relaxed)
     }
 
-    /// Those that were synced to disk by themselves. The syncs of checkpoints are not counted.
+    /// Commits that were synced by themselves. The syncs of checkpoints are not counted.
     pub fn syncs(&self) -> u64 {
         self.syncs.load(Ordering::Relaxed)
     }
@@ -96,21 +95,21 @@ impl Counts {
     }
 }
 
-/// One process's hold on the data.
+/// One process's exclusive access to the data.
 pub(crate) struct Database {
     writes: mpsc::Sender<Box<dyn Command>>,
     reads: mpsc::Sender<Read>,
     closing: Arc<AtomicBool>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) rooms: Arc<RoomCache>,
-    /// Readers first: the checkpoint with which the writer ends needs them gone.
+    /// Readers first: the writer's last checkpoint needs them ended.
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 type Read = Box<dyn FnOnce(&Connection) + Send>;
 
 impl Database {
-    /// Starts the threads. `hold` is let go when the last one ends.
+    /// Starts the threads. `hold` is dropped when the writer thread ends.
     pub(crate) fn start(
         writer: Connection,
         readers: Vec<Connection>,
@@ -148,8 +147,8 @@ impl Database {
         Ok(())
     }
 
-    /// Runs `work` in a transaction it shares with its neighbours, and answers when that is on disk. When a
-    /// neighbour fails `work` is run again, on the state it found before.
+    /// Runs `work` in a transaction shared with other commands, and answers when that is on disk. When another command fails,
+    /// `work` is run again, on the state it found before.
     pub(crate) async fn write<T: Send + 'static>(
         &self,
         work: impl Fn(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
@@ -157,9 +156,9 @@ impl Database {
         self.write_then(Sync::Always, work, |_| {}).await
     }
 
-    /// The same with another [`Sync`], and with an epilogue: `then` is called on the writer's thread, before the answer,
-    /// also when the caller has left meanwhile. It is dropped without a call only when the caller left before the command
-    /// had its place in the queue.
+    /// The same with another [`Sync`], and with an epilogue: `then` is called on the writer's thread, before the answer, also
+    /// when the caller was cancelled meanwhile. It is dropped without a call only when the caller was cancelled before the
+    /// command was queued.
     pub(crate) async fn write_then<T: Send + 'static>(
         &self,
         sync: Sync<T>,
@@ -169,7 +168,7 @@ impl Database {
         let (answer, answered) = oneshot::channel();
         let end = move |outcome| {
             then(&outcome);
-            // A caller that has left needs no answer.
+            // A cancelled caller needs no answer.
             drop(answer.send(outcome));
         };
         self.submit(sync, work, end).await;
@@ -178,7 +177,7 @@ impl Database {
             .unwrap_or_else(|_| Err(EngineError::unavailable(ENGINE, Applied::Unknown, "the writer died")))
     }
 
-    /// The same for a caller that need not wait for the commit: returns when the command has its place in the queue.
+    /// The same for a caller that need not wait for the commit: returns when the command is queued.
     pub(crate) async fn submit<T: Send + 'static>(
         &self,
         sync: Sync<T>,
@@ -206,10 +205,10 @@ impl Database {
         answered.await.unwrap_or_else(|_| Err(closed()))
     }
 
-    /// Finishes what was taken and ends the threads. Blocks until they have.
+    /// Finishes the queued work and ends the threads. Blocks until they have ended.
     pub(crate) fn close(&self) {
         self.closing.store(true, Ordering::Release);
-        // Wakes the idle. When there is no place for it no thread is idle.
+        // Wakes the idle threads. When the queue is full, no thread is idle.
         drop(self.writes.try_send(Box::new(Write {
             sync: Sync::Never,
             work: |_: &Transaction<'_>| Ok(()),
@@ -231,13 +230,13 @@ impl Drop for Database {
     }
 }
 
-/// A piece of work for the writer.
+/// A command for the writer.
 trait Command: Send {
-    /// Whether its commit is to be synced, as far as is known: more is when it was run.
+    /// Whether its commit is to be synced; final only once it was run.
     fn needs_sync(&self) -> bool;
-    /// Does it, in the group's transaction. May be called again in another one: the first was rolled back.
+    /// Runs it in the group's transaction, and again in another one if the first was rolled back.
     fn run(&mut self, transaction: &Transaction<'_>) -> EngineResult<()>;
-    /// Tells its caller how it ended.
+    /// Answers its caller with the outcome.
     fn end(self: Box<Self>, outcome: EngineResult<()>);
 }
 
@@ -275,10 +274,10 @@ where
 
 type Group = Vec<Box<dyn Command>>;
 
-/// What the writer's thread has.
+/// The writer thread's state.
 struct Writer {
     connection: Connection,
-    /// Whether commits are synced now; none where that was not said yet.
+    /// Whether commits are synced now; none before the first commit.
     is_synced: Option<bool>,
     counts: Arc<Counts>,
 }
@@ -286,7 +285,7 @@ struct Writer {
 enum Failure {
     Begin(rusqlite::Error),
     Command(usize, EngineError),
-    /// It turned out that a command needs a sync, in a group that was to have none.
+    /// A command turned out to need a sync, in a group that was to have none.
     Unsynced,
     Commit(rusqlite::Error),
 }
@@ -295,20 +294,20 @@ impl Writer {
     fn run(mut self, mut commands: mpsc::Receiver<Box<dyn Command>>, closing: &AtomicBool) {
         let mut group = Group::with_capacity(GROUP);
         while commands.blocking_recv_many(&mut group, GROUP) > 0 {
-            // Those that need no sync don't wait for that of the others.
+            // Commands that need no sync don't wait for that of the others.
             let (synced, unsynced) = group.drain(..).partition(|command| command.needs_sync());
             self.write(unsynced);
             self.write(synced);
             if closing.load(Ordering::Acquire) {
-                // What was taken is still done; what comes now is refused.
+                // Queued commands are still run; later ones are refused.
                 commands.close();
             }
         }
         self.checkpoint();
     }
 
-    /// One commit for all. A command that fails is answered and left out, and the others run again without it: whatever
-    /// it wrote is gone, and no other command notices.
+    /// One commit for all. A command that fails is answered and left out, and the others run again without it: nothing that
+    /// it wrote is left, and no other command is affected.
     fn write(&mut self, mut group: Group) {
         while !group.is_empty() {
             match self.attempt(&mut group) {
@@ -317,10 +316,10 @@ impl Writer {
                 Err(Failure::Begin(error)) => refuse(&mut group, Applied::No, error),
                 Err(Failure::Command(index, error)) => group.remove(index).end(Err(error)),
                 Err(Failure::Commit(error)) => {
-                    // A sync that failed may have failed for the unsynced commits before this one, too, and the next one
-                    // would not say so: into the database with them.
+                    // The sync may have failed for the unsynced commits before this one, too, and the next sync would not
+                    // report it: a checkpoint writes them into the database.
                     self.checkpoint();
-                    // Some of it may be on disk, and be found there after a crash.
+                    // Part of the group may be on disk and be recovered after a crash.
                     refuse(&mut group, Applied::Unknown, error);
                 }
             }
@@ -349,7 +348,7 @@ impl Writer {
         Ok(())
     }
 
-    /// All of the log into the database, and both synced.
+    /// Writes all of the log into the database and syncs both.
     fn checkpoint(&self) {
         if let Err(error) = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
             tracing::warn!(%error, "a checkpoint failed; the log stays, and the next one repeats it");
@@ -377,7 +376,7 @@ fn read_all(connection: &Connection, jobs: &Mutex<mpsc::Receiver<Read>>, closing
     }
 }
 
-/// A panic in a piece of work is that work's failure, not its thread's.
+/// A panic in `work` fails its command, not its thread.
 fn guarded<T>(work: impl FnOnce() -> rusqlite::Result<T>) -> EngineResult<T> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(outcome) => outcome.map_err(engine_error),
@@ -385,7 +384,7 @@ fn guarded<T>(work: impl FnOnce() -> rusqlite::Result<T>) -> EngineResult<T> {
     }
 }
 
-/// What an error of SQLite means for the request. Before the commit, nothing had its effect.
+/// The engine's error for an error of SQLite. Before the commit nothing was applied.
 pub(crate) fn engine_error(error: rusqlite::Error) -> EngineError {
     use ErrorCode::{DatabaseBusy, DatabaseLocked, OperationInterrupted, OutOfMemory, SystemIoFailure};
     use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, Utf8Error};
@@ -406,7 +405,7 @@ pub(crate) fn closed() -> EngineError {
     EngineError::unavailable(ENGINE, Applied::No, "it is closed")
 }
 
-/// Locks a mutex whose critical sections leave their data whole even when they panic.
+/// Locks a mutex whose critical sections leave their data consistent even when they panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -430,7 +429,7 @@ mod tests {
     #[tokio::test]
     async fn a_command_that_fails_or_panics_takes_nothing_of_its_neighbours_with_it() {
         let database = database();
-        // Holds the writer until all the others wait for it, or is of their group itself: they are one group.
+        // Holds the writer until all the others are queued, or is in their group itself: they are one group.
         let (go, wait) = channel::<()>();
         let wait = Mutex::new(wait);
         let first = database.write(move |_| Ok(lock(&wait).recv().is_err()));

@@ -1,4 +1,4 @@
-//! Who does what only one should do: within one process a table in memory.
+//! Leases, for work that only one holder should do: within one process a table in memory.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::database::lock;
 
-/// Per name its holder, and until when.
+/// The holder of each name, and until when.
 #[derive(Default)]
 pub(crate) struct MemoryLeases(Mutex<HashMap<String, (String, Instant)>>);
 

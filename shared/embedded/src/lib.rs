@@ -1,19 +1,19 @@
-//! Naru's engines in one process: SQLite for what must last, memory for what need not.
+//! Naru's engines in one process: SQLite for durable data, memory for the rest.
 //!
 //! | part | where | after a crash |
 //! |---|---|---|
-//! | store | SQLite (WAL), rooms that were looked at lately in memory, too | as it was answered |
-//! | hops `offline`, `push.*` | the table `queue` | what is not acknowledged comes again |
+//! | store | SQLite (WAL), lately read rooms also in memory | as it was answered |
+//! | hops `offline`, `push.*` | the table `queue` | unacknowledged events are delivered again |
 //! | hops `accepted`, `saved` | memory | empty: the intake's open entries fill them again |
-//! | live, presence, proofs, leases | memory | empty, as the sessions they tell of |
+//! | live, presence, proofs, leases | memory | empty, as the sessions end, too |
 //!
-//! One thread writes; what it finds waiting shares one transaction and one sync of the disk (group commit). The intake is
-//! synced with the run that saves its messages, not by itself: `database.rs` says why that is enough at every crash
-//! point. Two threads read, each read on one consistent state, and never wait for the writer. A message that is
-//! accepted, saved and passed on to those who are connected asks no reader anything.
+//! One thread writes; the commands that wait for it share one transaction and one sync of the disk (group commit). The intake
+//! is synced with the run that saves its messages, not by itself: `database.rs` explains why that is enough at every crash
+//! point. Two threads read, each read on one consistent state, and never wait for the writer. A message that is accepted,
+//! saved and passed on to connected sessions needs no reader thread.
 //!
-//! In the data directory lie `naru.db` (with `-wal` and `-shm`), which any SQLite tool can look into while Naru runs,
-//! and `naru.lock`, which keeps a second process out.
+//! The data directory holds `naru.db` (with `-wal` and `-shm`), which any SQLite tool can read while Naru runs, and
+//! `naru.lock`, which keeps a second process out.
 
 mod bus;
 mod column;
@@ -35,12 +35,12 @@ pub use crate::database::Counts;
 use crate::database::Database;
 use crate::live::PubSub;
 
-/// What can be chosen.
+/// The limits of buffers.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How many events that are not acknowledged each hop in memory holds before `send` waits.
+    /// How many unacknowledged events each hop in memory holds before `send` waits.
     pub buffered_events: u32,
-    /// How many signals a gateway may fall behind before it is answered `Interrupted`.
+    /// How many signals a gateway may fall behind before it receives `Interrupted`.
     pub live_backlog: usize,
 }
 
@@ -50,7 +50,7 @@ impl Default for Options {
     }
 }
 
-/// The engines on one data directory. It is released when this and every engine are closed or dropped.
+/// The engines on one data directory, which is released when this and every engine are closed or dropped.
 pub struct Embedded {
     database: Arc<Database>,
     pubsub: Arc<PubSub>,
@@ -58,14 +58,14 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// The name of the database in the data directory.
+    /// The database's file name in the data directory.
     pub const DATABASE: &str = "naru.db";
 
-    /// Opens the data in `dir`, which is made if it is not there.
+    /// Opens the data in `dir`, which is made if it is absent.
     ///
     /// # Errors
-    /// `Unavailable` when another process has it open or the disk can't be used; `Permanent` when the data is of
-    /// another layout than this version's.
+    /// `Unavailable` when another process has it open or the disk can't be used; `Permanent` when the data is of another
+    /// layout than this version's.
     pub fn open(dir: &Path, options: Options) -> EngineResult<Self> {
         let database = Arc::new(open::open(dir)?);
         let pubsub = Arc::new(PubSub::new(options.live_backlog));
@@ -80,18 +80,18 @@ impl Embedded {
         Ok(Self { database, pubsub, engines })
     }
 
-    /// The engines; clones are the same ones.
+    /// The engines; all clones are the same.
     pub fn engines(&self) -> Engines {
         self.engines.clone()
     }
 
-    /// What was done since the start; it goes on counting.
+    /// The counters since the start; they go on counting.
     pub fn counts(&self) -> Arc<Counts> {
         self.database.counts.clone()
     }
 
-    /// Finishes what was taken, writes the whole log into the database and releases the directory. Engines that are still
-    /// held answer `Unavailable` from then on, and live subscriptions end.
+    /// Finishes the queued commands, writes the whole log into the database and releases the directory. Engines that are
+    /// still held answer `Unavailable` from then on, and live subscriptions end.
     pub async fn close(self) {
         self.pubsub.close();
         let database = self.database.clone();

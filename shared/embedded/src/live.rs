@@ -14,7 +14,7 @@ use crate::database::{closed, lock};
 
 /// All subscriptions.
 pub(crate) struct PubSub {
-    /// None once closed. A subscription that was dropped is noticed at the next signal.
+    /// None once closed. A dropped subscription is removed at the next signal.
     subscribers: Mutex<Option<Vec<Weak<Subscriber>>>>,
     max_signals: usize,
 }
@@ -28,7 +28,7 @@ struct Subscriber {
 #[derive(Default)]
 struct SignalBuffer {
     signals: VecDeque<Signal>,
-    /// The buffer was full, its last signal is `Interrupted`, and what came since is lost.
+    /// The buffer was full, its last signal is `Interrupted`, and later signals are lost.
     interrupted: bool,
     closed: bool,
 }
@@ -39,7 +39,7 @@ impl PubSub {
         Self { subscribers: Mutex::new(Some(Vec::new())), max_signals }
     }
 
-    /// Ends every subscription once it has answered what was published.
+    /// Ends every subscription once it has delivered what was published.
     pub(crate) fn close(&self) {
         let subscribers = lock(&self.subscribers).take();
         for subscriber in subscribers.into_iter().flatten().filter_map(|subscriber| subscriber.upgrade()) {
@@ -48,7 +48,7 @@ impl PubSub {
         }
     }
 
-    /// To all gateways for which `concerns` holds.
+    /// Sends to all gateways for which `concerns` holds.
     fn send(&self, signals: &[Signal], concerns: impl Fn(&GatewayId) -> bool) -> EngineResult<()> {
         let mut subscribers = lock(&self.subscribers);
         subscribers.as_mut().ok_or_else(closed)?.retain(|subscriber| {
@@ -77,7 +77,7 @@ impl SignalBuffer {
         }
     }
 
-    /// The next signal; none to wait for one.
+    /// The next signal; none if the caller must wait for one.
     fn next(&mut self) -> Option<Option<Signal>> {
         if let Some(signal) = self.signals.pop_front() {
             return Some(Some(signal));
@@ -106,7 +106,7 @@ impl Live for PubSub {
         self.send(&[Signal::Evict(session.clone())], |other| other == gateway)
     }
 
-    /// Which sessions are here is not asked: an event costs a pointer for each subscription.
+    /// `IsHere` is not used: an event costs a pointer for each subscription.
     async fn subscribe(&self, gateway: &GatewayId, _: IsHere) -> EngineResult<Box<dyn Subscription>> {
         let subscriber =
             Subscriber { gateway: gateway.clone(), buffer: Mutex::default(), woken: Notify::new() };
@@ -125,7 +125,7 @@ impl Subscription for MemorySubscription {
             let next = lock(&self.0.buffer).next();
             match next {
                 Some(signal) => return signal,
-                // Keeps a wake-up that comes between the look and the wait.
+                // `woken` keeps a wake-up that comes between the look and the wait.
                 None => self.0.woken.notified().await,
             }
         }

@@ -1,4 +1,4 @@
-//! Opening the data: only one process at a time, only data that this version can read.
+//! Opens the data: for one process at a time, and only in a layout that this version can read.
 
 use std::fs::{self, File, TryLockError};
 use std::path::Path;
@@ -10,19 +10,19 @@ use rusqlite::{Connection, OpenFlags};
 use crate::Embedded;
 use crate::database::{Database, ENGINE, engine_error};
 
-/// The layout of the data, and its version. No release was made yet, so no older one is read.
+/// The data's layout and its version. No release exists yet, so no older layout is read.
 const SCHEMA: &str = include_str!("schema.sql");
 const VERSION: u32 = 3;
-/// How many threads read.
+/// The number of reader threads.
 const READERS: usize = 2;
-/// How many prepared statements each connection keeps: more than there are.
+/// How many prepared statements each connection caches: more than exist.
 const STATEMENTS: usize = 64;
 
 pub(crate) fn open(dir: &Path) -> EngineResult<Database> {
     let hold = claim(dir)?;
     let path = dir.join(Embedded::DATABASE);
     let mut writer = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
-    // A checkpoint every 16 MB. The writer sets for each commit whether it is synced.
+    // A checkpoint runs every 16 MB. The writer sets for each commit whether it is synced.
     let pragmas = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;
         PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -65536";
     writer.execute_batch(pragmas).map_err(engine_error)?;
@@ -31,13 +31,13 @@ pub(crate) fn open(dir: &Path) -> EngineResult<Database> {
     Database::start(writer, readers.collect::<Result<_, _>>()?, hold)
 }
 
-/// Makes the directory and locks it. The lock ends with the file or with the process, however that dies.
+/// Makes the directory and locks it. The lock ends with the file or with the process, however it ends.
 fn claim(dir: &Path) -> EngineResult<File> {
     let unavailable = |why: String| EngineError::unavailable(ENGINE, Applied::No, why);
     let claim = || {
         if !dir.exists() {
             fs::create_dir_all(dir)?;
-            // What is confirmed soon must not go with a directory that a power cut forgets.
+            // Synced, so that a power cut can't remove the directory with confirmed data in it.
             dir.canonicalize()?.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())?;
         }
         File::options().create(true).truncate(false).write(true).open(dir.join("naru.lock"))
@@ -57,7 +57,7 @@ fn claim(dir: &Path) -> EngineResult<File> {
 fn connect(path: &Path, flags: OpenFlags) -> EngineResult<Connection> {
     let connect = || {
         let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-        // No connection of ours ever waits; an operator's `sqlite3` may hold the lock for a moment.
+        // The engine's connections never wait; an operator's `sqlite3` may hold the lock for a moment.
         connection.busy_timeout(Duration::from_secs(5))?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
         Ok(connection)

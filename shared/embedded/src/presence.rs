@@ -1,5 +1,5 @@
-//! Who is connected. Sessions live in memory and die with the process, as they do in truth; when a user was last
-//! seen is kept on disk.
+//! Which users are connected. Sessions are in memory, since they end with the process; the time at which a user was last seen
+//! is on disk.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -47,7 +47,7 @@ impl State {
         self.of(user).iter().any(|session| self.is_live(session))
     }
 
-    /// As far as memory tells: whether the user is online, and when a lapsed lease of theirs was last renewed.
+    /// From memory alone: whether the user is online, and when a lapsed lease of theirs was last renewed.
     fn seen(&self, user: &UserId) -> Seen {
         let sessions = self.of(user);
         let online = self.is_online(user);
@@ -56,7 +56,7 @@ impl State {
         Seen { online, last_seen_at: if online { Some(Timestamp::now()) } else { lapsed } }
     }
 
-    /// Takes the sessions out that `leaves` names; answers the users who had one.
+    /// Removes the sessions for which `leaves` holds; returns the users that had one.
     fn retain(&mut self, leaves: impl Fn(&Attachment) -> bool) -> Vec<UserId> {
         let mut left = Vec::new();
         self.sessions.retain(|user, sessions| {
@@ -76,7 +76,7 @@ impl MemoryPresence {
         Self { database, state: Mutex::default() }
     }
 
-    /// A power cut may take the last of it back: it then shows when the user was seen before.
+    /// A power cut may undo the last of these writes: the user's earlier time then counts.
     async fn keep_seen(&self, users: Vec<UserId>) -> EngineResult<()> {
         self.database.write_then(Sync::Never, keep_seen(users), |_| {}).await
     }
@@ -110,7 +110,7 @@ impl Presence for MemoryPresence {
             sessions.push(session.clone());
             replaced.filter(|replaced| replaced.session != session.session)
         };
-        // For the case that the process dies: while it lives, memory answers.
+        // For the case that the process dies; until then memory answers.
         self.database.submit(Sync::Never, keep_seen(vec![session.user.clone()]), drop).await;
         Ok(replaced)
     }
@@ -147,7 +147,7 @@ impl Presence for MemoryPresence {
     }
 }
 
-/// Writes down that these users were seen now.
+/// Records that these users were seen now.
 fn keep_seen(users: Vec<UserId>) -> impl Fn(&Transaction<'_>) -> Result<()> + Send + 'static {
     let now = Timestamp::now().as_millis();
     move |transaction| {
@@ -158,7 +158,7 @@ fn keep_seen(users: Vec<UserId>) -> impl Fn(&Transaction<'_>) -> Result<()> + Se
     }
 }
 
-/// Adds what was written down for those who are not online.
+/// Adds the recorded times of offline users.
 fn add_kept(transaction: &Transaction<'_>, mut seen: Vec<(UserId, Seen)>) -> Result<Vec<(UserId, Seen)>> {
     let mut kept = transaction.prepare_cached("SELECT seenAt FROM last_seen WHERE userId = ?1")?;
     for (user, seen) in seen.iter_mut().filter(|(_, seen)| !seen.online) {

@@ -1,4 +1,4 @@
-//! What was proven to have arrived, for a while.
+//! Proofs that messages arrived, for a while.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
@@ -20,12 +20,12 @@ type Proof = (MessageId, UserId);
 #[derive(Default)]
 struct State {
     until: HashMap<Proof, Instant>,
-    /// The same in the order of recording, to forget them by. One that was proven again is in it twice.
+    /// The same in the order of recording, for expiry. A proof that was recorded again is in it twice.
     order: VecDeque<(Instant, Proof)>,
 }
 
 impl State {
-    /// Proofs are recorded with one `keep` as a rule, so the oldest expires first; a longer one delays forgetting.
+    /// Proofs are recorded with one `keep` as a rule, so the oldest expires first; a longer one delays the removal.
     fn forget(&mut self, now: Instant) {
         while let Some((_, proof)) = self.order.front().filter(|(until, _)| *until <= now) {
             if self.until.get(proof).is_some_and(|until| *until <= now) {

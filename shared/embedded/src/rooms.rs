@@ -1,10 +1,9 @@
-//! The rooms that were looked at lately, as they are now. What is asked for each message is answered from here; a miss
-//! goes to a reader and fills it.
+//! A cache of the rooms that were read lately, in their current state. It answers the look-ups for each message; a miss is
+//! read by a reader thread, which fills the cache.
 //!
-//! Only this process changes rooms, on the writer's thread, and each change is here before its caller is answered
-//! (another program may add direct rooms, and what is not there is not remembered). A read that began before a change
-//! and ends after it must not put the older room back: a fill counts only when nothing was changed since the look that
-//! missed.
+//! Only this process changes rooms, on the writer's thread, and each change is in the cache before its caller is answered
+//! (another program may add direct rooms; an absent room is not cached). A read that began before a change and ends after it
+//! must not restore the older room: a fill counts only when nothing was changed since the look-up that missed.
 
 use std::sync::{Arc, Mutex};
 
@@ -13,7 +12,7 @@ use quick_cache::unsync::Cache;
 
 use crate::database::lock;
 
-/// How many rooms are held at most: about 300 bytes each for direct rooms.
+/// How many rooms are cached at most: about 300 bytes each for direct rooms.
 const REMEMBERED: usize = 65_536;
 
 pub(crate) struct RoomCache(Mutex<Known>);
@@ -23,7 +22,7 @@ struct Known {
     changes: u64,
 }
 
-/// When a look was: how many changes there had been.
+/// The time of a look-up: how many changes came before it.
 #[derive(Clone, Copy)]
 pub(crate) struct Look(u64);
 
@@ -34,13 +33,13 @@ impl Default for RoomCache {
 }
 
 impl RoomCache {
-    /// Of these rooms those that are known, in their order.
+    /// The cached ones of these rooms, in their order.
     pub(crate) fn look(&self, ids: &[RoomId]) -> (Vec<Option<Arc<Room>>>, Look) {
         let known = lock(&self.0);
         (ids.iter().map(|id| known.rooms.get(id).cloned()).collect(), Look(known.changes))
     }
 
-    /// What a read after a look has found.
+    /// Caches what a read found after a look-up.
     pub(crate) fn fill<'a>(&self, look: Look, rooms: impl Iterator<Item = &'a Arc<Room>>) {
         let mut known = lock(&self.0);
         if known.changes == look.0 {
@@ -48,7 +47,7 @@ impl RoomCache {
         }
     }
 
-    /// What a change has made of a room; none where that is not known.
+    /// Caches a room as a change left it; none where that is not known.
     pub(crate) fn changed(&self, id: &RoomId, room: Option<&Arc<Room>>) {
         let mut known = lock(&self.0);
         known.changes += 1;

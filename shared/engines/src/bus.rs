@@ -1,5 +1,5 @@
-//! What carries work from worker to worker. An engine may carry it in memory, in a table or in a broker; exchanges,
-//! wait queues and SQL never show here.
+//! The queues between workers. An engine may keep them in memory, in a table or in a broker; exchanges, wait queues and
+//! SQL do not appear here.
 
 #[cfg(test)]
 mod given;
@@ -49,66 +49,65 @@ impl Bus {
 ///
 /// - **B1 handed over** – an event that `send` answered `Ok` for is delivered to a receiver, and delivered again until
 ///   it is acknowledged. (On an ordered hop an engine may lose it when a process dies.)
-/// - **B2 durable** – on a durable hop it survives the death of any process, and so does the delay of a retry.
+/// - **B2 durable** – on a durable hop an event survives the death of any process, and so does the delay of its retry.
 /// - **B3 at least once** – an event may be delivered more than once, with the same `event_id`.
-/// - **B4 order** – on an ordered hop, events of one room come in the order they were sent while one receiver has the
+/// - **B4 order** – on an ordered hop, events of one room arrive in the order they were sent while one receiver has the
 ///   room; events of one room are never in two unacknowledged batches at once; an event that is dropped or retried
-///   there comes again before later ones of its room. A hand-over to another receiver may reorder.
+///   there is redelivered before later ones of its room. A hand-over to another receiver may reorder.
 /// - **B5 shared** – receivers of one queue share its events: each event goes to one of them.
-/// - **B6 bounded** – a queue that can't take more makes `send` wait rather than grow without bound.
+/// - **B6 bounded** – `send` waits while the queue is full; a queue never grows without bound.
 #[async_trait]
 pub trait Queue<T: Payload>: Send + Sync {
-    /// Hands events over, in order; returns when the engine has them (B1, B2, B6). What is sent together is carried
-    /// together: an engine spends per batch, not per event.
+    /// Hands events over, in order; returns when the engine has them (B1, B2, B6). An engine carries the events of one
+    /// call as one batch: the cost is per batch, not per event.
     async fn send(&self, events: Vec<Event<T>>) -> EngineResult<()>;
 
-    /// A new receiver of this queue.
     async fn receiver(&self) -> EngineResult<Box<dyn Receiver<T>>>;
 }
 
 /// A worker's end of a queue.
 ///
-/// - **C1 batches** – `receive` waits until there is something, then answers what is there, at most `max`; of a room
-///   with an unacknowledged batch it answers nothing (B4). Cancelling the future loses nothing.
-/// - **C2 dropped** – what is not acknowledged when its delivery is dropped is delivered again; where a broker holds it, when
-///   the receiver is dropped.
+/// - **C1 batches** – `receive` waits until events are there, then answers them, at most `max`; it answers none of a room
+///   with an unacknowledged batch (B4). Cancelling the future loses nothing.
+/// - **C2 dropped** – an event that is not acknowledged when its delivery is dropped is delivered again; where a broker
+///   holds it, when the receiver is dropped.
 #[async_trait]
 pub trait Receiver<T: Payload>: Send {
     /// See C1. Never empty.
     async fn receive(&mut self, max: usize) -> EngineResult<Vec<Delivery<T>>>;
 }
 
-/// An event in a worker's hands. It must be acknowledged or retried; dropped, it comes again.
+/// An event that a worker has received. It must be acknowledged or retried; if dropped, it is redelivered.
 #[must_use = "a delivery that is not acknowledged comes again"]
 #[derive(Debug)]
 pub struct Delivery<T: Payload> {
     pub event: Event<T>,
-    /// Which try this is, from 1. It counts retries, not crashes.
+    /// The number of this attempt, from 1. It counts retries, not crashes.
     pub attempt: u32,
-    /// What acknowledges it.
+    /// Acknowledges the event.
     pub receipt: Receipt,
 }
 
-/// Where an engine is told what became of deliveries.
+/// An engine's interface for the outcomes of deliveries.
 ///
-/// - **S1 acknowledged** – a delivery that was acknowledged is not delivered again, unless its process dies within a moment,
-///   or its receiver is gone before all that was sent together with it is acknowledged: then it may come with the rest (B3).
-/// - **S2 retried** – one that is to be retried comes again not before its delay is over, and soon after (within a
-///   second when idle), with `attempt` one higher; a long delay does not hold up a short one.
-/// - **S3 dropped** – one that was dropped comes again soon, with the same `attempt`.
+/// - **S1 acknowledged** – an acknowledged delivery is not delivered again, unless its process dies within a moment, or
+///   its receiver ends before all that was sent together with it is acknowledged: then it may come with the rest (B3).
+/// - **S2 retried** – a retried delivery comes again no sooner than its delay is over, and soon after (within a second
+///   when idle), with `attempt` one higher; a long delay does not hold up a short one.
+/// - **S3 dropped** – a dropped delivery comes again soon, with the same `attempt`.
 #[async_trait]
 pub trait Acknowledge: Send + Sync + std::fmt::Debug {
-    /// These are finished.
+    /// Acknowledges these deliveries.
     async fn ack(&self, tags: Vec<u64>) -> EngineResult<()>;
 
-    /// These come again after a delay.
+    /// Redelivers these after a delay.
     async fn retry(&self, tags: Vec<u64>, after: Duration) -> EngineResult<()>;
 
-    /// A delivery was dropped.
+    /// Redelivers a delivery that was dropped.
     fn dropped(&self, tag: u64);
 }
 
-/// The right and the duty to acknowledge one delivery.
+/// The handle that acknowledges one delivery; it must be used.
 #[must_use = "a receipt that is dropped brings its delivery again"]
 #[derive(Debug)]
 pub struct Receipt {
@@ -117,7 +116,7 @@ pub struct Receipt {
 }
 
 impl Receipt {
-    /// For engines: the receipt of the delivery that `engine` knows as `tag`.
+    /// For engines: the receipt of the delivery with this `tag` of `engine`.
     pub fn new(tag: u64, engine: Arc<dyn Acknowledge>) -> Self {
         Self { tag, engine: Some(engine) }
     }
@@ -136,10 +135,10 @@ impl Drop for Receipt {
     }
 }
 
-/// Acknowledges deliveries of one receiver, in one round trip. Said after the effect, not before.
+/// Acknowledges deliveries of one receiver, in one round trip. Call it after the effect, not before.
 ///
 /// # Errors
-/// When the engine can't be told; the deliveries then come again.
+/// When the engine can't be reached; the deliveries then come again.
 pub async fn ack(receipts: impl IntoIterator<Item = Receipt>) -> EngineResult<()> {
     match redeem(receipts) {
         Some((engine, tags)) => engine.ack(tags).await,
@@ -147,10 +146,10 @@ pub async fn ack(receipts: impl IntoIterator<Item = Receipt>) -> EngineResult<()
     }
 }
 
-/// Lets deliveries of one receiver come again after a delay, in one round trip.
+/// Redelivers deliveries of one receiver after a delay, in one round trip.
 ///
 /// # Errors
-/// When the engine can't be told; the deliveries then come again, perhaps at once.
+/// When the engine can't be reached; the deliveries then come again, perhaps at once.
 pub async fn retry(receipts: impl IntoIterator<Item = Receipt>, after: Duration) -> EngineResult<()> {
     match redeem(receipts) {
         Some((engine, tags)) => engine.retry(tags, after).await,

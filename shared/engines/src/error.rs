@@ -1,17 +1,16 @@
-//! What an engine's failure means for its caller. It does not know HTTP or clients.
+//! The errors of engines, by what they mean for the caller. They do not depend on HTTP or on clients.
 
 /// The cause of a failure, as the driver gave it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
-/// What engines answer with.
 pub type EngineResult<T> = Result<T, EngineError>;
 
 /// Whether a failed request may have had its effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Applied {
-    /// It certainly had none.
+    /// It had no effect.
     No,
-    /// It may have had it: only asking again, with the same ids, can tell.
+    /// It may have had it: only a retry with the same ids can tell.
     Unknown,
 }
 
@@ -29,13 +28,13 @@ pub enum EngineError {
     /// The same request will fail again: a bug, a full disk, a schema from the future.
     #[error("{engine} refused: {source}")]
     Permanent { engine: &'static str, source: BoxError },
-    /// What is stored or was received can't be read. Set it aside; don't try again.
+    /// A stored or received value can't be read. Set it aside; don't retry it.
     #[error("{engine} holds something unreadable: {source}")]
     Poison { engine: &'static str, source: BoxError },
 }
 
 impl EngineError {
-    /// The engine can't be reached; whether the request had its effect is open.
+    /// The engine can't be reached; `applied`: whether the request may have had its effect.
     pub fn unavailable(engine: &'static str, applied: Applied, source: impl Into<BoxError>) -> Self {
         Self::Unavailable { engine, applied, source: source.into() }
     }
@@ -45,12 +44,12 @@ impl EngineError {
         Self::Permanent { engine, source: source.into() }
     }
 
-    /// Something stored or received can't be read.
+    /// A stored or received value can't be read.
     pub fn poison(engine: &'static str, source: impl Into<BoxError>) -> Self {
         Self::Poison { engine, source: source.into() }
     }
 
-    /// Whether asking again may help.
+    /// Whether a retry may help.
     pub const fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable { .. })
     }

@@ -1,12 +1,12 @@
-//! What the workers ask of a store, a bus and a live layer.
+//! The interfaces through which workers use a store, a bus and a live layer.
 //!
 //! **The traits are the specification.** Each has a numbered contract in its doc comment; the conformance suite
 //! has a case per number, and every engine and every decorator runs all of it. The workers rely on the contracts
-//! and on nothing else, so they can't tell one process on SQLite from forty on MongoDB, RabbitMQ and Redis.
+//! and on nothing else, so the same workers run in one process on SQLite or in forty on MongoDB, RabbitMQ and Redis.
 //!
-//! - [`store`]: what must last. The only source of recovery.
-//! - [`bus`]: what carries work from worker to worker.
-//! - [`live`]: what reaches those who are connected now. Nothing in it needs to last.
+//! - [`store`]: the durable data, and the only source of recovery.
+//! - [`bus`]: the queues between workers.
+//! - [`live`]: delivery to the clients that are connected now. Nothing in it needs to last.
 
 pub mod bus;
 mod error;
@@ -17,20 +17,20 @@ use std::sync::Arc;
 
 pub use error::{Applied, BoxError, EngineError, EngineResult};
 
-/// Everything a worker stands on, chosen by configuration.
+/// All engines that a worker uses, chosen by configuration.
 #[derive(Clone)]
 pub struct Engines {
-    /// What must last.
+    /// The durable data.
     pub store: store::Store,
-    /// What carries work.
+    /// The queues between workers.
     pub bus: bus::Bus,
-    /// What reaches the connected.
+    /// Events for connected clients.
     pub live: Arc<dyn live::Live>,
-    /// Who is connected, and where.
+    /// Which users are connected, and to which gateway.
     pub presence: Arc<dyn live::Presence>,
-    /// What was proven to have arrived.
+    /// The messages that were proven to have arrived.
     pub proofs: Arc<dyn live::Proofs>,
-    /// Who does what only one should do.
+    /// Which process does the work that only one should do.
     pub leases: Arc<dyn live::Leases>,
 }
 

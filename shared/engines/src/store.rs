@@ -1,5 +1,5 @@
-//! What must last. Every write is durable when it returns `Ok`: on disk when embedded, on a majority and in its
-//! journal when distributed. A write whose error says [`Applied::Unknown`](crate::Applied::Unknown) is repeated
+//! The durable data. Every write is durable when it returns `Ok`: on disk when embedded, on a majority and in its
+//! journal when distributed. A write whose error is [`Applied::Unknown`](crate::Applied::Unknown) is repeated
 //! with the same ids; every write here is idempotent on them.
 
 use std::sync::Arc;
@@ -19,28 +19,28 @@ use crate::EngineResult;
 /// The parts of the store.
 #[derive(Clone)]
 pub struct Store {
-    /// The event log of what was accepted.
+    /// The log of accepted messages.
     pub intake: Arc<dyn Intake>,
     /// `chat_messages`.
     pub messages: Arc<dyn Messages>,
     /// Rooms and their members.
     pub rooms: Arc<dyn Rooms>,
-    /// How far each member is.
+    /// How far each member has received and read.
     pub positions: Arc<dyn Positions>,
     /// Where pushes go.
     pub devices: Arc<dyn Devices>,
-    /// What was pushed, and what could not be.
+    /// Pushes that were sent, and pushes that could not be.
     pub pushes: Arc<dyn Pushes>,
-    /// How appends to the intake are best spaced.
+    /// How appends to the intake are spaced.
     pub linger: Linger,
 }
 
-/// When an append to the intake waits for more entries: only the store knows what an append costs, whatever it holds.
+/// When an append to the intake waits for more entries: only the store knows the fixed cost of an append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Linger {
-    /// It begins no sooner than this after the one before it …
+    /// An append begins no sooner than this after the one before it …
     pub span: Duration,
-    /// … where so many entries come a second. Where fewer come, latency is worth more than what a batch saves.
+    /// … at this many entries a second or more. Below it, low latency is worth more than the savings of a batch.
     pub from_per_second: usize,
 }
 
@@ -49,74 +49,74 @@ impl Linger {
     pub const NONE: Self = Self { span: Duration::ZERO, from_per_second: 0 };
 }
 
-/// What the intake knows of one message.
+/// The intake's record of one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IntakeRecord {
-    /// What was accepted.
+    /// The accepted message.
     pub accepted: Accepted,
-    /// How it ended; none while it is open.
+    /// Its outcome; none while it is open.
     pub outcome: Option<Outcome>,
 }
 
-/// What became of one entry of an append.
+/// The result for one entry of an append.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Appended {
     /// It is in the intake now, open.
     New,
-    /// The same message was there before: the sender's second try. This is the first.
+    /// A resend by the sender: the message is in the intake already. This is the first record.
     Resend(Box<IntakeRecord>),
-    /// Its `clientMessageId` was used before, by this sender in this room, for other content.
+    /// This sender used its `clientMessageId` in this room before, for other content.
     Conflict,
 }
 
-/// An intake entry that needs nothing more.
+/// The closing of an intake entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Closing {
     pub id: MessageId,
     pub outcome: Outcome,
 }
 
-/// The intake: the append-only log of what was accepted, and the only source of recovery.
+/// The intake: the append-only log of accepted messages, and the only source of recovery.
 ///
-/// - **I1 durable** – an entry that was answered `New` survives the death of any process and is *open*. (Embedded it is
-///   synced to disk with the run that saves it, which is what its sender is told of.)
-/// - **I2 idempotent** – appending an entry again answers `Resend` with the first record, whose id stays. An entry
-///   whose own id is already there (an append whose outcome was unknown) is a `Resend` of itself.
-/// - **I3 conflict** – a `(room, sender, clientMessageId)` that is there with other content answers `Conflict` and
-///   changes nothing. Another room or another sender is another message.
-/// - **I4 one answer per entry**, in the order of the entries; one entry's fate does not touch another's. Two equal
-///   entries in one append: the first is `New`, the second its `Resend`.
-/// - **I5 open until closed** – `open` lists what was appended and not closed, in the order of appending, oldest first,
-///   at most `limit`.
-/// - **I6 closed once** – the first outcome stands; closing again or closing what is not there changes nothing.
+/// - **I1 durable** – an entry that was answered `New` survives the death of any process and is *open*. (The embedded
+///   engine syncs it to disk with the run that saves it; the sender's `ACK` follows that run.)
+/// - **I2 idempotent** – appending an entry again answers `Resend` with the first record, which keeps its id. An entry
+///   whose own id is already in the intake (an append whose outcome was unknown) is a `Resend` of itself.
+/// - **I3 conflict** – a `(room, sender, clientMessageId)` that was used before with other content answers `Conflict` and
+///   changes nothing. With another room or another sender it is another message.
+/// - **I4 one answer per entry**, in the order of the entries; the result of one entry does not affect another's. Of two
+///   equal entries in one append, the first is `New` and the second its `Resend`.
+/// - **I5 open until closed** – `open` lists the entries that were appended and not closed, in the order of appending,
+///   oldest first, at most `limit`.
+/// - **I6 closed once** – the first outcome stands; closing an entry again, or one that does not exist, changes nothing.
 #[async_trait]
 pub trait Intake: Send + Sync {
     /// Appends entries: see I1 to I4.
     async fn append(&self, entries: &[Accepted]) -> EngineResult<Vec<Appended>>;
 
-    /// The records of these ids, in their order; none where there is none.
+    /// The records of these ids, in their order; none for an id without a record.
     async fn get(&self, ids: &[MessageId]) -> EngineResult<Vec<Option<IntakeRecord>>>;
 
-    /// What was accepted at or before `until` and is still open: see I5.
+    /// The messages that were accepted at or before `until` and are still open: see I5.
     async fn open(&self, until: Timestamp, limit: usize) -> EngineResult<Vec<Accepted>>;
 
-    /// Closes entries and records how they ended: see I6. One round trip, however many.
+    /// Closes entries and records their outcomes: see I6. One round trip, however many.
     async fn close(&self, closings: &[Closing]) -> EngineResult<()>;
 }
 
-/// How far a run was stored.
+/// How much of a run was stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
     /// This many from the front are stored.
     pub stored: usize,
-    /// Why the next one is not; none when all are.
+    /// Why the next message is not stored; none when all are.
     pub stopped_by: Option<RunConflict>,
 }
 
 /// Why a message of a run could not be stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunConflict {
-    /// It is stored already: this is how.
+    /// It is stored already, as this message.
     AlreadySaved(Message),
     /// Another message has its place.
     SeqTaken,
@@ -135,20 +135,20 @@ pub enum Window {
 
 /// `chat_messages`: every room's messages, each with its place.
 ///
-/// - **M1 ordered run** – `append_run` stores messages in the order given. It stores a prefix and says how long it
-///   is and what stopped it; whenever it fails or dies, what is stored is a prefix too. Hence no gap, ever.
+/// - **M1 ordered run** – `append_run` stores messages in the order given. It stores a prefix and answers its length and
+///   the conflict that ended it; after a failure or a crash, too, a prefix is stored. So there is never a gap.
 /// - **M2 unique** – an id is stored once (`AlreadySaved`, with the stored message), a place in a room once
-///   (`SeqTaken`). This, and no lock, is what fences two persisters.
+///   (`SeqTaken`). This fences two persisters; there is no lock.
 /// - **M3 heads** – the highest place in each room, 0 where there is no message; it counts every finished run.
 /// - **M4 windows** – `range` answers at most `limit` messages in the window's order and whether there are more.
 /// - **M5 exact summaries** – once a run was stored, a room's newest message, `lastSeq`, unread counts and the sender's
 ///   read position (sending reads up to one's own message) count it.
 /// - **M6 bumped** – once `bump` has returned for a room's newest message, the room stands in its members' lists where
-///   that message puts it; until then it may stand where an earlier one did. Bumping again, or with an older message,
+///   that message puts it; until then its position may be that of an earlier message. Bumping again, or with an older message,
 ///   changes nothing.
 #[async_trait]
 pub trait Messages: Send + Sync {
-    /// The messages of these ids, in their order; none where there is none.
+    /// The messages of these ids, in their order; none for an id that is not stored.
     async fn find(&self, ids: &[MessageId]) -> EngineResult<Vec<Option<Message>>>;
 
     /// See M3; in the order asked.
@@ -174,16 +174,16 @@ pub struct NewRoom {
     pub name: Option<Arc<str>>,
     /// Its members, sorted, each once (`naru_model::room::sorted_members`).
     pub member_ids: Arc<[UserId]>,
-    /// Who makes it; none when the app's backend does.
+    /// The user who makes it; none when the app's backend does.
     pub maker_id: Option<UserId>,
 }
 
-/// What came of making a room.
+/// The result of making a room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Created {
     /// It was made.
     New(Arc<Room>),
-    /// It was there, with the same kind and the same members (of a group: at any version).
+    /// It existed, with the same kind and the same members (of a group: at any version).
     Existing(Arc<Room>),
     /// The id belongs to another room.
     Taken,
@@ -192,22 +192,22 @@ pub enum Created {
 /// A change of a group's members.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemberChange {
-    /// This user comes.
+    /// This user joins.
     Add(UserId),
-    /// This user goes.
+    /// This user leaves.
     Remove(UserId),
 }
 
-/// What came of a change of members.
+/// The result of a change of members.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Changed {
     /// The room as it is now. A change that changes nothing makes no new version.
     Now(Arc<Room>),
     /// There is no such room.
     NoRoom,
-    /// A direct room's members are for ever.
+    /// A direct room's members never change.
     Direct,
-    /// It would be more than the limit.
+    /// The room would have more members than the limit.
     Full,
 }
 
@@ -228,9 +228,9 @@ pub struct RoomSummary {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MemberSettings {
-    /// No pushes from this room.
+    /// The member gets no pushes from this room.
     pub muted: bool,
-    /// Only until then.
+    /// When the muting ends; none: never.
     pub muted_until: Option<Timestamp>,
 }
 
@@ -252,23 +252,23 @@ pub struct RoomCursor {
 
 /// Rooms and their members.
 ///
-/// - **R1 made once** – `create` of an id that is there with the same kind and members answers `Existing`; two at the
-///   same time make one.
+/// - **R1 made once** – `create` of an id that exists with the same kind and members answers `Existing`; two calls at the
+///   same time make one room.
 /// - **R2 immutable versions** – `members_at` a version answers the same list for ever; every change makes the next
-///   version; concurrent changes each make their own.
-/// - **R3 current** – `current` read after a change returned shows it or a later one. (A removal holds for every
-///   message whose room is read after it.)
+///   version; each of several concurrent changes makes its own.
+/// - **R3 current** – a `current` that begins after a change returned shows that change or a later one. (A removal holds
+///   for every message whose room is read after it.)
 /// - **R4 foreign rooms** – a direct room written by another system with only `_id`, `user1Id`, `user2Id` reads as a
 ///   direct room at version 1.
 /// - **R5 list** – `of_user` lists each room of the user once, latest activity (newest message, else making) first;
-///   the cursor is the last room's place; a walk by cursors meets every room that did not move meanwhile.
-/// - **R6 settings** are the member's own and touch no other's.
+///   the cursor is the last room's place; a walk by cursors lists every room that did not move meanwhile.
+/// - **R6 settings** are the member's own; setting them changes no other member's.
 #[async_trait]
 pub trait Rooms: Send + Sync {
     /// See R1.
     async fn create(&self, room: NewRoom) -> EngineResult<Created>;
 
-    /// The rooms of these ids as they are now, in their order; none where there is none. See R3, R4.
+    /// The rooms of these ids as they are now, in their order; none for an id without a room. See R3, R4.
     async fn current(&self, ids: &[RoomId]) -> EngineResult<Vec<Option<Arc<Room>>>>;
 
     /// See R2; none when the room or the version does not exist.
@@ -277,7 +277,7 @@ pub trait Rooms: Send + Sync {
     /// Changes a group's members; `max` members at most. See R2.
     async fn change(&self, room: &RoomId, change: MemberChange, max: usize) -> EngineResult<Changed>;
 
-    /// See R5: at most `limit` rooms, and where to go on if there are more.
+    /// See R5: at most `limit` rooms, and the cursor of the next page if there are more.
     async fn of_user(
         &self,
         user: &UserId,
@@ -285,13 +285,13 @@ pub trait Rooms: Send + Sync {
         limit: usize,
     ) -> EngineResult<(Vec<RoomSummary>, Option<RoomCursor>)>;
 
-    /// One room as a member sees it; none when there is none or the user is not in it.
+    /// One room as a member sees it; none when the room does not exist or the user is not in it.
     async fn summary(&self, room: &RoomId, user: &UserId) -> EngineResult<Option<RoomSummary>>;
 
     /// Sets a member's own settings: see R6. `false` when there is no such member.
     async fn configure(&self, room: &RoomId, user: &UserId, settings: MemberSettings) -> EngineResult<bool>;
 
-    /// Which of `others` share a room with `user`, in their order. A user shares with themself.
+    /// Which of `others` share a room with `user`, in their order. A user shares a room with themself.
     async fn share_a_room(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>>;
 }
 
@@ -301,30 +301,30 @@ pub struct Advance {
     pub room: RoomId,
     /// The member.
     pub user: UserId,
-    /// The device that has the messages; none for a session without one.
+    /// The device that has the messages; none for a session without a device.
     pub device: Option<DeviceId>,
-    /// All up to here is on the device.
+    /// All messages up to here are on the device.
     pub received: Seq,
-    /// All up to here was seen (0: nothing is said about it).
+    /// All messages up to here were read (0: not reported).
     pub read: Seq,
 }
 
-/// How far a step brought a member; none where it did not bring them forward.
+/// The positions that a step moved forward; none for one that it did not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
-    /// The received position of the device that is furthest, when this moved it: a device that lags behind another moves
-    /// its own position and nothing that is told.
+    /// The received position of the device that is furthest, when this moved it: a device that is behind another moves
+    /// only its own position, which is not reported.
     pub received: Option<Seq>,
     /// The member's read position, when this moved it.
     pub read: Option<Seq>,
 }
 
-/// How far a member is.
+/// A member's positions and settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemberPosition {
-    /// Seen up to here.
+    /// Read up to here.
     pub read: Seq,
-    /// On the device that is furthest, up to here.
+    /// Received up to here by the device that is furthest.
     pub received: Seq,
     pub settings: MemberSettings,
 }
@@ -333,39 +333,39 @@ pub struct MemberPosition {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DevicePosition {
     pub room: RoomId,
-    /// It has everything up to here.
+    /// The device has all messages up to here.
     pub received: Seq,
 }
 
-/// How far each member is, per device.
+/// How far each member has received and read, per device.
 ///
 /// - **P1 forward only** – positions are merged by maximum, so the order of steps does not matter; READ implies
 ///   RECEIVED on the same device.
 /// - **P2 cut** – a position never passes the room's head.
-/// - **P3 told once** – `advance` answers a position only where the step moved the member forward: so what is told of a
-///   member goes forward too, whichever of their devices speaks.
+/// - **P3 reported once** – `advance` answers a position only where the step moved the member forward: so the reported
+///   positions of a member only go forward, whichever of the member's devices takes the step.
 /// - **P4 members only** – a step of a user who is not a member moves nothing.
-/// - **P5 unread** – `unread` is the sum, over the rooms a user is in now, of the room's head minus the user's read position:
-///   as exact as the counts in lists of rooms (M5).
-/// - **P6 told apart** – `get` answers each member of each room that it is asked of, whatever else it is asked of; nothing is
-///   known of a user who was never there. Of what a member sent, it need not know what lies before the place it is asked from.
+/// - **P5 unread** – `unread` is the sum, over the rooms a user is in now, of the room's head minus the user's read
+///   position: as exact as the counts in lists of rooms (M5).
+/// - **P6 independent** – `get` answers each member of each room that is asked about, whatever else is in the call; a user
+///   who was never a member has no position. For messages that a member sent, it may ignore those before the given place.
 #[async_trait]
 pub trait Positions: Send + Sync {
     /// Takes steps, in order; one answer each. See P1 to P4.
     async fn advance(&self, steps: &[Advance]) -> EngineResult<Vec<Moved>>;
 
-    /// How far these members of these rooms are, in their order, each from a place on: see P6. A fixed number of round trips.
+    /// The positions of these members of these rooms, in their order, each from a place on: see P6. A fixed number of trips.
     async fn get(&self, members: &[(RoomId, UserId, Seq)]) -> EngineResult<Vec<MemberPosition>>;
 
     /// How many messages each of these users has not read, in their order: see P5. A fixed number of round trips, however
     /// many users; the work grows with the rooms they are in.
     async fn unread(&self, users: &[UserId]) -> EngineResult<Vec<u64>>;
 
-    /// How far a device is in every room of its user, rooms it has nothing of included.
+    /// The device's position in every room of its user, also where it has received nothing.
     async fn of_device(&self, user: &UserId, device: &DeviceId) -> EngineResult<Vec<DevicePosition>>;
 }
 
-/// Which provider a device's token is of.
+/// The push provider of a device's token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Platform {
@@ -397,20 +397,20 @@ pub struct Device {
     pub environment: PushEnvironment,
     /// The language its owner reads, as a BCP 47 tag.
     pub locale: Option<Arc<str>>,
-    /// Its pushes are to show words of its own in place of the sender and the content.
+    /// Its pushes show the app's own text in place of the sender and the content.
     pub hides_content: bool,
-    /// When it was last registered.
+    /// The time of its last registration.
     pub registered_at: Timestamp,
 }
 
 /// The device registry.
 ///
-/// - **D1 last owner wins** – a token belongs to the user and device that claimed it last; its owner before
-///   has it no more.
+/// - **D1 last owner wins** – a token belongs to the user and device that claimed it last, and no longer to its owner
+///   before.
 /// - **D2 one token per device** – claiming a device again replaces its token.
 /// - **D3 conditional removal** – `remove_token` removes a token only if it is still there and was registered before
 ///   the given moment.
-/// - **D4 forgotten** – `forget_unseen` removes every device that was last registered before the given moment, and no other.
+/// - **D4 expired** – `forget_unseen` removes every device that was last registered before the given moment, and no other.
 #[async_trait]
 pub trait Devices: Send + Sync {
     /// Registers a device: see D1, D2.
@@ -419,7 +419,7 @@ pub trait Devices: Send + Sync {
     /// The devices of these users.
     async fn of_users(&self, users: &[UserId]) -> EngineResult<Vec<Device>>;
 
-    /// Forgets a device; `false` when there was none.
+    /// Removes a device; `false` when there was none.
     async fn remove(&self, user: &UserId, device: &DeviceId) -> EngineResult<bool>;
 
     /// See D3; whether it was removed.
@@ -437,11 +437,11 @@ pub trait Devices: Send + Sync {
 /// A push that could not be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParkedPush {
-    /// The event it is: the same however often it is parked.
+    /// The push's event id: the same however often it is parked.
     pub event_id: EventId,
-    /// What was to be pushed.
+    /// The push.
     pub job: PushJob,
-    /// Why it was not, in words for an operator.
+    /// Why it was not sent, in words for an operator.
     pub reason: String,
     /// How often it was tried.
     pub attempts: u32,
@@ -449,51 +449,51 @@ pub struct ParkedPush {
     pub parked_at: Timestamp,
 }
 
-/// A place in the list of what is parked.
+/// A place in the list of parked pushes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParkedCursor {
-    /// When the last push that was listed was parked.
+    /// When the last listed push was parked.
     pub parked_at: Timestamp,
-    /// That push.
+    /// The last listed push.
     pub event_id: EventId,
 }
 
 impl ParkedCursor {
-    /// The place of a push, and what comes after it.
+    /// The place right after a push.
     pub const fn at(push: &ParkedPush) -> Self {
         Self { parked_at: push.parked_at, event_id: push.event_id }
     }
 }
 
-/// What was pushed, and what could not be.
+/// Pushes that were sent, and pushes that could not be.
 ///
-/// - **U1 recorded** – what was recorded as done is answered by `done` for at least two days.
-/// - **U2 parked once** – parking an event again replaces its entry. It stays until it is dropped; what was parked again is not
-///   dropped in the belief that it is still the one that was parked before.
+/// - **U1 recorded** – `done` answers `true` for a recorded push for at least two days.
+/// - **U2 parked once** – parking an event again replaces its entry. It stays until it is dropped; `drop_parked_at` with the
+///   place of the earlier entry does not drop one that was parked again.
 /// - **U3 listed in order** – `parked` lists in the order of `(parkedAt, eventId)`, ids by their bytes, from right after the
-///   cursor, whether or not what it names is still there: a walk by cursors meets once whatever is there all the time and is
-///   not parked again.
+///   cursor, whether or not the push it names is still there: a walk by cursors lists once each push that is parked all the
+///   time and is not parked again.
 #[async_trait]
 pub trait Pushes: Send + Sync {
-    /// Which of these pushes a provider took, in their order. See U1.
+    /// Which of these pushes a provider accepted, in their order. See U1.
     async fn done(&self, events: &[EventId]) -> EngineResult<Vec<bool>>;
 
-    /// Records that a provider took these pushes, with the id it gave.
+    /// Records that a provider accepted these pushes, with the ids it gave.
     async fn record(&self, taken: &[(EventId, String)]) -> EngineResult<()>;
 
     /// Keeps a push where it can be listed and replayed. See U2.
     async fn park(&self, push: ParkedPush) -> EngineResult<()>;
 
-    /// What is parked, oldest first, at most `limit`, from right after a place in the list: see U3.
+    /// The parked pushes, oldest first, at most `limit`, from right after a place in the list: see U3.
     async fn parked(&self, after: Option<&ParkedCursor>, limit: usize) -> EngineResult<Vec<ParkedPush>>;
 
-    /// The parked push of this event; none when it is not parked.
+    /// The parked push with this event id; none when it is not parked.
     async fn find_parked(&self, event: EventId) -> EngineResult<Option<ParkedPush>>;
 
-    /// Takes a push off the list; `false` when it was not there.
+    /// Removes a push from the list; `false` when it was not there.
     async fn drop_parked(&self, event: EventId) -> EngineResult<bool>;
 
-    /// The same, if it is still at this place in the list: parked again since, it is at another one, and stays.
+    /// The same, if it is still at this place in the list: a push that was parked again has another place, and stays.
     async fn drop_parked_at(&self, place: &ParkedCursor) -> EngineResult<bool>;
 }
 

@@ -1,4 +1,4 @@
-//! A message's life. The same words are metric label, log field and test assertion.
+//! The words for the stages of a message's life, in the order of the walk-throughs of ARCHITECTURE.md. Metrics, logs and parked pushes use those of a push.
 
 use std::fmt;
 

@@ -1,5 +1,5 @@
-//! One MongoDB database, and the few ways in which it is asked: each is one round trip, ends in time, and fails with what
-//! the failure means.
+//! One MongoDB database and its few kinds of requests: each is one round trip, has a time limit, and returns a classified
+//! failure.
 
 use std::time::Duration;
 
@@ -13,22 +13,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{DUPLICATE_KEY, ENGINE, Request, contended, is_duplicate};
 
-/// How many statements one `update` command carries. The server takes 100,000, and 48 MB of them.
+/// How many statements one `update` command has. The server accepts 100,000, and 48 MB of them.
 const STATEMENTS: usize = 10_000;
-/// How many documents one statement tells apart. More would save nothing, and a server that holds its lock for a whole
-/// statement would hold up all other writes meanwhile.
+/// How many documents one statement changes. More would save nothing, and a server that holds its lock for a whole
+/// statement would delay all other writes meanwhile.
 pub(crate) const PER_STATEMENT: usize = 100;
-/// How often an upsert is tried that another one of the same key came before.
+/// How often an upsert is tried while others of the same key come first.
 const UPSERTS: usize = 8;
 
-/// The database. Its handle asks for `w: majority, j: true` of every write, and for a primary and the majority's state
-/// in every read: what is answered can't be rolled back, and a write that was answered is seen.
+/// The database. Its handle requests `w: majority, j: true` for every write, and a primary and the majority's state for
+/// every read: answered data can't be rolled back, and an answered write is visible.
 pub(crate) struct Database {
     handle: mongodb::Database,
     answer_within: Duration,
 }
 
-/// What is looked for.
 pub(crate) struct Find {
     filter: Document,
     sort: Option<Document>,
@@ -45,7 +44,7 @@ impl Find {
         Self { sort: Some(by), ..self }
     }
 
-    /// Only these fields.
+    /// Reads only these fields.
     pub(crate) fn only(self, projection: Document) -> Self {
         Self { projection: Some(projection), ..self }
     }
@@ -67,33 +66,33 @@ pub(crate) struct Update {
 }
 
 impl Update {
-    /// Changes the document that fits, if there is one. The change is one of operators, or a pipeline.
+    /// Changes the matching document, if there is one. The change consists of operators or is a pipeline.
     pub(crate) fn one(filter: Document, change: impl Into<Bson>) -> Self {
         Self { filter, change: change.into(), upsert: false, multi: false }
     }
 
-    /// Changes all documents that fit, by a pipeline that tells them apart (see [`entry_of`]). Each change stands for itself.
+    /// Changes all matching documents by a pipeline that distinguishes them (see [`entry_of`]). Each change is independent.
     ///
-    /// One statement for many documents, wherever none has to be made: the server then writes its log once and not once
-    /// each.
+    /// One statement for many documents, wherever none has to be created: the server then writes its log once, not once
+    /// for each.
     pub(crate) fn all(filter: Document, change: Vec<Document>) -> Self {
         Self { multi: true, ..Self::one(filter, change) }
     }
 
-    /// Changes the document that fits, and makes it if there is none.
+    /// Changes the matching document, or creates it if there is none.
     pub(crate) fn or_insert(filter: Document, change: impl Into<Bson>) -> Self {
         Self { upsert: true, ..Self::one(filter, change) }
     }
 }
 
-/// In a pipeline: what `values` has at the place that the document's `_id` has in `ids`, where it must be.
+/// In a pipeline: the element of `values` at the place of the document's `_id` in `ids`, which must have it.
 pub(crate) fn entry_of(ids: &[Bson], values: Vec<Bson>) -> Document {
-    // A room's name may begin with a dollar.
+    // A room's id may begin with a dollar.
     let place = doc! { "$indexOfArray": [{ "$literal": ids }, "$_id"] };
     doc! { "$arrayElemAt": [{ "$literal": values }, place] }
 }
 
-/// What a server answers to an `update` command, as far as it matters.
+/// The relevant part of the answer to an `update` command.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Updated {
@@ -121,7 +120,7 @@ impl Database {
         self.handle.collection(collection)
     }
 
-    /// A driver that lost a server's host, not only its process, would wait for ever.
+    /// Without a time limit, a driver that lost a server's host, not only its process, would wait for ever.
     async fn ask<T>(
         &self,
         request: Request,
@@ -141,7 +140,7 @@ impl Database {
             .map(drop)
     }
 
-    /// The documents that fit: one round trip, unless they are more than 16 MB.
+    /// The matching documents: one round trip, unless they exceed 16 MB.
     pub(crate) async fn find<T: DeserializeOwned>(
         &self,
         collection: &'static str,
@@ -151,7 +150,7 @@ impl Database {
         documents.iter().map(|document| read(collection, document)).collect()
     }
 
-    /// The same, without those that can't be read, each of which is logged.
+    /// The same, without unreadable documents, each of which is logged.
     pub(crate) async fn find_readable<T: DeserializeOwned>(
         &self,
         collection: &'static str,
@@ -167,7 +166,7 @@ impl Database {
     }
 
     async fn documents(&self, collection: &'static str, find: Find) -> EngineResult<Vec<RawDocumentBuf>> {
-        // To MongoDB, a limit of 0 is none.
+        // To MongoDB, 0 means no limit.
         if find.limit == Some(0) {
             return Ok(Vec::new());
         }
@@ -190,7 +189,7 @@ impl Database {
         self.ask(Request::Read, collection, documents).await
     }
 
-    /// The first document that fits.
+    /// The first matching document.
     pub(crate) async fn find_one<T: DeserializeOwned>(
         &self,
         collection: &'static str,
@@ -199,7 +198,7 @@ impl Database {
         Ok(self.find(collection, Find::all(filter).at_most(1)).await?.pop())
     }
 
-    /// What a pipeline makes of a collection, or of nothing when it begins with `$documents`.
+    /// The result of a pipeline on a collection, or on none when it begins with `$documents`.
     pub(crate) async fn aggregate<T: DeserializeOwned>(
         &self,
         collection: Option<&'static str>,
@@ -224,8 +223,8 @@ impl Database {
         documents.iter().map(|document| read(about, document)).collect()
     }
 
-    /// Inserts documents; answers the places of those that a unique index refused, of which there is at most one when
-    /// the insert is ordered: nothing after it was tried.
+    /// Inserts documents; answers the places of those that a unique index refused: at most one when the insert is
+    /// ordered, since no document after it is tried.
     pub(crate) async fn insert<T: Serialize + Send + Sync>(
         &self,
         collection: &'static str,
@@ -237,7 +236,7 @@ impl Database {
             match collection.insert_many(&documents).ordered(ordered).await {
                 Ok(_) => Ok(Vec::new()),
                 Err(error) => match &*error.kind {
-                    // Without the write concern, nothing that was inserted is certain.
+                    // Without the write concern, no insert is certain.
                     ErrorKind::InsertMany(failed) if failed.write_concern_error.is_none() => {
                         Ok(failed.write_errors.clone().unwrap_or_default())
                     }
@@ -262,9 +261,9 @@ impl Database {
         self.insert(collection, vec![document], true).await.map(|refused| refused.is_empty())
     }
 
-    /// Makes all these changes, in no order. Each stands for itself; when this returns, all of them are on the majority.
+    /// Makes all these changes, in any order. Each is independent; when this returns, all of them are on the majority.
     ///
-    /// One `update` command, since the driver's own bulk write needs MongoDB 8.
+    /// An `update` command, since the driver's own bulk write needs MongoDB 8.
     pub(crate) async fn update_all(
         &self,
         collection: &'static str,
@@ -290,8 +289,8 @@ impl Database {
         Ok(())
     }
 
-    /// Makes these changes, in no order; answers the places of those that a unique index refused: upserts whose key is
-    /// there, in a document that does not fit, or in one that came first.
+    /// Makes these changes, in any order; answers the places of those that a unique index refused: upserts whose key
+    /// exists in a document that does not match, or in one that came first.
     pub(crate) async fn try_updates(
         &self,
         collection: &'static str,
@@ -302,7 +301,7 @@ impl Database {
         }
         let unwritable =
             |_| EngineError::permanent(ENGINE, format!("{collection}: not to be written as BSON"));
-        // A command that is run as such inherits no write concern.
+        // `run_command` does not inherit the write concern.
         let command = doc! {
             "update": collection,
             "updates": bson::serialize_to_bson(updates).map_err(unwritable)?,
@@ -324,7 +323,7 @@ impl Database {
         answer.write_errors.into_iter().map(place).collect()
     }
 
-    /// Changes the document that fits; whether there was one.
+    /// Changes the matching document; whether there was one.
     pub(crate) async fn update_one(
         &self,
         collection: &'static str,
@@ -337,7 +336,7 @@ impl Database {
         Ok(updated.matched_count > 0)
     }
 
-    /// Puts a document where the one is that fits, or where there is none; `false` when a unique index refused it.
+    /// Replaces the matching document, or inserts one if there is none; `false` when a unique index refused it.
     pub(crate) async fn replace<T: Serialize + Send + Sync>(
         &self,
         collection: &'static str,
@@ -355,7 +354,7 @@ impl Database {
         self.ask(Request::Write, collection, replace).await
     }
 
-    /// Removes all documents that fit; how many there were.
+    /// Removes all matching documents; how many there were.
     pub(crate) async fn remove(&self, collection: &'static str, filter: Document) -> EngineResult<u64> {
         let raw = self.raw(collection);
         let removed = self.ask(Request::Write, collection, raw.delete_many(filter).into_future()).await?;
@@ -363,7 +362,7 @@ impl Database {
     }
 }
 
-/// Reads a document. What can't be read is named by its collection and `_id`, and by nothing else of it.
+/// Reads a document. An unreadable one is reported by collection, `_id` and field name, without content.
 fn read<T: DeserializeOwned>(collection: &str, document: &RawDocument) -> EngineResult<T> {
     bson::deserialize_from_slice(document.as_bytes()).map_err(|error| {
         let id = document.get("_id").ok().flatten().map(|id| format!("{id:?}")).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The documents, as other services and operators find them: see the table in the crate's documentation.
+//! The documents, which other services and operators read: see the table in the crate's documentation.
 
 use std::sync::Arc;
 
@@ -34,10 +34,10 @@ pub(crate) struct IntakeDocument {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) origin: Option<Origin>,
     pub(crate) trace: Trace,
-    /// The order of appending, whichever gateway's clock is ahead: an insert leaves this empty, and the server fills in its
-    /// own clock's next tick. <https://www.mongodb.com/docs/manual/reference/bson-types/#timestamps>
+    /// The order of appending, independent of gateways' clocks: an insert leaves this empty, and the server fills in its own
+    /// clock's next tick. <https://www.mongodb.com/docs/manual/reference/bson-types/#timestamps>
     pub(crate) appended: bson::Timestamp,
-    /// The order within one append, for a server that does not.
+    /// The order within one append, for a server without such ticks.
     pub(crate) place: i64,
     pub(crate) open: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -46,7 +46,7 @@ pub(crate) struct IntakeDocument {
     pub(crate) seq: Option<Seq>,
 }
 
-/// How an accepted message ended; `seq` says where, when it was saved.
+/// The outcome of an accepted message; a saved one also has its `seq`.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum End {
@@ -55,7 +55,7 @@ pub(crate) enum End {
 }
 
 impl End {
-    /// The word in the document.
+    /// Its value in the document.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Saved => "saved",
@@ -72,7 +72,7 @@ impl End {
 }
 
 impl IntakeDocument {
-    /// As it is appended.
+    /// A new, open entry.
     pub(crate) fn new(accepted: Accepted, place: usize) -> Self {
         Self {
             id: accepted.id,
@@ -94,7 +94,7 @@ impl IntakeDocument {
     }
 }
 
-/// What the intake knows of a message, as it is read.
+/// An intake entry as it is read.
 #[derive(Clone, Deserialize)]
 #[serde(try_from = "IntakeDocument")]
 pub(crate) struct StoredEntry(pub(crate) IntakeRecord);
@@ -172,8 +172,8 @@ impl From<MessageDocument> for Message {
     }
 }
 
-/// In `chat_rooms`. Of a room that another system wrote, only `_id`, `user1Id` and `user2Id` need to be there; only
-/// direct rooms have the latter two.
+/// In `chat_rooms`. A room that another system wrote needs only `_id`, `user1Id` and `user2Id`; only direct rooms have
+/// the latter two.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RoomDocument {
@@ -200,7 +200,7 @@ pub(crate) struct RoomDocument {
 }
 
 impl RoomDocument {
-    /// The fields above: another system may keep much else in its documents.
+    /// The fields above: another system's documents may have many more.
     pub(crate) fn fields() -> Document {
         doc! {
             "user1Id": 1, "user2Id": 1, "name": 1, "memberIds": 1, "memberVersion": 1, "makerId": 1, "createdAt": 1,
@@ -209,7 +209,7 @@ impl RoomDocument {
     }
 }
 
-/// Another system may have a field of the same name and mean something else by it.
+/// None for an unreadable value: another system may use the field for something else.
 fn if_readable<'de, T: DeserializeOwned, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
@@ -217,7 +217,7 @@ fn if_readable<'de, T: DeserializeOwned, D: Deserializer<'de>>(
     Ok(bson::deserialize_from_bson(value).ok())
 }
 
-/// The same for what has a BSON type of its own.
+/// The same for a type with a BSON type of its own.
 pub(crate) fn if_field<'de, F: Field, D: Deserializer<'de>>(deserializer: D) -> Result<Option<F>, D::Error> {
     Ok(if_readable(deserializer)?.and_then(F::from_bson))
 }
@@ -227,13 +227,13 @@ pub(crate) fn if_field<'de, F: Field, D: Deserializer<'de>>(deserializer: D) -> 
 #[serde(try_from = "RoomDocument")]
 pub(crate) struct StoredRoom {
     pub(crate) room: Arc<Room>,
-    /// Where it stands in lists.
+    /// Its place in lists of rooms.
     pub(crate) activity: Timestamp,
-    /// The place of the message that put it there: its newest one, or an earlier one.
+    /// The place of the message that set `activity`: the newest one or an earlier one.
     pub(crate) bumped: Seq,
 }
 
-/// When a room was made whose document does not say it, as far as can be told.
+/// The creation time of a room whose document has none.
 const LONG_AGO: Timestamp = Timestamp::from_millis(0);
 
 impl TryFrom<RoomDocument> for StoredRoom {
@@ -242,7 +242,7 @@ impl TryFrom<RoomDocument> for StoredRoom {
     fn try_from(document: RoomDocument) -> Result<Self, Self::Error> {
         let created_at = document.created_at.unwrap_or(LONG_AGO);
         let (kind, name, member_ids, member_version) = match (document.user1_id, document.user2_id) {
-            // Their members are for ever: whatever else the document says, another system may have replaced it.
+            // These members never change. Other fields are ignored: another system may have replaced it.
             (Some(user1), Some(user2)) => {
                 (RoomKind::Direct, None, sorted_members([user1, user2]), MemberVersion::FIRST)
             }
@@ -263,7 +263,7 @@ impl TryFrom<RoomDocument> for StoredRoom {
     }
 }
 
-/// In `room_versions`: who was in a group before its members changed.
+/// In `room_versions`: a group's members before a change of them.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct VersionDocument {
@@ -272,7 +272,7 @@ pub(crate) struct VersionDocument {
     pub(crate) member_ids: Arc<[UserId]>,
 }
 
-/// In `members`: what a member has seen and set. It stays when they leave, for when they come back.
+/// In `members`: a member's positions and settings in a room, kept after leaving for a later return.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct MemberDocument {
@@ -280,7 +280,7 @@ pub(crate) struct MemberDocument {
     pub(crate) user_id: UserId,
     #[serde(default, with = "field")]
     pub(crate) read: Seq,
-    /// On the device that is furthest, or in a session without one.
+    /// Of the furthest device, or of a session without a device.
     #[serde(default, with = "field")]
     pub(crate) received: Seq,
     #[serde(default)]
@@ -291,7 +291,7 @@ pub(crate) struct MemberDocument {
     pub(crate) muted_until: Option<Timestamp>,
 }
 
-/// How far one device is. A device id may hold any character, so it is never the name of a field.
+/// One device's position. A device id may hold any character, so it is never the name of a field.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct DevicePlace {
@@ -353,7 +353,7 @@ impl From<DeviceDocument> for Device {
     }
 }
 
-/// In `pushes`: a push that a provider took.
+/// In `pushes`: a push that a provider accepted.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PushDocument {
@@ -364,7 +364,7 @@ pub(crate) struct PushDocument {
     pub(crate) recorded_at: Timestamp,
 }
 
-/// In `parked`: a push that could not be sent. Its job has the shape that it has in a queue.
+/// In `parked`: a push that could not be sent. Its job has the same shape as in a queue.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ParkedDocument {
@@ -401,7 +401,7 @@ impl From<ParkedDocument> for ParkedPush {
     }
 }
 
-/// In `meta`: what the data was made by.
+/// In `meta`: the data's layout.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct MetaDocument {

@@ -1,19 +1,19 @@
-//! What the driver's failures mean. Every failure of MongoDB is sorted here, and nowhere else.
+//! The meaning of the driver's failures. Every failure of MongoDB is classified here, and nowhere else.
 //!
 //! The driver prints whole answers of the server, and a server may repeat documents in its messages. Bodies and tokens
-//! are never logged, so of a message only what comes before the first document is kept.
+//! are never logged, so only the part of a message before its first document is kept.
 
 use mongodb::error::{CommandError, Error, ErrorKind, InsertManyError, WriteConcernError, WriteFailure};
 use naru_engines::{Applied, EngineError};
 
-/// What errors call this engine.
+/// This engine's name in errors.
 pub(crate) const ENGINE: &str = "mongodb";
 
 /// The code of a write that a unique index refused.
 pub(crate) const DUPLICATE_KEY: i32 = 11000;
 
-/// Codes of a server that will, or another that can, do the same request later: the driver specifications' retryable
-/// errors, and what a server answers when it runs out of time or is in the middle of something.
+/// Codes after which this server or another one can serve the same request later: the driver specifications' retryable
+/// errors, and those of a server that ran out of time or is busy.
 /// <https://github.com/mongodb/specifications/blob/master/source/retryable-writes/retryable-writes.md>
 const PASSING: [i32; 28] = [
     6,     // HostUnreachable
@@ -46,12 +46,12 @@ const PASSING: [i32; 28] = [
     13436, // NotPrimaryOrSecondary
 ];
 
-/// What a request could have done by the time it failed.
+/// The possible effect of a request that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
-    /// Nothing, whatever became of it.
+    /// None, whatever the failure.
     Read,
-    /// Its effect, unless it is certain that it was never sent.
+    /// Its effect, unless it was certainly never sent.
     Write,
 }
 
@@ -68,11 +68,11 @@ impl Request {
         EngineError::unavailable(ENGINE, self.once_sent(), format!("{about}: no answer in time"))
     }
 
-    /// What a failure of the driver means.
+    /// The meaning of a driver's failure.
     pub(crate) fn failed(self, about: &str, error: &Error) -> EngineError {
         let why = format!("{about}: {}", describe(error));
         match &*error.kind {
-            // The driver answers a retry that finds no server with the first try's error: there was none.
+            // A retry that finds no server returns the first try's error: so here there was no try.
             ErrorKind::ServerSelection { .. } | ErrorKind::DnsResolve { .. } => {
                 EngineError::unavailable(ENGINE, Applied::No, why)
             }
@@ -89,7 +89,7 @@ impl Request {
         }
     }
 
-    /// What a code means that the server gave for one statement of many, or for their write concern.
+    /// The meaning of a code that the server gave for one statement of many, or for their write concern.
     pub(crate) fn refused(self, about: &str, code: i32) -> EngineError {
         let why = format!("{about}: code {code}");
         if PASSING.contains(&code) {
@@ -100,7 +100,7 @@ impl Request {
     }
 }
 
-/// A failure of a later step: whatever is certain of that step, an earlier one had its effect.
+/// A failure of a later step: even where that step had no effect, an earlier one had.
 pub(crate) fn after_effect(error: EngineError) -> EngineError {
     match error {
         EngineError::Unavailable { engine, source, .. } => {
@@ -110,7 +110,7 @@ pub(crate) fn after_effect(error: EngineError) -> EngineError {
     }
 }
 
-/// Others kept coming first.
+/// Concurrent requests kept coming first.
 pub(crate) fn contended(about: &str, applied: Applied) -> EngineError {
     EngineError::unavailable(ENGINE, applied, format!("{about}: others kept coming first"))
 }
@@ -145,7 +145,7 @@ fn describe(error: &Error) -> String {
             code(error).map_or_else(|| "a write failed".to_owned(), |code| format!("code {code}"))
         }
         ErrorKind::Bson(_) => "a document could not be written as BSON or read from it".to_owned(),
-        // These are of the driver's own making and know no documents.
+        // The driver itself makes these; they contain no documents.
         ErrorKind::Io(error) => error.to_string(),
         ErrorKind::ServerSelection { message, .. }
         | ErrorKind::ConnectionPoolCleared { message, .. }

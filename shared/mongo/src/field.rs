@@ -1,4 +1,4 @@
-//! How the model's types lie in documents, where BSON has a type of its own for them: `#[serde(with = "field")]`.
+//! The model's types in documents, where BSON has a type of its own for them: `#[serde(with = "field")]`.
 //!
 //! Other ids are strings, in documents as in JSON.
 
@@ -11,13 +11,12 @@ use uuid::Uuid;
 
 /// A type of the model that has a BSON type of its own.
 pub(crate) trait Field: Sized {
-    /// That type.
     type Bson: Serialize + DeserializeOwned;
 
-    /// As it lies in a document.
+    /// The value in a document.
     fn to_bson(&self) -> Self::Bson;
 
-    /// As it was, if it ever was that.
+    /// The value; none when out of range.
     fn from_bson(bson: Self::Bson) -> Option<Self>;
 }
 
@@ -60,7 +59,7 @@ impl Field for Timestamp {
 impl Field for Seq {
     type Bson = i64;
 
-    /// No room is long enough to reach the end of its numbers.
+    /// No room has enough messages to reach the end of `i64`.
     fn to_bson(&self) -> i64 {
         i64::try_from(self.0).unwrap_or(i64::MAX)
     }
@@ -93,12 +92,12 @@ pub(crate) fn deserialize<'de, F: Field, D: Deserializer<'de>>(deserializer: D) 
     F::from_bson(F::Bson::deserialize(deserializer)?).ok_or_else(|| D::Error::custom("out of range"))
 }
 
-/// These values as they lie in documents.
+/// These values as documents have them.
 pub(crate) fn all<F: Field>(values: &[F]) -> Vec<F::Bson> {
     values.iter().map(F::to_bson).collect()
 }
 
-/// These ids as the strings they are.
+/// These ids as strings.
 pub(crate) fn texts<'a, T: AsRef<str> + 'a>(ids: impl IntoIterator<Item = &'a T>) -> Vec<&'a str> {
     ids.into_iter().map(T::as_ref).collect()
 }

@@ -1,5 +1,5 @@
-//! Opening the database: only data that this version can read, only with the partitions it was made with, and never
-//! without its indexes, on which the promises stand.
+//! Opening the database: only data that this version can read, only with its number of partitions, and never without its
+//! indexes, on which the guarantees depend.
 
 use std::time::Duration;
 
@@ -23,16 +23,16 @@ use crate::error::{ENGINE, Request, contended};
 
 /// The layout that this program writes and reads.
 const SCHEMA_VERSION: u32 = 2;
-/// How long a request looks for a primary when there is none, and how long connecting to a server may take: unless the
-/// URL says otherwise. The driver's own 30 s are longer than a client waits for its answer.
+/// How long a request searches for a primary, and how long connecting to a server may take, unless the URL sets it. The
+/// driver's default of 30 s is longer than a client waits for its answer.
 const FIND_WITHIN: Duration = Duration::from_secs(3);
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
-/// How many connections there may be to one server, unless the URL says otherwise: as many as the driver specification
-/// has. The driver's own 10 are fewer than a persister has batches in flight.
+/// The most connections to one server, unless the URL sets it: the driver specification's default. The driver's own
+/// default of 10 is less than a persister's batches in flight.
 const CONNECTIONS: u32 = 100;
-/// How many of them are made beforehand and kept, unless the URL says otherwise: no batch waits for a handshake.
+/// How many of them are opened in advance and kept, unless the URL sets it, so that no batch waits for a handshake.
 const KEPT_CONNECTIONS: u32 = 8;
-/// U1 asks for two days.
+/// U1 requires two days.
 const PUSHES_ARE_KEPT: Duration = Duration::from_secs(3 * 24 * 60 * 60);
 
 pub(crate) const INTAKE: &str = "intake";
@@ -44,7 +44,7 @@ pub(crate) const DEVICES: &str = "devices";
 pub(crate) const PUSHES: &str = "pushes";
 pub(crate) const PARKED: &str = "parked";
 pub(crate) const META: &str = "meta";
-/// The id of the only document in it.
+/// The id of `meta`'s only document.
 const STORE: &str = "store";
 
 pub(crate) async fn open(url: &str, database: &str, options: &Options) -> EngineResult<Database> {
@@ -53,7 +53,7 @@ pub(crate) async fn open(url: &str, database: &str, options: &Options) -> Engine
     check_meta(&database, options.partitions).await?;
     try_join_all(indexes().into_iter().map(|(name, indexes)| {
         let collection = database.handle().collection::<Document>(name);
-        // However long it takes: a collection of another system may be large.
+        // Without a time limit: a collection of another system may be large.
         async move {
             collection.create_indexes(indexes).await.map_err(|error| Request::Write.failed(name, &error))
         }
@@ -62,9 +62,9 @@ pub(crate) async fn open(url: &str, database: &str, options: &Options) -> Engine
     Ok(database)
 }
 
-/// A client of what the URL says. Whatever it does not say is left to the driver, but for what is said above.
+/// A client for the URL. Options that neither it nor a constant above sets keep the driver's defaults.
 async fn client(url: &str, commands: Option<&UnboundedSender<String>>) -> EngineResult<Client> {
-    // The driver's words may repeat the URL, and with it a password.
+    // The driver's error may repeat the URL, and with it a password.
     let unusable = |error: Error| match &*error.kind {
         ErrorKind::DnsResolve { .. } => Request::Read.failed("the URL's servers", &error),
         _ => {
@@ -80,7 +80,7 @@ async fn client(url: &str, commands: Option<&UnboundedSender<String>>) -> Engine
     options.command_event_handler = commands.cloned().map(|commands| {
         EventHandler::callback(move |event| {
             if let CommandEvent::Started(started) = event {
-                // The test may have heard enough.
+                // The test may have ended.
                 let _ = commands.send(started.command_name);
             }
         })
@@ -88,7 +88,7 @@ async fn client(url: &str, commands: Option<&UnboundedSender<String>>) -> Engine
     Client::with_options(options).map_err(|error| Request::Read.failed("the URL's options", &error))
 }
 
-/// What is asked of every write and every read, whatever the URL says.
+/// The guarantees of every write and every read, whatever the URL says.
 fn promises() -> DatabaseOptions {
     let write = WriteConcern::builder().w(Acknowledgment::Majority).journal(true).build();
     DatabaseOptions::builder()
@@ -98,12 +98,12 @@ fn promises() -> DatabaseOptions {
         .build()
 }
 
-/// The first to come says how many partitions there are.
+/// The first process stores the number of partitions.
 async fn check_meta(database: &Database, partitions: u32) -> EngineResult<()> {
     let made_with = MetaDocument { id: STORE.to_owned(), schema_version: SCHEMA_VERSION, partitions };
     let _is_new = database.insert_one(META, made_with).await?;
     let Some(meta) = database.find_one::<MetaDocument>(META, doc! { "_id": STORE }).await? else {
-        // Another process's, which the majority does not have yet.
+        // Another process's document, not yet on the majority.
         return Err(contended(META, Applied::Unknown));
     };
     let refuse = |why: String| Err(EngineError::permanent(ENGINE, why));

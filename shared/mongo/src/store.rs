@@ -1,4 +1,4 @@
-//! What must last, in MongoDB. Each part of the store in its own file; what several of them ask is here.
+//! The store in MongoDB. Each part has its own file; queries that several of them use are here.
 
 mod devices;
 mod intake;
@@ -24,12 +24,12 @@ use crate::document::{MemberDocument, MessageDocument, RoomDocument, StoredRoom}
 use crate::field::{self, Field, texts};
 use crate::open::{CHAT_MESSAGES, CHAT_ROOMS, MEMBERS};
 
-/// How many messages may have come to rooms, beyond one each, before a question for the newest is asked in two.
+/// How many messages, beyond two for each range, `last_in` reads in one query.
 const SPARE: usize = 64;
 
-/// An append costs a round trip and a journaled write of the majority, and what follows from it costs a message to the broker,
-/// another round trip for the persister, and another for the fanout: about 2 ms of CPU in all processes, for one entry or for
-/// thirty. (Measured: `docs/COSTS.md`.)
+/// An append costs a round trip and a journaled write of the majority, then a message to the broker, another round trip of
+/// the persister, and another of the fanout: about 2 ms of CPU in all processes, for one entry or for thirty. (Measured:
+/// `docs/COSTS.md`.)
 const LINGER: Linger = Linger { span: Duration::from_millis(10), from_per_second: 50 };
 
 pub(crate) fn store(database: &Arc<Database>) -> Store {
@@ -56,7 +56,7 @@ impl Database {
         Ok(rooms.into_iter().map(|stored| (stored.room.id.clone(), stored)).collect())
     }
 
-    /// The places of these rooms' newest messages; nothing where there is no message. See [`newest`](Self::newest).
+    /// The places of these rooms' newest messages; none for a room without one. See [`newest`](Self::newest).
     async fn heads_of(&self, bumped: HashMap<RoomId, Seq>) -> EngineResult<HashMap<RoomId, Seq>> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -81,11 +81,11 @@ impl Database {
         Ok(newest.into_iter().map(|(room, message)| (room, message.into())).collect())
     }
 
-    /// The newest message of each of these rooms, looked for from where its document says that it is: there, or after it
-    /// when the room was not bumped yet.
+    /// The newest message of each of these rooms, searched from the place that the room's document names: it is there, or
+    /// later when the room was not bumped yet.
     ///
-    /// One round trip. Nothing but the messages themselves is sure to be right: where there is none, although the document
-    /// says so, the room is looked at once more from the beginning.
+    /// One round trip. Only the messages themselves are certain: a room without any from the named place on is searched once
+    /// more from the beginning.
     async fn newest<T: DeserializeOwned>(
         &self,
         bumped: HashMap<RoomId, Seq>,
@@ -104,15 +104,15 @@ impl Database {
         Ok(newest)
     }
 
-    /// How far these members have read who said that they read so far: sending reads up to one's own message.
+    /// These members' read positions, from the reported ones: sending reads up to the sender's own message.
     async fn read_by(&self, said: HashMap<Member, Seq>) -> EngineResult<HashMap<Member, Seq>> {
         let sent = self.sent_after(said.clone()).await?;
         Ok(said.into_iter().chain(sent).collect())
     }
 
-    /// The last message of their own of those members who sent one after this.
+    /// The place of each member's own last message after this one, if there is any.
     ///
-    /// One round trip. The index of `(chatRoomId, senderId, seq)` has all that is asked for.
+    /// One round trip. The index of `(chatRoomId, senderId, seq)` covers the query.
     async fn sent_after(&self, after: HashMap<Member, Seq>) -> EngineResult<HashMap<Member, Seq>> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -135,10 +135,10 @@ impl Database {
 
     /// The last message of each range of places that has one.
     ///
-    /// One round trip as a rule. The answer is as long as the ranges are many, not as they are long: highest places first,
-    /// each range a walk backwards in an index, and whichever ranges are not in the answer are asked for again.
-    /// (A `$lookup` for each range would do the same in one round trip, but of servers other than MongoDB some read the
-    /// whole collection for it.)
+    /// One round trip as a rule. The answer's size depends on the number of ranges, not on their length: highest places
+    /// first, each range a walk backwards in an index, and ranges that are not in the answer are queried again.
+    /// (A `$lookup` for each range would do the same in one round trip, but some servers other than MongoDB read the whole
+    /// collection for it.)
     async fn last_in<K: Eq + Hash, T: DeserializeOwned>(
         &self,
         mut ranges: HashMap<K, Document>,
@@ -166,27 +166,27 @@ impl Database {
         Ok(last)
     }
 
-    /// What these members of a room, or this member of these rooms, have seen and set. Their devices are left out.
+    /// The documents of these members of a room, or of this member of these rooms, without devices.
     async fn members(&self, filter: Document, at_most: usize) -> EngineResult<Vec<MemberDocument>> {
         self.find(MEMBERS, Find::all(filter).only(doc! { "devices": 0 }).at_most(at_most)).await
     }
 }
 
-/// Who, in which room.
+/// A room and a user in it.
 type Member = (RoomId, UserId);
 
-/// Picks one member's document.
+/// Matches one member's document.
 fn member(room: &RoomId, user: &UserId) -> Document {
     doc! { "userId": user.as_str(), "chatRoomId": room.as_str() }
 }
 
-/// Fits every room that a user is in, those included that another system wrote and that were not adopted yet.
+/// Matches every room that a user is in, including another system's rooms that were not adopted yet.
 fn rooms_of(user: &UserId) -> Document {
     let user = user.as_str();
     doc! { "$or": [{ "memberIds": user }, { "user1Id": user }, { "user2Id": user }] }
 }
 
-/// Who is in a room, as an expression on its document. What a direct room's two fields say holds, as everywhere.
+/// A room's members, as an expression on its document. A direct room's two fields take precedence, as everywhere.
 fn members_now() -> Document {
     doc! { "$cond": [{ "$gt": ["$user1Id", null] }, ["$user1Id", "$user2Id"], "$memberIds"] }
 }

@@ -1,4 +1,4 @@
-//! What all hops share: the connections, the queues' layout, publishing.
+//! The parts that all hops share: the connections, the queues' layout, publishing.
 
 use std::sync::Arc;
 
@@ -17,10 +17,10 @@ use crate::outage::Outage;
 use crate::publish::{Publisher, Unpublished};
 use crate::{ENGINE, Options};
 
-/// The broker's idea of a heartbeat, in seconds: who is silent for about twice as long is dead.
+/// The heartbeat in seconds: a peer that is silent for about twice as long counts as dead.
 const HEARTBEAT: u16 = 2;
 
-/// What all hops share.
+/// Shared by all hops.
 pub(crate) struct Broker {
     pub(crate) layout: Layout,
     /// The connection that receives.
@@ -63,7 +63,7 @@ impl Broker {
         join(self.sending.close(), self.receiving.close()).await;
     }
 
-    /// Events for a hop's queue; with `due`, for the wait queue on the way to it, unless that is soon.
+    /// Messages for a hop's queue; with `due`, for the wait queue on the way to it, unless `due` is soon.
     ///
     /// # Errors
     /// `Permanent` when an event has no JSON.
@@ -83,7 +83,7 @@ impl Broker {
         envelope::write(hop, &queue, events, attempt, due)
     }
 
-    /// Publishes to queues of this hop, in order; returns when the broker has them all.
+    /// Publishes to queues of this hop, in order; returns when the broker has confirmed all.
     pub(crate) async fn publish(&self, hop: &Hop, messages: impl Into<Arc<[Outgoing]>>) -> EngineResult<()> {
         let messages = messages.into();
         if messages.is_empty() {
@@ -101,7 +101,7 @@ impl Broker {
         Err(EngineError::unavailable(ENGINE, failure.applied(), failure))
     }
 
-    /// Sets aside what can't be read; returns when it is safe there.
+    /// Dead-letters unreadable events; returns when the broker has confirmed them.
     pub(crate) async fn dead_letter(&self, hop: &Hop, messages: Vec<Outgoing>) {
         let messages: Arc<[Outgoing]> = messages.into();
         let mut outage = Outage::new(format!("setting aside events of {}", hop.name));

@@ -1,5 +1,5 @@
-//! Declaring queues: a hop's when it is first used on a connection, and again on the next connection, because the broker
-//! may have lost its disk in between. What is there already costs some 60 µs, what is new some 3 ms.
+//! Declares queues: a hop's when it is first used on a connection, and again on the next connection, because the broker may
+//! have lost its disk in between. An existing queue costs some 60 µs, a new one some 3 ms.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,20 +16,20 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::ENGINE;
 use crate::layout::{Declaration, LAYOUT, Layout};
 
-/// How long all queues of a hop may take: a broker that is not frozen is done in a fraction of it.
+/// How long all queues of a hop may take: a broker that is not frozen needs a fraction of it.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long a queue that was missed stays missing before it is declared again. One that is declared within milliseconds of
-/// its deletion inherits the deleted one's consumers: it hands them messages that they never see (checked on 3.10.8).
+/// How long a missing queue stays missing before it is declared again. A queue that is declared within milliseconds of its
+/// deletion inherits the deleted one's consumers: it pushes messages to them that they never receive (checked on 3.10.8).
 const LET_GO: Duration = Duration::from_secs(1);
 
 /// The broker's codes for "access refused", "locked by another connection" and "declared with other arguments".
 const REFUSALS: [u16; 3] = [403, 405, 406];
 
-/// Why the broker did not do what was asked.
+/// Why the broker did not do what was requested.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    /// It never will.
+    /// Permanent.
     #[error(
         "the queue {queue} is there with other arguments than those of layout {LAYOUT} ({source}): let the version of \
              Naru that declared it work it off, then stop all and delete it"
@@ -38,10 +38,10 @@ pub(crate) enum Failure {
     /// The connection, or its channel, is broken.
     #[error(transparent)]
     Broken(#[from] lapin::Error),
-    /// It cancelled a subscription: the queue was deleted, or moved to another node.
+    /// The broker cancelled a subscription: the queue was deleted, or moved to another node.
     #[error("the broker cancelled the subscription")]
     Cancelled,
-    /// It does not answer.
+    /// The broker does not answer.
     #[error("no answer within {0:?}")]
     Silent(Duration),
 }
@@ -55,12 +55,12 @@ impl From<Failure> for EngineError {
     }
 }
 
-/// ReceiverState while declaring. A queue that another connection is just declaring is there before it works, and one who
-/// subscribes to it then has the connection closed (3.10.8: "541 INTERNAL_ERROR", `noproc` in the broker's log). So the two
-/// connections of a process don't declare side by side; two processes that meet on a new broker find back by themselves.
+/// Locked while queues are declared. A queue that another connection is declaring exists before it works, and a subscriber to
+/// it then has its connection closed (3.10.8: "541 INTERNAL_ERROR", `noproc` in the broker's log). So the two connections of
+/// a process don't declare concurrently; two processes that meet on a new broker recover by themselves.
 pub(crate) type Turn = Arc<Mutex<()>>;
 
-/// Which hops' queues are known to be there, on one connection.
+/// Which hops' queues are known to exist, on one connection.
 #[derive(Debug)]
 pub(crate) struct Declared {
     hops: Mutex<HashMap<&'static str, Known>>,
@@ -78,7 +78,7 @@ impl Declared {
         Self { hops: Mutex::default(), turn }
     }
 
-    /// Makes sure that a hop's queues are there.
+    /// Makes sure that a hop's queues exist.
     pub(crate) async fn ensure(
         &self,
         connection: &Connection,
@@ -98,7 +98,7 @@ impl Declared {
         Ok(())
     }
 
-    /// One of the hop's queues was missed: they are declared again before the next use.
+    /// One of the hop's queues is missing: they are declared again before the next use.
     pub(crate) async fn missed(&self, hop: &Hop) {
         self.hops.lock().await.insert(hop.name, Known::MissedAt(Instant::now()));
     }

@@ -1,5 +1,5 @@
-//! Events as an AMQP message: the body is a JSON array of events of one queue, and what only the queue knows of them (which
-//! try, not before when) stands in the headers.
+//! Events as an AMQP message: the body is a JSON array of events of one queue, and the headers hold the queue's own data
+//! about them (attempt, earliest delivery).
 
 use std::fmt::Display;
 
@@ -14,22 +14,22 @@ use serde_json::value::RawValue;
 use crate::ENGINE;
 use crate::layout::LAYOUT;
 
-/// Which try it is, from 1. Absent: the first.
+/// The attempt, from 1. Absent: the first.
 const ATTEMPT: &str = "attempt";
-/// In milliseconds since 1970: it is not delivered before. Absent: at once.
+/// The earliest delivery, in milliseconds since 1970. Absent: at once.
 const NOT_BEFORE: &str = "notBefore";
-/// By which [`LAYOUT`] it was written.
+/// The [`LAYOUT`] of the message.
 const WRITTEN_BY: &str = "layout";
-/// On parked messages: where it came from, and what is wrong with it.
+/// On parked messages: the queue it came from, and why it can't be read.
 const QUEUE: &str = "queue";
 const REASON: &str = "reason";
 
-/// How many events a message holds at most: what a receiver holds is bounded by its messages.
+/// How many events a message holds at most: a receiver's buffer is bounded in messages.
 const MAX_EVENTS: usize = 256;
-/// How long its body becomes at most, but for an event that is longer by itself.
+/// How many bytes its body has at most, unless one event is longer by itself.
 const MAX_BYTES: usize = 1 << 20;
 
-/// AMQP's word for "survives the broker".
+/// AMQP's delivery mode for "survives the broker".
 const PERSISTENT: u8 = 2;
 
 /// A message to publish.
@@ -47,7 +47,7 @@ pub(crate) struct Incoming<T: Payload> {
     pub(crate) events: Vec<Event<T>>,
     pub(crate) attempt: u32,
     pub(crate) not_before: Option<Timestamp>,
-    /// What of it can't be read.
+    /// Its unreadable parts.
     pub(crate) unreadable: Vec<Unreadable>,
     properties: BasicProperties,
 }
@@ -59,10 +59,10 @@ pub(crate) struct Unreadable {
     reason: String,
 }
 
-/// Events for a queue, in as few messages as may be.
+/// Events for a queue, in as few messages as possible.
 ///
 /// # Errors
-/// `Permanent` when one has no JSON.
+/// `Permanent` when an event has no JSON.
 pub(crate) fn write<'a, T: Payload>(
     hop: &Hop,
     queue: &ShortString,
@@ -119,7 +119,7 @@ pub(crate) fn read<T: Payload>(delivery: Delivery) -> Incoming<T> {
     Incoming { events, attempt, not_before, unreadable, properties }
 }
 
-/// All at once; one by one where one can't be read.
+/// All at once; one by one where an event can't be read.
 fn read_events<T: Payload>(body: Vec<u8>) -> (Vec<Event<T>>, Vec<Unreadable>) {
     let unreadable = |body: Vec<u8>, reason: &dyn Display| Unreadable { body, reason: reason.to_string() };
     match serde_json::from_slice::<Vec<Event<T>>>(&body) {
@@ -143,8 +143,8 @@ fn read_events<T: Payload>(body: Vec<u8>) -> (Vec<Event<T>>, Vec<Unreadable>) {
 }
 
 impl<T: Payload> Incoming<T> {
-    /// What of it can't be read, for the queue of those, with its headers. Of other systems' properties, only what tells
-    /// what it is: a time to live would let it vanish.
+    /// Its unreadable parts, for the queue of parked messages, with its headers. Of other systems' properties, only those
+    /// that identify it: a time to live would delete it.
     pub(crate) fn dead_letters(&mut self, from: &ShortString, parked: &ShortString) -> Vec<Outgoing> {
         let message = |Unreadable { body, reason }| {
             tracing::error!(queue = from.as_str(), reason, "an event can't be read; it is set aside");

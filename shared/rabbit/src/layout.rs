@@ -1,15 +1,15 @@
-//! What lies in the broker: the names and arguments of all queues. Pure.
+//! The names and arguments of all queues in the broker. Pure.
 //!
-//! A queue's arguments can't be changed once it is there (the broker refuses another declaration), so nothing that
-//! configuration may change is among them: a step's length is in its queue's name.
+//! A queue's arguments can't be changed once it exists (the broker refuses another declaration), so they hold nothing that
+//! configuration may change: a step's length is in its queue's name.
 //!
 //! | queue | for |
 //! |---|---|
 //! | `naru.accepted.0` … | an ordered hop: one queue per partition, one active consumer each |
 //! | `naru.accepted.receivers` | always empty; every receiver of that hop consumes it, so its consumers are counted |
 //! | `naru.offline` | a durable hop |
-//! | `naru.offline.wait.5s` … | what comes to `naru.offline` after five seconds |
-//! | `naru.parked` | what could not be read, with the headers `queue` and `reason`: for an operator |
+//! | `naru.offline.wait.5s` … | events that return to `naru.offline` after five seconds |
+//! | `naru.parked` | unreadable events, with the headers `queue` and `reason`: for an operator |
 
 use std::time::Duration;
 
@@ -20,13 +20,13 @@ use naru_model::{RoomId, partition_of};
 use crate::Options;
 use crate::steps::{self, Steps};
 
-/// The version of names, arguments and messages. 1 had one event in each message.
+/// The version of names, arguments and messages. Version 1 had one event in each message.
 pub(crate) const LAYOUT: i32 = 2;
 
-/// How often a quorum queue may see one message come back before it drops it. Never: the broker has no word for that (in
-/// 3.10 -1 means at once, and since 4.0 the default is 20), so it is more often than a message can come back. Of all
-/// arguments this is the one whose exact value does not matter, so it tells the layouts apart: the broker refuses to
-/// declare the queue of another layout, so its messages are not read by the wrong version.
+/// How often a message may return to a quorum queue before the queue drops it. No value means never (in 3.10 -1 means at
+/// once, and since 4.0 the default is 20), so this is more often than a message can return. Of all arguments this is the one
+/// whose exact value does not matter, so it distinguishes the layouts: the broker refuses to declare the queue of another
+/// layout, so its messages are not read by the wrong version.
 const DELIVERY_LIMIT: i32 = 1_000_000_000 + LAYOUT;
 
 /// The names and arguments of all queues of one deployment.
@@ -37,7 +37,6 @@ pub(crate) struct Layout {
     pub(crate) steps: Steps,
 }
 
-/// A queue to declare.
 pub(crate) struct Declaration {
     pub(crate) queue: ShortString,
     pub(crate) arguments: FieldTable,
@@ -87,12 +86,12 @@ impl Layout {
         format!("{}.{below}", self.namespace).into()
     }
 
-    /// What every deployment has, whichever hops it uses.
+    /// The queue of every deployment, whichever hops it uses.
     pub(crate) fn common(&self) -> Declaration {
         quorum(self.parked(), [])
     }
 
-    /// Everything that a hop needs. No queue has a bound of its own: the broker's memory and disk alarms are theirs.
+    /// All queues of a hop. None has a bound of its own: the broker's memory and disk alarms bound them.
     pub(crate) fn declarations(&self, hop: &Hop) -> Vec<Declaration> {
         let mut queues = vec![self.common()];
         let single =
@@ -108,7 +107,7 @@ impl Layout {
         queues
     }
 
-    /// At-least-once dead-lettering needs an overflow that refuses, though these queues have no bound.
+    /// At-least-once dead-lettering needs an overflow policy that rejects, though these queues have no bound.
     fn wait_queue_declaration(&self, hop: &Hop, step: Duration) -> Declaration {
         let millis = i64::try_from(steps::millis(step)).unwrap_or(i64::MAX);
         let arguments = [

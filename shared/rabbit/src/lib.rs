@@ -1,33 +1,34 @@
 //! The bus on RabbitMQ 3.10 or later: quorum queues, publisher confirms, partitions by room.
 //!
-//! - **Sending** is publishing with confirms on a connection of its own. What is sent together is one message for each queue:
-//!   a JSON array of its events, acked together. [`EngineResult`] says whether it may have happened when there is no
-//!   confirm. While there is no connection `send` fails at once: what matters is in the store, whose sweep sends it again.
+//! - **Sending** is publishing with confirms on a connection of its own. The events of one send are one message for each
+//!   queue: a JSON array, acked together. Without a confirm [`EngineResult`] states whether the send may have been applied.
+//!   While there is no connection `send` fails at once: the store has what is needed, and its sweep sends it again.
 //! - **Ordered hops** are `partitions` queues with one active consumer each. Every receiver subscribes to all of them, the
-//!   broker has one wait behind the other, and receivers that hold more than their share leave some.
+//!   broker activates one at a time, and receivers that hold more than their share leave some.
 //! - **Durable hops** are one queue each, and a wait queue for each step of a delay. A retry is a confirmed publish to a wait
-//!   queue, then an acknowledgement: so it outlives the process that asked for it.
-//! - **What can't be read** is set aside in `naru.parked`, event by event, and holds up nothing.
-//! - **Nothing is silently dead.** A lost connection, a closed channel and a cancelled subscription all end in a loop that
+//!   queue, then an acknowledgement: so it survives the process that requested it.
+//! - **Unreadable events** are dead-lettered to `naru.parked` one by one, and hold up nothing.
+//! - **No failure stays silent.** A lost connection, a closed channel and a cancelled subscription all end in a loop that
 //!   declares and subscribes again; it is logged once when it begins and once when it is over.
-//! - **The broker may be down at the start.** [`Rabbit::open`] then connects after it has returned, [`Rabbit::ping`] says
-//!   that it is not there, and receivers just have nothing to receive. Only a broker that refuses is an error, and one that
-//!   has queues of an older layout of Naru.
+//! - **The broker may be down at the start.** [`Rabbit::open`] then connects after it has returned, [`Rabbit::ping`] answers
+//!   `Unavailable`, and receivers have nothing to receive. Only a broker that refuses is an error, and one that has queues of
+//!   another layout of Naru.
 //!
 //! # Delays
-//! A retry comes not before its delay is over and at most half a second after it: it goes through the longest wait queue that
-//! the rest of its delay fills, then through the next, and a receiver holds it for the last fraction of the shortest step.
-//! On ordered hops it is exact, and the count of attempts starts over when a partition moves to another receiver.
+//! A retried event is delivered not before its delay is over and at most half a second after it: it goes through the longest
+//! wait queue that fits the rest of its delay, then through the next, and a receiver holds it for the last fraction of the
+//! shortest step. On ordered hops the delay is exact, and the count of attempts starts over when a partition moves to another
+//! receiver.
 //!
-//! What falls due while the broker is starting is late: it offers a message that the hop's queue could not take yet again
-//! after three minutes. Its setting `dead_letter_worker_publisher_confirm_timeout` (milliseconds, in `advanced.config`)
-//! makes that less.
+//! An event that falls due while the broker is starting is late: if the hop's queue could not take it yet, the broker retries
+//! after three minutes. Its setting `dead_letter_worker_publisher_confirm_timeout` (milliseconds, in `advanced.config`) makes
+//! that less.
 
 //! # What a batch costs
-//! A batch costs by the queues it touches, not by its events: a quorum queue writes and confirms each message, and each ack.
-//! `examples/batches.rs` sends a batch over 1,000 rooms, receives and acknowledges all of it, then sends the next. On RabbitMQ
-//! 3.10.8, one node, two cores that were busy with other work (so times are medians, and vary by half); CPU time of the
-//! broker and of the driver per event, and the time until the last event is acknowledged:
+//! The cost of a batch depends on its queues, not on its events: a quorum queue writes and confirms each message, and each
+//! ack. `examples/batches.rs` sends a batch over 1,000 rooms, receives and acknowledges all of it, then sends the next. On
+//! RabbitMQ 3.10.8, one node, two cores that were busy with other work (so times are medians, and vary by half); CPU time of
+//! the broker and of the driver per event, and the time until the last event is acknowledged:
 //!
 //! | partitions | 1 event | 4 | 16 | 64 | 256 |
 //! |---|---|---|---|---|---|
@@ -35,9 +36,9 @@
 //! | 16 | 590 + 230 µs, 0.7 ms | 270 + 85 µs, 1.1 ms | 107 + 37 µs, 1.8 ms | 35 + 14 µs, 2.5 ms | 11 + 6 µs, 3.2 ms |
 //! | 32 | 780 + 280 µs, 1.1 ms | 302 + 98 µs, 1.4 ms | 133 + 39 µs, 2.6 ms | 60 + 21 µs, 4.7 ms | 18 + 8 µs, 5.1 ms |
 //!
-//! So there is one unless more are configured, and up to that many processes share a hop. (The figures were taken when each
-//! message was acked by itself.) The same 64 events as messages of their own in 32 queues cost the broker 102 µs each (lapin
-//! alone, one channel per queue).
+//! So one partition is the default, and at most as many processes as partitions share a hop. (The figures were taken when
+//! each message was acked by itself.) The same 64 events as messages of their own in 32 queues cost the broker 102 µs each
+//! (lapin alone, one channel per queue).
 
 mod broker;
 mod bus;
@@ -68,18 +69,18 @@ use crate::broker::Broker;
 /// The engine's name in its errors.
 const ENGINE: &str = "RabbitMQ";
 
-/// How the bus lies in the broker.
+/// How the bus is laid out in the broker.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Into how many partitions rooms are spread, from 1. It must be the same for all processes and for ever, and equal to
-    /// the store's.
+    /// Into how many partitions rooms are spread, from 1. It must never change, and be the same for all processes and for the
+    /// store.
     pub partitions: u32,
-    /// What all queues' names begin with: 1–64 characters of `A-Z a-z 0-9 . _ -`.
+    /// The prefix of all queues' names: 1–64 characters of `A-Z a-z 0-9 . _ -`.
     pub namespace: String,
-    /// What the delays of retries are made of, in whole milliseconds: one wait queue of each durable hop for each.
+    /// The steps of retry delays, in whole milliseconds: each durable hop has one wait queue for each.
     pub wait_steps: Vec<Duration>,
     /// How long a send may go without its confirms before it gives up. A broker that is out of memory or disk takes nothing
-    /// and does not say so.
+    /// and returns no error.
     pub publish_timeout: Duration,
 }
 
@@ -94,15 +95,15 @@ impl Default for Options {
     }
 }
 
-/// A process's place at the broker: two connections, one to send and one to receive, because a broker that is out of
-/// memory stops reading from those who send.
+/// A process's two connections to the broker, one to send and one to receive, because a broker that is out of memory stops
+/// reading from connections that send.
 pub struct Rabbit {
     broker: Arc<Broker>,
 }
 
 impl Rabbit {
     /// Connects to the broker at an `amqp:` or `amqps:` URL (user, password, virtual host and TLS by the URL, the trusted
-    /// roots are the system's). One that can't be reached yet is waited for after this returns.
+    /// roots are the system's). A broker that can't be reached yet is waited for after this returns.
     ///
     /// # Errors
     /// `Permanent`, when the URL or an option makes no sense, or the broker refuses the user or the virtual host, or has
@@ -138,7 +139,7 @@ impl Rabbit {
         timeout(PATIENCE, self.broker.ping()).await.map_err(late)?
     }
 
-    /// Waits for the confirms of what is being sent, at most [`Options::publish_timeout`], and closes both connections.
+    /// Waits for the confirms of sends in flight, at most [`Options::publish_timeout`], and closes both connections.
     /// Afterwards `send` fails and nothing is received.
     pub async fn close(&self) {
         self.broker.close().await;

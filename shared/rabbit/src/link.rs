@@ -1,8 +1,8 @@
 //! A connection that is made again whenever it is lost.
 //!
-//! lapin can restore a connection by itself, with all that was on it; it is not asked to. Delivery tags,
-//! unacknowledged batches and unconfirmed messages of the old connection mean nothing on the new one, and only their owners
-//! know what to do about that. So each connection is a [`Session`] with a number of its own, and its users see it end.
+//! lapin's own recovery of connections is not used. Delivery tags, unacknowledged batches and unconfirmed messages of the old
+//! connection mean nothing on the new one, and only their owners can handle that. So each connection is a [`Session`] with a
+//! number of its own, and its users are notified when it ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,12 +19,13 @@ use crate::ENGINE;
 use crate::declare::{Declared, Turn, code};
 use crate::outage::Outage;
 
-/// How long a broker may take to greet. A frozen one accepts connections and says nothing; when it goes on, so does the
-/// greeting. Each one given up costs a thread until the broker closes it (lapin's, which can't be stopped): not too soon.
+/// How long a broker may take for the handshake. A frozen broker accepts connections and sends nothing; when it resumes, so
+/// does the handshake. Each abandoned connection costs a thread of lapin's, which can't be stopped, until the broker closes
+/// it: so this is not short.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// How long a broker may take to say goodbye.
+/// How long a broker may take to close a connection.
 const GOODBYE: Duration = Duration::from_secs(2);
-/// How often a connection is asked whether it lives, beside the events that say so.
+/// How often a connection's state is checked, beside the events that report it.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// The broker's codes for "wrong user or password" and "no such virtual host".
 const REFUSALS: [u16; 2] = [403, 530];
@@ -32,7 +33,7 @@ const REFUSALS: [u16; 2] = [403, 530];
 /// A connection in use.
 #[derive(Clone)]
 pub(crate) struct Session {
-    /// Each connection of a link has another.
+    /// Unique among the connections of a link.
     pub(crate) number: u64,
     pub(crate) connection: Arc<Connection>,
     pub(crate) declared: Arc<Declared>,
@@ -112,7 +113,7 @@ impl Keeper {
                     outage.ended();
                     let Some(reason) = stop.run_until_cancelled(ended(&connection)).await else {
                         self.sessions.send_replace(None);
-                        // One that does not answer sees the connection end.
+                        // A broker that does not answer detects the connection's end.
                         let _late = timeout(GOODBYE, connection.close(200, "done".into())).await;
                         return;
                     };
@@ -150,8 +151,8 @@ impl Keeper {
     }
 }
 
-/// Waits for the end of a connection; why it ended. Meanwhile it tells when the broker takes no messages for want of memory
-/// or disk.
+/// Waits for the end of a connection; returns the reason. Meanwhile it logs when the broker takes no messages for want of
+/// memory or disk.
 async fn ended(connection: &Connection) -> String {
     let mut events = connection.events_listener();
     let mut look = tokio::time::interval(LOOK_EVERY);
@@ -163,7 +164,7 @@ async fn ended(connection: &Connection) -> String {
                     tracing::warn!(why, "the broker takes no messages for now; sends wait");
                 }
                 Event::ConnectionUnblocked => tracing::info!("the broker takes messages again"),
-                // A channel's errors come here, too.
+                // A channel's errors are reported here, too.
                 Event::Error(error) => reason = Some(error.to_string()),
                 _ => {}
             },

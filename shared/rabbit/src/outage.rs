@@ -1,4 +1,4 @@
-//! What is tried again until it works, and is spoken of twice: when it began to fail, and when it works again.
+//! An operation that is retried until it works, and is logged twice: when it begins to fail, and when it works again.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ const BASE: Duration = Duration::from_millis(50);
 /// … up to this: a broker that is back is found within it.
 const CAP: Duration = Duration::from_secs(1);
 
-/// One thing's troubles.
+/// The failures of one operation.
 pub(crate) struct Outage {
-    /// What fails, in words.
+    /// The operation, in words.
     what: String,
     since: Option<Instant>,
     failures: u32,
@@ -22,7 +22,7 @@ impl Outage {
         Self { what: what.into(), since: None, failures: 0 }
     }
 
-    /// It failed. Said the first time.
+    /// It failed. Logged the first time.
     pub(crate) fn began(&mut self, reason: &dyn std::fmt::Display) {
         if self.since.is_none() {
             self.since = Some(Instant::now());
@@ -30,7 +30,7 @@ impl Outage {
         }
     }
 
-    /// It works. Said when it had failed.
+    /// It works. Logged if it had failed.
     pub(crate) fn ended(&mut self) {
         self.failures = 0;
         if let Some(since) = self.since.take() {
@@ -38,7 +38,7 @@ impl Outage {
         }
     }
 
-    /// Waits before the next attempt, spread by full jitter so that those who failed together don't come back together.
+    /// Waits before the next attempt, spread by full jitter so that operations that failed together are not retried together.
     pub(crate) async fn wait(&mut self) {
         let ceiling = BASE.saturating_mul(1 << self.failures.min(10)).min(CAP);
         self.failures += 1;

@@ -1,11 +1,11 @@
-//! Publishing with confirms: a message counts as sent when the broker says that it is safe.
+//! Publishing with confirms: a message counts as sent when the broker confirms it.
 //!
-//! **One send per channel at a time.** The broker returns what it can't route before it confirms it, and lapin hands the
-//! return out with whichever confirm of the channel comes next. Alone on its channel, a send knows that the return is its
-//! own.
+//! **One send per channel at a time.** The broker returns an unroutable message before it confirms it, and lapin passes the
+//! return on with whichever confirm of the channel comes next. With one send on its channel, the return is that send's own.
 //!
-//! **Bounded.** At most [`CHANNELS`] sends are on their way. One that is not awaited any more keeps its place until the broker
-//! has answered or the connection is lost, so a broker that is out of memory, and silently takes nothing, does not fill ours.
+//! **Bounded.** At most [`CHANNELS`] sends are in flight. A send that is no longer awaited keeps its permit until the broker
+//! has answered or the connection is lost, so a broker that is out of memory, and takes nothing without an error, does not
+//! fill this process's memory.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::envelope::Outgoing;
 use crate::link::Session;
 use crate::started::Started;
 
-/// How many sends: each worker of a process has one in flight for each hop that it sends to, or two.
+/// How many sends: each worker of a process has one or two in flight for each hop that it sends to.
 const CHANNELS: usize = 16;
 
 /// Why messages were not published, or not all of them.
@@ -42,7 +42,7 @@ pub(crate) enum Unpublished {
 }
 
 impl Unpublished {
-    /// Whether some of the messages may have got there.
+    /// Whether some of the messages may have reached the broker.
     pub(crate) fn applied(&self) -> Applied {
         match self {
             Self::Full => Applied::No,
@@ -69,7 +69,7 @@ impl Publisher {
 
     /// Publishes in order; returns when all are confirmed.
     ///
-    /// Cancelled, or timed out, what was begun goes on: it may get there.
+    /// After a cancellation or time-out a send goes on: it may reach the broker.
     pub(crate) async fn publish(
         &self,
         session: &Session,
@@ -83,7 +83,10 @@ impl Publisher {
         let publishing = tokio::spawn(async move {
             let channel = channel(&session, &idle).await?;
             let answer = transmit(&channel, &messages).await;
-            idle.lock().unwrap_or_else(PoisonError::into_inner).push((session.number, channel));
+            // On a channel that failed, confirms of this send may still come.
+            if !matches!(answer, Err(Unpublished::Broken(_))) {
+                idle.lock().unwrap_or_else(PoisonError::into_inner).push((session.number, channel));
+            }
             drop(place);
             answer
         });
@@ -93,7 +96,7 @@ impl Publisher {
         }
     }
 
-    /// Waits until nothing is on its way any more, or until the time-out.
+    /// Waits until no send is in flight, or until the time-out.
     pub(crate) async fn finish(&self) {
         let all = self.places.acquire_many(u32::try_from(CHANNELS).unwrap_or(u32::MAX));
         let _late = timeout_at(Instant::now() + self.timeout, all).await;
@@ -119,7 +122,7 @@ async fn transmit(channel: &Channel, messages: &Arc<[Outgoing]>) -> Result<(), U
     let begun: Vec<_> = (0..messages.len()).map(begin).collect();
     let mut outcome = Ok(());
     for publishing in begun {
-        // All are awaited: the next send on this channel is to meet no return of this one.
+        // All are awaited: the next send on this channel must not receive a return of this one.
         let confirmation = publishing.end().await?;
         let is_nack = confirmation.is_nack();
         if let Some(returned) = confirmation.take_message() {
@@ -131,9 +134,9 @@ async fn transmit(channel: &Channel, messages: &Arc<[Outgoing]>) -> Result<(), U
     outcome
 }
 
-/// Publishes one message; its confirm.
+/// Publishes one message; returns its confirm.
 async fn publish(channel: Channel, messages: Arc<[Outgoing]>, nth: usize) -> lapin::Result<Confirmation> {
-    // Without `mandatory` the broker confirms what it throws away.
+    // Without `mandatory` the broker confirms messages that it discards.
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let Outgoing { queue, properties, body } = &messages[nth];
     // The default exchange routes to the queue of the key's name.

@@ -1,20 +1,20 @@
 //! Receiving a hop.
 //!
-//! Every partition has a subscription of its own, on a channel of its own, kept up by a task of its own; a durable hop is
-//! one partition. A message is acked when all its events are acknowledged: together with what else is finished within 50 ms,
-//! since the broker writes each ack down like a message. What if the process dies before? It comes again, and is recognised,
-//! like what comes again because the worker died before it acknowledged.
+//! Every partition has a subscription of its own, on a channel of its own, kept up by a task of its own; a durable hop is one
+//! partition. A message is acked when all its events are acknowledged, together with other messages finished within 50 ms,
+//! since the broker writes each ack down like a message. If the process dies before the ack, the message is redelivered and
+//! recognised, like one whose worker died before it acknowledged.
 //!
-//! **Ordered hops.** The broker has one active subscriber per partition and pushes to it alone, up to the prefetch; of what
-//! was pushed, one batch at a time is in a worker's hands. What is retried waits here, in its old place, and the broker
-//! does not hear of it. What if the process dies here? The broker sees the connection end and delivers all that is not
-//! acked to the next in line, in order. If it hangs instead, the broker sees it after two missed heartbeats.
+//! **Ordered hops.** The broker has one active subscriber per partition and pushes to it alone, up to the prefetch; of the
+//! pushed events, one batch at a time is outstanding (delivered to a worker). A retried event waits here, in its old place,
+//! and the broker is not notified. If the process dies here, the connection ends and the broker delivers all unacked messages
+//! to the next subscriber, in order. If it hangs instead, the broker detects that after two missed heartbeats.
 //!
-//! **Durable hops.** Receivers compete. What is retried is published to a wait queue, confirmed, and only then acknowledged.
-//! What if the process dies here? Before the confirm: the broker delivers it again, with the same attempt. Between confirm
-//! and ack: it comes at once and once more after the delay. A receiver that is not asked for long publishes what it has
-//! buffered once more, and takes no more until it is asked again: nothing lies here while another receiver could work on
-//! it, and the broker, which closes a channel that holds a message for half an hour, has no reason to.
+//! **Durable hops.** Receivers compete. A retried event is published to a wait queue, confirmed, and only then acknowledged.
+//! If the process dies before the confirm, the broker delivers the event again, with the same attempt; between confirm and
+//! ack, at once and once more after the delay. A receiver whose `receive` is not called for long publishes its buffered
+//! events once more, and takes no more until the next call: no event waits here while another receiver could work on it, and
+//! the broker, which closes a channel that holds a message for half an hour, has no reason to do so.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -46,14 +46,14 @@ use crate::outage::Outage;
 use crate::state::{Placed, ReceiverState, lock};
 use crate::subscription::{CHUNK, close, consume, failed, subscribe};
 
-/// A receiver of a durable hop that was not asked for so long keeps nothing.
+/// A receiver of a durable hop buffers nothing once `receive` was not called for so long.
 const UNASKED: Duration = Duration::from_secs(10);
 
-/// What is finished within so long is acked together, unless it is a quarter of the prefetch before.
+/// Messages finished within this time are acked together; a quarter of the prefetch is acked at once.
 const ACK_WITHIN: Duration = Duration::from_millis(50);
 
-/// How many messages of a partition, each of at most 256 events, may be in a receiver's hands and buffers. On a durable hop also
-/// how many pushes of one lane, if they were sent one by one, one process can work on side by side.
+/// How many messages of a partition, each of at most 256 events, a receiver may hold, outstanding or buffered. On a durable
+/// hop also how many pushes of one lane, if they were sent one by one, one process can work on concurrently.
 fn prefetch(kind: Kind) -> u16 {
     match kind {
         Kind::Ordered => 64,
@@ -73,7 +73,7 @@ pub(crate) struct Shared<T: Payload> {
     pub(crate) state: Mutex<ReceiverState<T>>,
     /// There is more to receive, or `receive` waits.
     changed: Notify,
-    /// Something was finished.
+    /// A message may be finished.
     finished: Notify,
 }
 
@@ -85,7 +85,7 @@ enum Ended {
     Stopped,
 }
 
-/// One subscription. What is spawned for it ends with it.
+/// One subscription. Tasks spawned for it end with it.
 #[derive(Clone)]
 struct Subscription {
     partition: usize,
@@ -102,7 +102,7 @@ impl<T: Payload> RabbitReceiver<T> {
         let (changed, finished) = (Notify::new(), Notify::new());
         let shared = Arc::new(Shared { hop, broker, state, changed, finished });
         let stop = CancellationToken::new();
-        // In an order of its own: receivers that start together share the partitions from the first.
+        // In random order: receivers that start together share the partitions from the start.
         let mut partitions: Vec<u32> = (0..count).collect();
         partitions.shuffle(&mut rand::rng());
         for partition in partitions {
@@ -116,7 +116,7 @@ impl<T: Payload> RabbitReceiver<T> {
     }
 }
 
-/// `receive` waits.
+/// Marks that `receive` waits.
 struct ReceiveGuard<'a, T: Payload>(&'a Shared<T>);
 
 impl<'a, T: Payload> ReceiveGuard<'a, T> {
@@ -171,7 +171,7 @@ impl<T: Payload> Drop for RabbitReceiver<T> {
     }
 }
 
-/// Where one receiver is told what became of its deliveries.
+/// Receives the acks and retries of one receiver's deliveries.
 struct Acknowledger<T: Payload>(Arc<Shared<T>>);
 
 impl<T: Payload> fmt::Debug for Acknowledger<T> {
@@ -199,7 +199,7 @@ impl<T: Payload> Acknowledge for Acknowledger<T> {
         let (mut events, number, some_are_gone) = lock(&shared.state).remove(tags);
         events.iter_mut().for_each(|event| event.attempt += 1);
         let due = (!after.is_zero()).then(|| Timestamp::now().after(after));
-        // To its end, even if the caller does not wait for it: half done, the events would be in no hands and not waiting.
+        // To its end, even if the caller is cancelled: half done, the events would be neither outstanding nor waiting.
         let publishing = tokio::spawn(shared.clone().publish_again(number, events, due));
         let published = publishing.await.unwrap_or_else(|ended| Err(unavailable(Applied::Unknown, ended)));
         published.and(answer(some_are_gone))
@@ -223,7 +223,7 @@ fn unavailable(applied: Applied, reason: impl Into<BoxError>) -> EngineError {
 }
 
 impl<T: Payload> Shared<T> {
-    /// Acks what is finished, soon after it is.
+    /// Acks finished messages, soon after they are finished.
     async fn keep_acking(self: Arc<Self>) {
         loop {
             self.finished.notified().await;
@@ -232,7 +232,7 @@ impl<T: Payload> Shared<T> {
         }
     }
 
-    /// One partition's subscription, again and again, until the receiver is gone.
+    /// Subscribes to one partition, again and again, until the receiver is gone.
     async fn keep_subscribed(self: Arc<Self>, partition: u32, stop: CancellationToken) {
         let queue = self.broker.layout.queue(&self.hop, partition);
         let mut outage = Outage::new(format!("the subscription to {queue}"));
@@ -306,7 +306,7 @@ impl<T: Payload> Shared<T> {
         }
     }
 
-    /// Publishes what is buffered once more, and returns when `receive` waits again. What is in hand stays in hand.
+    /// Publishes buffered events once more, and returns when `receive` waits again. Outstanding events stay outstanding.
     async fn pause(
         self: &Arc<Self>,
         channel: &Channel,
@@ -315,7 +315,7 @@ impl<T: Payload> Shared<T> {
     ) -> Result<(), Failure> {
         let consumer = deliveries.get_ref().tag();
         channel.basic_cancel(consumer, BasicCancelOptions::default()).await?;
-        // The rest of what was pushed before the broker heard of it.
+        // The rest of what the broker pushed before it received the cancel.
         while let Some(chunk) = deliveries.next().await {
             self.take_over(chunk, this)?;
         }
@@ -343,7 +343,7 @@ impl<T: Payload> Shared<T> {
         }
     }
 
-    /// Takes over what the broker pushed.
+    /// Takes over pushed deliveries.
     fn take_over(
         self: &Arc<Self>,
         chunk: Vec<lapin::Result<lapin::message::Delivery>>,
@@ -386,8 +386,8 @@ impl<T: Payload> Shared<T> {
         Ok(())
     }
 
-    /// Publishes events of a durable hop once more, not to be delivered before `due`; then they are acknowledged where they
-    /// came from. If the broker can't take them, they wait here.
+    /// Publishes events of a durable hop once more, not to be delivered before `due`; then acknowledges the originals. If the
+    /// broker can't take them, they wait here.
     async fn publish_again(
         self: Arc<Self>,
         number: u64,
@@ -408,7 +408,7 @@ impl<T: Payload> Shared<T> {
             let mut state = lock(&self.state);
             match &published {
                 Ok(()) if state.finish(0, number, events.iter().map(|placed| placed.place).collect()) => {
-                    // At once: until then a process that dies brings them back before they are due.
+                    // At once: if the process dies before these acks, the events are redelivered before they are due.
                     acks = state.ack_finished();
                 }
                 Ok(()) => some_are_gone = true,

@@ -1,8 +1,8 @@
 //! How receivers of an ordered hop come to even shares of its partitions.
 //!
-//! RabbitMQ gives a partition to the first that subscribed, so the first receiver has them all. One that holds more than its
-//! share leaves some and subscribes again, behind all others. One that holds no more than its share never leaves, so a
-//! partition moves on until it comes to a receiver that has less than its share, and then stays.
+//! RabbitMQ gives a partition to the first subscriber, so the first receiver has them all. A receiver that holds more than
+//! its share leaves some and subscribes again, behind all others. One that holds no more than its share never leaves, so a
+//! partition moves on until a receiver with less than its share has it, and then stays.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +18,13 @@ use crate::receive::Shared;
 use crate::state::lock;
 use crate::subscription::{close, consumers, failed, subscribe};
 
-/// How often a receiver looks whether it holds more than its share.
+/// How often a receiver checks whether it holds more than its share.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// At most so many are left at a time: each hand-over delivers again what was buffered, and may reorder it.
+/// At most so many are left at a time: each hand-over redelivers buffered events, and may reorder them.
 const MAX_AT_ONCE: usize = 8;
 
 impl<T: Payload> Shared<T> {
-    /// Leaves what is more than this receiver's share, until the receiver is gone.
+    /// Leaves the partitions beyond this receiver's share, until the receiver is gone.
     pub(crate) async fn keep_sharing(self: Arc<Self>, stop: CancellationToken) {
         let mut outage = Outage::new(format!("counting the receivers of {}", self.hop.name));
         while let Some(session) = stop.run_until_cancelled(self.broker.receiving.up()).await {
@@ -33,8 +33,8 @@ impl<T: Payload> Shared<T> {
         }
     }
 
-    /// A partition's own consumers can't be counted: of a queue with a single active consumer the broker counts only that
-    /// one (checked on 3.10.8). So all receivers also consume a queue that stays empty.
+    /// A partition's own consumers can't be counted: of a queue with a single active consumer the broker counts only that one
+    /// (checked on 3.10.8). So all receivers also consume a queue that stays empty.
     ///
     /// Ends without a failure when the receiver is gone.
     async fn share(
@@ -60,7 +60,7 @@ impl<T: Payload> Shared<T> {
                     "more receivers than partitions: the others stand by"
                 );
             }
-            // Not on a number that only one look has seen.
+            // Only on a number that two checks in a row have found.
             if receivers == before {
                 let mut state = lock(&self.state);
                 let leaving = to_leave(state.partitions(), partitions, receivers);
@@ -77,7 +77,7 @@ impl<T: Payload> Shared<T> {
     }
 }
 
-/// How many to leave now, of those held, with so many receivers.
+/// How many of the held partitions to leave now.
 fn to_leave(held: usize, partitions: usize, receivers: usize) -> usize {
     let share = partitions.div_ceil(receivers.max(1));
     held.saturating_sub(share).min(MAX_AT_ONCE)
@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(to_leave(1, 32, 64), 0, "more receivers than partitions");
     }
 
-    /// A partition's line of receivers, the active one in front, and when it was last handed over.
+    /// A partition's receivers, the active one first, and when it was last handed over.
     #[derive(Clone, Default)]
     struct Line {
         receivers: VecDeque<usize>,
@@ -119,7 +119,7 @@ mod tests {
             held.collect()
         }
 
-        /// All receivers look once; whether one of them left a partition. What came last goes first.
+        /// All receivers check once; returns whether one left a partition. The last acquired is left first.
         fn look(&mut self, receivers: &[usize]) -> bool {
             let before = self.hand_overs;
             for receiver in receivers {
@@ -134,7 +134,7 @@ mod tests {
             self.hand_overs > before
         }
 
-        /// After so many looks with these receivers it comes to rest; others have gone, new ones subscribed.
+        /// The number of checks until shares are stable; other receivers have gone, new ones subscribed.
         fn comes_to_rest(&mut self, receivers: &[usize]) -> usize {
             for line in &mut self.lines {
                 line.receivers.retain(|receiver| receivers.contains(receiver));

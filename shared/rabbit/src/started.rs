@@ -1,7 +1,7 @@
-//! A request to the broker that is in line before it is awaited.
+//! A request to the broker that is queued before it is awaited.
 //!
-//! lapin puts a request's frames in the connection's line when its future is first polled, not when it is made. What
-//! needs an order (messages in a queue, acks on a channel) is begun in that order, under a lock if need be, and awaited
+//! lapin queues a request's frames on the connection when its future is first polled, not when it is made. Requests that need
+//! an order (messages in a queue, acks on a channel) are begun in that order, under a lock if need be, and awaited
 //! afterwards.
 
 use std::pin::Pin;
@@ -13,7 +13,7 @@ pub(crate) enum Started<T> {
 }
 
 impl<T> Started<T> {
-    /// Polls the request once. Its frames are in line when this returns, and stay there if the answer is not awaited.
+    /// Polls the request once. Its frames are queued when this returns, and stay so if the answer is not awaited.
     pub(crate) fn begin(request: impl Future<Output = T> + Send + 'static) -> Self {
         let mut request = Box::pin(request);
         match request.as_mut().poll(&mut Context::from_waker(Waker::noop())) {

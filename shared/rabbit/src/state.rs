@@ -1,5 +1,5 @@
-//! What one receiver holds: its events, and the messages they came in, which the broker waits for. No waiting and no input
-//! or output here; acks are put in the connection's line.
+//! The state of one receiver: its events, and the messages they came in, whose acks the broker waits for. It never waits and
+//! does no input or output; acks are queued on the connection.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -16,8 +16,8 @@ use tokio::time::{Duration, Instant};
 use crate::started::Started;
 use crate::unacked::{Ack, Unacked};
 
-/// An event's place is its message's delivery tag, then its index in the message. That many events are longer than the
-/// longest message that a broker takes.
+/// An event's place is its message's delivery tag, then its index in the message. So many events are longer than the longest
+/// message that a broker accepts.
 const INDEX_BITS: u32 = 20;
 
 /// An event and its place.
@@ -29,7 +29,7 @@ pub(crate) struct Placed<T: Payload> {
 
 pub(crate) struct ReceiverState<T: Payload> {
     inbox: Inbox<T>,
-    /// So many messages of a partition are acked at once, sooner than their time has come.
+    /// So many finished messages of a partition are acked at once, before the interval is over.
     max_finished: usize,
     /// By partition.
     subscriptions: Vec<Subscription>,
@@ -45,18 +45,18 @@ pub(crate) struct ReceiverState<T: Payload> {
 struct Subscription {
     /// None between two subscriptions.
     channel: Option<Channel>,
-    /// How many there were before.
+    /// How many subscriptions came before.
     number: u64,
     unacked: Unacked,
-    /// Since something was delivered on it: since then this receiver is known to be the active one.
+    /// Since the first delivery: since then this receiver is known to be the active one.
     held_since: Option<Instant>,
-    /// It is to be left as soon as nothing of it is in hand.
+    /// It is to be left as soon as none of its events is outstanding.
     is_leaving: bool,
     may_leave: Arc<Notify>,
 }
 
 impl Subscription {
-    /// Puts the acks of what is finished in line. By one caller at a time: in another order they would not be true.
+    /// Queues the acks of finished messages. One caller at a time: in another order they would be wrong.
     fn ack(&mut self) -> Vec<Started<lapin::Result<()>>> {
         let Some(channel) = &self.channel else { return Vec::new() };
         let begin = |Ack { tag, multiple }| {
@@ -80,7 +80,7 @@ impl<T: Payload> ReceiverState<T> {
         }
     }
 
-    /// A subscription begins. Its number, and what tells when its partition may be left.
+    /// Begins a subscription. Returns its number, and the notification that its partition may be left.
     pub(crate) fn begin(&mut self, partition: usize, channel: Channel) -> (u64, Arc<Notify>) {
         self.refused = None;
         let this = &mut self.subscriptions[partition];
@@ -88,22 +88,22 @@ impl<T: Payload> ReceiverState<T> {
         (this.number, this.may_leave.clone())
     }
 
-    /// The subscription has ended, or will: the broker delivers what is not acked again. What is in hand stays in hand.
+    /// The subscription has ended, or will: the broker redelivers unacked messages. Outstanding events remain outstanding.
     pub(crate) fn end(&mut self, partition: usize) {
-        // Not awaited, here and below: what does not get there comes again.
+        // Not awaited, here and below: a message whose ack is lost is redelivered.
         drop(self.subscriptions[partition].ack());
         let Subscription { number, may_leave, .. } = std::mem::take(&mut self.subscriptions[partition]);
         self.subscriptions[partition] = Subscription { number: number + 1, may_leave, ..Default::default() };
         self.inbox.clear(partition);
     }
 
-    /// The receiver is gone: nothing is in hand any more, and nothing will be.
+    /// The receiver is gone: no event is outstanding, now or later.
     pub(crate) fn close(&mut self) {
         (0..self.subscriptions.len()).for_each(|partition| self.end(partition));
         self.inbox.clear_all();
     }
 
-    /// A message was delivered, of so many events. Those that can be read are placed.
+    /// A message of `count` events was delivered. The readable ones are placed.
     pub(crate) fn delivered(
         &mut self,
         partition: usize,
@@ -120,7 +120,7 @@ impl<T: Payload> ReceiverState<T> {
         events.into_iter().zip(0..).map(place).collect()
     }
 
-    /// These wait, as they are, if their subscription has not ended.
+    /// Buffers these events unchanged, unless their subscription has ended.
     pub(crate) fn push(
         &mut self,
         partition: usize,
@@ -140,19 +140,19 @@ impl<T: Payload> ReceiverState<T> {
         self.inbox.take(max, now)
     }
 
-    /// Whether a receiver that was not asked for so long has something.
+    /// Whether events wait although `receive` was not called for `span`.
     pub(crate) fn is_unasked(&self, span: Duration) -> bool {
         !self.is_asked && self.asked_at.elapsed() >= span && self.inbox.waiting() > 0
     }
 
-    /// Takes these out of the worker's hands, of a durable hop. They are of the subscription of this number.
+    /// Removes outstanding events of a durable hop, whose subscription has the returned number.
     pub(crate) fn remove(&mut self, tags: impl IntoIterator<Item = u64>) -> (Vec<Placed<T>>, u64, bool) {
         let Removed { places, some_are_gone } = self.inbox.remove(tags);
         let placed = |Place { place, event, attempt, .. }| Placed { place, event, attempt };
         (places.into_iter().map(placed).collect(), self.subscriptions[0].number, some_are_gone)
     }
 
-    /// These are finished; whether some of them come again nevertheless.
+    /// These events are finished; returns whether some are redelivered nevertheless.
     pub(crate) fn ack(&mut self, tags: Vec<u64>) -> bool {
         let Removed { places, some_are_gone } = self.inbox.remove(tags);
         let mut by_partition: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
@@ -175,7 +175,7 @@ impl<T: Payload> ReceiverState<T> {
         is_here
     }
 
-    /// So many events of this message are finished that have no place.
+    /// `count` events of this message that have no place are finished.
     pub(crate) fn finish_unreadable(&mut self, partition: usize, number: u64, tag: u64, count: usize) {
         self.finish(partition, number, vec![tag << INDEX_BITS; count]);
     }
@@ -188,16 +188,16 @@ impl<T: Payload> ReceiverState<T> {
         }
     }
 
-    /// Tells the broker what is finished: acks in line, which may be awaited.
+    /// Queues the acks of finished messages, which may be awaited.
     pub(crate) fn ack_finished(&mut self) -> Vec<Started<lapin::Result<()>>> {
         self.subscriptions.iter_mut().flat_map(Subscription::ack).collect()
     }
 
-    /// These wait here for their next try; whether some are gone.
+    /// These events wait here for their retry; returns whether some are gone.
     pub(crate) fn retry(&mut self, tags: Vec<u64>, after: Duration, now: Instant) -> bool {
         let Removed { places, some_are_gone } = self.inbox.remove(tags);
         for place in places {
-            // The next receiver would not know of the delay.
+            // The next receiver would not have the delay.
             self.subscriptions[place.partition].is_leaving = false;
             self.inbox.set_closed(place.partition, false);
             self.inbox.retry(place, after, now);
@@ -217,8 +217,8 @@ impl<T: Payload> ReceiverState<T> {
         self.subscriptions.iter().filter(|this| this.held_since.is_some() && !this.is_leaving).count()
     }
 
-    /// Leaves so many partitions, each when nothing of it is in hand; idle ones first, then those that came last, so that
-    /// most stay where they are. One with an event that waits to be tried again stays: its delay and its attempts are
+    /// Leaves `count` partitions, each when none of its events is outstanding; idle ones first, then the last acquired, so
+    /// that most stay where they are. A partition with an event that waits for a retry stays: the delay and the attempts are
     /// known only here.
     pub(crate) fn leave(&mut self, count: usize) {
         let inbox = &mut self.inbox;
@@ -247,13 +247,13 @@ impl<T: Payload> ReceiverState<T> {
         }
     }
 
-    /// Whether a partition is to be left and nothing of it is in hand.
+    /// Whether a partition is to be left and none of its events is outstanding.
     pub(crate) fn leaves(&self, partition: usize) -> bool {
         self.subscriptions[partition].is_leaving && self.inbox.in_hand(partition) == 0
     }
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is guarded is never left half done.
+    // The guarded data is never left half changed.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

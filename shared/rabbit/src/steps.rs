@@ -1,9 +1,9 @@
-//! The delays that the broker can keep: a wait queue for each, because a delay of a message's own would hold up every
+//! The delays that the broker can keep: a wait queue for each, because a message's own time to live would hold up every
 //! shorter one behind it. A delay between two steps goes through several wait queues, one after the other.
 
 use std::time::Duration;
 
-/// How much later than asked an event may come again, if that spares it one more way round.
+/// How much later than requested an event may be delivered, if that saves a wait queue.
 const TOLERANCE: Duration = Duration::from_millis(500);
 
 /// The steps of all hops, shortest first.
@@ -11,7 +11,7 @@ const TOLERANCE: Duration = Duration::from_millis(500);
 pub(crate) struct Steps(Vec<Duration>);
 
 impl Steps {
-    /// Of whole milliseconds, which is what the broker counts in; a step of nothing is none.
+    /// Rounds to whole milliseconds, the broker's unit; a step of zero is left out.
     pub(crate) fn new(steps: &[Duration]) -> Self {
         let whole = steps.iter().map(|step| Duration::from_millis(millis(*step)));
         let mut steps: Vec<_> = whole.filter(|step| !step.is_zero()).collect();
@@ -24,8 +24,8 @@ impl Steps {
         &self.0
     }
 
-    /// The longest step that ends before what remains of a delay, or hardly after it. None when what remains is so short
-    /// that a receiver holds the event.
+    /// The longest step that ends before the rest of a delay, or hardly after it. None when the rest is so short that a
+    /// receiver holds the event.
     pub(crate) fn next(&self, remaining: Duration) -> Option<Duration> {
         let fits = |step: &&Duration| remaining + TOLERANCE.min(**step / 2) >= **step;
         self.0.iter().rev().find(fits).copied()

@@ -1,4 +1,4 @@
-//! What every subscription has: a channel, a way to begin, a way to fail.
+//! The steps that all subscriptions share: begin, close, count consumers, fail.
 
 use std::time::Duration;
 
@@ -17,13 +17,13 @@ use crate::outage::Outage;
 pub(crate) const CHUNK: usize = 64;
 /// How long the broker may take to close a channel.
 const GOODBYE: Duration = Duration::from_secs(2);
-/// The wait before a broker that refused is asked again: an operator has to do something first.
+/// The wait before the next attempt at a broker that refused: an operator has to act first.
 const REFUSED: Duration = Duration::from_secs(5);
 
 /// Subscribes to one of a hop's queues, which is declared first if need be.
 ///
-/// **Not to be cancelled**: lapin keeps a consumer whose beginning was not awaited, and with it the channel. It would be
-/// pushed messages for ever, and nothing would take them.
+/// **Not to be cancelled**: lapin keeps a consumer whose beginning was not awaited, and with it the channel. The broker would
+/// push messages to it for ever, and nothing would take them.
 pub(crate) async fn subscribe(
     broker: &Broker,
     session: &Session,
@@ -45,13 +45,13 @@ pub(crate) async fn consume(channel: &Channel, queue: &ShortString) -> lapin::Re
 }
 
 /// Closes a channel on which a consumer is still subscribed: a consumer that is dropped first is cancelled first, and the
-/// next in line is then pushed new events before those that were pushed to this one.
+/// broker then pushes new events to the next subscriber before those that it pushed to this one.
 pub(crate) async fn close(channel: &Channel) {
-    // What the broker does not hear now, it hears with the connection's end.
+    // A broker that does not receive this closes the channel with the connection.
     let _late = timeout(GOODBYE, channel.close(200, "done".into())).await;
 }
 
-/// How many consume a queue; of one with a single active consumer, whether one does.
+/// The number of a queue's consumers; of a queue with a single active consumer, 0 or 1.
 pub(crate) async fn consumers(channel: &Channel, queue: &ShortString) -> lapin::Result<u32> {
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let declared = channel.queue_declare(queue.clone(), passive, FieldTable::default()).await?;
@@ -61,10 +61,10 @@ pub(crate) async fn consumers(channel: &Channel, queue: &ShortString) -> lapin::
 /// A subscription failed: logs it, and waits before the next attempt.
 pub(crate) async fn failed(hop: &Hop, session: &Session, failure: &Failure, outage: &mut Outage) {
     if let Failure::Refused { .. } = failure {
-        // The receiver answers with it.
+        // `receive` answers with it.
         return sleep(REFUSED).await;
     }
-    // The link logs the connection's end, once for all that was on it.
+    // The link logs the connection's end, once for all its subscriptions.
     if session.is_up() {
         outage.began(failure);
         // The queue may have been deleted.

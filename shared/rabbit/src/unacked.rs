@@ -1,4 +1,4 @@
-//! Which messages of a channel the broker still waits for, and the fewest acks that tell it more.
+//! The messages of a channel whose acks the broker waits for, and the fewest acks for the finished ones.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 pub(crate) struct Unacked {
     /// How many events of each message are not acknowledged yet.
     in_hand: BTreeMap<u64, usize>,
-    /// The messages without such an event, which the broker has not been told of.
+    /// The messages without such an event that are not acked yet.
     finished: Vec<u64>,
 }
 
@@ -15,7 +15,7 @@ pub(crate) struct Unacked {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ack {
     pub(crate) tag: u64,
-    /// This one and all before it.
+    /// Acks this one and all before it.
     pub(crate) multiple: bool,
 }
 
@@ -24,7 +24,7 @@ impl Unacked {
         self.in_hand.insert(tag, events);
     }
 
-    /// One event each of these messages is acknowledged; how many messages there are to ack now.
+    /// One event of each of these messages is acknowledged; returns how many messages there are to ack now.
     pub(crate) fn acknowledge(&mut self, events: impl IntoIterator<Item = u64>) -> usize {
         for tag in events {
             if let Some(left) = self.in_hand.get_mut(&tag) {
@@ -38,8 +38,8 @@ impl Unacked {
         self.finished.len()
     }
 
-    /// The acks of what is finished. They are only true in this order: an ack of a tag that an earlier one included closes the
-    /// channel.
+    /// The acks of finished messages. They are valid only in this order: an ack of a tag that an earlier one included closes
+    /// the channel.
     pub(crate) fn acks(&mut self) -> Vec<Ack> {
         let mut finished = std::mem::take(&mut self.finished);
         finished.sort_unstable();

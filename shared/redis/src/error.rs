@@ -1,12 +1,12 @@
-//! What a failure of Redis means for a request: the one place where the driver's errors become the engine's.
+//! The meaning of Redis's failures for a request: the one place where the driver's errors become the engine's.
 
 use naru_engines::{Applied, EngineError};
 use redis::{ErrorKind, ParsingError, RedisError, ServerErrorKind};
 
-/// How errors name this engine.
+/// This engine's name in errors.
 pub(crate) const ENGINE: &str = "redis";
 
-/// Sorts a failure by what to do next. `applied` is what is known of the request if it may be asked again.
+/// Classifies a failure by the next step. `applied` is the request's known effect if it may be repeated.
 pub(crate) fn engine_error(error: RedisError, applied: Applied) -> EngineError {
     match error.kind() {
         ErrorKind::Parse | ErrorKind::UnexpectedReturnType => EngineError::poison(ENGINE, error),
@@ -15,18 +15,17 @@ pub(crate) fn engine_error(error: RedisError, applied: Applied) -> EngineError {
     }
 }
 
-/// What is stored, or what was answered, is not what Naru writes.
+/// A stored or answered value is not one that Naru writes.
 pub(crate) fn unreadable(error: ParsingError) -> EngineError {
     EngineError::poison(ENGINE, error)
 }
 
-/// The server has this connection, but is not the one to write to any more: its successor is found by connecting
-/// anew.
+/// Whether the server of this connection no longer accepts writes: connecting anew finds its successor.
 pub(crate) fn is_demoted(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown))
 }
 
-/// Whether the same request may succeed later, without a change of it.
+/// Whether the same request, unchanged, may succeed later.
 fn is_passing(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Io | ErrorKind::ClusterConnectionNotFound => true,
@@ -38,13 +37,13 @@ fn is_passing(error: &RedisError) -> bool {
             | ServerErrorKind::ReadOnly
             | ServerErrorKind::Moved
             | ServerErrorKind::Ask => true,
-            // The one plain `ERR` that passes by itself.
+            // The one plain `ERR` that is transient.
             ServerErrorKind::ResponseError => {
                 error.detail().is_some_and(|detail| detail.starts_with("max number of clients"))
             }
             _ => false,
         },
-        // Out of memory; replicas missing; its disk is full; a script runs for too long.
+        // Out of memory; replicas missing; disk full; a script that runs too long.
         _ => matches!(error.code(), Some("OOM" | "NOREPLICAS" | "MISCONF" | "BUSY")),
     }
 }
@@ -55,7 +54,7 @@ mod tests {
 
     use super::*;
 
-    /// What the driver makes of an error line of the server.
+    /// The driver's error for an error line of the server.
     fn answered(line: &str) -> RedisError {
         let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).expect("an error line");
         value.extract_error().expect_err("an error")

@@ -1,4 +1,4 @@
-//! Commands on keys, on one server or on a cluster. On a cluster every command touches one key, so that it has a place.
+//! Commands on keys, on one server or on a cluster. On a cluster every command touches one key, so that it has one node.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -18,10 +18,10 @@ use crate::error::{ENGINE, engine_error, unreadable};
 use crate::link::Link;
 use crate::servers::{CONNECT_WITHIN, Servers};
 
-/// How many commands of one batch a cluster is asked at the same time.
+/// How many commands of one batch are in flight to a cluster.
 const AT_ONCE: usize = 512;
 
-/// A script. It is sent once; from then on the server knows it by its hash.
+/// A script. It is sent once; from then on the server finds it by its hash.
 pub(crate) struct Lua {
     code: &'static str,
     hash: OnceLock<String>,
@@ -70,7 +70,7 @@ impl Request {
     }
 }
 
-/// The same command for a server that does not know the script: with its code in place of its hash.
+/// The same command for a server that does not have the script: with its code in place of its hash.
 fn in_full(script: &Lua, command: &Cmd) -> Cmd {
     let mut full = Cmd::new();
     full.arg("EVAL").arg(script.code);
@@ -82,10 +82,10 @@ fn in_full(script: &Lua, command: &Cmd) -> Cmd {
     full
 }
 
-/// Where the keys are.
+/// The server or cluster of the keys.
 pub(crate) enum Keys {
     Server(Box<Link>),
-    /// A cluster, whose client finds the node of a key, and the new one when it moves or a node dies.
+    /// A cluster, whose client finds a key's node, and the new one when the key moves or a node dies.
     Cluster {
         /// Clones share their connections.
         connection: ClusterConnection,
@@ -126,17 +126,17 @@ impl Keys {
         if self.is_cluster() { 1 } else { 5_000 }
     }
 
-    /// Answers one request.
+    /// Sends one request.
     pub(crate) async fn one<T: FromRedisValue>(&self, request: Request) -> EngineResult<T> {
         let mut answers = self.all(vec![request]).await?;
         answers.pop().ok_or_else(|| EngineError::poison(ENGINE, "an answer is missing"))
     }
 
-    /// Answers all of these, in their order. They are under way at the same time, so a thousand take about as long as
-    /// one; nothing is promised about the order in which they are carried out.
+    /// Sends all of these; the answers are in their order. They are in flight at the same time, so a thousand take about
+    /// as long as one; the order in which they are executed is undefined.
     ///
     /// # Errors
-    /// When one of them fails: the others may have been carried out.
+    /// When one of them fails: the others may have been executed.
     pub(crate) async fn all<T: FromRedisValue>(&self, requests: Vec<Request>) -> EngineResult<Vec<T>> {
         let scripts: Vec<(usize, &Lua, Cmd)> = requests
             .iter()
@@ -144,7 +144,7 @@ impl Keys {
             .filter_map(|(place, request)| Some((place, request.script?, request.command.clone())))
             .collect();
         let mut answers = self.send(requests.into_iter().map(|request| request.command)).await?;
-        // A server that was started, emptied or promoted since has never seen the script.
+        // A server that was started, emptied or promoted since does not have the script.
         let (places, unknown): (Vec<usize>, Vec<Cmd>) = scripts
             .iter()
             .filter(|(place, ..)| {

@@ -1,4 +1,4 @@
-//! Who does what only one should do: a key with the holder's name, which expires by itself.
+//! Leases for work of one process: each is a key with the holder's name, which expires.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -2,37 +2,37 @@
 //!
 //! | part | where | when Redis loses it |
 //! |---|---|---|
-//! | live | Pub/Sub: `chat:<room>`, `naru:news`, `naru:gateway:<id>` | gateways receive `Interrupted`, and phones `SYNC` |
+//! | live | Pub/Sub: `chat:<room>`, `naru:news`, `naru:gateway:<id>` | gateways receive `Interrupted`; phones send `SYNC` |
 //! | presence | keys `naru:gateway:<id>`, `naru:presence:<user>` | gateways attach their sessions again; last seen begins anew |
 //! | proofs | keys `naru:proofs:<time>:<shard>` | a push too many |
 //! | leases | keys `naru:lease:<name>` | another holder may take over |
 //!
 //! **Any plain subscriber of `chat:*` receives every message**, and nothing else, as one JSON object with the fields
-//! of the `CHAT` frame; beside them stand `recipients`, those of the members who are connected, and `origin`, the
-//! session that sent it. Everything else, of whatever room, goes over Naru's own channels.
+//! of the `CHAT` frame, and with `recipients`, the connected members, and `origin`, the sending session. All other
+//! events, of whatever room, go over Naru's own channels.
 //!
-//! # What it needs
+//! # Requirements
 //! - Redis 6.2 or Valkey, and the permission to use `INFO cluster`, scripts, and everything under `naru:` and
 //!   `chat:`.
-//! - **A Redis of its own**, or a cluster: Pub/Sub knows no database numbers, so two deployments on one server
+//! - **A Redis of its own**, or a cluster: Pub/Sub has no database numbers, so two deployments on one server
 //!   would receive each other's messages.
-//! - `maxmemory-policy noeviction`. Keys are small and expire by themselves, but for those of connected users.
-//! - No persistence is needed. Without it, a restart forgets when users were last seen.
+//! - `maxmemory-policy noeviction`. Keys are small and expire by themselves, except those of connected users.
+//! - No persistence is needed. Without it, a restart loses users' last-seen times.
 //!
 //! # When it can't be reached
-//! Calls fail (`Unavailable`): after a second or two while it hangs, at once while it does not listen. Nothing is kept
-//! for later but which sessions were detached meanwhile. Connections are made again by themselves. A gateway receives
-//! `Interrupted` at once when its connection is closed and after three to four seconds of silence, and `Restored` when
-//! it has received its own heartbeat through a new one.
+//! Calls fail (`Unavailable`): after a second or two while it hangs, at once while it refuses connections. Only the
+//! sessions that were detached meanwhile are kept for a retry. Connections are reopened automatically. A gateway
+//! receives `Interrupted` at once when its connection is closed and after three to four seconds of silence, and
+//! `Restored` when it has received its own heartbeat through a new one.
 //!
 //! # On a cluster
-//! Messages are published and received through any one node, since nodes pass on to each other what is published.
-//! **What a broken link between two nodes loses is not announced**: it is the one loss that L1 does not cover here.
-//! A phone sees by the `seq` that something is missing. Between messages published by different processes through
-//! different nodes there is no order, either.
+//! Messages are published and received through any one node, since nodes forward published messages to each other.
+//! **A loss on a broken link between two nodes is not reported**: it is the one loss that L1 does not cover here.
+//! A phone detects it by a gap in `seq`. Messages that different processes publish through different nodes have no
+//! order, either.
 //!
-//! Each key is asked for by a command of its own, all of them at once: looking up 256 users is 256 commands there, and two
-//! on one server. The proofs of one time are spread over eight sets, so that no node has all the work of the moment.
+//! Each key has a command of its own, and all are sent at once: a look-up of 256 users is 256 commands there, and two on
+//! one server. The proofs of one time are spread over eight sets, so that no node has the whole load.
 
 mod error;
 mod keys;
@@ -63,12 +63,11 @@ use crate::proofs::RedisProofs;
 use crate::publish::PubSub;
 use crate::servers::Servers;
 
-/// What can be chosen.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How many signals a gateway may fall behind before it receives `Interrupted`. It does, too, at 32 MiB.
+    /// How many signals a gateway may fall behind before it receives `Interrupted`; also at 32 MiB of them.
     pub live_backlog: usize,
-    /// How long Redis may take to answer a call, once there is a connection. Making one takes a second at most.
+    /// How long Redis may take to answer a call on an open connection. Connecting takes a second at most.
     pub answer_within: Duration,
 }
 
@@ -78,7 +77,7 @@ impl Default for Options {
     }
 }
 
-/// The live layer on one Redis. Two connections, shared by all that is done, and one for each subscription.
+/// The live layer on one Redis. Two connections, shared by all calls, and one for each subscription.
 pub struct Redis {
     live: Arc<PubSub>,
     presence: Arc<RedisPresence>,
@@ -87,21 +86,21 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Connects to `redis://[user:password@]host:port/[database]`, or with TLS to `rediss://…`, which trusts what
-    /// the system trusts. Of a cluster, name some nodes, separated by commas; that it is one, the server says. (A
-    /// comma in a password is written `%2C`.)
+    /// Connects to `redis://[user:password@]host:port/[database]`, or with TLS to `rediss://…`, which trusts the
+    /// system's certificates. For a cluster, name some nodes, separated by commas; the server reports that it is one.
+    /// (A comma in a password is written `%2C`.)
     ///
     /// # Errors
     /// `Permanent` when the URL can't be read, the password is wrong, or several servers are named that are no
     /// cluster. `Unavailable`, within four seconds, when there is no connection: a service that starts before its
-    /// Redis does asks again for as long as [`EngineError::is_transient`] says so.
+    /// Redis retries while [`EngineError::is_transient`] holds.
     pub async fn open(url: &str, options: Options) -> EngineResult<Self> {
         let servers = Arc::new(Servers::parse(url)?);
         let publishing = Arc::new(Link::new(servers.clone(), options.answer_within));
         let keys = if is_cluster(&publishing).await? {
             Keys::of_cluster(&servers, options.answer_within).await?
         } else if servers.count() == 1 {
-            // Of their own, so that a look-up does not wait behind a batch of messages.
+            // A connection of their own: a look-up does not wait behind a batch of messages.
             Keys::Server(Box::new(Link::new(servers.clone(), options.answer_within)))
         } else {
             let why = "several servers are named, but they are no cluster (cluster_enabled:0)";
@@ -121,17 +120,17 @@ impl Redis {
         self.live.clone()
     }
 
-    /// Who is connected, and where.
+    /// Users' live sessions.
     pub fn presence(&self) -> Arc<dyn Presence> {
         self.presence.clone()
     }
 
-    /// What was proven to have arrived.
+    /// Proofs of received messages.
     pub fn proofs(&self) -> Arc<dyn Proofs> {
         self.proofs.clone()
     }
 
-    /// Who does what only one should do.
+    /// Leases for work of one process.
     pub fn leases(&self) -> Arc<dyn Leases> {
         self.leases.clone()
     }

@@ -1,4 +1,4 @@
-//! One connection to one server, made when it is needed and made anew when it is lost.
+//! One connection to one server, opened when it is needed and reopened when it is lost.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,16 +14,16 @@ use tokio::time::{Instant, timeout};
 use crate::error::{ENGINE, engine_error, is_demoted};
 use crate::servers::Servers;
 
-/// After a failed attempt to connect, calls fail at once for up to this long, doubling up to the second.
+/// After a failed attempt to connect, calls fail at once for up to the first, doubling up to the second one.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// A longer batch is written in parts, which are answered while later ones are still on their way.
+/// A longer batch is written in parts, which are answered while later ones are still in flight.
 const PART: usize = 1_000;
 
-/// A connection that all callers share. What one call sends goes out in one piece and is answered in its order; calls
-/// don't wait for each other's answers.
+/// A connection that all callers share. A call's commands are sent together and answered in their order; calls don't
+/// wait for each other's answers.
 ///
-/// A connection on which an answer did not come in time is thrown away. So a server that hangs can't collect requests:
-/// those that were not yet written die with the connection.
+/// A connection with an answer that is late is dropped. So a server that hangs can't collect requests: those that were
+/// not yet written are discarded with the connection.
 pub(crate) struct Link {
     servers: Arc<Servers>,
     answer_within: Duration,
@@ -32,10 +32,10 @@ pub(crate) struct Link {
 
 struct State {
     connection: Option<MultiplexedConnection>,
-    /// Which connection this is: one that was replaced meanwhile is not thrown away a second time.
+    /// The connection's number: one that was replaced meanwhile is not dropped a second time.
     number: u64,
     backoff: Backoff,
-    /// Until when no request is tried, and why.
+    /// Until when calls fail at once, and why.
     pause: Option<(Instant, String)>,
 }
 
@@ -47,11 +47,10 @@ impl Link {
         Self { servers, answer_within, state: Mutex::new(state) }
     }
 
-    /// Sends commands and answers what the server said to each, in their order. One round trip, however many they
-    /// are.
+    /// Sends commands and returns the server's answers, in their order. One round trip, however many they are.
     ///
     /// # Errors
-    /// When there is no connection, or it breaks, or the answers don't come in time. That the server refuses a
+    /// When there is no connection, or it breaks, or the answers don't come in time. The server's refusal of a
     /// command is an answer.
     pub(crate) async fn send(
         &self,
@@ -93,7 +92,7 @@ impl Link {
         Err(failure)
     }
 
-    /// The connection. A request that comes while one is being made waits for it, and shares its failure.
+    /// The connection. A call made while one is being opened waits for it, and shares its failure.
     async fn connection(&self) -> EngineResult<(u64, MultiplexedConnection)> {
         let mut state = self.state.lock().await;
         if let Some(connection) = &state.connection {
@@ -104,7 +103,7 @@ impl Link {
         {
             return Err(EngineError::unavailable(ENGINE, Applied::No, why.clone()));
         }
-        // The time limit of a call is this link's own: it covers all that the call sends.
+        // `send` has a time limit of its own, which covers all commands of a call.
         let config = AsyncConnectionConfig::new().set_response_timeout(None).set_connection_timeout(None);
         match self.servers.connect(&config).await {
             Ok(connection) => {
@@ -124,7 +123,7 @@ impl Link {
         }
     }
 
-    /// Throws a connection away; calls that are still on it may finish.
+    /// Drops a connection; calls that are still on it may finish.
     async fn give_up(&self, number: u64) {
         let mut state = self.state.lock().await;
         if state.number == number {

@@ -1,17 +1,17 @@
-//! Who is connected. A session counts by its gateway's lease, so nothing is written for a user who just stays.
+//! Presence. A session counts by its gateway's lease, so nothing is written for a user who stays connected.
 //!
-//! | key | holds | goes |
+//! | key | value | expires |
 //! |---|---|---|
 //! | `naru:gateway:<id>` | `renewed`, `until` (milliseconds since 1970, by Redis's clock), `resigned` | 30 days after the last renewal |
-//! | `naru:presence:<user>` | when they were last seen, and for each session a line with its id, its gateway and its device | a year after the last session |
+//! | `naru:presence:<user>` | the last-seen time, and for each session a line with its id, its gateway and its device | a year after the last session |
 //!
 //! A user's record is a string, so that one `MGET` reads those of a whole batch: 256 take 30 µs of the server's time, where
 //! as many `HGETALL` took 110 µs and a script that did them 330 µs (Redis 7.0). Line feeds and tabs separate its parts: ids
-//! hold no control characters. (`MGET` answers a key of another type as if it were not there; only Naru writes them.)
+//! hold no control characters. (`MGET` answers a key of another type as missing; only Naru writes these keys.)
 //!
-//! A lease that has lapsed is not removed: it tells when its sessions were last seen, and they count again when it is
-//! renewed, since the process may only have been suspended. The sessions of a gateway that was silent for a day are
-//! removed by the look-up that finds them.
+//! A lapsed lease is not removed: it holds its sessions' last-seen time, and they count again when it is renewed, since
+//! the process may only have been suspended. The look-up that finds sessions of a gateway that was silent for a day
+//! removes them.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,36 +34,36 @@ static ATTACH: Lua = Lua::new(include_str!("scripts/attach.lua"));
 static REMOVE_SESSIONS: Lua = Lua::new(include_str!("scripts/remove_sessions.lua"));
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// How long it is remembered when a gateway last renewed its lease.
+/// How long the time of a gateway's last renewal is kept.
 const RENEWAL_KEPT: Duration = Duration::from_secs(30 * DAY.as_secs());
-/// How long it is remembered when a user without a session was last seen. After that they were never seen.
+/// How long the last-seen time of a user without a session is kept. After that, the user counts as never seen.
 const SEEN_KEPT: Duration = Duration::from_secs(365 * DAY.as_secs());
 /// Sessions of a gateway that was silent for this long are removed.
 const REMOVED_AFTER: Duration = DAY;
-/// How many sessions still to be detached are remembered: all of a big gateway's. Beyond, they count until it ends.
+/// How many sessions still to be detached are kept: all of a big gateway's. Any further ones count until it ends.
 const MAX_PENDING: usize = 100_000;
 
 pub(crate) struct RedisPresence {
     keys: Arc<Keys>,
-    /// Sessions whose `detach` may have failed. Their gateway lives, so they would count if it were not repeated.
+    /// Sessions whose `detach` may have failed. Their gateway runs, so they would count if it were not repeated.
     pending: Mutex<HashSet<Attachment>>,
-    /// Gateways whose leases are read together with users' records: all that were found there and may come back.
+    /// Gateways whose leases are read together with users' records: all that were found there and may renew again.
     known: Mutex<Vec<GatewayId>>,
 }
 
-/// What is stored of one user.
+/// One user's stored record.
 #[derive(Default)]
 struct Stored {
     seen: Option<Timestamp>,
     sessions: Vec<(SessionId, GatewayId)>,
 }
 
-/// What is known of a gateway's lease.
+/// A gateway's lease as it was read.
 #[derive(Clone, Copy)]
 struct Lease {
     runs: bool,
     renewed: Option<Timestamp>,
-    /// When it was asked.
+    /// When it was read.
     now: Timestamp,
 }
 
@@ -81,8 +81,8 @@ impl Stored {
 }
 
 impl Lease {
-    /// Whether a session that was attached no later than `seen` will not count again. A lease that is not remembered may be
-    /// one that was never there yet: after Redis has lost everything, sessions come back before renewals.
+    /// Whether a session that was attached no later than `seen` will not count again. A missing lease may not have been
+    /// renewed yet: after Redis has lost everything, sessions are attached again before leases are renewed.
     fn is_abandoned(&self, seen: Option<Timestamp>) -> bool {
         let last = self.renewed.or(seen);
         !self.runs && last.is_some_and(|last| self.now.since(last) > REMOVED_AFTER)
@@ -94,8 +94,8 @@ impl RedisPresence {
         Self { keys, pending: Mutex::default(), known: Mutex::default() }
     }
 
-    /// What is stored of these users, in their order, and the leases of all gateways in it. One round trip, however many
-    /// users, and a second when there is a gateway among them that is not known here.
+    /// These users' records, in their order, and the leases of all gateways in them. One round trip, however many users,
+    /// and a second when one of these gateways is not in `known`.
     async fn look_up(&self, users: &[UserId]) -> EngineResult<(Vec<Stored>, HashMap<GatewayId, Lease>)> {
         let known = locked(&self.known).clone();
         let (stored, mut leases) = try_join(self.records(users), self.leases(&known)).await?;
@@ -139,7 +139,7 @@ impl RedisPresence {
         Ok(gateways.iter().cloned().zip(leases).collect())
     }
 
-    /// Removes the sessions of dead gateways. A round trip only when there are some.
+    /// Removes the sessions of dead gateways. A round trip only when there are any.
     async fn remove_abandoned(
         &self,
         users: &[UserId],
@@ -236,7 +236,7 @@ impl Presence for RedisPresence {
     }
 }
 
-/// Removes sessions of a user, who was last seen on them then; none: now.
+/// Removes sessions of a user, last seen on them at `seen`; none: now.
 fn remove<'a>(
     user: &UserId,
     seen: Option<Timestamp>,
@@ -252,6 +252,6 @@ fn unreadable(key: &str) -> EngineError {
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing that holds one can panic half-way through a change.
+    // No holder can panic half-way through a change.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

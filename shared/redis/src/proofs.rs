@@ -1,7 +1,7 @@
-//! What was proven to have arrived: sets of (message, user), one for the messages of each time, kept for a while.
+//! Proofs of received messages: sets of (message, user), one for the messages of each time, kept for a while.
 //!
-//! Which set a proof is in follows from the message's id, which begins with the second in which it was made. A batch is of
-//! messages that are about as old as each other, so it takes a few commands, however many it holds.
+//! A proof's set follows from the message's id, which begins with the second in which it was made. The messages of a batch
+//! are about equally old, so it takes a few commands, however many it holds.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use crate::names::proofs_key;
 
 static RECORD: Lua = Lua::new(include_str!("scripts/record.lua"));
 
-/// How many seconds' messages share a set. Redis frees an expired set in one piece, during which it serves no request: 2 ms
-/// for 20,000 proofs, but 63 ms for 160,000 (measured on Redis 7.0).
+/// How many seconds of messages share a set. Redis frees an expired set in one piece, during which it serves no request:
+/// 2 ms for 20,000 proofs, but 63 ms for 160,000 (measured on Redis 7.0).
 const BUCKET_SECONDS: u32 = 2;
-/// A set lies on one node of a cluster, so there a bucket is this many sets: all nodes share the work of the moment.
+/// A set lies on one node of a cluster, so there a bucket is this many sets: all nodes share the load.
 const CLUSTER_SHARDS: u8 = 8;
 /// How many proofs one command names: a script can't take more than some thousand arguments.
 const PROOFS_EACH: usize = 4_000;
@@ -36,13 +36,13 @@ impl RedisProofs {
         Self { keys, shards }
     }
 
-    /// Where a message's proofs are.
+    /// A message's bucket and shard.
     fn key(&self, message: MessageId) -> (u32, u8) {
         let [a, b, c, d, .., last] = message.bytes();
         (u32::from_be_bytes([a, b, c, d]) / BUCKET_SECONDS, last % self.shards)
     }
 
-    /// One request for each set and [`PROOFS_EACH`] proofs, and which of the proofs it names.
+    /// One request for each set and [`PROOFS_EACH`] proofs, and the places of its proofs.
     fn requests(
         &self,
         proofs: &[(MessageId, UserId)],

@@ -1,4 +1,4 @@
-//! Publishing: everything that one process publishes goes out on one connection, in its order.
+//! Publishing: one process publishes everything on one connection, in order.
 
 use std::sync::Arc;
 
@@ -17,11 +17,11 @@ use crate::servers::Servers;
 use crate::subscribe;
 use crate::wire::{self, GatewayMessage};
 
-/// How many bytes a command most often takes: a message of a small room. Longer ones cost another allocation.
+/// The usual size of a command: a message of a small room. A longer one costs another allocation.
 const TYPICAL_BYTES: usize = 512;
 
-/// Publish and subscribe. Of a cluster it uses one node at a time, not that of a channel's slot: nodes pass on to each
-/// other whatever is published, and only what is published through one node keeps its order. Clones are the same.
+/// Publish and subscribe. On a cluster it uses one node at a time, not that of a channel's slot: nodes forward all
+/// published messages to each other, and only messages published through one node keep their order. Clones share it.
 #[derive(Clone)]
 pub(crate) struct PubSub {
     link: Arc<Link>,
@@ -48,7 +48,7 @@ impl PubSub {
 
     async fn send(&self, commands: impl IntoIterator<Item = Cmd>) -> EngineResult<()> {
         for answer in self.link.send(commands).await? {
-            // How many subscribers this server has; that it is none is no error.
+            // The number of this server's subscribers; none is no error.
             answer.map_err(|error| engine_error(error, Applied::Unknown))?;
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Where Redis is: one server, or some nodes of a cluster that lead to the others.
+//! Redis's addresses: one server, or some nodes of a cluster that name the others.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,12 +14,12 @@ use tokio::time::timeout;
 
 use crate::error::{ENGINE, engine_error};
 
-/// How long connecting may take, to all servers that are tried one after the other: the network, TLS, the greeting.
+/// How long connecting may take, over all servers that are tried one after the other: network, TLS, handshake.
 pub(crate) const CONNECT_WITHIN: Duration = Duration::from_secs(1);
 
 pub(crate) struct Servers {
     clients: Vec<Client>,
-    /// The one to begin with; moves on when it can't be reached.
+    /// The first to try; advances when it can't be reached.
     first: AtomicUsize,
 }
 
@@ -27,7 +27,7 @@ impl Servers {
     /// Reads URLs that are separated by commas.
     ///
     /// # Errors
-    /// `Permanent` when one can't be read. What it says is safe to log: no URL, and so no password, is in it.
+    /// `Permanent` when one can't be read. The error is safe to log: it has no URL, and so no password.
     pub(crate) fn parse(urls: &str) -> EngineResult<Self> {
         let clients = urls.split(',').map(|url| Client::open(connection_info(url.trim())?));
         let clients: Vec<_> =
@@ -37,12 +37,12 @@ impl Servers {
         Ok(Self { clients, first: AtomicUsize::new(first) })
     }
 
-    /// How many there are: at least one.
+    /// The number of servers: at least one.
     pub(crate) fn count(&self) -> usize {
         self.clients.len()
     }
 
-    /// What a cluster's client starts from.
+    /// The nodes that a cluster's client tries first.
     pub(crate) fn infos(&self) -> impl Iterator<Item = ConnectionInfo> {
         self.clients.iter().map(|client| client.get_connection_info().clone())
     }
@@ -93,7 +93,7 @@ impl Servers {
 
 fn connection_info(url: &str) -> Result<ConnectionInfo, RedisError> {
     let info = url.into_connection_info()?;
-    // RESP3, because what a subscriber receives then comes through the caller's own, bounded queue.
+    // With RESP3, a subscriber's messages come through the caller's own, bounded queue.
     let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
     Ok(info.set_redis_settings(redis).set_tcp_settings(TcpSettings::default().set_nodelay(true)))
 }

@@ -1,5 +1,5 @@
-//! What a gateway's subscription has received and the gateway has not yet taken: a bounded queue between the connection,
-//! which never waits, and the gateway.
+//! A bounded queue of received signals that the gateway has not taken yet, between the connection, which never waits,
+//! and the gateway.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -7,23 +7,23 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// However few signals they are, no more than this is kept unread: what Redis itself keeps for a subscriber that
+/// The most bytes kept unread, however few signals they are: as many as Redis itself buffers for a subscriber that
 /// does not read, by its default of `client-output-buffer-limit pubsub 32mb`.
 const MAX_BYTES: usize = 32 << 20;
 
 /// One entry of the queue.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Received {
-    /// What was published on a channel, not yet parsed.
+    /// A payload that was published on a channel, unparsed.
     Published { channel: String, payload: Vec<u8> },
-    /// What came after the last entry may be lost …
+    /// Signals after the last entry may be lost …
     Interrupted,
     /// … up to here.
     Restored,
 }
 
-/// The queue. Two things interrupt it, and both must be over before it is restored: there is no subscription
-/// (`disconnected`), or what was received is not taken (`full`).
+/// The queue. Two states interrupt it, and both must be over before it is restored: there is no subscription
+/// (`disconnected`), or received signals are not taken (`full`).
 pub(crate) struct SignalBuffer {
     state: Mutex<State>,
     ready: Notify,
@@ -35,11 +35,11 @@ struct State {
     received: VecDeque<Received>,
     /// The sum of the payloads in it.
     bytes: usize,
-    /// Which connection's signals are accepted; an earlier one may still deliver some.
+    /// The connection whose signals are accepted; an earlier one may still deliver some.
     generation: u64,
     /// Between the loss of a subscription and the next one.
     disconnected: bool,
-    /// The queue was full and what came since is dropped, until everything in it was taken.
+    /// The queue was full, and new signals are dropped until everything in it was taken.
     full: bool,
     closed: bool,
 }
@@ -57,7 +57,7 @@ impl SignalBuffer {
         state.generation
     }
 
-    /// A connection has received something.
+    /// A connection has received a signal.
     pub(crate) fn push(&self, generation: u64, channel: String, payload: Vec<u8>) {
         self.change(|state| {
             if state.generation != generation || state.full {
@@ -81,7 +81,7 @@ impl SignalBuffer {
         });
     }
 
-    /// The subscription that began last is in force: all that is published from now on is received.
+    /// The subscription that began last is in force: every signal published from now on is received.
     pub(crate) fn restore(&self) {
         self.change(|state| {
             state.disconnected = false;
@@ -91,14 +91,14 @@ impl SignalBuffer {
         });
     }
 
-    /// Nothing will ever be received again.
+    /// No signal will be received again.
     pub(crate) fn close(&self) {
         self.state().closed = true;
         self.ready.notify_one();
     }
 
-    /// Moves all that is there into `taken`, which is empty; waits until there is something. False when closed. Cancelling
-    /// loses nothing.
+    /// Moves all entries into `taken`, which is empty; waits until there is one. False when closed. Cancelling loses
+    /// nothing.
     pub(crate) async fn take(&self, taken: &mut VecDeque<Received>) -> bool {
         loop {
             {
@@ -111,12 +111,12 @@ impl SignalBuffer {
                     return false;
                 }
             }
-            // Keeps a wake-up that comes between the look and the wait.
+            // `ready` keeps a wake-up between the check and the wait.
             self.ready.notified().await;
         }
     }
 
-    /// Wakes the task that takes only when there was nothing to take before: one wake-up for all that is taken together.
+    /// Wakes the taking task only when there was nothing to take before: one wake-up for all entries taken together.
     fn change(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.state();
         let was_ready = state.is_ready();
@@ -129,7 +129,7 @@ impl SignalBuffer {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing that holds it can panic half-way through a change.
+        // No holder can panic half-way through a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -139,7 +139,7 @@ impl State {
         self.full || !self.received.is_empty()
     }
 
-    /// Says so once, however many reasons there are.
+    /// Adds one entry, however many reasons there are.
     fn interrupt(&mut self) {
         if !self.disconnected && !self.full {
             self.received.push_back(Received::Interrupted);
@@ -163,14 +163,14 @@ mod tests {
 
     use super::*;
 
-    /// What can be taken now: see [`text`].
+    /// The entries to be taken now: see [`text`].
     fn taken(buffer: &SignalBuffer) -> String {
         let mut taken = VecDeque::new();
         buffer.state().take(&mut taken);
         text(taken)
     }
 
-    /// `I`, `R`, and the channels of what was published.
+    /// `I`, `R`, and the channels of payloads.
     fn text(taken: VecDeque<Received>) -> String {
         let texts = taken.into_iter().map(|received| match received {
             Received::Published { channel, .. } => channel,
@@ -245,7 +245,7 @@ mod tests {
             push(&buffer, generation, "c");
             assert_eq!(taken(&buffer), "c");
         }
-        // Lost, then full of what the next subscription brings before it is in force.
+        // Lost, then filled by the next subscription before it is in force.
         let buffer = SignalBuffer::new(2);
         buffer.begin();
         buffer.interrupt();

@@ -1,10 +1,9 @@
-//! Subscribing: a connection of its own that is watched, given up when it falls silent, and made anew.
+//! Subscribing: a connection of its own that is monitored, dropped when it is silent, and reopened.
 //!
-//! A subscriber is not told that its subscription is lost. A connection may be closed (a server that dies, `CLIENT KILL`,
-//! an output buffer that ran over), which is noticed at once; or nothing may come because the server hangs, or the
-//! network lost the connection without a word. So every second a gateway publishes a heartbeat to its own channel,
-//! through the connection on which it publishes everything else. Three seconds in which nothing is received are a loss,
-//! too.
+//! Redis does not notify a subscriber of a lost subscription. A connection may be closed (a server that dies,
+//! `CLIENT KILL`, an output buffer that overflowed), which is detected at once; or nothing may arrive because the server
+//! hangs or the network silently lost the connection. So every second a gateway publishes a heartbeat to its own channel,
+//! through the connection on which it publishes everything else. Three seconds without a received message are a loss, too.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -33,15 +32,15 @@ use crate::wire::{self, Unreadable};
 
 /// How often a gateway sends itself a heartbeat, and checks whether it has received anything since the last check …
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
-/// … and how many checks in a row may find nothing. Checks, not seconds: a process that was itself held up has not
-/// read.
+/// … and how many checks in a row that find nothing are a loss. Checks, not seconds: a process that was itself
+/// suspended has not read.
 const MAX_SILENT_CHECKS: u32 = 3;
-/// How long subscribing may take on a connection that is there, until the first heartbeat is received.
+/// How long subscribing may take on an open connection, until the first heartbeat is received.
 const SUBSCRIBE_WITHIN: Duration = Duration::from_secs(2);
-/// The wait before subscribing again: this, doubling with each failure in a row, up to the second. All gateways
-/// lose a server at the same moment.
+/// The backoff before subscribing again: up to the first, doubling with each failure in a row, up to the second
+/// one. All gateways lose a server at the same moment.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-/// What can't be read is logged at most this often.
+/// Unreadable payloads are logged at most this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Subscribes as a gateway; returns when the subscription is in force.
@@ -67,15 +66,14 @@ struct SubscribedConnection {
     receiver: Arc<PushReceiver>,
 }
 
-/// Where everything that one connection receives arrives. It is called by the task that reads the connection, so it
-/// never waits.
+/// Receives everything from one connection. The task that reads the connection calls it, so it never waits.
 struct PushReceiver {
     buffer: Arc<SignalBuffer>,
     generation: u64,
     /// The gateway's own.
     channel: String,
     heartbeat: Notify,
-    /// Whether anything came since the last check.
+    /// Whether a message came since the last check.
     has_received: AtomicBool,
     closed: CancellationToken,
 }
@@ -118,14 +116,14 @@ impl SubscribedConnection {
         Ok(Self { _connection: connection, receiver })
     }
 
-    /// Waits until the subscription is lost; answers how that showed.
+    /// Waits until the subscription is lost; answers the reason.
     async fn lost(&self, pub_sub: &PubSub, gateway: &GatewayId) -> &'static str {
         let publishing = async {
             let mut ticks = interval(HEARTBEAT_INTERVAL);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 ticks.tick().await;
-                // One that can't be published will be missed.
+                // `watching` detects a missing one.
                 let _missed = pub_sub.heartbeat(gateway).await;
             }
         };
@@ -138,7 +136,7 @@ impl SubscribedConnection {
                     () = self.receiver.closed.cancelled() => return "the connection was closed",
                     _ = ticks.tick() => {}
                 }
-                // Whatever was received counts: a heartbeat may be behind a flood of messages.
+                // Any received message counts: a heartbeat may be queued behind many others.
                 let has_received = self.receiver.has_received.swap(false, Ordering::Relaxed);
                 silent = if has_received { 0 } else { silent + 1 };
                 if silent == MAX_SILENT_CHECKS {
@@ -158,7 +156,7 @@ impl PushReceiver {
         match push.kind {
             PushKind::Disconnection => self.closed.cancel(),
             PushKind::Message | PushKind::PMessage => {
-                // channel, payload; before them the pattern, if it was one.
+                // Channel and payload; before them the pattern, if any.
                 let mut data = push.data.into_iter().rev();
                 let (Some(Value::BulkString(payload)), Some(Value::BulkString(channel))) =
                     (data.next(), data.next())
@@ -180,7 +178,6 @@ impl PushReceiver {
     }
 }
 
-/// Keeps one gateway subscribed.
 struct SubscriptionKeeper {
     pub_sub: PubSub,
     gateway: GatewayId,
@@ -213,16 +210,16 @@ impl SubscriptionKeeper {
 }
 
 impl Drop for SubscriptionKeeper {
-    /// A caller that waits for the next signal after its keeper has died would wait for ever.
+    /// Without this, a caller of `next` would wait for ever after the keeper has ended.
     fn drop(&mut self) {
         self.buffer.close();
     }
 }
 
-/// What a gateway holds of its subscription.
+/// A gateway's side of its subscription.
 pub(crate) struct RedisSubscription {
     buffer: Arc<SignalBuffer>,
-    /// Taken from the buffer, all that was there at once, and not yet answered.
+    /// Entries taken from the buffer at once and not yet returned.
     taken: VecDeque<Received>,
     /// The gateway's own.
     channel: String,
@@ -256,13 +253,13 @@ impl Subscription for RedisSubscription {
                 Ok(None) => {}
                 Err(unreadable) => self.unreadable.log(&channel, &unreadable),
             }
-            // A flood of what concerns no session here must not keep other tasks waiting.
+            // Many events that concern no session here must not delay other tasks.
             consume_budget().await;
         }
     }
 }
 
-/// What could not be read: counted, and logged now and then. Any client of Redis may publish anything.
+/// Unreadable payloads: counted, and logged now and then. Any client of Redis may publish anything.
 #[derive(Default)]
 struct UnreadableLog {
     count: u64,

@@ -1,4 +1,4 @@
-//! What is published, as JSON. A `CHAT` is read by other systems; the rest is Naru's own.
+//! Published payloads, as JSON. Other systems read `CHAT`; the rest is Naru's own.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use crate::names::room_of;
 /// The version of [`GatewayMessage`]. A gateway skips those of another version.
 const VERSION: u8 = 1;
 
-/// What a gateway publishes to itself to check that its subscription works.
+/// A gateway's payload to itself, to check that its subscription works.
 pub(crate) const HEARTBEAT: &[u8] = br#"{"version":1,"type":"BEAT"}"#;
 
-/// What is published to one gateway only.
+/// A message to one gateway only.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct GatewayMessage {
     version: u8,
@@ -41,18 +41,18 @@ impl GatewayMessage {
     }
 }
 
-/// Why a payload was not understood. It says nothing of what is in it: that may be a message's content.
+/// Why a payload can't be read, without any of its content, which may be a message's.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Unreadable {
-    /// Not JSON, or not the JSON that belongs here.
+    /// Not JSON, or not of the expected shape.
     Malformed,
     /// A message to a gateway from another version of Naru.
     Version(u8),
-    /// Something else than a message of the room that the channel is for.
+    /// Not a message of the room that the channel is for.
     Misplaced,
 }
 
-/// Reads what came on the channel of one gateway.
+/// Reads a payload from one gateway's channel.
 pub(crate) fn read_gateway_message(payload: &[u8]) -> Result<Signal, Unreadable> {
     #[derive(Deserialize)]
     struct Head {
@@ -72,8 +72,8 @@ pub(crate) fn read_gateway_message(payload: &[u8]) -> Result<Signal, Unreadable>
     }
 }
 
-/// What is read of an event that concerns no session here. It is borrowed from the payload; the rest is skipped without being
-/// unescaped.
+/// The fields that are read of an event that concerns no session here, borrowed from the payload. The rest is skipped
+/// without being unescaped.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct EventHead<'a> {
@@ -84,8 +84,8 @@ struct EventHead<'a> {
     seq: Option<Seq>,
 }
 
-/// Reads what came on a channel for all gateways: whole when one of its recipients is here, and else of a message only
-/// its place and of other news nothing. On `chat:<room>` nothing but that room's messages counts.
+/// Reads a payload from a channel for all gateways: the whole event when one of its recipients is here, else only the
+/// place of a message and nothing of other news. On `chat:<room>` only that room's messages are accepted.
 pub(crate) fn read_event(
     channel: &str,
     payload: &[u8],
@@ -112,7 +112,7 @@ pub(crate) fn read_event(
 }
 
 /// Whether a recipient is here, or may be. Naru writes the recipients first, and a user id holds nothing that JSON
-/// escapes, no quote and no bracket: so no JSON needs to be parsed for it. What is written otherwise may concern any session.
+/// escapes, no quote and no bracket: so no JSON needs to be parsed. A payload of another shape may concern any session.
 fn may_concern(payload: &[u8], is_here: &dyn Fn(&str) -> bool) -> bool {
     let recipients =
         payload.strip_prefix(br#"{"recipients":["#).and_then(|rest| rest.split(|byte| *byte == b']').next());

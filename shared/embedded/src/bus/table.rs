@@ -1,6 +1,6 @@
-//! A durable hop: rows of one table, `queue`. A row is deleted when its event is acknowledged, and nothing else is written
-//! of it while it is in hand: after a crash all that was not acknowledged comes again. In memory is only which rows are in
-//! hand; a receiver reads those that are due and not in hand, in the order of `(visibleAt, id)`.
+//! A durable hop: rows of one table, `queue`. A row is deleted when its event is acknowledged, and its delivery writes
+//! nothing: after a crash every unacknowledged event is delivered again. Memory holds only which rows are outstanding
+//! (delivered, not acknowledged or retried yet); a receiver reads the other due rows in the order of `(visibleAt, id)`.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -48,9 +48,9 @@ struct Table {
     database: Arc<Database>,
     clock: Clock,
     in_hand: Mutex<HashSet<i64>>,
-    /// Of several receivers one reads at a time: what it finds is not in hand yet.
+    /// One receiver reads at a time: the rows that it finds are not outstanding yet.
     reading: tokio::sync::Mutex<()>,
-    /// A row was added, changed or let go.
+    /// A row was added, changed or released.
     changed: Notify,
 }
 
@@ -100,7 +100,7 @@ impl<T: Payload> Receiver<T> for TableReceiver {
             // From here on no change is missed.
             changed.as_mut().enable();
             let turn = table.reading.lock().await;
-            // Those that are let go while the table is read are not delivered by this look: they may be gone.
+            // A row that is released while the table is read is not delivered by this read: it may be deleted.
             let (hop, in_hand) = (table.hop, lock(&table.in_hand).clone());
             let now = table.clock.now().as_millis();
             let look = move |transaction: &Transaction<'_>| Found::read(transaction, hop, now, &in_hand, max);
@@ -126,13 +126,13 @@ impl<T: Payload> Receiver<T> for TableReceiver {
     }
 }
 
-/// What one look at the table found.
+/// The result of one read of the table.
 struct Found<T: Payload> {
-    /// Due: a row, its attempt and its event.
+    /// The due rows: id, attempt and event.
     rows: Vec<(i64, u32, Event<T>)>,
-    /// They stay where they are, for an operator to see, and count as in hand until the process ends.
+    /// These rows stay in the table for an operator, and count as outstanding until the process ends.
     unreadable: Vec<i64>,
-    /// When the next one is due, if none is.
+    /// When the next row is due, if none is due now.
     next: Option<i64>,
 }
 
@@ -173,7 +173,7 @@ impl<T: Payload> Found<T> {
     }
 }
 
-/// A receiver's hand, as its receipts know it.
+/// Acknowledges and retries a receiver's rows.
 struct Hand(Arc<Table>);
 
 impl fmt::Debug for Hand {
@@ -183,8 +183,7 @@ impl fmt::Debug for Hand {
 }
 
 impl Hand {
-    /// Writes of rows that they are gone, or, as the next attempt, due again at a moment; then they are let go, whether that
-    /// could be written or not.
+    /// Deletes rows, or makes them due at `again_at` as the next attempt; then releases them, also if the write failed.
     async fn write(&self, tags: Vec<u64>, again_at: Option<i64>) -> EngineResult<()> {
         let rows: Vec<i64> = tags.into_iter().map(u64::cast_signed).collect();
         let in_hand = InHand { table: self.0.clone(), rows: rows.clone() };
@@ -199,7 +198,7 @@ impl Hand {
                 rows.iter().try_for_each(|row| update.execute([*row, again_at]).map(drop))
             }
         };
-        // An acknowledgement that a power cut undoes brings its event again.
+        // The event of an ack that a power cut undoes is delivered again.
         let sync = if again_at.is_none() { Sync::Never } else { Sync::Always };
         self.0.database.write_then(sync, write, move |_| drop(in_hand)).await
     }
@@ -220,7 +219,7 @@ impl Acknowledge for Hand {
     }
 }
 
-/// Rows in hand. Dropped, they are in hand no more: what is still in the table comes again when it is due.
+/// Outstanding rows. Dropping this releases them: a row still in the table is delivered again when due.
 struct InHand {
     table: Arc<Table>,
     rows: Vec<i64>,
@@ -267,7 +266,7 @@ mod tests {
         TableQueue::new("test", Arc::new(database), Clock::start())
     }
 
-    /// Looks and acknowledgements in every order that two receivers and a busy sender make of them.
+    /// Reads and acknowledgements interleave as two receivers and a busy sender make them.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn every_event_is_acknowledged_once_while_looks_and_acknowledgements_alternate() {
         const COUNT: usize = 3_000;

@@ -15,7 +15,7 @@ use crate::database::Database;
 impl Devices for Database {
     async fn claim(&self, device: Device) -> EngineResult<()> {
         self.write(move |transaction| {
-            // Replaces both the device's earlier token and the device that had this one: both are unique.
+            // Replaces both the device's earlier token and the device that had this token: both are unique.
             let sql = "INSERT OR REPLACE INTO devices
                 (userId, deviceId, platform, token, environment, locale, hidesContent, registeredAt)
                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";

@@ -31,7 +31,7 @@ impl Intake for Database {
 
     async fn open(&self, until: Timestamp, limit: usize) -> EngineResult<Vec<Accepted>> {
         self.read(move |transaction| {
-            // The index holds nothing but what is open.
+            // The index holds only open entries.
             let sql = concat!(
                 "SELECT ",
                 accepted_columns!(),
@@ -87,7 +87,7 @@ fn append(connection: &Connection, entry: &Accepted) -> Result<Appended> {
     if added == 1 {
         return Ok(Appended::New);
     }
-    // Either its key or its id is there. An id that is there under another key is another message.
+    // Its key or its id exists. An id that exists under another key is another message.
     Ok(match by_key(connection, entry)? {
         Some(first) if first.accepted.content == entry.content => Appended::Resend(Box::new(first)),
         _ => Appended::Conflict,

@@ -49,7 +49,7 @@ fn find(connection: &Connection, id: MessageId) -> Result<Option<Message>> {
     connection.prepare_cached(sql)?.query_row([id.bytes()], column::message).optional()
 }
 
-/// All in one transaction: readers see the prefix and what it means for its senders at once, or nothing.
+/// In one transaction: readers see the prefix and its senders' read positions at once, or nothing.
 fn append_run(connection: &Connection, run: &[Message]) -> Result<Run> {
     let sql = concat!(
         "INSERT INTO chat_messages (",
@@ -57,7 +57,7 @@ fn append_run(connection: &Connection, run: &[Message]) -> Result<Run> {
         ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO NOTHING"
     );
     let mut insert = connection.prepare_cached(sql)?;
-    // Sending reads up to one's own message.
+    // A send advances its sender's read position.
     let mut read: HashMap<(&RoomId, &UserId), Seq> = HashMap::new();
     let (mut stored, mut stopped_by) = (0, None);
     for message in run {
@@ -113,7 +113,7 @@ fn range(
             if let Window::Before(seq) = window { seq } else { Seq(u64::MAX) },
         ),
     };
-    // One more than asked for tells whether there are more.
+    // One more row than requested shows whether there are more.
     let max = column::limit(limit.saturating_add(1));
     let mut statement = connection.prepare_cached(sql)?;
     let rows = statement.query_map(params![room.as_str(), column::place(seq), max], column::message)?;

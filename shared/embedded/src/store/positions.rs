@@ -1,4 +1,4 @@
-//! How far each member is.
+//! The read and received positions of members.
 
 use async_trait::async_trait;
 use naru_engines::EngineResult;
@@ -33,7 +33,7 @@ impl Positions for Database {
     async fn unread(&self, users: &[UserId]) -> EngineResult<Vec<u64>> {
         let users = users.to_vec();
         self.read(move |transaction| {
-            // For each of a user's rooms one step to its head and one to what they have read.
+            // For each of a user's rooms one step to its head and one to the user's read position.
             let mut unread = transaction.prepare_cached(
                 "SELECT coalesce(sum(max(0,
                      (SELECT coalesce(max(seq), 0) FROM chat_messages WHERE chatRoomId = memberships.chatRoomId)
@@ -64,7 +64,7 @@ impl Positions for Database {
     }
 }
 
-/// On the device of this user that is furthest.
+/// The position of this user's furthest device.
 fn received(connection: &Connection, room: &RoomId, user: &UserId) -> Result<Seq> {
     connection
         .prepare_cached("SELECT max(seq) FROM received WHERE chatRoomId = ?1 AND userId = ?2")?

@@ -1,4 +1,4 @@
-//! What was pushed, and what could not be.
+//! Pushes that were sent, and pushes that could not be.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use rusqlite::{OptionalExtension, Result, Row, params};
 use crate::column::{self, Columns};
 use crate::database::Database;
 
-/// U1 asks for two days.
+/// U1 requires two days.
 const KEPT: Duration = Duration::from_secs(3 * 24 * 60 * 60);
 
 #[async_trait]
@@ -34,7 +34,7 @@ impl Pushes for Database {
             for (event, provider_id) in &taken {
                 record.execute(params![event.0.as_bytes(), provider_id, now.as_millis()])?;
             }
-            // Each new one takes up to two old ones with it, so there is never a big sweep, and never one needed.
+            // Each new row deletes up to two expired ones, so no big sweep is ever needed.
             let sql = "DELETE FROM pushes
                 WHERE eventId IN (SELECT eventId FROM pushes WHERE recordedAt < ?1 ORDER BY recordedAt LIMIT ?2)";
             let old = params![now.before(KEPT).as_millis(), column::limit(2 * taken.len())];

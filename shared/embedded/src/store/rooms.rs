@@ -125,7 +125,7 @@ fn create(connection: &Connection, room: &NewRoom, now: Timestamp) -> Result<Cre
         let same = existing.kind == room.kind && was_ever(connection, &existing, &room.member_ids)?;
         return Ok(if same { Created::Existing(existing) } else { Created::Taken });
     }
-    // A direct room's members are written by the schema, from `user1Id` and `user2Id`.
+    // A direct room's members are written by a trigger, from `user1Id` and `user2Id`.
     let (user1, user2) = match (room.kind, &*room.member_ids) {
         (RoomKind::Direct, [user1, user2]) => (Some(user1.as_str()), Some(user2.as_str())),
         (RoomKind::Direct, _) => return Err(rusqlite::Error::InvalidParameterName("two members".to_owned())),
@@ -267,7 +267,7 @@ fn summary(connection: &Connection, id: &RoomId, user: &UserId) -> Result<Option
     Ok(Some(RoomSummary { room, last_message, last_seq, unread_count, settings }))
 }
 
-/// What a member has read, and their settings.
+/// A member's read position and settings.
 pub(super) fn member(connection: &Connection, room: &RoomId, user: &UserId) -> Result<(Seq, MemberSettings)> {
     let sql = "SELECT read, muted, mutedUntil FROM members WHERE chatRoomId = ?1 AND userId = ?2";
     let member = |row: &Row<'_>| {

@@ -1,4 +1,4 @@
-//! What the tests of the bus carry.
+//! The payload of the bus's tests.
 
 use naru_model::hops::Payload;
 use naru_model::{Event, EventId, RoomId, Trace};

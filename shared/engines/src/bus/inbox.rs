@@ -1,8 +1,8 @@
-//! What of a queue waits and what is in a worker's hands: the one bookkeeping that all engines share. It never waits and
-//! does no input or output.
+//! The waiting and the unacknowledged ("in hand") events of a queue: the bookkeeping that all engines share. It never
+//! waits and does no input or output.
 //!
-//! On an ordered hop a partition is closed while anything of it is in hand, and what comes again takes its old place: so
-//! a room is never in two hands, and its events never overtake each other.
+//! On an ordered hop nothing is taken of a partition while an event of it is in hand, and a redelivered event takes its old
+//! place: so two workers never have events of one room at once, and its events keep their order.
 
 #[cfg(test)]
 mod tests;
@@ -23,7 +23,7 @@ pub struct Inbox<T: Payload> {
     in_hand: HashMap<u64, Place<T>>,
     /// The next tag, or place.
     next_number: u64,
-    /// Where the next batch begins, so that no partition is served first for ever.
+    /// The partition where the next batch begins, so that none is always served first.
     turn: usize,
 }
 
@@ -33,9 +33,9 @@ struct Partition<T: Payload> {
     waiting: BTreeMap<u64, Waiting<T>>,
     in_hand: usize,
     blocked_until: Option<Instant>,
-    /// Nothing more is taken of it.
+    /// No event is taken of it.
     is_closed: bool,
-    /// Counts how often it was cleared: what was in hand then is forgotten.
+    /// How often it was cleared: events that were in hand then are discarded.
     generation: u64,
 }
 
@@ -43,44 +43,44 @@ struct Partition<T: Payload> {
 struct Waiting<T: Payload> {
     event: Event<T>,
     attempt: u32,
-    /// On durable hops: not before.
+    /// On durable hops: not taken before.
     due: Option<Instant>,
 }
 
 /// An event that was taken.
 #[derive(Debug)]
 pub struct Taken<T: Payload> {
-    /// What its receipt says.
+    /// The tag of its receipt.
     pub tag: u64,
     pub event: Event<T>,
-    /// Which try this is.
+    /// The number of this attempt.
     pub attempt: u32,
 }
 
-/// An event that is in hand no longer, and where it had been waiting. If that was cleared meanwhile, it waits there no
-/// more, whatever is asked.
+/// An event that is no longer in hand, and the place where it had been waiting. If its partition was cleared meanwhile, it
+/// can't wait there again.
 #[derive(Debug)]
 pub struct Place<T: Payload> {
     pub partition: usize,
-    /// Its place there, as it was pushed.
+    /// Its place in the partition, as pushed.
     pub place: u64,
     pub event: Event<T>,
-    /// Which try it was.
+    /// The number of that attempt.
     pub attempt: u32,
     generation: u64,
 }
 
-/// What was taken out of a worker's hands.
+/// Events that are no longer in hand.
 #[derive(Debug)]
 pub struct Removed<T: Payload> {
-    /// Those that were there.
+    /// The events that were in hand.
     pub places: Vec<Place<T>>,
-    /// Some were not: their partition was cleared, and they come again.
+    /// Some were not: their partition was cleared, and they are redelivered.
     pub some_are_gone: bool,
 }
 
 impl<T: Payload> Inbox<T> {
-    /// An empty one. Of a durable hop one partition is enough.
+    /// An empty inbox. For a durable hop one partition is enough.
     pub fn new(kind: Kind, partitions: u32) -> Self {
         let partition = |_| Partition {
             waiting: BTreeMap::new(),
@@ -98,14 +98,14 @@ impl<T: Payload> Inbox<T> {
         }
     }
 
-    /// An event waits behind all others of its partition.
+    /// Adds an event behind all others of its partition.
     pub fn push_last(&mut self, partition: usize, event: Event<T>) {
         let place = self.next_number;
         self.next_number += 1;
         self.push(partition, place, event, 1, None);
     }
 
-    /// An event waits at a place, from `due` on. Places are the caller's: of one inbox all, or none.
+    /// Adds an event at a place, to be taken from `due` on. The caller chooses all places of an inbox, or none.
     pub fn push(
         &mut self,
         partition: usize,
@@ -117,11 +117,11 @@ impl<T: Payload> Inbox<T> {
         self.partitions[partition].waiting.insert(place, Waiting { event, attempt, due });
     }
 
-    /// What may be taken now, at most `max`. When that is nothing: when to look again, if only time stands in
-    /// the way.
+    /// Takes the events that may be taken now, at most `max`. The error is when to call again, if an event only has to wait
+    /// for its time.
     ///
     /// # Errors
-    /// Nothing may be taken.
+    /// When no event may be taken.
     pub fn take(&mut self, max: usize, now: Instant) -> Result<Vec<Taken<T>>, Option<Instant>> {
         let (mut batch, mut opens_at) = (Vec::new(), None::<Instant>);
         let count = self.partitions.len();
@@ -165,7 +165,7 @@ impl<T: Payload> Inbox<T> {
         if batch.is_empty() { Err(opens_at) } else { Ok(batch) }
     }
 
-    /// Takes these out of a worker's hands: they are acknowledged, or will be retried or restored.
+    /// Removes these from those in hand: they are acknowledged, or will be retried or restored.
     pub fn remove(&mut self, tags: impl IntoIterator<Item = u64>) -> Removed<T> {
         let mut removed = Removed { places: Vec::new(), some_are_gone: false };
         for tag in tags {
@@ -184,8 +184,8 @@ impl<T: Payload> Inbox<T> {
         removed
     }
 
-    /// A removed event waits at its old place again, for one more attempt, after a delay: on an ordered hop the whole
-    /// partition does.
+    /// Puts a removed event back at its old place, for one more attempt after a delay: on an ordered hop the whole partition
+    /// is delayed.
     pub fn retry(&mut self, place: Place<T>, after: Duration, now: Instant) {
         let due = now + after;
         let this = &mut self.partitions[place.partition];
@@ -196,7 +196,7 @@ impl<T: Payload> Inbox<T> {
         self.wait_again(Place { attempt: place.attempt + 1, ..place }, due);
     }
 
-    /// Deliveries were dropped: their events wait at their old places again, as if they had not been taken.
+    /// Puts the events of dropped deliveries back at their old places, as if they had not been taken.
     pub fn put_back(&mut self, tags: impl IntoIterator<Item = u64>) {
         self.remove(tags).places.into_iter().for_each(|place| self.wait_again(place, None));
     }
@@ -208,7 +208,7 @@ impl<T: Payload> Inbox<T> {
         }
     }
 
-    /// Forgets a partition: what waits, and, once it is removed, what is in hand. It opens again.
+    /// Discards a partition's waiting events, and those in hand once they are removed. Opens the partition again.
     pub fn clear(&mut self, partition: usize) {
         let this = &mut self.partitions[partition];
         this.waiting.clear();
@@ -217,7 +217,7 @@ impl<T: Payload> Inbox<T> {
         this.generation += 1;
     }
 
-    /// Takes nothing more of a partition, until it is cleared or opened.
+    /// Closes a partition, so that no event is taken of it until it is cleared or opened; or opens it.
     pub fn set_closed(&mut self, partition: usize, is_closed: bool) {
         self.partitions[partition].is_closed = is_closed;
     }
@@ -232,7 +232,7 @@ impl<T: Payload> Inbox<T> {
         self.partitions.iter().map(|partition| partition.waiting.len()).sum()
     }
 
-    /// The attempt of the event that comes next in a partition; none when nothing waits there.
+    /// The attempt of the next event in a partition; none when no event waits there.
     pub fn next_attempt(&self, partition: usize) -> Option<u32> {
         self.partitions[partition].waiting.first_key_value().map(|(_, waiting)| waiting.attempt)
     }

@@ -1,4 +1,4 @@
-//! A worker's loop, written once: take a batch, do it, acknowledge it, or let it come again.
+//! The loop of every worker: receive a batch, process it, acknowledge it, or retry it.
 
 #[cfg(test)]
 mod tests;
@@ -14,38 +14,38 @@ use tokio::time::{Instant, sleep_until};
 use super::{Delivery, Queue, Receipt, ack, retry};
 use crate::EngineResult;
 
-/// How a worker takes batches.
+/// How a worker receives batches.
 #[derive(Clone, Copy, Debug)]
 pub struct Work {
-    /// The worker, in its log lines.
+    /// The worker's name in log lines.
     pub name: &'static str,
-    /// How many events a batch holds at most.
+    /// The most events in a batch.
     pub max_batch: usize,
-    /// How many batches are in flight at most. While they are, the next one forms: so batches grow with the load, and
-    /// a lone event does not wait for others.
+    /// The most batches in flight. Meanwhile the next one forms: so batches grow with the load, and a lone event does not
+    /// wait for others.
     pub max_in_flight: usize,
-    /// How long a batch waits before it comes again, by its attempt, counted from 1.
+    /// The delay before a batch is retried, by its attempt, counted from 1.
     pub backoff: fn(u32) -> Duration,
-    /// Whether the store brings back what this queue loses, as it does for an ordered hop: an event that fails by its own fault
-    /// is acknowledged then, so that it holds up no other.
+    /// Whether the store restores events that this queue loses, as it does for an ordered hop: an event that fails by its own
+    /// fault is then acknowledged, so that it holds up no other.
     pub is_rederivable: bool,
 }
 
-/// The wait of an event that failed by its own fault, on a durable hop: an operator has to repair something first. A second,
-/// doubling, up to half an hour.
+/// The delay of an event that failed by its own fault, on a durable hop: an operator has to repair something first. A
+/// second, doubling, up to half an hour.
 fn wait_at_fault(attempt: u32) -> Duration {
     Duration::from_secs(1 << attempt.saturating_sub(1).min(11)).min(Duration::from_secs(30 * 60))
 }
 
-/// Takes batches from a queue and does them until `stop`; then finishes those in flight.
+/// Receives batches from a queue and processes them until `stop`; then finishes those in flight.
 ///
-/// A batch whose `work` succeeded is acknowledged. One that failed comes again after a [backoff](Work::backoff), and a
-/// queue is not read meanwhile where the failure is transient: it would fail, too. A failure that is not transient is
-/// some event's own fault: its batch is halved until that event is alone. On a durable hop it comes again by itself, ever more
-/// seldom; on one that is [re-derivable](Work::is_rederivable) it is left to the sweep, which does the same.
+/// A batch whose `work` succeeded is acknowledged. One that failed is retried after a [backoff](Work::backoff), and where
+/// the failure is transient the queue is not read meanwhile: its events would fail, too. A failure that is not transient
+/// is the fault of some event: the batch is halved until that event is alone. On a durable hop it is retried by itself, ever
+/// more rarely; on one that is [re-derivable](Work::is_rederivable) it is left to the sweep, which does the same.
 ///
 /// # Errors
-/// When the queue can't be received from; the batches in flight are dropped, and so come again.
+/// When the queue can't be received from; the batches in flight are dropped, and so redelivered.
 pub async fn work_on<T, Done>(
     queue: &dyn Queue<T>,
     options: Work,
@@ -80,7 +80,7 @@ where
     Ok(())
 }
 
-/// A panic in a batch is the worker's.
+/// Resumes a batch's panic in the worker.
 fn propagate<T: Default>(ended: Result<T, JoinError>) -> T {
     match ended.map_err(JoinError::try_into_panic) {
         Ok(answer) => answer,
@@ -90,7 +90,7 @@ fn propagate<T: Default>(ended: Result<T, JoinError>) -> T {
     }
 }
 
-/// One batch, to its acknowledgement or its next try. For how long the queue is not to be read: what failed would fail again.
+/// Processes one batch until it is acknowledged or retried. Answers how long not to read the queue: more would fail, too.
 async fn finish<T, Done>(
     deliveries: Vec<Delivery<T>>,
     options: Work,
@@ -116,7 +116,7 @@ where
             Err(_) if batch.len() > 1 => {
                 let mut first = batch;
                 let second = first.split_off(first.len() / 2);
-                // Popped from the end: in the order in which they came.
+                // Batches are popped from the end: this keeps the order of arrival.
                 batches.extend([second, first]);
             }
             Err(error) if options.is_rederivable => {

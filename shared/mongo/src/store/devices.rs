@@ -12,15 +12,15 @@ use crate::error::contended;
 use crate::field::{Field, texts};
 use crate::open::DEVICES;
 
-/// How often a token is claimed that others keep claiming at the same time.
+/// How often a claim is tried while other claims of the token come first.
 const TRIES: usize = 64;
 
 #[async_trait]
 impl Devices for Database {
-    /// One round trip for a device that is new, or that has the token it had: the usual call, at every start of an app.
-    /// Three when the token is another device's or the device had another token: then a document gives way to a new one.
+    /// One round trip for a device that is new or keeps its token: the usual call, at every start of an app. Three when the
+    /// token is another device's or the device had another token: then the old document is removed before the insert.
     ///
-    /// What if the process dies between the two? No user has the token, and the app, which got no answer, claims it again.
+    /// What if the process dies in between? No user has the token, and the app, which got no answer, claims it again.
     async fn claim(&self, device: Device) -> EngineResult<()> {
         let owner = doc! { "userId": device.user.as_str(), "deviceId": device.id.as_str() };
         let token = doc! { "platform": word(device.platform), "token": &*device.token };
@@ -61,14 +61,14 @@ impl Devices for Database {
         Ok(Database::remove(self, DEVICES, old).await? > 0)
     }
 
-    /// One round trip. What if the connection is lost here? It is not known how many it removed, and the next call removes the
-    /// rest.
+    /// One round trip. What if the connection is lost here? The number of removed devices is unknown, and the next call
+    /// removes the rest.
     async fn forget_unseen(&self, before: Timestamp) -> EngineResult<u64> {
         Database::remove(self, DEVICES, doc! { "registeredAt": { "$lt": before.to_bson() } }).await
     }
 }
 
-/// As it lies in the document.
+/// Its value in the document.
 const fn word(platform: Platform) -> &'static str {
     platform.lane().as_str()
 }

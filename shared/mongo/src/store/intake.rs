@@ -19,9 +19,9 @@ use crate::open::INTAKE;
 impl Intake for Database {
     /// One round trip when all entries are new, else two.
     ///
-    /// When the process dies in between, the entries are in or not, each for itself: the sweeper finds those that are.
+    /// When the process dies in between, each entry is stored or not: the sweeper finds the stored ones.
     async fn append(&self, entries: &[Accepted]) -> EngineResult<Vec<Appended>> {
-        // The server may take an unordered insert in any order, so of equal entries only the first is sent.
+        // The server may run an unordered insert in any order, so of equal entries only the first is sent.
         let (mut ids, mut keys) = (HashSet::new(), HashSet::new());
         let is_first = entries.iter().map(|entry| keys.insert(resend_key(entry)) & ids.insert(entry.id));
         let sent: Vec<bool> = is_first.collect();
@@ -51,8 +51,8 @@ impl Intake for Database {
         Ok(ids.iter().map(|id| records.get(id).cloned()).collect())
     }
 
-    /// One round trip for each 16 MB. The index holds nothing but what is open. An entry that can't be read keeps no other from
-    /// being brought back.
+    /// One round trip for each 16 MB. The index holds open entries only. An unreadable entry does not prevent the recovery of
+    /// others.
     async fn open(&self, until: Timestamp, limit: usize) -> EngineResult<Vec<Accepted>> {
         let find = Find::all(doc! { "open": true, "timestamp": { "$lte": until.to_bson() } });
         let order = doc! { "appended": 1, "timestamp": 1, "place": 1 };
@@ -60,8 +60,8 @@ impl Intake for Database {
         Ok(open.into_iter().map(|StoredEntry(record)| record.accepted).collect())
     }
 
-    /// One round trip for every hundred entries of one end, one after the other: what is accepted meanwhile waits for no more than
-    /// that (measured at 4,000 messages/s: an `ACK`'s 99th percentile of 77 ms, and of 114 ms with one command for all). An
+    /// One round trip for every hundred entries of one `End`, one after the other: an append meanwhile waits for one of them
+    /// at most (measured at 4,000 messages/s: an `ACK`'s 99th percentile of 77 ms, and of 114 ms with one command for all). An
     /// outcome is written only where there is none, so the first one stands.
     async fn close(&self, closings: &[Closing]) -> EngineResult<()> {
         for statement in close(closings) {
@@ -71,9 +71,9 @@ impl Intake for Database {
     }
 }
 
-/// A statement for every hundred entries of one end.
+/// A statement for every hundred entries of one `End`.
 fn close(closings: &[Closing]) -> Vec<Update> {
-    // The statements of one command have no order, so of several outcomes of one message only the first is sent.
+    // Statements are grouped by `End`, so of several outcomes of one message only the first is sent.
     let mut seen = HashSet::new();
     let mut ends: BTreeMap<&str, Vec<(Bson, Option<Seq>)>> = BTreeMap::new();
     for Closing { id, outcome } in closings.iter().filter(|closing| seen.insert(closing.id)) {
@@ -82,7 +82,7 @@ fn close(closings: &[Closing]) -> Vec<Update> {
     }
     let statement = |end: &str, entries: &[(Bson, Option<Seq>)]| {
         let ids: Vec<Bson> = entries.iter().map(|(id, _)| id.clone()).collect();
-        // Of one end, all have a place or none.
+        // Of one `End`, all have a place or none.
         let seqs: Vec<Bson> = entries.iter().filter_map(|(_, seq)| Some((*seq)?.to_bson().into())).collect();
         let mut set = doc! { "open": false, "outcome": end };
         if !seqs.is_empty() {
@@ -98,7 +98,7 @@ fn close(closings: &[Closing]) -> Vec<Update> {
 
 type Key = (RoomId, UserId, ClientMessageId);
 
-/// What lay in the intake where entries wanted to be.
+/// The records that refused entries met.
 #[derive(Default)]
 struct ThereBefore {
     by_key: HashMap<Key, IntakeRecord>,
@@ -106,7 +106,7 @@ struct ThereBefore {
 }
 
 impl Database {
-    /// Looks up, in one query, what these entries met: by their keys, and by their ids.
+    /// Looks up, in one query, the records with these entries' keys or ids.
     async fn there_before(&self, entries: Vec<&Accepted>) -> EngineResult<ThereBefore> {
         let mut there = ThereBefore::default();
         if entries.is_empty() {
@@ -137,9 +137,9 @@ impl ThereBefore {
                 Ok(Appended::Resend(Box::new(first.clone())))
             }
             Some(_) => Ok(Appended::Conflict),
-            // An id that is there under another key is another message.
+            // Under another key, the same id is another message's.
             None if self.ids.contains(&entry.id) => Ok(Appended::Conflict),
-            // Refused for the sake of a document that the majority does not have yet, and may never have.
+            // Refused because of a document that the majority does not have yet, and may never have.
             None => Err(EngineError::unavailable(
                 ENGINE,
                 Applied::Unknown,

@@ -24,7 +24,7 @@ impl Messages for Database {
         Ok(ids.iter().map(|id| found.get(id).cloned()).collect())
     }
 
-    /// Two round trips: where the rooms' documents say that the heads are, and what is there and after it.
+    /// Two round trips: the heads that the rooms' documents name, then the messages from there on.
     async fn heads(&self, rooms: &[RoomId]) -> EngineResult<Vec<Seq>> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -37,18 +37,18 @@ impl Messages for Database {
         let find = Find::all(doc! { "_id": { "$in": texts(rooms) } });
         let bumped =
             self.find::<Bumped>(CHAT_ROOMS, find.only(doc! { "lastSeq": 1 }).at_most(rooms.len())).await?;
-        // A room that has no document is looked at from the beginning.
+        // A room that has no document is searched from the beginning.
         let mut from: HashMap<RoomId, Seq> = rooms.iter().map(|room| (room.clone(), Seq::ZERO)).collect();
         from.extend(bumped.into_iter().map(|Bumped { room, last_seq }| (room, last_seq.unwrap_or_default())));
         let heads = self.heads_of(from).await?;
         Ok(rooms.iter().map(|room| heads.get(room).copied().unwrap_or_default()).collect())
     }
 
-    /// One round trip, two when something stops the run.
+    /// One round trip, two when a message is refused.
     ///
     /// An ordered insert stops at its first failure and a server that dies in the middle has stored a prefix: hence no
-    /// gap. Everything that is *counted* is read from `chat_messages`, so there is nothing else to write and nothing to
-    /// repair: when the process dies, the run comes again and stops at what is stored already.
+    /// gap. All counts are read from `chat_messages`, so nothing else is written and nothing needs repair: when the process
+    /// dies, the run is delivered again and stops at the first stored message.
     async fn append_run(&self, run: &[Message]) -> EngineResult<Run> {
         if run.is_empty() {
             return Ok(Run { stored: 0, stopped_by: None });
@@ -63,7 +63,7 @@ impl Messages for Database {
         Ok(Run { stored, stopped_by })
     }
 
-    /// One round trip, one statement as a rule. It only ever raises, so it may be repeated and overtaken.
+    /// One round trip, one statement as a rule. It only raises values, so it may be repeated and overtaken.
     async fn bump(&self, newest: &[Message]) -> EngineResult<()> {
         self.update_all(CHAT_ROOMS, newest.chunks(PER_STATEMENT).map(raise).collect()).await
     }
@@ -77,7 +77,7 @@ impl Messages for Database {
         };
         let mut filter = doc! { "chatRoomId": room.as_str() };
         filter.extend(seq.map(|seq| ("seq".to_owned(), seq.into())));
-        // One more than asked for tells whether there are more.
+        // One above the limit shows whether there are more.
         let find = Find::all(filter).sorted(doc! { "seq": order }).at_most(limit.saturating_add(1));
         let found = Database::find::<MessageDocument>(self, CHAT_MESSAGES, find).await?;
         let more = found.len() > limit;
@@ -95,14 +95,14 @@ impl Database {
 
     /// Looks up, in one query, why this message was refused.
     ///
-    /// A message may meet itself and another one in its place: then it is saved, and the other one does not matter.
+    /// When both the message itself and another one in its place are found, it is saved; the other does not matter.
     async fn met_by(&self, refused: &Message) -> EngineResult<RunConflict> {
         let place = doc! { "chatRoomId": refused.chat_room_id.as_str(), "seq": refused.seq.to_bson() };
         let found = self.messages(doc! { "$or": [{ "_id": refused.id.to_bson() }, place] }, 2).await?;
         match found.iter().find(|found| found.id == refused.id) {
             Some(saved) => Ok(RunConflict::AlreadySaved(saved.clone())),
             None if !found.is_empty() => Ok(RunConflict::SeqTaken),
-            // Refused for the sake of a document that the majority does not have yet, and may never have.
+            // Refused because of a document that the majority does not have yet, and may never have.
             None => {
                 let why = "chat_messages: the servers do not agree yet";
                 Err(EngineError::unavailable(ENGINE, Applied::Unknown, why))
@@ -111,14 +111,14 @@ impl Database {
     }
 }
 
-/// Raises rooms to their newest messages; one that is there or beyond stays.
+/// Raises rooms to their newest messages; a room there or beyond stays as it is.
 fn raise(newest: &[Message]) -> Update {
     let ids: Vec<Bson> = newest.iter().map(|message| message.chat_room_id.as_str().into()).collect();
     let seqs = newest.iter().map(|message| message.seq.to_bson().into());
-    // The moment of the newest message, not the latest moment: gateways' clocks differ.
+    // The newest message's timestamp, not the latest one: gateways' clocks differ.
     let moments = newest.iter().map(|message| message.timestamp.to_bson().into());
     let (seq, moment) = (entry_of(&ids, seqs.collect()), entry_of(&ids, moments.collect()));
-    // To a pipeline, all text is above all numbers.
+    // In a pipeline, strings compare above numbers.
     let is_there = doc! { "$and": [{ "$isNumber": "$lastSeq" }, { "$gte": ["$lastSeq", seq.clone()] }] };
     let raised = doc! { "$set": {
         "activity": { "$cond": [is_there.clone(), "$activity", moment] },

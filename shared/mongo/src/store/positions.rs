@@ -1,4 +1,4 @@
-//! How far each member is.
+//! Members' positions.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -17,18 +17,18 @@ use crate::field::{Field, texts};
 use crate::open::{CHAT_MESSAGES, CHAT_ROOMS, MEMBERS};
 use crate::store::{Member, member, members_now, rooms_of};
 
-/// How often a move is tried that others keep coming before: one of those who try at the same time always succeeds.
+/// How often a move is tried while others come first: of moves tried at the same time, one always succeeds.
 const TRIES: usize = 64;
 
 #[async_trait]
 impl Positions for Database {
-    /// Two round trips: what is known of rooms and members, then one command that moves all of them. One more where a member
-    /// is said to have read further than before, for what they sent themselves; one where a member is said to be
-    /// further than there are messages; two for those that another call moved in between.
+    /// Two round trips: the rooms and members, then one command that moves all of them. One more where a step reads further
+    /// than before, for the member's own messages; one where a step goes beyond the room's head; two for members that
+    /// another call moved in between.
     ///
-    /// All steps of one member in one room are merged into one change, which is made only if the member is still where
-    /// they were seen. So what was seen is what was there before, and from that, step by step, follows what each of the
-    /// steps moved: of two gateways that move a member to the same place, one sees that they are there already.
+    /// All steps of one member in one room are merged into one change, which is made only if the member's position is still
+    /// the one that was read. So that is the position before the change, and from it follows, step by step, what each step
+    /// moved: of two gateways that move a member to the same place, one finds the member already there.
     async fn advance(&self, steps: &[Advance]) -> EngineResult<Vec<Moved>> {
         let mut furthest: HashMap<&RoomId, Seq> = HashMap::new();
         for step in steps {
@@ -53,7 +53,7 @@ impl Positions for Database {
             };
             let head = head.copied().filter(|_| is_member).unwrap_or_default();
             let read = step.read.min(head);
-            // READ says all that RECEIVED says.
+            // READ implies RECEIVED.
             Progress { received: step.received.min(head).max(read), read }
         };
         let places: Vec<Progress> = steps.iter().map(cut).collect();
@@ -100,8 +100,8 @@ impl Positions for Database {
         Ok(told.collect())
     }
 
-    /// Two round trips: what is known of the members, for each room one clause and for each member one step in the index; then
-    /// what they sent after that and after the place that is asked from.
+    /// Two round trips: the members' documents, with one clause for each room and one index step for each member; then their
+    /// own messages after their read positions and after the place that is asked from.
     async fn get(&self, asked: &[(RoomId, UserId, Seq)]) -> EngineResult<Vec<MemberPosition>> {
         if asked.is_empty() {
             return Ok(Vec::new());
@@ -136,8 +136,8 @@ impl Positions for Database {
         Ok(asked.iter().map(position).collect())
     }
 
-    /// Two round trips: the users' rooms and what they said they read, then the rooms' newest places and the users' own, which
-    /// only the messages themselves say for sure.
+    /// Two round trips: the users' rooms and reported read positions, then the rooms' heads and the users' own last messages,
+    /// for which only the messages themselves are certain.
     async fn unread(&self, users: &[UserId]) -> EngineResult<Vec<u64>> {
         if users.is_empty() {
             return Ok(Vec::new());
@@ -151,7 +151,7 @@ impl Positions for Database {
             said.extend(members.iter().map(|user| ((id.clone(), user.clone()), Seq::ZERO)));
         }
         for member in read {
-            // Of a room that the user left, nothing counts.
+            // A room that the user left does not count.
             said.entry((member.chat_room_id, member.user_id)).and_modify(|said| *said = member.read);
         }
         let bumped = rooms.into_iter().map(|room| (room.id, room.last_seq.unwrap_or_default())).collect();
@@ -164,7 +164,7 @@ impl Positions for Database {
         Ok(users.iter().map(|user| unread.get(user).copied().unwrap_or(0)).collect())
     }
 
-    /// One round trip: two questions at the same time.
+    /// One round trip: two queries at the same time.
     async fn of_device(&self, user: &UserId, device: &DeviceId) -> EngineResult<Vec<DevicePosition>> {
         #[derive(Deserialize)]
         struct Id {
@@ -196,7 +196,7 @@ impl Positions for Database {
 
 type Who<'a> = (&'a RoomId, &'a UserId);
 
-/// A room, and who of those that were asked for is in it.
+/// A room, and its members among the users asked for.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RoomOf {
@@ -225,7 +225,7 @@ impl Database {
         self.aggregate(Some(CHAT_ROOMS), pipeline).await
     }
 
-    /// Which of these rooms have a message at this place: they reach that far, since no place is ever left out.
+    /// Which of these rooms have a message at this place: they reach that far, since places have no gaps.
     async fn reached(&self, furthest: &HashMap<&RoomId, Seq>) -> EngineResult<HashSet<RoomId>> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -244,7 +244,7 @@ impl Database {
         Ok(reached.into_iter().map(|reached| reached.chat_room_id).collect())
     }
 
-    /// Where these members are; nothing for those of whom nothing is known.
+    /// These members' positions; none for a member without a document.
     async fn places<'a>(&self, whom: Vec<Who<'a>>) -> EngineResult<HashMap<Who<'a>, Progress>> {
         if whom.is_empty() {
             return Ok(HashMap::new());
@@ -262,16 +262,16 @@ impl Database {
     }
 }
 
-/// Where a member is.
+/// A member's position.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Progress {
-    /// On the device that is furthest.
+    /// Of the furthest device.
     received: Seq,
     read: Seq,
 }
 
 impl Progress {
-    /// Goes forward, and says in what.
+    /// Goes forward; answers what moved.
     fn advance(&mut self, to: Progress) -> Moved {
         let step = |at: &mut Seq, to: Seq| {
             let moved = to > *at;
@@ -298,10 +298,10 @@ impl<'a> Forward<'a> {
         }
     }
 
-    /// The move of a member who is still where they were seen. Of one who is elsewhere it would make a second document,
-    /// which the unique index refuses: so the server says which of many moves it did not make.
+    /// The move of a member whose position is still the one that was read. At any other it would make a second document,
+    /// which the unique index refuses: so the server reports which of many moves it did not make.
     fn from(&self, (room, user): Who<'_>, seen: Progress) -> Update {
-        // A field that is missing is 0.
+        // A missing field counts as 0.
         let still = |seq: Seq| match seq {
             Seq::ZERO => doc! { "$in": [0_i64, null] },
             _ => doc! { "$eq": seq.to_bson() },
@@ -312,7 +312,7 @@ impl<'a> Forward<'a> {
         Update::or_insert(filter, vec![doc! { "$set": self.fields() }])
     }
 
-    /// The member's fields after the move, as expressions on those before it: other devices may have moved unseen.
+    /// The member's fields after the move, as expressions on those before it: other devices may have moved meanwhile.
     fn fields(&self) -> Document {
         let mut fields = doc! {
             "read": { "$max": ["$read", self.to.read.to_bson()] },

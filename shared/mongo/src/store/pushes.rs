@@ -1,4 +1,4 @@
-//! What was pushed, and what could not be.
+//! Accepted and parked pushes.
 
 use std::collections::HashSet;
 
@@ -31,7 +31,7 @@ impl Pushes for Database {
         Ok(events.iter().map(|event| done.contains(event)).collect())
     }
 
-    /// One round trip. The index on `recordedAt` lets the server forget what is old enough.
+    /// One round trip. The index on `recordedAt` lets the server delete old records.
     async fn record(&self, taken: &[(EventId, String)]) -> EngineResult<()> {
         if taken.is_empty() {
             return Ok(());
@@ -42,12 +42,12 @@ impl Pushes for Database {
             provider_id: provider_id.clone(),
             recorded_at,
         };
-        // What was recorded before stays as it is.
+        // An earlier record stays as it is.
         let _there_before = self.insert(PUSHES, taken.iter().map(document).collect(), false).await?;
         Ok(())
     }
 
-    /// One round trip; one more if two park the same push for the first time at the same moment.
+    /// One round trip; one more if two callers park the same push for the first time at once.
     async fn park(&self, push: ParkedPush) -> EngineResult<()> {
         let this = doc! { "_id": push.event_id.to_bson() };
         let document = ParkedDocument::from(push);
@@ -87,8 +87,8 @@ impl Pushes for Database {
     }
 }
 
-/// What comes after a place in the list. The first condition bounds the walk in the index, the second one tells equal
-/// moments; the server compares ids by their bytes.
+/// The pushes after a cursor. The first condition bounds the walk in the index, the second one orders equal moments; the
+/// server compares ids by their bytes.
 fn later(ParkedCursor { parked_at, event_id }: &ParkedCursor) -> Document {
     let (moment, id) = (parked_at.to_bson(), event_id.to_bson());
     doc! {

@@ -22,7 +22,7 @@ use crate::field::{Field, texts};
 use crate::open::{CHAT_ROOMS, MEMBERS, ROOM_VERSIONS};
 use crate::store::{member, members_now};
 
-/// How often a change is tried that others keep coming before: one of those who try at the same time always succeeds.
+/// How often a change is tried while others come first: of changes tried at the same time, one always succeeds.
 const TRIES: usize = 64;
 
 #[async_trait]
@@ -42,21 +42,21 @@ impl Rooms for Database {
             }
             Some(_) => Ok(Created::Taken),
             None if document.is_none() => Err(EngineError::permanent(ENGINE, "a direct room is of two")),
-            // Refused for the sake of a document that the majority does not have yet, and may never have.
+            // Refused because of a document that the majority does not have yet, and may never have.
             None => Err(contended("chat_rooms", Applied::Unknown)),
         }
     }
 
     /// One round trip.
     ///
-    /// A primary that was cut off from its majority may answer with what it last knew of it, until it has noticed: the
-    /// ten seconds that MongoDB takes for an election. Nothing that needs a majority succeeds there meanwhile.
+    /// A primary that was cut off from its majority may answer from the majority's last known state until it detects that:
+    /// the ten seconds that MongoDB takes for an election. No request that needs a majority succeeds there meanwhile.
     async fn current(&self, ids: &[RoomId]) -> EngineResult<Vec<Option<Arc<Room>>>> {
         let rooms = self.rooms(ids).await?;
         Ok(ids.iter().map(|id| rooms.get(id).map(|stored| stored.room.clone())).collect())
     }
 
-    /// One round trip for the newest version, which is what is asked for as a rule, else two.
+    /// One round trip for the newest version, which is the usual case, else two.
     async fn members_at(&self, room: &RoomId, version: MemberVersion) -> EngineResult<Option<Arc<[UserId]>>> {
         let Some(room) = self.current_one(room).await? else { return Ok(None) };
         if version == room.member_version {
@@ -70,12 +70,11 @@ impl Rooms for Database {
         Ok(document.map(|document| document.member_ids))
     }
 
-    /// Three round trips, and three more whenever another change came first. No lock is held, so no process that dies holds
-    /// one.
+    /// Three round trips, and three more whenever another change came first. There is no lock that a dead process could hold.
     ///
-    /// What if the process dies here? The list of version *n* is written down before the room leaves version *n*: in
-    /// between, the room is as it was and the list lies in `room_versions` early, the same that any other call would write.
-    /// Then the room goes from *n* to *n* + 1 in one step, if it is still at *n*.
+    /// What if the process dies here? The list of version *n* is stored before the room leaves version *n*: in between, the
+    /// room is unchanged and the list is in `room_versions` early, the same one that any other call would store. Then the
+    /// room goes from *n* to *n* + 1 in one step, if it is still at *n*.
     async fn change(&self, id: &RoomId, change: MemberChange, max: usize) -> EngineResult<Changed> {
         for _ in 0..TRIES {
             let Some(room) = self.current_one(id).await? else { return Ok(Changed::NoRoom) };
@@ -88,7 +87,7 @@ impl Rooms for Database {
                 version: room.member_version,
                 member_ids: room.member_ids.clone(),
             };
-            // If it was there: another call's step of the same change of versions, with the same list.
+            // If it was there, another call stored the same list for the same version.
             let _was_there = self.insert_one(ROOM_VERSIONS, left).await?;
             let at_version = doc! { "_id": id.as_str(), "memberVersion": room.member_version.0 };
             let step = doc! { "$set": {
@@ -102,12 +101,12 @@ impl Rooms for Database {
         Err(contended("the room's members", Applied::No))
     }
 
-    /// Two round trips, whatever the page holds, and one more when something on it is unread; two more when there are rooms
-    /// of another system that were never listed.
+    /// Two round trips, whatever the page holds, and one more when something on it is unread; three more when there are
+    /// rooms of another system that were never listed.
     ///
-    /// The index knows of a room what [`bump`](naru_engines::store::Messages::bump) told it. It decides what is on a page and
-    /// where the next one begins, so a walk meets every room that was not bumped meanwhile; the order within the page is that
-    /// of the newest messages, bumped or not.
+    /// The index has the activity that [`bump`](naru_engines::store::Messages::bump) set. It decides the rooms of a page and
+    /// the start of the next one, so a walk meets every room that was not bumped meanwhile; the order within the page is
+    /// that of the newest messages, bumped or not.
     async fn of_user(
         &self,
         user: &UserId,
@@ -151,7 +150,7 @@ impl Rooms for Database {
         self.update_all(MEMBERS, vec![update]).await.map(|()| true)
     }
 
-    /// One round trip. The answer is no longer than the question, whatever rooms there are.
+    /// One round trip. The answer is no longer than `others`, whatever rooms there are.
     async fn share_a_room(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>> {
         #[derive(Deserialize)]
         struct Shared {
@@ -198,7 +197,7 @@ impl Database {
         let members: HashMap<_, _> =
             members.into_iter().map(|member| (member.chat_room_id.clone(), member)).collect();
         let said = |room: &RoomId| members.get(room).map(|member| member.read).unwrap_or_default();
-        // What the member sent after that matters only where anything came after that.
+        // The member's own messages matter only where there are unread ones.
         let unread = newest.values().map(|last| (&last.chat_room_id, last.seq, said(&last.chat_room_id)));
         let unread = unread.filter(|(_, last, said)| last > said);
         let read = self
@@ -228,13 +227,13 @@ impl Database {
         if room.member_version == MemberVersion::FIRST {
             return Ok(false);
         }
-        // Lists are sorted, so equal lists are equal arrays. A list that was written down early is the present one.
+        // Lists are sorted, so equal lists are equal arrays. A list that was stored early is the current one.
         let filter = doc! { "chatRoomId": room.id.as_str(), "memberIds": texts(members) };
         let version = self.find_one::<VersionDocument>(ROOM_VERSIONS, filter).await?;
         Ok(version.is_some())
     }
 
-    /// A page of a user's rooms and one more: a walk in the index of `(memberIds, activity, _id)`.
+    /// A page of a user's rooms and one room more: a walk in the index of `(memberIds, activity, _id)`.
     async fn listed(
         &self,
         user: &UserId,
@@ -244,7 +243,7 @@ impl Database {
         let mut filter = doc! { "memberIds": user.as_str() };
         if let Some(RoomCursor { activity, room }) = cursor {
             let activity = activity.to_bson();
-            // The first condition bounds the walk, the second one tells equal moments apart.
+            // The first condition bounds the walk, the second one orders equal moments.
             filter.insert("activity", doc! { "$lte": activity });
             filter.insert(
                 "$or",
@@ -257,7 +256,7 @@ impl Database {
         self.find(CHAT_ROOMS, page).await
     }
 
-    /// Rooms of a user that another system wrote, or wrote anew, and that are not in lists yet.
+    /// Rooms of a user that another system wrote or replaced, and that are not in lists yet.
     async fn not_adopted(&self, user: &UserId) -> EngineResult<Vec<StoredRoom>> {
         let user = user.as_str();
         let not_adopted = doc! { "$or": [
@@ -267,15 +266,15 @@ impl Database {
         self.find(CHAT_ROOMS, Find::all(not_adopted).only(RoomDocument::fields())).await
     }
 
-    /// Fills in what lists need: the members in one field, and the room's activity, which is its newest message's moment
-    /// or, without one, now. Two who adopt at the same time write the same, but for the latter, where the first one's
-    /// stays. A room that its system replaces loses all this and is adopted again.
+    /// Fills in the fields that lists need: the members in one field, and the room's activity, which is its newest message's
+    /// timestamp or, without one, now. Concurrent adoptions write the same, except the latter, where the first one's stays.
+    /// A room that its system replaces loses these fields and is adopted again.
     async fn adopt(&self, strays: &[StoredRoom]) -> EngineResult<()> {
         let newest = self.newest_messages(strays).await?;
         let now = Timestamp::now();
         let adopt = |StoredRoom { room, .. }: &StoredRoom| {
             let activity = newest.get(&room.id).map_or(now, |message| message.timestamp);
-            // The members are what is read from these two fields: another pair would be another adoption's.
+            // The members come from these two fields: a document with another pair needs another adoption.
             let [user1, user2] = [room.member_ids.first(), room.member_ids.last()]
                 .map(|user| user.map(UserId::as_str).unwrap_or_default());
             let pair = doc! { "$in": [user1, user2] };
@@ -292,7 +291,7 @@ impl Database {
     }
 }
 
-/// A room's document as it is made; none for a direct room of other than two, which can't be made.
+/// A new room's document; none for a direct room of other than two users, which can't be made.
 fn first_document(new: &NewRoom, now: Timestamp) -> Option<RoomDocument> {
     let (user1_id, user2_id) = match (new.kind, &*new.member_ids) {
         (RoomKind::Direct, [user1, user2]) => (Some(user1.clone()), Some(user2.clone())),
@@ -313,7 +312,7 @@ fn first_document(new: &NewRoom, now: Timestamp) -> Option<RoomDocument> {
     })
 }
 
-/// What a change makes of a room, or the answer where it makes nothing.
+/// The room after a change, or the answer where nothing changes.
 fn changed(room: &Arc<Room>, change: &MemberChange, max: usize) -> Result<Room, Changed> {
     if room.kind == RoomKind::Direct {
         return Err(Changed::Direct);

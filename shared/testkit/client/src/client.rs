@@ -1,4 +1,4 @@
-//! One WebSocket session as a test sees it: a phone that always reads, and remembers what the test hasn't asked for yet.
+//! One WebSocket session for a test: a client that always reads, and keeps frames that the test hasn't asked for yet.
 
 use std::{collections::VecDeque, fmt, sync::Arc};
 
@@ -28,12 +28,12 @@ use tokio_util::{either::Either, task::AbortOnDropHandle};
 
 use crate::{Connect, ConnectError, PATIENCE, connect::small_buffers};
 
-/// What a session receives.
+/// An item that a session receives.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Incoming {
     /// One JSON frame.
     Frame(Value),
-    /// The end. Nothing comes after it.
+    /// The end of the session; no frame follows it.
     Closed {
         /// The server's close code; 1005 for a close frame without one, 1006 for an end without a close frame.
         code: u16,
@@ -51,21 +51,21 @@ impl fmt::Display for Incoming {
     }
 }
 
-/// How the phone behaves towards what arrives.
+/// How the client reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reading {
     /// Reads, and answers WebSocket pings as every client library does.
     Answering,
-    /// Reads, but never answers a WebSocket ping: delivered, but unproven.
+    /// Reads, but never answers a WebSocket ping: messages are delivered, but not proven.
     WithoutPongs,
-    /// Reads nothing: a phone in a tunnel. What was read already stays readable here.
+    /// Reads nothing, as a phone without network. Frames that were read before stay available.
     Paused,
 }
 
 /// One session. Dropping it drops the TCP connection without a close frame, as [`Client::abort`] does.
 ///
-/// Sending never fails here, because a successful write says nothing about arrival either: what became of a frame
-/// shows in what comes back. Frames that a call skips while it looks for another stay for later calls, in order.
+/// Sending never fails here, because a successful write does not prove arrival either: the server's answers show what
+/// became of a frame. Frames that a call skips while it looks for another stay for later calls, in order.
 #[derive(Debug)]
 pub struct Client {
     writer: SharedWriter,
@@ -75,12 +75,12 @@ pub struct Client {
     reader: AbortOnDropHandle<()>,
 }
 
-/// Only this half of the session writes to the network.
+/// The only half of the session that writes to the network.
 type Writer = WebSocketStream<Join<Empty, OwnedWriteHalf>>;
 type SharedWriter = Arc<Mutex<Writer>>;
 
-/// This half reads; after the handshake its own writes (automatic pongs and close replies) go nowhere, so that whether
-/// a ping is answered is decided by [`read`].
+/// The half that reads; after the handshake its own writes (automatic pongs and close replies) are discarded, so that
+/// [`read`] decides whether a ping is answered.
 type Reader = WebSocketStream<Join<OwnedReadHalf, Either<OwnedWriteHalf, Sink>>>;
 
 impl Client {
@@ -127,18 +127,17 @@ impl Client {
         self.send_text(&frame.to_string()).await;
     }
 
-    /// Sends a `CHAT`.
     pub async fn chat(&mut self, room: &str, content: &str, client_message_id: &str) {
         let frame = json!({"type": "CHAT", "chatRoomId": room, "content": content, "clientMessageId": client_message_id});
         self.send_json(&frame).await;
     }
 
-    /// Changes how the phone reads, from the next frame on.
+    /// Changes how the client reads, from the next frame on.
     pub fn reading(&self, reading: Reading) {
         self.reading.send_replace(reading);
     }
 
-    /// Whatever comes next; `None` after the end.
+    /// The next frame or the close; `None` after the end.
     pub async fn next(&mut self) -> Option<Incoming> {
         if let Some(skipped) = self.skipped.pop_front() {
             return Some(skipped);
@@ -163,7 +162,7 @@ impl Client {
         .await
     }
 
-    /// The `WELCOME`, which must be the first thing that comes.
+    /// The `WELCOME`, which must come first.
     pub async fn welcome(&mut self) -> Value {
         match self.next().await {
             Some(Incoming::Frame(frame)) if frame["type"] == "WELCOME" => frame,
@@ -181,7 +180,7 @@ impl Client {
         .await
     }
 
-    /// Everything the server sent before it answered a `PING` sent now, and everything skipped before, in order.
+    /// All frames that the server sent before it answered a `PING` sent now, and all skipped before, in order.
     pub async fn until_pong(&mut self) -> Vec<Value> {
         self.send_json(&json!({"type": "PING"})).await;
         self.expect("PONG").await;
@@ -202,7 +201,7 @@ impl Client {
         self.skipped.extend(frames.into_iter().map(Incoming::Frame));
     }
 
-    /// Says goodbye (1000) and waits until the server has answered.
+    /// Sends a close frame (1000) and waits until the server has answered it.
     pub async fn close(mut self) {
         let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
         self.send(Message::Close(Some(frame))).await;
@@ -212,7 +211,7 @@ impl Client {
     /// Drops the TCP connection without a close frame, as a phone does that loses its network.
     pub async fn abort(self) {
         self.reader.abort();
-        // The reader holds the other half of the connection: it is gone when the task is.
+        // The reader task holds the other half of the connection, which closes when the task has ended.
         let _ = self.reader.await;
     }
 
@@ -222,7 +221,7 @@ impl Client {
             .expect("the server stopped reading: a frame could not be written in time");
     }
 
-    /// Takes the first thing that `pick` picks, looking at what was skipped before; the rest stays in order.
+    /// Removes the first item that `pick` selects, skipped items first; the others stay in order.
     async fn find<T>(&mut self, what: &str, pick: impl Fn(&Incoming) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
         for index in 0.. {
@@ -251,7 +250,7 @@ impl Client {
     }
 }
 
-/// Reads until the end of the session, whether the test is looking or not.
+/// Reads until the end of the session, whether or not the test asks for frames.
 async fn read(
     mut reader: Reader,
     writer: SharedWriter,
@@ -260,7 +259,7 @@ async fn read(
 ) {
     let closed = |code, reason: &dyn fmt::Display| Incoming::Closed { code, reason: reason.to_string() };
     let end = loop {
-        // An error means that the client is gone, and this task with it.
+        // An error means that the client was dropped.
         if reading.wait_for(|reading| *reading != Reading::Paused).await.is_err() {
             return;
         }

@@ -32,10 +32,10 @@ pub struct Connect {
     source: Option<IpAddr>,
 }
 
-/// Why there is no session.
+/// Why a session was not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The server answered the upgrade with something other than 101.
+    /// The server answered the upgrade with another status than 101.
     #[error("refused with HTTP {status}: {body}")]
     Refused {
         /// The HTTP status.
@@ -43,15 +43,15 @@ pub enum ConnectError {
         /// The body as text.
         body: String,
     },
-    /// There was no answer.
+    /// No TCP connection was made.
     #[error("no TCP connection to {authority}")]
     Unreachable {
         /// `host:port`.
         authority: String,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
-    /// Something answered that does not speak WebSocket correctly.
+    /// The answer is not a correct WebSocket handshake.
     #[error("the WebSocket handshake failed")]
     Handshake(#[source] Box<tungstenite::Error>),
 }
@@ -67,7 +67,7 @@ impl ConnectError {
 }
 
 impl Connect {
-    /// To `/ws` of the server at `base_url` (`http://host:port`), with `Authorization: Bearer <token>`.
+    /// Connects to `/ws` of the server at `base_url` (`http://host:port`), with `Authorization: Bearer <token>`.
     pub fn to(base_url: &str, token: &str) -> Self {
         Self { token: Some(token.to_owned()), ..Self::without_token(base_url) }
     }
@@ -96,7 +96,7 @@ impl Connect {
         self
     }
 
-    /// Connects from this address of the machine: each has its own set of ports.
+    /// Connects from this address of the machine; each address has its own set of ports.
     pub fn source(mut self, address: IpAddr) -> Self {
         self.source = Some(address);
         self
@@ -170,7 +170,7 @@ impl Connect {
     }
 }
 
-/// The library's default reserves 128 KiB per connection for reading: half a gigabyte for 4,000 idle ones.
+/// The library's default reserves 128 KiB per connection for reading: half a gigabyte for 4,000 idle connections.
 pub(crate) fn small_buffers() -> WebSocketConfig {
     WebSocketConfig::default().read_buffer_size(4 * 1024)
 }

@@ -49,7 +49,6 @@ impl Http {
         self.must(Method::PUT, path, Some(body)).await
     }
 
-    /// `DELETE`.
     pub async fn delete(&self, path: &str) -> (u16, Value) {
         self.must(Method::DELETE, path, None).await
     }
@@ -79,14 +78,14 @@ impl Http {
         Ok((status, body))
     }
 
-    /// Makes the room of these members, or finds their direct room: its id.
+    /// Creates the room of these members, or finds their direct room; returns its id.
     pub async fn create_room(&self, members: &[&str]) -> String {
         let (status, room) = self.post("/api/rooms", json!({"memberIds": members})).await;
         assert!(matches!(status, 200 | 201), "a room of {members:?} was refused with {status}: {room}");
         room["id"].as_str().expect("a room has an id").to_owned()
     }
 
-    /// Sends a message: 200 and what an `ACK` holds, or the refusal.
+    /// Sends a message: 200 and the fields of an `ACK`, or the refusal.
     pub async fn send(&self, room: &str, content: &str, client_message_id: &str) -> (u16, Value) {
         let body = json!({"content": content, "clientMessageId": client_message_id});
         self.post(&format!("/api/rooms/{room}/messages"), body).await

@@ -1,17 +1,17 @@
 //! A small client of Naru's wire contract, for tests and load tools.
 //!
-//! It is an independent reading of the contract: it depends on no other crate of Naru, so a test that talks through it
-//! fails when the server and the contract drift apart, instead of drifting with them.
+//! It implements the contract independently: it depends on no other crate of Naru, so a test that uses it fails when
+//! the server departs from the contract, instead of departing with it.
 //!
-//! - [`mod@token`]: tokens as an app's backend would sign them, and every kind of bad one.
+//! - [`mod@token`]: tokens as an app's backend signs them, and invalid tokens of every kind.
 //! - [`Client`]: one WebSocket session, with [`Connect`] for the unusual ways to open one.
 //! - [`Http`]: the HTTP API.
 //! - [`ServerProcess`]: a real server as a child process that can be killed.
 //! - [`Webhook`]: an app's main backend that takes pushes, or refuses them by script.
 //!
-//! These are tools for tests: what waits, waits at most [`PATIENCE`] and then **panics**, naming what it waited for
-//! and what came instead. Only opening a session and starting a server return errors, because being refused is a
-//! result that tests look at.
+//! These are tools for tests: a call that waits does so for at most [`PATIENCE`] and then **panics**, naming what it
+//! waited for and what came instead. Only opening a session and starting a server return errors, because tests check
+//! refusals.
 
 mod client;
 mod connect;
@@ -29,5 +29,5 @@ pub use process::{ServerProcess, StartError};
 pub use token::{Claims, token};
 pub use webhook::{Answer, Post, Webhook};
 
-/// How long anything here is waited for. Far above what a healthy server needs, so that only a real fault meets it.
+/// The longest wait of any call here, far above what a healthy server needs, so that only a real fault exceeds it.
 pub const PATIENCE: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-//! A real server as a child process: started as an operator would, killed as a machine would.
+//! A real server as a child process that a test starts, drains or kills.
 
 use std::{
     fs::{self, File},
@@ -19,7 +19,7 @@ use crate::PATIENCE;
 
 const READY: &str = "listening on ";
 
-/// A running server. Dropping it kills it; if the test is failing, its log is shown then.
+/// A running server. Dropping it kills the process and, in a failing test, prints its log.
 #[derive(Debug)]
 pub struct ServerProcess {
     child: Child,
@@ -28,33 +28,33 @@ pub struct ServerProcess {
     log: PathBuf,
 }
 
-/// Why there is no running server.
+/// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The program could not be started.
     #[error("cannot start {binary}")]
     Spawn {
         binary: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
-    /// It ended, or went silent, before it said that it serves.
+    /// The program ended, or timed out, before it printed its address.
     #[error("{binary} did not say `{READY}…` ({outcome}); its log:\n{log}")]
     NotReady {
         binary: PathBuf,
-        /// How it ended, or that it still runs.
+        /// Its exit status, or that it still runs.
         outcome: String,
-        /// What it wrote to stderr.
+        /// Its stderr.
         log: String,
     },
 }
 
 impl ServerProcess {
-    /// Starts `binary` on `data_dir` and waits until it says that it serves.
+    /// Starts `binary` on `data_dir` and waits until it prints its address.
     ///
-    /// It sees the variables of this process without any `NARU_*`, then `NARU_LISTEN=127.0.0.1:0` and `NARU_DATA_DIR`,
-    /// then `variables`, which win. Its stderr is appended to `stderr.log` in `data_dir`, so that a server started
-    /// again on the same directory continues the log.
+    /// It gets the variables of this process without any `NARU_*`, then `NARU_LISTEN=127.0.0.1:0` and `NARU_DATA_DIR`,
+    /// then `variables`, which take precedence. Its stderr is appended to `stderr.log` in `data_dir`, so that a server
+    /// started again on the same directory continues the log.
     pub async fn start(
         binary: impl AsRef<Path>,
         data_dir: impl AsRef<Path>,
@@ -85,27 +85,26 @@ impl ServerProcess {
         }
     }
 
-    /// `http://address:port`, as it printed it.
+    /// `http://address:port`, as the server printed it.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get().cast_unsigned()
     }
 
-    /// What it has written to stderr so far.
+    /// Its stderr so far.
     pub fn log(&self) -> String {
         read_log(&self.log)
     }
 
-    /// SIGKILL: it gets no chance to finish anything. Returns when it is gone.
+    /// Sends SIGKILL; returns when the process has ended.
     pub async fn kill9(&mut self) {
         self.child.kill().await.expect("our own child can be killed");
     }
 
-    /// SIGTERM: asks it to drain. Does nothing if it has left already.
+    /// Sends SIGTERM, on which the server drains. Does nothing if the process has ended.
     pub fn terminate(&self) {
         // A child that was waited for has no id: its number may belong to another process by now.
         if self.child.id().is_some() {
@@ -113,7 +112,7 @@ impl ServerProcess {
         }
     }
 
-    /// Waits until it has left by itself.
+    /// Waits until the process has ended by itself.
     pub async fn wait_exit(&mut self, deadline: Duration) -> ExitStatus {
         match timeout(deadline, self.child.wait()).await {
             Ok(status) => status.expect("our own child can be waited for"),
@@ -148,8 +147,8 @@ fn command(binary: &Path, data_dir: &Path, variables: &[(&str, &str)]) -> Comman
     command
 }
 
-/// The URL from the line that says so; `None` when stdout ends before. What follows is read and thrown away, because
-/// a full pipe would block the server.
+/// The URL from the line with [`READY`]; `None` when stdout ends before it. The rest of stdout is read and discarded,
+/// because a full pipe would block the server.
 async fn ready(stdout: ChildStdout) -> Option<String> {
     let mut lines = BufReader::new(stdout).lines();
     while let Ok(Some(line)) = lines.next_line().await {

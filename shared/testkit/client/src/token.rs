@@ -1,4 +1,4 @@
-//! Tokens as an app's backend would sign them, and the expired, forged and unsigned ones that must be refused.
+//! Tokens as an app's backend signs them, and the expired, forged and unsigned ones that must be refused.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,12 +10,12 @@ pub use jsonwebtoken::Algorithm;
 /// The base64url of `{"alg":"none","typ":"JWT"}`.
 const UNSIGNED_HEADER: &str = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0";
 
-/// What a token claims. Starts complete (`sub`, and an `exp` in one hour); anything can be added or taken away.
+/// A token's claims. They start complete (`sub`, and an `exp` in one hour); any claim can be added or removed.
 #[derive(Debug, Clone)]
 pub struct Claims(Map<String, Value>);
 
 impl Claims {
-    /// A user who is who they say for the next hour.
+    /// Valid claims of this user for the next hour.
     pub fn user(id: &str) -> Self {
         Self(Map::new()).with("sub", id).expires_in(Duration::from_secs(3600))
     }
@@ -29,12 +29,12 @@ impl Claims {
         self.with("device", id)
     }
 
-    /// Makes this the app's own backend.
+    /// Makes this a token of the app's own backend.
     pub fn service(self) -> Self {
         self.with("scope", "service")
     }
 
-    /// Valid for this long from now. `exp` counts whole seconds, so it ends up to one second early.
+    /// Valid for this long from now. `exp` counts whole seconds, so the token ends up to one second early.
     pub fn expires_in(self, time: Duration) -> Self {
         self.with("exp", (now() + time).as_secs())
     }
@@ -50,7 +50,7 @@ impl Claims {
         self
     }
 
-    /// Takes a claim away.
+    /// Removes a claim.
     pub fn without(mut self, claim: &str) -> Self {
         self.0.remove(claim);
         self

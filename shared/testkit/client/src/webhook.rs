@@ -1,4 +1,4 @@
-//! An app's main backend that takes pushes: it remembers every request, and answers by script.
+//! An app's main backend that takes pushes: it records every request, and answers by script.
 
 use std::{
     collections::VecDeque,
@@ -26,9 +26,9 @@ use crate::PATIENCE;
 #[derive(Debug, Clone)]
 pub enum Answer {
     Response(Response<Bytes>),
-    /// Never: the connection stays open in silence.
+    /// No answer: the connection stays open.
     Hang,
-    /// By closing the connection without a response.
+    /// The connection is closed without a response.
     Close,
 }
 
@@ -57,7 +57,7 @@ pub struct Post {
     /// Path and query.
     pub path: String,
     pub headers: HeaderMap,
-    /// The body as it came.
+    /// The body as received.
     pub body: Bytes,
     /// The body as JSON; `null` where it is not JSON.
     pub json: Value,
@@ -92,12 +92,12 @@ pub struct Webhook {
 type Script = Arc<Mutex<VecDeque<Answer>>>;
 
 impl Webhook {
-    /// Starts on a free port of loopback. Answers 200 until told otherwise.
+    /// Starts on a free port of loopback. Answers 200 unless [`Webhook::script`] sets other answers.
     pub async fn start() -> Self {
         Self::start_at((Ipv4Addr::LOCALHOST, 0).into()).await.expect("loopback has free ports")
     }
 
-    /// Starts at this address: where an earlier one was, to play an outage that ends.
+    /// Starts at the address of an earlier one, to end an outage.
     pub async fn start_at(address: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
@@ -133,7 +133,7 @@ impl Webhook {
         next.expect("the server task lives as long as this value")
     }
 
-    /// Asserts that no request is waiting to be looked at.
+    /// Asserts that every recorded request was read.
     pub fn none_waiting(&mut self) {
         if let Ok(post) = self.posts.try_recv() {
             panic!("wanted no push, got {} {}", post.path, String::from_utf8_lossy(&post.body));

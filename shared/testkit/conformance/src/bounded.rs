@@ -1,4 +1,4 @@
-//! B6, where the bound can be reached.
+//! B6, for buses whose bound can be reached.
 
 use crate::BoundedBus;
 
@@ -44,7 +44,7 @@ mod hops {
                 }
             })
         };
-        // It comes to rest: nothing more was taken for a while.
+        // Waits until no event was taken for a while.
         let mut before = usize::MAX;
         while before != sent.load(Ordering::SeqCst) {
             before = sent.load(Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! What a [`Bus`] must carry: see [`crate::bus`]. Each case is run on every hop it applies to, all at once.
+//! The rules for a [`Bus`]: see [`naru_engines::bus`]. Each case is run on every hop it applies to, all at once.
 
 mod durable_hops_through_death;
 mod every_hop;
@@ -24,7 +24,7 @@ pub const SHORT: Duration = Duration::from_millis(150);
 /// A delay longer than any case waits.
 pub const LONG: Duration = Duration::from_secs(60);
 
-/// What S2 calls soon is a second when idle; the suite keeps the machine busy.
+/// "Soon" in S2 is a second on an idle machine; the suite keeps the machine busy.
 const SOON: Duration = Duration::from_secs(4);
 /// Clocks are read in whole milliseconds.
 const ROUNDING: Duration = Duration::from_millis(2);
@@ -47,7 +47,7 @@ macro_rules! conformance_bus_data {
         on!($subject, ordered_hops::$case, [accepted saved])
     };
     (@ durable_hops_through_death $case:ident $subject:ident) => { async move {
-        // One death at a time.
+        // One hop at a time, since each case ends the process.
         durable_hops_through_death::$case($subject, On::offline).await;
         durable_hops_through_death::$case($subject, On::push_fcm).await;
         durable_hops_through_death::$case($subject, On::push_apns).await;
@@ -55,7 +55,7 @@ macro_rules! conformance_bus_data {
     } };
 }
 
-/// On each of these hops at the same time.
+/// Runs a case on each of these hops at the same time.
 macro_rules! on {
     ($subject:ident, $case:path, [$($hop:ident)+]) => { async move {
         let bus = $subject.open().await;
@@ -148,8 +148,8 @@ impl<T: Payload> On<T> {
         (0..count).map(|_| self.event(room)).collect()
     }
 
-    /// So many events that an engine may carry as one, and of which none need wait for another: where there is an order,
-    /// of rooms apart.
+    /// This many events that an engine may carry as one, and of which none need wait for another: on an ordered hop, of
+    /// rooms of different partitions.
     fn together(&self, count: usize) -> Vec<Event<T>> {
         match self.hop.kind {
             Kind::Ordered => self.scattered(count),
@@ -157,7 +157,7 @@ impl<T: Payload> On<T> {
         }
     }
 
-    /// One event in each of so many rooms.
+    /// One event in each of this many rooms.
     pub(super) fn scattered(&self, count: usize) -> Vec<Event<T>> {
         rooms_apart(count).iter().map(|room| self.event(room)).collect()
     }
@@ -188,7 +188,7 @@ async fn one<T: Payload>(receiver: &mut Box<dyn Receiver<T>>) -> Delivery<T> {
     batch.remove(0)
 }
 
-/// The next so many deliveries, none acknowledged: of rooms apart, or of a hop without order.
+/// The next `count` deliveries, none acknowledged: of rooms of different partitions, or of a hop without order.
 async fn held<T: Payload>(receiver: &mut Box<dyn Receiver<T>>, count: usize) -> Vec<Delivery<T>> {
     let mut held = Vec::new();
     while held.len() < count {
@@ -197,7 +197,7 @@ async fn held<T: Payload>(receiver: &mut Box<dyn Receiver<T>>, count: usize) -> 
     held
 }
 
-/// The next so many events, each batch acknowledged before the next.
+/// The next `count` events, each batch acknowledged before the next.
 pub(super) async fn drained<T: Payload>(
     receiver: &mut Box<dyn Receiver<T>>,
     count: usize,
@@ -213,7 +213,7 @@ pub(super) async fn drained<T: Payload>(
     events
 }
 
-/// Receives and acknowledges until each of `these` has come. What else comes is among `perhaps`, once at most.
+/// Receives and acknowledges until each of `these` has come. Any other event is one of `perhaps`, once at most.
 async fn drained_at_least<T: Payload + PartialEq>(
     receiver: &mut Box<dyn Receiver<T>>,
     these: &[Event<T>],
@@ -234,7 +234,7 @@ fn split<T: Payload>(batch: Vec<Delivery<T>>) -> (Vec<Event<T>>, Vec<Receipt>) {
     batch.into_iter().map(|delivery| (delivery.event, delivery.receipt)).unzip()
 }
 
-/// Every second one, and the others.
+/// Every second item, and the others.
 fn every_second<T>(items: Vec<T>) -> (Vec<T>, Vec<T>) {
     let (mut odd, mut even) = (Vec::new(), Vec::new());
     for (nth, item) in items.into_iter().enumerate() {
@@ -243,7 +243,7 @@ fn every_second<T>(items: Vec<T>) -> (Vec<T>, Vec<T>) {
     (odd, even)
 }
 
-/// In an order of our own, to compare where the contract has none.
+/// Sorted by id, to compare where the contract has no order.
 pub(super) fn sorted<T: Payload>(events: impl IntoIterator<Item = Event<T>>) -> Vec<Event<T>> {
     let mut events: Vec<_> = events.into_iter().collect();
     events.sort_by_key(|event| event.event_id.0);

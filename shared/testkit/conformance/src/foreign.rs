@@ -1,4 +1,4 @@
-//! R4, where another system can write.
+//! R4, for stores that another system can write to.
 
 use crate::ForeignStore;
 
@@ -19,7 +19,7 @@ mod rooms {
         let (ada, ben) = (user(), user());
         let members = sorted_members([ada.clone(), ben.clone()]);
         let id = RoomId::direct(&ada, &ben);
-        // The other system need not sort.
+        // The other system need not sort the members.
         write(id.clone(), ben.clone(), ada.clone()).await;
 
         let room = store.rooms.current(from_ref(&id)).await.unwrap().remove(0).expect("it is there");
@@ -39,7 +39,7 @@ mod rooms {
         };
         assert_eq!(store.rooms.create(new).await.unwrap(), Created::Existing(room));
 
-        // It is a room like any other, whether or not it was listed.
+        // The room is like any other, whether or not it was listed.
         filled(&store, &id, &ada, 1..=2).await;
         assert_eq!(store.positions.unread(&[ada.clone(), ben.clone()]).await.unwrap(), [0, 2]);
         let summary = store.rooms.summary(&id, &ben).await.unwrap().expect("a member");

@@ -1,4 +1,4 @@
-//! What cases begin with: ids of their own, messages, rooms.
+//! The fixtures of cases: ids of their own, messages, rooms.
 
 use std::array;
 
@@ -15,7 +15,7 @@ pub(super) fn user() -> UserId {
     UserId::new(format!("ada.{}@x:y~z_-", MessageId::generate())).expect("a user id")
 }
 
-/// With all that a room's id may hold and an engine may stumble over.
+/// A new room id, with the allowed characters that an engine may mishandle.
 pub(super) fn room() -> RoomId {
     RoomId::new(format!("방 $'\"*.#:{{%}}/{}", MessageId::generate())).expect("a room id")
 }
@@ -55,7 +55,7 @@ pub(super) fn new_group(members: impl IntoIterator<Item = UserId>) -> NewRoom {
     }
 }
 
-/// A room of this many people.
+/// Creates a group of this many members.
 pub(super) async fn group<const N: usize>(store: &Store) -> (RoomId, [UserId; N]) {
     let people: [UserId; N] = array::from_fn(|_| user());
     let room = new_group(people.clone());
@@ -64,7 +64,7 @@ pub(super) async fn group<const N: usize>(store: &Store) -> (RoomId, [UserId; N]
     (id, people)
 }
 
-/// Messages of one sender at these places, stored.
+/// Stores messages of one sender at these places.
 pub(super) async fn filled(
     store: &Store,
     room: &RoomId,

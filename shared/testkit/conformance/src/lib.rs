@@ -7,8 +7,8 @@
 //! naru_conformance::conformance_suite!(store, bus, live: fresh);
 //! ```
 //!
-//! This makes one `#[tokio::test]` per case (`store::intake::i1_…`). The same cases are data, too: [`store::CASES`] and
-//! its like, to be run otherwise (on deliberately faulty engines).
+//! This makes one `#[tokio::test]` per case (`store::intake::i1_…`). The same cases are data, too ([`store::CASES`] and
+//! so on), to be run on deliberately faulty engines.
 //!
 //! | sub-suite | part | for |
 //! |---|---|---|
@@ -19,11 +19,11 @@
 //! | [`bounded`] | [`BoundedBus`] | B6, on hops whose bound is small enough to reach |
 //! | [`outage`] | [`SeverableLayer`] | "unknown is not offline", where the engine can be cut off |
 //!
-//! Every case uses ids of its own, so cases can share one store or one live layer. A bus is the case's own.
-//! There are no hopeful sleeps: a case waits for the thing itself, and [`Subject::patience`] ends the wait. "Not
-//! before" is measured at arrival.
+//! Every case uses ids of its own, so cases can share one store or one live layer. Each case has its own bus.
+//! No case relies on a fixed sleep: it waits for the event itself, for at most [`Subject::patience`]. "Not before" is
+//! measured at arrival.
 
-// The only place where cases are listed: a case that is missing here is dead code, which the compiler tells.
+// The only list of cases: a case that is missing here is dead code, which the compiler reports.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! conformance_cases {
@@ -201,11 +201,11 @@ use naru_engines::store::Store;
 /// An engine under test, or the part of it that a sub-suite is for.
 #[async_trait]
 pub trait Subject<Part: Clone + Send + Sync + 'static>: Send {
-    /// Starts a process of a new deployment. Its bus and, when the cases ask for death, its store are the case's
-    /// own; cases may share the rest.
+    /// Starts a process of a new deployment. Its bus and, if the case calls `reopen`, its store are the case's own; cases
+    /// may share the rest.
     async fn open(&mut self) -> Part;
 
-    /// The process dies and another of the same deployment starts: nothing survives but what the engine keeps for it.
+    /// The process dies and another of the same deployment starts: only state that the engine keeps for it survives.
     /// The case has dropped all it had from `open`.
     async fn reopen(&mut self) -> Part;
 
@@ -214,13 +214,13 @@ pub trait Subject<Part: Clone + Send + Sync + 'static>: Send {
         part.clone()
     }
 
-    /// How long a case may wait for what must happen, before it has failed.
+    /// How long a case may wait for an expected result before it fails.
     fn patience(&self) -> Duration {
         Duration::from_secs(30)
     }
 }
 
-/// What a redis can provide by itself.
+/// The parts that a Redis can provide by itself.
 #[derive(Clone)]
 pub struct LiveLayer {
     /// See [`Live`].
@@ -233,7 +233,7 @@ pub struct LiveLayer {
     pub leases: Arc<dyn Leases>,
 }
 
-/// A store and the hand of another system in it.
+/// A store that another system writes to.
 #[derive(Clone)]
 pub struct ForeignStore {
     pub store: Store,
@@ -247,7 +247,7 @@ pub struct BoundedBus {
     pub bus: Bus,
     /// The hops that are bounded, by name. The others are bounded by a disk.
     pub hops: &'static [&'static str],
-    /// At most this many events that were sent one by one are in one of those hops.
+    /// One of those hops holds at most this many events that were sent one by one.
     pub capacity: usize,
 }
 
@@ -255,7 +255,7 @@ pub struct BoundedBus {
 #[derive(Clone)]
 pub struct SeverableLayer {
     pub layer: LiveLayer,
-    /// Cuts it off: it can't be reached any more when this is done.
+    /// Cuts it off: the layer can't be reached when this returns.
     pub sever: Arc<dyn Fn() -> Eventually<()> + Send + Sync>,
 }
 
@@ -268,14 +268,13 @@ impl From<Engines> for LiveLayer {
     }
 }
 
-/// What a case is given.
+/// The argument of a case.
 type Of<'a, Part> = &'a mut (dyn Subject<Part> + 'a);
 
 type Body<Part> = for<'a> fn(Of<'a, Part>) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
 /// One case of the suite.
 pub struct Case<Part: Clone + Send + Sync + 'static> {
-    /// The group it is in.
     pub group: &'static str,
     /// Its name, which begins with the rule's.
     pub name: &'static str,
@@ -283,7 +282,7 @@ pub struct Case<Part: Clone + Send + Sync + 'static> {
 }
 
 impl<Part: Clone + Send + Sync + 'static> Case<Part> {
-    /// Runs it.
+    /// Runs the case.
     ///
     /// # Panics
     /// When the rule is broken.
@@ -312,7 +311,7 @@ pub async fn run<Part: Clone + Send + Sync + 'static>(
 }
 
 /// One `#[tokio::test]` per case of the named sub-suites ([`store`], [`bus`], [`live`], [`foreign`], [`bounded`],
-/// [`outage`]), on what a function of this module makes: `conformance_suite!(store, bus, live: fresh);`
+/// [`outage`]), on the subject that a function makes: `conformance_suite!(store, bus, live: fresh);`
 #[macro_export]
 macro_rules! conformance_suite {
     ($($suite:ident),+ : $subject:ident) => {$(
@@ -349,13 +348,13 @@ macro_rules! conformance_data {
     };
 }
 
-/// Lets the process die: what it held of the engine is gone, and then the engine is.
+/// Lets the process die: drops its parts of the engine, then the engine.
 async fn reopened<Part: Clone + Send + Sync + 'static>(subject: Of<'_, Part>, held: Part) -> Part {
     drop(held);
     subject.reopen().await
 }
 
-/// Runs them at the same time; their answers in their order.
+/// Runs futures at the same time; returns their answers in their order.
 async fn together<T: Send + 'static>(
     futures: impl IntoIterator<Item = impl Future<Output = T> + Send + 'static>,
 ) -> Vec<T> {

@@ -1,4 +1,4 @@
-//! What a [`LiveLayer`] must reach and know: see [`crate::live`].
+//! The rules for a [`LiveLayer`]: see [`naru_engines::live`].
 
 mod gateways;
 mod leases;

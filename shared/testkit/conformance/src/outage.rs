@@ -1,4 +1,4 @@
-//! "Unknown is not offline", where the engine can be cut off.
+//! "Unknown is not offline", for engines that can be cut off.
 
 use crate::SeverableLayer;
 

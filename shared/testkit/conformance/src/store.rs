@@ -1,4 +1,4 @@
-//! What a [`Store`] must keep: see the traits of [`crate::store`].
+//! The rules for a [`Store`]: see the traits of [`naru_engines::store`].
 
 mod devices;
 mod intake;

@@ -26,7 +26,8 @@ pub fn reordering(bus: Bus, seed: u64, share: f64) -> Bus {
     }
 }
 
-/// A bus that loses a share (0 none, 1 all) of what is sent on its ordered hops, as when a process dies; the same event twice at most, so that how long a test waits for a third try has a bound.
+/// A bus that loses a share (0 none, 1 all) of the events sent on its ordered hops, as when a process dies; the same
+/// event twice at most, so that a test's wait for a third attempt has a bound.
 pub fn losing(bus: Bus, seed: u64, share: f64) -> Bus {
     eprintln!("faults: {share} of the events on ordered hops are lost, by seed {seed}");
     let fault = Fault { seed, share, drops: true };
@@ -41,7 +42,7 @@ pub fn losing(bus: Bus, seed: u64, share: f64) -> Bus {
 struct Fault {
     seed: u64,
     share: f64,
-    /// Events are lost; else they are reordered.
+    /// Whether events are lost; otherwise they are reordered.
     drops: bool,
 }
 
@@ -57,7 +58,7 @@ struct FaultyQueue<T: Payload> {
 }
 
 impl<T: Payload> FaultyQueue<T> {
-    /// Each hop has chances of its own.
+    /// Each hop has its own random sequence.
     fn around(inner: Arc<dyn Queue<T>>, fault: Fault, hop: u64) -> Arc<Self> {
         let dice = Mutex::new(Dice(fault.seed.wrapping_add(hop << 56)));
         Arc::new(Self { inner, fault, dice, lost: Mutex::default() })
@@ -110,14 +111,14 @@ impl<T: Payload> Receiver<T> for Reordering<T> {
         if self.dice.within(self.share) {
             self.dice.shuffle(&mut batch);
             let kept = 1 + self.dice.below(batch.len());
-            // Dropped, they come again after those that are kept.
+            // The dropped deliveries come again after those that are kept.
             batch.truncate(kept);
         } else {
             let mut ranks = HashMap::new();
             for delivery in &batch {
                 ranks.entry(delivery.event.payload.room().clone()).or_insert_with(|| self.dice.next());
             }
-            // Stable: a room's own order stays.
+            // The sort is stable: a room's own order stays.
             batch.sort_by_key(|delivery| ranks.get(delivery.event.payload.room()).copied());
         }
         Ok(batch)

@@ -1,4 +1,4 @@
-//! An interceptor around every trait: the one place that knows them all.
+//! An interceptor around every trait: the one module that lists them all.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,7 +24,7 @@ use naru_engines::store::{
 };
 use naru_engines::{EngineResult, Engines};
 
-/// An interceptor around every call of these engines.
+/// Puts an interceptor around every call of these engines.
 pub fn intercepted(engines: Engines, interceptor: Arc<dyn Interceptor>) -> Engines {
     Engines {
         store: intercepted_store(engines.store, interceptor.clone()),
@@ -36,7 +36,7 @@ pub fn intercepted(engines: Engines, interceptor: Arc<dyn Interceptor>) -> Engin
     }
 }
 
-/// An interceptor around every call of a store.
+/// Puts an interceptor around every call of a store.
 pub fn intercepted_store(store: Store, interceptor: Arc<dyn Interceptor>) -> Store {
     Store {
         intake: Intercepted::around("intake", store.intake, &interceptor),
@@ -49,7 +49,7 @@ pub fn intercepted_store(store: Store, interceptor: Arc<dyn Interceptor>) -> Sto
     }
 }
 
-/// An interceptor around every call of a bus, its receivers and its receipts.
+/// Puts an interceptor around every call of a bus, its receivers and its receipts.
 pub fn intercepted_bus(bus: Bus, interceptor: Arc<dyn Interceptor>) -> Bus {
     Bus {
         accepted: Intercepted::around(hops::ACCEPTED.name, bus.accepted, &interceptor),
@@ -94,7 +94,7 @@ async fn through<R>(
     Ok(answer)
 }
 
-/// Every method of the traits that only ask and answer: `method(arguments) -> answer, the rooms it is about`.
+/// Every method of the request-response traits: `method(arguments) -> answer, the rooms it is about`.
 macro_rules! intercepted {
     ($($trait:ident {
         $($method:ident($($argument:ident: $type:ty),*) -> $answer:ty $(, $rooms:expr)?;)+
@@ -206,7 +206,7 @@ impl<T: Payload> Receiver<T> for TappedReceiver<T> {
         interceptor.before(&call).await?;
         let batch = self.inner.receive(max).await?;
         call.rooms = batch.iter().map(|delivery| delivery.event.payload.room().clone()).collect();
-        // Whether this fails or is cancelled, the batch is dropped and comes again.
+        // If this fails or is cancelled, the batch is dropped and comes again.
         interceptor.after(&call).await?;
         let wrap = |delivery: Delivery<T>| {
             let tag = self.tags.fetch_add(1, Ordering::Relaxed);
@@ -217,7 +217,7 @@ impl<T: Payload> Receiver<T> for TappedReceiver<T> {
     }
 }
 
-/// The engine's receipts, each behind one that was handed out.
+/// The engine's receipts, each by the tag of the one handed out.
 struct Held {
     part: &'static str,
     interceptor: Arc<dyn Interceptor>,
@@ -225,7 +225,7 @@ struct Held {
 }
 
 impl Held {
-    /// Those of these tags. A receipt that is dropped tells the engine, which is not to happen under the lock.
+    /// The receipts of these tags. Dropping a receipt notifies the engine, which must not happen under the lock.
     fn take(&self, tags: Vec<u64>) -> Vec<Receipt> {
         let mut receipts = locked(&self.receipts);
         tags.iter().filter_map(|tag| receipts.remove(tag)).collect()
@@ -286,7 +286,7 @@ struct TappedSubscription {
 impl Subscription for TappedSubscription {
     async fn next(&mut self) -> Option<Signal> {
         if self.interrupted {
-            // What is there is lost.
+            // A signal that is available is lost.
             tokio::select! {
                 biased;
                 lost = self.inner.next() => { lost?; }

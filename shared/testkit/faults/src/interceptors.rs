@@ -26,7 +26,7 @@ impl<T: Interceptor> Interceptor for Only<T> {
     }
 }
 
-/// Every call takes longer.
+/// Delays every call.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Slow {
     /// On the way to the engine.
@@ -50,7 +50,7 @@ impl Interceptor for Slow {
 
 /// A share of the calls fails: half of them before their effect ([`Applied::No`]), half after ([`Applied::Unknown`]).
 ///
-/// The nth call of one method fares the same under one seed, however calls of different methods interleave.
+/// The nth call of one method has the same result under one seed, however calls of different methods interleave.
 #[derive(Debug)]
 pub struct Flaky {
     seed: u64,
@@ -59,7 +59,7 @@ pub struct Flaky {
 }
 
 impl Flaky {
-    /// Fails this share of the calls (0 none, 1 all). The seed is printed, so that a failed test tells it.
+    /// Fails this share of the calls (0 none, 1 all). The seed is printed, so that a failed test shows it.
     pub fn new(seed: u64, share: f64) -> Self {
         eprintln!("faults: {share} of the calls fail, by seed {seed}");
         Self { seed, share, calls: Mutex::default() }
@@ -96,7 +96,7 @@ impl Interceptor for Flaky {
     }
 }
 
-/// Cut off at will: while it is cut, calls fail, and those under way never learn their answer.
+/// An outage on demand: while it is cut, calls fail, and those under way get an error for their answer.
 #[derive(Debug)]
 pub struct Outage {
     cut: watch::Sender<bool>,
@@ -109,7 +109,7 @@ impl Default for Outage {
 }
 
 impl Outage {
-    /// Cuts (`true`) or mends (`false`).
+    /// Begins (`true`) or ends (`false`) the outage.
     pub fn cut(&self, cut: bool) {
         self.cut.send_replace(cut);
     }
@@ -133,7 +133,7 @@ impl Interceptor for Outage {
     }
 }
 
-/// Counts calls: how a test says "one round trip, however many messages".
+/// Counts calls, so that a test can assert "one round trip, however many messages".
 #[derive(Debug, Default)]
 pub struct Counted {
     calls: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
@@ -172,23 +172,23 @@ impl Interceptor for Counted {
     }
 }
 
-/// When something was recorded of a call.
+/// The step of a call that was recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
-    /// It was about to be made.
+    /// The call was about to be made.
     Asked,
-    /// It had its effect.
+    /// The call had its effect.
     Answered,
 }
 
-/// Keeps the order of calls: how a test proves "the offline event was sent before the message was published".
+/// Keeps the order of calls, so that a test can assert "the offline event was sent before the message was published".
 #[derive(Debug, Default)]
 pub struct Recorder {
     log: Mutex<Vec<(When, Call)>>,
 }
 
 impl Recorder {
-    /// What was recorded, in order.
+    /// The recorded steps, in order.
     pub fn log(&self) -> Vec<(When, Call)> {
         locked(&self.log).clone()
     }

@@ -1,9 +1,10 @@
-//! Engines that misbehave within their contracts, for tests of whatever stands on them.
+//! Engines that misbehave within their contracts, for tests of the code that uses them.
 //!
-//! One mechanism: [`intercepted`] puts a [`Interceptor`] around every call of every part. An interceptor sees the call [before](Interceptor::before)
-//! it reaches the engine and [after](Interceptor::after) it had its effect, and may wait or fail at either. Everything else
-//! here is an interceptor ([`Slow`], [`Flaky`], [`Outage`], [`Counted`], [`Recorder`]), narrowed with [`Only`] and combined by
-//! intercepting again; except [`reordering`] and [`losing`], which act on what a queue carries.
+//! One mechanism: [`intercepted`] puts an [`Interceptor`] around every call of every part. An interceptor is called
+//! [before](Interceptor::before) a call reaches the engine and [after](Interceptor::after) it had its effect, and may wait
+//! or fail at either. Everything else here is an interceptor ([`Slow`], [`Flaky`], [`Outage`], [`Counted`], [`Recorder`]),
+//! narrowed with [`Only`] and combined by intercepting again; except [`reordering`] and [`losing`], which act on the
+//! events that a queue carries.
 //!
 //! ```text
 //! let counted = Arc::new(Counted::default());
@@ -11,7 +12,7 @@
 //! let engines = intercepted(engines, Arc::new(Only(&["live.publish"], Flaky::new(seed, 0.1))));
 //! ```
 //!
-//! An interceptor that lets everything pass is not noticed: intercepted engines pass the conformance suite.
+//! An interceptor that lets every call pass has no effect: intercepted engines pass the conformance suite.
 
 mod bus;
 mod intercepted;
@@ -36,12 +37,12 @@ pub struct Call {
     pub part: &'static str,
     /// The method. A queue's are `send`, `receiver`, `receive`, `ack` and `retry`.
     pub method: &'static str,
-    /// The rooms it writes to or tells of, one per item: how a test finds its own calls.
+    /// The rooms it is about, one per item, by which a test finds its own calls.
     pub rooms: Vec<RoomId>,
 }
 
 impl Call {
-    /// Whether this is meant: a part (`live`), or a part's method (`live.publish`).
+    /// Whether `name` means this call: a part (`live`), or a part's method (`live.publish`).
     pub fn is(&self, name: &str) -> bool {
         name.strip_prefix(self.part)
             .is_some_and(|rest| rest.is_empty() || rest.strip_prefix('.') == Some(self.method))
@@ -54,18 +55,18 @@ impl fmt::Display for Call {
     }
 }
 
-/// What stands between a worker and its engines.
+/// Code between a worker and its engines.
 ///
-/// Of a subscription's `next` only `before` is called, and its failure is told as an interruption in which signals
+/// Of a subscription's `next` only `before` is called, and its failure is reported as an interruption in which signals
 /// are lost. The other calls that wait (`receive`) can be cancelled in an interceptor as anywhere else.
 #[async_trait]
 pub trait Interceptor: Send + Sync {
-    /// The call is about to be made. An error is answered in its place: it has no effect.
+    /// The call is about to be made. An error is returned in its place: the call has no effect.
     async fn before(&self, _call: &Call) -> EngineResult<()> {
         Ok(())
     }
 
-    /// The call had its effect. An error is answered in place of the engine's answer.
+    /// The call had its effect. An error is returned in place of the engine's answer.
     async fn after(&self, _call: &Call) -> EngineResult<()> {
         Ok(())
     }
@@ -86,7 +87,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A seeded source of chance (SplitMix64, Steele et al. 2014): the same seed, the same faults.
+/// A seeded random source (SplitMix64, Steele et al. 2014): the same seed, the same faults.
 #[derive(Debug)]
 struct Dice(u64);
 
@@ -103,9 +104,9 @@ impl Dice {
         usize::try_from(self.next() % u64::try_from(limit).unwrap_or(u64::MAX)).unwrap_or(0)
     }
 
-    /// Whether it came out within this share (0 never, 1 always).
+    /// True with this probability (0 never, 1 always).
     fn within(&mut self, share: f64) -> bool {
-        // The upper 53 bits are what a float in 0..1 can hold.
+        // A float in 0..1 can hold the upper 53 bits.
         #[expect(clippy::as_conversions, reason = "exact: both are below 2^53")]
         let rolled = (self.next() >> 11) as f64 / (1_u64 << 53) as f64;
         rolled < share

@@ -1,4 +1,4 @@
-//! What the providers took, over HTTP. The table is in this crate's documentation.
+//! The pushes that the providers took, over HTTP. The table is in this crate's documentation.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::handle::Handle;
 use crate::provider::Provider;
 use crate::reply::{self, Reply};
 
-/// A client that has not sent the head of its request by then is sent away.
+/// How long a client may take to send the head of its request.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves until it is dropped.
@@ -29,7 +29,7 @@ pub(crate) async fn serve(listener: TcpListener, handle: Handle) {
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else {
-                    // No free file descriptor, as a rule.
+                    // There is usually no free file descriptor.
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 };
@@ -89,7 +89,7 @@ struct Which {
 fn pushes(handle: &Handle, query: &str) -> Result<Reply, Refusal> {
     let which: Which = serde_urlencoded::from_str(query)
         .map_err(|error| (400, format!("The query cannot be read: {error}.")))?;
-    // Before the pushes are: a question after this number misses none.
+    // Read before the pushes: a request after this number misses none.
     let mut newest = handle.taken();
     let mut pushes = handle.received_after(which.after);
     newest = newest.max(pushes.last().map_or(0, |push| push.number));

@@ -4,18 +4,18 @@ use std::time::Duration;
 
 use crate::provider::Provider;
 
-/// The answer to one push that is in order. A push that is not is refused, whatever was asked for.
+/// The answer to one valid push. An invalid push is refused, whatever answer is set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// As usual: it is taken. For a token whose name says otherwise, too.
+    /// As usual: the push is taken, even if the token's name asks for another answer.
     Taken,
     /// As usual, after this long.
     Slow(Duration),
-    /// It is taken, and the connection is closed in the place of an answer: what a client sees when it can't know.
+    /// The push is taken, and the connection is closed in the place of an answer: the client can't know the outcome.
     TakenUnheard,
     /// The connection is closed without an answer, and nothing is taken.
     Close,
-    /// Never: the connection stays open in silence.
+    /// No answer: the connection stays open.
     Hang,
     /// One of FCM's errors.
     Fcm {
@@ -80,7 +80,7 @@ impl Answer {
         matches!(self, Self::Taken | Self::Slow(_) | Self::TakenUnheard)
     }
 
-    /// What a token's name asks for, so that a demo or a test on the far side of a process needs no call: see the table in
+    /// The answer that a token's name asks for, so that a demo or a test in another process needs no call: see the table in
     /// this crate's documentation.
     pub(crate) fn by_name(provider: Provider, token: &str) -> Option<Self> {
         match provider {
@@ -121,7 +121,7 @@ static APNS_NAMES: [(&str, Answer); 7] = [
     ("00000200", SLOW),
 ];
 
-/// An enum of named errors with what goes onto the wire for each.
+/// An enum of named errors with the wire form of each.
 macro_rules! errors {
     (
         $(#[$outer:meta])* $name:ident

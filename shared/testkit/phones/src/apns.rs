@@ -19,14 +19,14 @@ use crate::push::{Draft, now_millis};
 use crate::record::Counters;
 use crate::reply::{self, Reply};
 
-/// The most that a payload may have, in bytes.
+/// The largest payload, in bytes.
 pub(crate) const MAX_BYTES: usize = 4_096;
-/// The most that a payload may have where it is a call, in bytes.
+/// The largest payload of a call, in bytes.
 const MAX_BYTES_VOIP: usize = 5_120;
-/// The most that a collapse identifier may have, in bytes.
+/// The longest collapse identifier, in bytes.
 const MAX_COLLAPSE_BYTES: usize = 64;
 
-/// The headers that a request may have once.
+/// The headers that a request may have only once.
 const HEADERS: [&str; 7] = [
     "authorization",
     "apns-id",
@@ -37,7 +37,7 @@ const HEADERS: [&str; 7] = [
     "apns-collapse-id",
 ];
 
-/// The push types, and what follows the bundle identifier in the topic of each.
+/// The push types, and the suffix of the bundle identifier in the topic of each.
 const PUSH_TYPES: [(&str, &str); 10] = [
     ("alert", ""),
     ("background", ""),
@@ -51,7 +51,7 @@ const PUSH_TYPES: [(&str, &str); 10] = [
     ("widgets", ".push-type.widgets"),
 ];
 
-/// The `apns-id` of the request, or a new one where it has none that is in order.
+/// The `apns-id` of the request, or a new one where it has no valid one.
 pub(crate) fn id(head: &Parts) -> String {
     match header(&head.headers, "apns-id") {
         Some(id) if is_uuid(id) => id.to_owned(),
@@ -59,7 +59,7 @@ pub(crate) fn id(head: &Parts) -> String {
     }
 }
 
-/// Judges a request by everything but what its device answers. `id` is what [`id`] gave.
+/// Checks a request, all but its device's answer. `id` is the result of [`id`].
 pub(crate) fn check(
     head: &Parts,
     body: &[u8],
@@ -113,7 +113,7 @@ fn authorize(headers: &HeaderMap, tokens: &ProviderTokens, counters: &Counters) 
     tokens.check(token, counters)
 }
 
-/// Judges the headers that begin with `apns-`; the push type.
+/// Checks the headers that begin with `apns-`; returns the push type.
 fn headers(headers: &HeaderMap) -> Result<&'static str, ApnsReason> {
     let value = |name: &str| header(headers, name);
     if !value("apns-id").is_none_or(is_uuid) {
@@ -126,7 +126,7 @@ fn headers(headers: &HeaderMap) -> Result<&'static str, ApnsReason> {
         return Err(ApnsReason::BadExpirationDate);
     }
     match value("apns-priority") {
-        // Sending it with 10 "is an error", says Apple, and 10 is what a missing one means elsewhere.
+        // Apple: sending it with 10 "is an error". For other types a missing priority means 10.
         Some("10") if *push_type == "background" => return Err(ApnsReason::BadPriority),
         None | Some("1" | "5" | "10") => {}
         Some(_) => return Err(ApnsReason::BadPriority),
@@ -144,8 +144,8 @@ fn headers(headers: &HeaderMap) -> Result<&'static str, ApnsReason> {
     Ok(push_type)
 }
 
-/// Device tokens are bytes in hexadecimal digits. Apple says not to rely on their length; there are none below 32 bytes,
-/// and none above 100.
+/// Device tokens are bytes in hexadecimal digits. Apple advises not to rely on their length; none is shorter than 32
+/// bytes or longer than 100.
 fn device(token: &str) -> Result<(), ApnsReason> {
     let whole_bytes = token.len().is_multiple_of(2) && (64..=200).contains(&token.len());
     if whole_bytes && token.bytes().all(|digit| digit.is_ascii_hexdigit()) {
@@ -164,7 +164,7 @@ fn payload(body: &[u8], push_type: &str) -> Result<Value, ApnsReason> {
     if json["aps"].is_object() { Ok(json) } else { Err(ApnsReason::PayloadEmpty) }
 }
 
-/// A header's value; what is no text is taken for a value that is none of those there are.
+/// A header's value; an invalid value stands for one that is not text.
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).map(|value| value.to_str().unwrap_or("\u{fffd}"))
 }
@@ -193,7 +193,7 @@ pub(crate) fn taken(id: &str) -> Reply {
     with_id(reply::bytes(200, ""), id)
 }
 
-/// The answer to a push that was refused. A 410 says since when, in milliseconds since 1970.
+/// The answer to a push that was refused. A 410 has its `timestamp`, in milliseconds since 1970.
 pub(crate) fn refused(id: &str, reason: ApnsReason, timestamp: Option<u64>) -> Reply {
     let value = match reason.status() {
         410 => json!({"reason": reason.as_str(), "timestamp": timestamp.unwrap_or_else(now_millis)}),

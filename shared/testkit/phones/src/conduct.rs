@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use crate::answer::Answer;
 
-/// How a provider behaves towards all clients. What is set holds for open connections as well as for new ones.
+/// How a provider behaves towards all clients. It holds for open connections as well as for new ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Conduct {
-    /// As it should.
+    /// Normal.
     #[default]
     Usual,
     /// There is no listener: connections are refused, open ones are dropped.
@@ -19,17 +19,17 @@ pub enum Conduct {
     /// Every answer comes this much later.
     Slow(Duration),
     /// Each connection gets a GOAWAY (on HTTP/1.1: `connection: close`) this long after it was opened, or after this was
-    /// set: what it accepted is finished, then it is closed.
+    /// set: its accepted requests are finished, then it is closed.
     GoAway(Duration),
     /// A connection carries at most this many requests at once (`SETTINGS_MAX_CONCURRENT_STREAMS`). Open ones get a GOAWAY,
     /// so that new ones are opened.
     Streams(u32),
-    /// Every push gets this answer, in order or not. Access tokens are issued as usual.
+    /// Every push gets this answer, valid or not. Access tokens are issued as usual.
     Failing(Answer),
 }
 
 impl Conduct {
-    /// How many requests a connection carries at once. Usually 1,000: what APNs has been seen to say.
+    /// How many requests a connection carries at once. Usually 1,000, as APNs has been seen to announce.
     pub(crate) const fn streams(&self) -> u32 {
         match self {
             Self::Streams(streams) => *streams,
@@ -37,7 +37,7 @@ impl Conduct {
         }
     }
 
-    /// When a connection is sent away.
+    /// When a connection gets its GOAWAY.
     pub(crate) const fn go_away(&self) -> Option<Duration> {
         match self {
             Self::GoAway(after) => Some(*after),

@@ -1,4 +1,4 @@
-//! A connection: TLS, HTTP, and what its provider's conduct makes of both.
+//! A connection: TLS and HTTP, under its provider's conduct.
 
 use std::convert::Infallible;
 use std::io;
@@ -24,14 +24,14 @@ use crate::provider::Provider;
 use crate::record::{Gauge, count};
 use crate::request;
 
-/// A client that has not finished the TLS handshake, or the head of a request on HTTP/1.1, by then is sent away.
+/// How long a client may take for the TLS handshake, or for the head of a request on HTTP/1.1.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a client that was sent away may take to close the connection, too.
+/// How long a client may take to close a connection that was closed here.
 const LINGER: Duration = Duration::from_secs(2);
-/// What ALPN calls HTTP/2.
+/// HTTP/2 in ALPN.
 const H2: &[u8] = b"h2";
 
-/// What the requests of a connection share.
+/// The state that the requests of a connection share.
 pub(crate) struct Connection {
     pub(crate) provider: Provider,
     pub(crate) conduct: watch::Receiver<Conduct>,
@@ -58,7 +58,7 @@ pub(crate) async fn serve(
         return;
     };
     let is_h2 = stream.get_ref().1.alpn_protocol() == Some(H2);
-    // APNs speaks nothing else; a client that speaks no ALPN at all gets this far.
+    // APNs supports HTTP/2 only; a client without ALPN gets this far.
     if provider == Provider::Apns && !is_h2 {
         return;
     }
@@ -103,7 +103,7 @@ pub(crate) async fn serve(
                     return;
                 }
                 let conduct = conduct.borrow_and_update();
-                // How many streams there may be is said once in a connection.
+                // The limit of streams is announced once in a connection.
                 let is_outdated = conduct.streams() != streams;
                 go_away = if is_outdated { Some(Instant::now()) } else { conduct.go_away().map(from_now) };
             }
@@ -118,15 +118,15 @@ fn twice(stream: TcpStream) -> io::Result<(TcpStream, TcpStream)> {
     Ok((TcpStream::from_std(stream)?, TcpStream::from_std(again)?))
 }
 
-/// Reads on, past TLS, until the client has closed the connection, too. One that is closed before it has read all that was
-/// sent is reset by the system, and its client loses answers that it has not read yet.
+/// Reads on, past TLS, until the client has closed the connection, too. A connection that is closed with unread input is
+/// reset by the system, and its client loses answers that it has not read yet.
 async fn linger(socket: &mut TcpStream) {
     let mut unread = [0; 1024];
     let until_closed = async { while socket.read(&mut unread).await.is_ok_and(|length| length > 0) {} };
     let _closed_now = timeout(LINGER, until_closed).await;
 }
 
-/// That moment; never, if there is none.
+/// Waits for that moment; forever without one.
 async fn at(moment: Option<Instant>) {
     match moment {
         Some(moment) => sleep_until(moment).await,
@@ -149,7 +149,7 @@ where
 }
 
 impl Connection {
-    /// Counts a request for as long as what it gives lives.
+    /// Counts a request until the gauge is dropped.
     pub(crate) fn enter(&self) -> Gauge<'_> {
         let counters = self.shared.record.counters(self.provider);
         count(&counters.requests);

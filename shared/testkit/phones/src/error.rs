@@ -4,16 +4,16 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-/// Why the emulator did not start. None of these mends itself.
+/// Why the emulator did not start. None of these is temporary.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A file of keys or certificates could not be read or written.
     #[error("{path}: {source}")]
     File { path: PathBuf, source: io::Error },
-    /// A file that was there holds something else than was written into it. It is not replaced: remove it.
+    /// An existing file does not hold what the emulator writes. It is not replaced: remove it.
     #[error("{path} does not hold what the emulator writes there; remove it to have a new one")]
     Unusable { path: PathBuf },
-    /// An address could not be had.
+    /// An address could not be bound.
     #[error("cannot listen on {address}: {source}")]
     Listen { address: SocketAddr, source: io::Error },
     /// A key could not be made: the system gave no randomness.

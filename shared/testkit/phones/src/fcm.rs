@@ -1,7 +1,7 @@
 //! FCM's HTTP v1 API: `POST /v1/projects/{project}/messages:send`.
 //!
 //! Source: FCM REST reference (`projects.messages`, `projects.messages.send`, `ErrorCode`), FCM's guide "FCM error codes",
-//! and what Google has been seen to answer.
+//! and observed answers of Google.
 
 use std::collections::BTreeMap;
 
@@ -18,26 +18,26 @@ use crate::push::{Draft, now_millis};
 use crate::reply::{self, Reply};
 use crate::schema::{self, Violation, get};
 
-/// The most that notification and data may have together, in bytes, keys and values.
+/// The most bytes of notification and data together, keys and values.
 const MAX_BYTES: usize = 4_096;
 /// The same, to a topic.
 const MAX_BYTES_TOPIC: usize = 2_048;
 /// The longest time to live, in seconds: four weeks.
 const LONGEST_TTL: i64 = 28 * 86_400;
-/// Where a message may go.
+/// The targets that a message may have.
 const TARGETS: [&str; 4] = ["token", "fid", "topic", "condition"];
-/// Keys that FCM uses itself, and beginnings of such.
+/// Keys that FCM uses itself, and prefixes of such keys.
 const RESERVED: [&str; 3] = ["from", "gcm", "message_type"];
 const RESERVED_STARTS: [&str; 2] = ["google", "gcm"];
 
-/// A message that is in order.
+/// A valid message.
 pub(crate) struct Checked {
     pub(crate) draft: Draft,
-    /// It is not to be delivered: all but that is done.
+    /// The message is only checked, and not delivered.
     pub(crate) validate_only: bool,
 }
 
-/// Judges a request by everything but what its device answers; what is wrong is answered.
+/// Checks a request, all but its device's answer; an error is the answer to it.
 pub(crate) fn check(head: &Parts, body: &[u8], authority: &Authority) -> Result<Checked, Refusal> {
     let project =
         head.uri.path().strip_prefix("/v1/projects/").and_then(|rest| rest.strip_suffix("/messages:send"));
@@ -66,12 +66,12 @@ pub(crate) fn check(head: &Parts, body: &[u8], authority: &Authority) -> Result<
     Ok(Checked { draft: draft(head, request, &message), validate_only })
 }
 
-/// The message's target, and which it is.
+/// The kind of a message's target, and its value.
 fn target(message: &Value) -> Option<(&'static str, &str)> {
     TARGETS.into_iter().find_map(|name| Some((name, get(message, name)?.as_str()?)))
 }
 
-/// The name by which a push of this number is known.
+/// FCM's name of the push of this number.
 fn name(number: &str) -> String {
     format!("projects/{PROJECT}/messages/{number}")
 }
@@ -85,7 +85,7 @@ fn draft(head: &Parts, request: Value, message: &Value) -> Draft {
     Draft {
         provider: Provider::Fcm,
         id: name(&format!("0:{}%{}", now_millis(), &unique[..16])),
-        // A tag has no line break that a token could have been given.
+        // A token has no line break, so it ends at the first one.
         identity: tag.map(|tag| format!("fcm {token}\n{tag}")),
         token,
         headers: user_agent.map(|value| ("user-agent".to_owned(), value.to_owned())).into_iter().collect(),
@@ -107,7 +107,7 @@ fn authorize(head: &Parts, authority: &Authority) -> Result<(), Refusal> {
     }
 }
 
-/// What no type of a field says.
+/// Checks the rules that no field's type expresses.
 fn judge_message(message: &Value) -> Result<(), Refusal> {
     if message.is_null() {
         return Err(invalid("Recipient of the message is not set.", "message"));
@@ -163,7 +163,7 @@ fn judge_keys(data: Option<&Value>, path: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Two of what there may be one of.
+/// The violation where a message has two targets.
 fn target_is_set_twice(message: &Value) -> Option<Violation> {
     let second = TARGETS.into_iter().filter(|name| get(message, name).is_some()).nth(1)?;
     let description = format!(
@@ -172,8 +172,8 @@ fn target_is_set_twice(message: &Value) -> Option<Violation> {
     Some(Violation { field: "message".to_owned(), description })
 }
 
-/// The bytes of notification and data as an Android phone gets them: what is in `android` takes the place of what is
-/// beside it.
+/// The bytes of notification and data as an Android phone gets them: a field in `android` replaces the same field beside
+/// it.
 fn size(message: &Value) -> usize {
     let android = get(message, "android");
     let mut fields: BTreeMap<&str, &Value> = BTreeMap::new();
@@ -194,7 +194,7 @@ pub(crate) fn taken(name: &str) -> Reply {
     reply::json(200, &json!({"name": name}))
 }
 
-/// The answer to a message that was only to be looked at.
+/// The answer to a message that was only to be checked.
 pub(crate) fn checked() -> Reply {
     taken(&name("fake_message_id"))
 }

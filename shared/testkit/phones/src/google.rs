@@ -1,7 +1,7 @@
 //! FCM's errors as Google writes them: a status, a message and details.
 //!
-//! Source: `google.rpc.Status` and `google.rpc.error_details`, FCM REST reference (`ErrorCode`). Where Google
-//! has been seen to give a message, it is that one.
+//! Source: `google.rpc.Status` and `google.rpc.error_details`, FCM REST reference (`ErrorCode`). A message is Google's own
+//! where one has been observed.
 
 use hyper::header::{HeaderValue, WWW_AUTHENTICATE};
 use serde_json::{Value, json};
@@ -13,14 +13,14 @@ use crate::schema::Violation;
 /// An answer that is an error.
 pub(crate) type Refusal = Box<Reply>;
 
-/// Why a bearer is none: there is no access token.
+/// Why a request is unauthenticated: it has no access token.
 pub(crate) const MISSING: &str = "CREDENTIALS_MISSING";
-/// Why a bearer is none: the access token was never issued.
+/// Why a request is unauthenticated: its access token was never issued.
 pub(crate) const UNKNOWN: &str = "ACCESS_TOKEN_TYPE_UNSUPPORTED";
-/// Why a bearer is none: the access token has expired.
+/// Why a request is unauthenticated: its access token has expired.
 pub(crate) const EXPIRED: &str = "ACCESS_TOKEN_EXPIRED";
 
-/// One of FCM's errors, as its device or its quota gives it.
+/// One of FCM's errors about a device, a quota or the service.
 pub(crate) fn refused(code: FcmError) -> Refusal {
     let (status, message) = match code {
         FcmError::InvalidArgument => return not_a_token(),
@@ -40,12 +40,12 @@ pub(crate) fn too_large() -> Refusal {
     error(413, "INVALID_ARGUMENT", "Request payload size exceeds the limit.", &json!([]))
 }
 
-/// An entity that there is none of.
+/// An entity that does not exist.
 pub(crate) fn not_found() -> Refusal {
     error(404, "NOT_FOUND", "Requested entity was not found.", &json!([]))
 }
 
-/// A request without an access token that counts.
+/// A request without a valid access token.
 pub(crate) fn unauthenticated(reason: &str) -> Refusal {
     const SEE: &str = "Expected OAuth 2 access token, login cookie or other valid authentication credential. See \
                        https://developers.google.com/identity/sign-in/web/devconsole-project.";
@@ -65,7 +65,7 @@ pub(crate) fn unauthenticated(reason: &str) -> Refusal {
     reply
 }
 
-/// A project that the service account has nothing to do with, or that there is none of.
+/// A project that does not exist, or that the service account may not use.
 pub(crate) fn no_permission(project: &str) -> Refusal {
     const PERMISSION: &str = "cloudmessaging.messages.create";
     let resource = format!("projects/{project}");
@@ -77,7 +77,7 @@ pub(crate) fn no_permission(project: &str) -> Refusal {
     error(403, "PERMISSION_DENIED", &message, &json!([error_info("IAM_PERMISSION_DENIED", &metadata)]))
 }
 
-/// A registration token, or an installation, that can be none.
+/// A registration token, or an installation, that is not valid.
 pub(crate) fn not_a_token() -> Refusal {
     invalid("The registration token is not a valid FCM registration token", "message.token")
 }
@@ -89,13 +89,13 @@ pub(crate) fn invalid(message: &str, field: &str) -> Refusal {
     error(400, "INVALID_ARGUMENT", message, &details)
 }
 
-/// Values that protobuf refuses: FCM does not get to see them.
+/// Values that protobuf refuses before FCM reads them.
 pub(crate) fn bad_request(violations: &[Violation]) -> Refusal {
     let lines: Vec<&str> = violations.iter().map(|violation| violation.description.as_str()).collect();
     error(400, "INVALID_ARGUMENT", &lines.join("\n"), &json!([violations_detail(violations)]))
 }
 
-/// A body that is no JSON object.
+/// A body that is not a JSON object.
 pub(crate) fn unreadable() -> Refusal {
     let description = "Invalid JSON payload received. It is not a JSON object.".to_owned();
     bad_request(&[Violation { field: String::new(), description }])
@@ -119,7 +119,7 @@ fn error_info(reason: &str, metadata: &Value) -> Value {
     })
 }
 
-/// Google's shape of an error.
+/// An error in Google's format.
 fn error(code: u16, status: &str, message: &str, details: &Value) -> Refusal {
     let mut error = json!({"code": code, "message": message, "status": status});
     if details.as_array().is_some_and(|details| !details.is_empty()) {

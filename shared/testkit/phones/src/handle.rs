@@ -1,4 +1,4 @@
-//! What a test does to the providers, and sees of them.
+//! A test's control of the providers, and its view of their pushes.
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,24 +22,24 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Answers every push to this token like this, until [`Handle::answer_as_usual`]. For the OAuth2 endpoint, in the place
-    /// of the token, [`crate::TOKEN_ENDPOINT`].
+    /// Answers every push to this token like this, until [`Handle::answer_as_usual`]. [`crate::TOKEN_ENDPOINT`] in the place
+    /// of the token stands for the OAuth2 endpoint.
     pub fn answer(&self, token: &str, answer: Answer) {
         self.shared.script.stand(token, answer);
     }
 
-    /// Answers the next pushes to this token like this, each once, in order, and then again as before. More of them go
-    /// behind those that are still to come.
+    /// Answers the next pushes to this token like this, each once, in order, and then again as before. Further answers
+    /// follow those that are still to come.
     pub fn answer_once(&self, token: &str, answers: impl IntoIterator<Item = Answer>) {
         self.shared.script.once(token, answers);
     }
 
-    /// Answers pushes to this token as usual again. False, if it was so.
+    /// Answers pushes to this token as usual again. False if it already did.
     pub fn answer_as_usual(&self, token: &str) -> bool {
         self.shared.script.forget(token)
     }
 
-    /// Makes a whole provider behave like this; returns when it does. What is answered before that is answered as before.
+    /// Sets the conduct of a whole provider; returns when it is in force. Earlier answers are as before.
     pub async fn set(&self, provider: Provider, conduct: Conduct) {
         let (done, is_done) = oneshot::channel();
         let commands = match provider {
@@ -52,27 +52,27 @@ impl Handle {
         }
     }
 
-    /// Ends all access tokens that were issued: the next request with one gets a 401.
+    /// Expires all access tokens that were issued: the next request with one gets a 401.
     pub fn expire_access_tokens(&self) {
         self.shared.authority.expire_all();
     }
 
-    /// What was taken, of both providers, in order: the newest [`crate::KEPT`] of it.
+    /// The pushes that were taken, of both providers, in order: the newest [`crate::KEPT`].
     pub fn received(&self) -> Vec<Arc<Push>> {
         self.received_after(0)
     }
 
-    /// The same, of those with a number above this one.
+    /// The same, with a number above this one.
     pub fn received_after(&self, number: u64) -> Vec<Arc<Push>> {
         self.shared.record.after(number)
     }
 
-    /// How many were taken, of both providers, kept or not: the number of the newest.
+    /// How many pushes were taken, of both providers, kept or not: the number of the newest.
     pub fn taken(&self) -> u64 {
         self.shared.record.newest()
     }
 
-    /// What is taken from now on.
+    /// The pushes that are taken from now on.
     pub fn subscribe(&self) -> Pushes {
         Pushes(self.shared.record.subscribe())
     }
@@ -82,8 +82,7 @@ impl Handle {
         self.find(|push| push.number > after).await
     }
 
-    /// The first push, of those that are kept and those to come, that is wanted; waits until there is one, however long
-    /// that is.
+    /// The first push that is wanted, of the kept ones and those to come; waits until there is one, however long that is.
     pub async fn find(&self, wanted: impl Fn(&Push) -> bool) -> Arc<Push> {
         let mut newest = self.shared.record.watch_newest();
         let mut seen = 0;
@@ -102,13 +101,13 @@ impl Handle {
         }
     }
 
-    /// Waits until so many were taken, of both providers, since the start.
+    /// Waits until this many pushes were taken, of both providers, since the start.
     pub async fn wait_for(&self, taken: u64) {
         let mut newest = self.shared.record.watch_newest();
         let _the_sender_lives = newest.wait_for(|newest| *newest >= taken).await;
     }
 
-    /// What happened at a provider since the start.
+    /// The counts of a provider since the start.
     pub fn counts(&self, provider: Provider) -> Counts {
         self.shared.record.counts(provider)
     }
@@ -125,8 +124,8 @@ impl fmt::Debug for Handle {
 pub struct Pushes(broadcast::Receiver<Arc<Push>>);
 
 impl Pushes {
-    /// The next one. None, when the providers have ended, or when more than 4,096 pushes were not asked for in time:
-    /// a caller that needs all of them then begins again with [`Handle::received_after`].
+    /// The next push. `None` when the providers have ended, or when the caller is more than 4,096 pushes behind: a caller
+    /// that needs all of them then begins again with [`Handle::received_after`].
     pub async fn next(&mut self) -> Option<Arc<Push>> {
         self.0.recv().await.ok()
     }

@@ -6,7 +6,7 @@ use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde_json::Value;
 
-/// What a token with a good signature says. Nothing of it is judged.
+/// The content of a token with a good signature, otherwise unchecked.
 pub(crate) struct Signed {
     pub(crate) key_id: Option<String>,
     pub(crate) claims: Value,
@@ -24,16 +24,16 @@ impl Signed {
     }
 }
 
-/// What is wrong with a token.
+/// The fault of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// It is none.
+    /// It is not a JWT.
     Malformed,
     /// It was signed by another key, or in another way.
     Signature,
 }
 
-/// Verifies a token's signature, made in this way and in no other.
+/// Verifies a token's signature, by this algorithm only.
 pub(crate) fn verify(token: &str, algorithm: Algorithm, key: &DecodingKey) -> Result<Signed, Fault> {
     let header = jsonwebtoken::decode_header(token).map_err(|_| Fault::Malformed)?;
     let mut validation = Validation::new(algorithm);

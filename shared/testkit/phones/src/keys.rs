@@ -7,7 +7,7 @@
 //! | `service-account.json` | Google's file for a service account, with an RSA key of 2,048 bits | the owner |
 //! | `AuthKey_NARUDEMO01.p8` | Apple's file for a signing key, P-256 | the owner |
 //!
-//! The server's own certificate is made at every start and lies nowhere.
+//! The server's own certificate is made at every start and is not stored.
 
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
@@ -36,7 +36,7 @@ pub const PROJECT: &str = "naru-demo";
 pub const CLIENT_EMAIL: &str = "naru@naru-demo.iam.gserviceaccount.com";
 /// The identifier of the APNs key.
 pub const KEY_ID: &str = "NARUDEMO01";
-/// The team that it belongs to.
+/// The team that the key belongs to.
 pub const TEAM_ID: &str = "NARUTEAM01";
 /// The app's bundle identifier.
 pub const TOPIC: &str = "com.example.naru";
@@ -46,7 +46,7 @@ const PRIVATE: u32 = 0o600;
 /// Readable by all users.
 const PUBLIC: u32 = 0o644;
 
-/// What is in the folder.
+/// The content of the folder.
 pub(crate) struct Keys {
     dir: PathBuf,
     authority: KeyPair,
@@ -57,7 +57,7 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
-    /// Reads what is there and makes what is not.
+    /// Reads the existing files and makes the missing ones.
     pub(crate) fn open(dir: &Path) -> Result<Self, StartError> {
         fs::create_dir_all(dir).map_err(|source| StartError::File { path: dir.to_owned(), source })?;
         let dir = dir.canonicalize().map_err(|source| StartError::File { path: dir.to_owned(), source })?;
@@ -84,12 +84,12 @@ impl Keys {
         &self.service_account_key_id
     }
 
-    /// Verifies what the service account has signed.
+    /// Verifies the service account's signatures.
     pub(crate) fn service_account_verifier(&self) -> DecodingKey {
         DecodingKey::from_rsa_der(self.service_account.public_key().as_ref())
     }
 
-    /// Verifies what the APNs key has signed.
+    /// Verifies the APNs key's signatures.
     pub(crate) fn apns_verifier(&self) -> DecodingKey {
         DecodingKey::from_ec_der(self.apns.public_key().as_ref())
     }
@@ -106,7 +106,7 @@ impl Keys {
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        // A clock that is a day behind trusts it too.
+        // A client whose clock is a day behind trusts it, too.
         params.not_before = (SystemTime::now() - DAY).into();
         params.not_after = (SystemTime::now() + 397 * DAY).into();
         let key = KeyPair::generate()?;
@@ -152,7 +152,7 @@ fn authority(dir: &Path) -> Result<KeyPair, StartError> {
         }
     };
     let certificate = dir.join("ca.pem");
-    // With its key gone a certificate is no good; a key without one, as after a crash here, gets a new one.
+    // A certificate without its key is useless; a key without one, as after a crash here, gets a new one.
     if read(&certificate)?.is_none_or(|text| !is_of(&text, &key)) {
         let made: Certificate = authority_params().self_signed(&key)?;
         write(&certificate, &encode(&Pem::new("CERTIFICATE", made.der().to_vec())), PUBLIC)?;
@@ -160,7 +160,7 @@ fn authority(dir: &Path) -> Result<KeyPair, StartError> {
     Ok(key)
 }
 
-/// Whether a certificate has this key in it.
+/// Whether a certificate is for this key.
 fn is_of(certificate: &str, key: &KeyPair) -> bool {
     use rcgen::PublicKeyData as _;
 
@@ -168,7 +168,7 @@ fn is_of(certificate: &str, key: &KeyPair) -> bool {
     pem::parse(certificate).is_ok_and(|pem| pem.contents().windows(key.len()).any(|window| window == key))
 }
 
-/// The same at every start: what the server's certificate says of its issuer is made from these.
+/// The same at every start: the issuer in the server's certificate is made from these.
 fn authority_params() -> CertificateParams {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -198,8 +198,7 @@ fn apns(dir: &Path) -> Result<EcdsaKeyPair, StartError> {
     Ok(key)
 }
 
-/// The service account's key, the same as it is written, and its identifier. A new one is written when the `token_uri` is
-/// known.
+/// The service account's key, its PEM, and its identifier. A new key is written when the `token_uri` is known.
 fn service_account(dir: &Path) -> Result<(rsa::KeyPair, Pem, String), StartError> {
     let path = dir.join("service-account.json");
     if let Some(text) = read(&path)? {
@@ -227,7 +226,7 @@ fn encode(pem: &Pem) -> String {
     pem::encode_config(pem, EncodeConfig::new().set_line_ending(LineEnding::LF))
 }
 
-/// The whole file; none, if there is none.
+/// The whole file; `None` if it does not exist.
 fn read(path: &Path) -> Result<Option<String>, StartError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
@@ -236,7 +235,7 @@ fn read(path: &Path) -> Result<Option<String>, StartError> {
     }
 }
 
-/// Writes the file whole or not at all: what reads it meanwhile, or after a crash, finds the old one or the new one.
+/// Writes the file atomically: a process that reads it meanwhile, or after a crash, finds the old file or the new one.
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), StartError> {
     let attempt = || {
         let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
@@ -266,7 +265,7 @@ mod tests {
         let first = file();
         keys.name_token_uri("https://localhost:1/token").unwrap();
         assert_eq!(file(), first);
-        // A new file takes the old one's place: a process that has that open reads on in it.
+        // A new file replaces the old one: a process that has the old one open continues to read it.
         let open = fs::File::open(keys.service_account_file()).unwrap();
         keys.name_token_uri("https://localhost:2/token").unwrap();
         assert_ne!(file(), first);

@@ -1,8 +1,8 @@
 //! The push providers that Naru is tested against: FCM with Google's OAuth2, and APNs, on this machine, over HTTP/2 and
-//! TLS. Naru's notifier talks to them as it talks to the real ones, by configuration alone.
+//! TLS. Naru's notifier connects to them as to the real ones, by configuration alone.
 //!
-//! It is an independent reading of the providers' documentation and knows nothing of Naru: what the real ones refuse by
-//! their documentation, this refuses, with their statuses and in their words.
+//! It implements the providers' documentation without depending on Naru: it refuses the requests that the documentation
+//! refuses, with the providers' statuses and texts.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), naru_phones::StartError> {
@@ -33,7 +33,7 @@
 //! | `~hang` | none | `00000408` | none |
 //! | `~slow` | 200, after a second | `00000200` | 200, after a second |
 //!
-//! [`Handle::answer`] outweighs a name. A request that is not in order is refused before either is looked at.
+//! [`Handle::answer`] takes precedence over a name. An invalid request is refused before either is considered.
 //!
 //! # Over HTTP
 //!
@@ -46,15 +46,15 @@
 //! | `GET /pushes?after=NUMBER&token=TOKEN` | `{"newest": 7, "pushes": [`[`Push`]` …]}`; both parameters may be left out |
 //! | `GET /counts` | `{"taken": 7, "fcm": `[`Counts`]`, "apns": `[`Counts`]`}` |
 //!
-//! # Where it is not like the real ones
+//! # Differences from the real providers
 //!
 //! - APNs allows one stream on a connection until a valid provider token came; here the limit is the same from the start.
 //!   Its GOAWAY frames carry a reason; these carry none.
 //! - APNs counts provider tokens in a way that Apple does not describe. Here the first two are taken at any time, so that a
 //!   provider can be started again, and each one after them at least 20 minutes after the one before.
 //! - An assertion's `aud` must be the service account's `token_uri`, which is this emulator's. Clients that write Google's
-//!   there whatever the file says, as google-auth for Python does, are refused.
-//! - Of FCM's `android_v2` nothing is looked at but that `android` is not beside it, and a condition may be any text.
+//!   there whatever the file contains, as google-auth for Python does, are refused.
+//! - Of FCM's `android_v2` nothing is checked but that `android` is not beside it, and a condition may be any text.
 //! - Quotas are not counted and traffic is not shaped: 429 comes on demand.
 
 mod admin;
@@ -110,19 +110,19 @@ use server::Server;
 /// Where the providers listen, and where their keys are.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where keys and certificates lie. They are made where they are missing, and used again where they are not.
+    /// The folder of keys and certificates. Missing ones are made, existing ones are used again.
     pub dir: PathBuf,
     /// FCM's address, and OAuth2's. Port 0: any.
     pub fcm: SocketAddr,
     /// APNs' address. Port 0: any.
     pub apns: SocketAddr,
-    /// Where the providers are steered over HTTP, if anywhere. Port 0: any. It asks for no authentication.
+    /// Where the pushes are read over HTTP, if anywhere. Port 0: any. It asks for no authentication.
     pub admin: Option<SocketAddr>,
     /// The name by which clients reach the providers: it is in the URLs and in the certificate.
     pub host: String,
-    /// How long an access token is good. Google's are for an hour.
+    /// How long an access token is valid. Google's are valid for an hour.
     pub access_token_lifetime: Duration,
-    /// How long APNs wants a provider token to be used before it takes a new one. Apple says 20 minutes.
+    /// The least time between new provider tokens that APNs takes. Apple documents 20 minutes.
     pub provider_token_interval: Duration,
 }
 
@@ -142,7 +142,7 @@ impl Options {
     }
 }
 
-/// The running providers. Dropping this ends them.
+/// The running providers. Dropping this stops them.
 ///
 /// Its `Display` is the environment by which Naru finds them, as lines for a shell.
 pub struct Phones {
@@ -158,7 +158,7 @@ pub struct Phones {
     _admin: Option<AbortOnDropHandle<()>>,
 }
 
-/// What the providers have in common.
+/// The state that the providers share.
 struct Shared {
     record: Record,
     script: Script,
@@ -171,7 +171,7 @@ impl Phones {
     /// second making them.
     ///
     /// # Errors
-    /// When an address can't be had, or a key or a certificate can't be made, read or written.
+    /// When an address can't be bound, or a key or a certificate can't be made, read or written.
     pub async fn start(options: Options) -> Result<Self, StartError> {
         let keys = Keys::open(&options.dir)?;
         let (fcm_listener, fcm) = server::listen(options.fcm)?;
@@ -221,7 +221,7 @@ impl Phones {
         url(&self.host, self.apns)
     }
 
-    /// Where the providers are steered over HTTP: `http://127.0.0.1:PORT`.
+    /// Where the pushes are read over HTTP: `http://127.0.0.1:PORT`.
     pub fn admin_url(&self) -> Option<String> {
         self.admin.map(|address| format!("http://{address}"))
     }
@@ -241,7 +241,7 @@ impl Phones {
         &self.apns_key_file
     }
 
-    /// Steers the providers and looks at what they got.
+    /// Controls the providers and reads their pushes.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }

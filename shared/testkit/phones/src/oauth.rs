@@ -19,21 +19,21 @@ use crate::keys::{CLIENT_EMAIL, Keys};
 use crate::record::{Counters, count};
 use crate::reply::{self, Reply};
 
-/// The name by which [`crate::Handle::answer`] and its like mean the OAuth2 endpoint in the place of a token.
+/// Stands for the OAuth2 endpoint in the place of a token, in [`crate::Handle::answer`] and its like.
 pub const TOKEN_ENDPOINT: &str = "/token";
 
-/// Either lets the bearer send (FCM REST reference, `projects.messages.send`, "Authorization scopes").
+/// Either scope lets the bearer send (FCM REST reference, `projects.messages.send`, "Authorization scopes").
 const SCOPES: [&str; 2] =
     ["https://www.googleapis.com/auth/firebase.messaging", "https://www.googleapis.com/auth/cloud-platform"];
 const GRANT_TYPE: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
-/// An assertion is good for this many seconds at most.
+/// An assertion is valid for this many seconds at most.
 const LONGEST: i64 = 3_600;
-/// By how many seconds the other's clock may be ahead.
+/// By how many seconds the signer's clock may be ahead.
 const SKEW: i64 = 300;
 const SHORT_LIVED: &str = "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable timeframe. \
                            Check your iat and exp values in the JWT claim.";
 
-/// Issues access tokens and knows them again.
+/// Issues access tokens and checks them.
 pub(crate) struct Authority {
     token_uri: String,
     key_id: String,
@@ -44,12 +44,12 @@ pub(crate) struct Authority {
 
 #[derive(Default)]
 struct State {
-    /// When each ends.
+    /// When each token expires.
     issued: HashMap<String, Instant>,
     assertions: HashSet<String>,
 }
 
-/// What is known of a bearer's access token.
+/// The state of a bearer's access token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
     Good,
@@ -68,7 +68,7 @@ impl Authority {
         }
     }
 
-    /// Judges an access token.
+    /// Checks an access token.
     pub(crate) fn access(&self, token: &str) -> Access {
         match self.lock().issued.get(token) {
             Some(end) if *end > Instant::now() => Access::Good,
@@ -90,7 +90,7 @@ impl Authority {
         match self.exchange(head, body, counters) {
             Ok(access_token) => {
                 count(&counters.oauth_tokens_issued);
-                // Google says a second less than the hour.
+                // Google answers a second less than the hour.
                 let seconds = self.lifetime.as_secs().saturating_sub(1);
                 let value =
                     json!({"access_token": access_token, "expires_in": seconds, "token_type": "Bearer"});
@@ -131,9 +131,9 @@ impl Authority {
         Ok(self.issue())
     }
 
-    /// Judges an assertion's claims.
+    /// Checks an assertion's claims.
     fn check(&self, signed: &Signed) -> Result<(), Refusal> {
-        // A signature by a key that the account does not have.
+        // The assertion names a key that the account does not have.
         if signed.key_id.as_ref() != Some(&self.key_id) {
             return Err(invalid_grant("Invalid JWT Signature."));
         }

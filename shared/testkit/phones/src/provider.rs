@@ -17,7 +17,7 @@ impl Provider {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Fcm, Self::Apns];
 
-    /// The word for it: `fcm` or `apns`.
+    /// `fcm` or `apns`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Fcm => "fcm",

@@ -1,8 +1,8 @@
-//! APNs' provider tokens: a JWT by which a team shows who it is.
+//! APNs' provider tokens: a JWT by which a team authenticates.
 //!
 //! Source: Apple, "Establishing a token-based connection to APNs": ES256, `kid` in the header, `iss` and `iat`; older than
-//! an hour is refused; no more than one new token in 20 minutes. What makes a token a new one is not said; here it is its
-//! `iat`, so that several processes of one provider may each sign the same statement.
+//! an hour is refused; no more than one new token in 20 minutes. Apple does not define when a token is new; here it is by
+//! its `iat`, so that several processes of one provider may each sign the same claims.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -16,14 +16,14 @@ use crate::jwt;
 use crate::keys::{KEY_ID, Keys, TEAM_ID};
 use crate::record::{Counters, count};
 
-/// For how many seconds a token is good.
+/// For how many seconds a token is valid.
 const LONGEST: i64 = 3_600;
-/// By how many seconds the other's clock may be ahead.
+/// By how many seconds the signer's clock may be ahead.
 const SKEW: i64 = 60;
-/// How many tokens are taken before the interval between them counts: a provider may be started again.
+/// How many tokens are taken before the interval between them counts, so that a provider may be restarted.
 const FREE: usize = 2;
 
-/// Judges provider tokens, and how often they change.
+/// Checks provider tokens, and how often they change.
 pub(crate) struct ProviderTokens {
     verifier: DecodingKey,
     interval: Duration,
@@ -32,20 +32,20 @@ pub(crate) struct ProviderTokens {
 
 #[derive(Default)]
 struct Seen {
-    /// Those with a good signature.
+    /// The tokens with a good signature.
     tokens: HashSet<String>,
-    /// When those that were taken were issued, in seconds since 1970, and when the newest was first taken.
+    /// When the taken tokens were issued, in seconds since 1970, and when the newest was first taken.
     taken: HashSet<i64>,
     newest: Option<Instant>,
 }
 
 impl ProviderTokens {
-    /// A new token is taken `interval` after the one before. There is one key, so this is by key.
+    /// A new token is taken `interval` after the one before. There is one key, so the interval is per key.
     pub(crate) fn new(keys: &Keys, interval: Duration) -> Self {
         Self { verifier: keys.apns_verifier(), interval, seen: Mutex::default() }
     }
 
-    /// Judges the token of a request.
+    /// Checks the token of a request.
     pub(crate) fn check(&self, token: &str, counters: &Counters) -> Result<(), ApnsReason> {
         let signed = jwt::verify(token, Algorithm::ES256, &self.verifier)
             .map_err(|_| ApnsReason::InvalidProviderToken)?;

@@ -1,4 +1,4 @@
-//! A push that was taken, as a phone would get it.
+//! A push that was taken, as a phone gets it.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,10 +12,10 @@ use crate::provider::Provider;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Push {
-    /// Its place among all that were taken, of both providers: 1, 2, 3 …
+    /// Its place among all pushes that were taken, of both providers: 1, 2, 3 …
     pub number: u64,
     pub provider: Provider,
-    /// For which device. FCM's other targets as they are: a topic, a condition, a Firebase installation.
+    /// The device's token. FCM's other targets as they are: a topic, a condition, a Firebase installation.
     pub token: String,
     /// The title that is shown.
     pub title: Option<String>,
@@ -41,12 +41,12 @@ pub struct Push {
     pub received_at: u64,
 }
 
-/// What is known of a push before it has a number.
+/// A push before it has a number.
 pub(crate) struct Draft {
     pub(crate) provider: Provider,
     pub(crate) token: String,
     pub(crate) id: String,
-    /// By what a repetition is recognised, if at all.
+    /// The key by which a repetition is recognised, if any.
     pub(crate) identity: Option<String>,
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) json: Value,
@@ -77,7 +77,7 @@ impl Draft {
     }
 }
 
-/// What a phone makes of a payload.
+/// The fields that a phone reads from a payload.
 struct Shown {
     title: Option<String>,
     body: Option<String>,
@@ -88,7 +88,7 @@ struct Shown {
 }
 
 impl Shown {
-    /// An Android phone: what is in `android` overrides what is beside it. Names may be in either of protobuf's cases.
+    /// On an Android phone a field in `android` overrides the same beside it. Names may be in either of protobuf's cases.
     fn of_fcm(json: &Value) -> Self {
         let message = &json["message"];
         let android = &message["android"];

@@ -1,4 +1,4 @@
-//! What was taken, and what was counted.
+//! The pushes that were taken, and the counters.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -11,18 +11,18 @@ use tokio::sync::{broadcast, watch};
 use crate::provider::Provider;
 use crate::push::{Draft, Push};
 
-/// How many pushes are kept; the oldest go first.
+/// How many pushes are kept; the oldest are dropped first.
 pub const KEPT: usize = 20_000;
 /// How many pushes a subscriber may be behind.
 const BEHIND: usize = 4_096;
-/// How many identities are remembered to recognise a repetition by.
+/// How many identities are kept to recognise a repetition.
 const IDENTITIES: usize = 1_000_000;
 
-/// What happened at one provider since the start. As JSON its names are in camelCase.
+/// The counts of one provider since the start. As JSON its names are in camelCase.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Counts {
-    /// Connections that came as far as the end of the TLS handshake.
+    /// Connections that completed the TLS handshake.
     pub connections: u64,
     /// Those of them that are open.
     pub open_connections: u64,
@@ -72,16 +72,16 @@ impl Counters {
     }
 }
 
-/// One more.
+/// Adds one.
 pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::SeqCst);
 }
 
-/// Adds one for as long as it lives.
+/// Adds one until it is dropped.
 pub(crate) struct Gauge<'a>(&'a AtomicU64);
 
 impl<'a> Gauge<'a> {
-    /// It, and how many there are now.
+    /// The gauge, and the counter's new value.
     pub(crate) fn enter(counter: &'a AtomicU64) -> (Self, u64) {
         let now = counter.fetch_add(1, Ordering::SeqCst) + 1;
         (Self(counter), now)
@@ -94,7 +94,7 @@ impl Drop for Gauge<'_> {
     }
 }
 
-/// All that was taken, in order, and the counters.
+/// All pushes that were taken, in order, and the counters.
 pub(crate) struct Record {
     fcm: Counters,
     apns: Counters,
@@ -151,7 +151,7 @@ impl Record {
         self.newest.send_replace(number);
     }
 
-    /// Those that are kept with a number above this one, oldest first.
+    /// The kept pushes with a number above this one, oldest first.
     pub(crate) fn after(&self, number: u64) -> Vec<Arc<Push>> {
         self.lock().pushes.iter().filter(|push| push.number > number).cloned().collect()
     }

@@ -6,7 +6,7 @@ use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use serde_json::Value;
 
-/// An answer, whole.
+/// A whole answer.
 pub(crate) type Reply = Response<Full<Bytes>>;
 
 /// A status and a JSON value.
@@ -23,7 +23,7 @@ pub(crate) fn bytes(status: u16, body: impl Into<Bytes>) -> Reply {
     reply
 }
 
-/// What was asked for word for word. Headers that HTTP can't carry are left out.
+/// The response as given, word for word. Headers that HTTP can't carry are left out.
 pub(crate) fn raw(status: u16, headers: &[(String, String)], body: String) -> Reply {
     let mut reply = bytes(status, body);
     for (name, value) in headers {

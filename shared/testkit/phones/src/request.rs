@@ -1,4 +1,4 @@
-//! A request: what its provider's conduct, its own merits, and what was asked for its token make of it, in this order.
+//! A request: answered by its provider's conduct, its validity, and the answer set for its token, in this order.
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -15,17 +15,17 @@ use crate::record::count;
 use crate::reply::{self, Reply};
 use crate::{apns, fcm, google};
 
-/// The most of a body that is read, in bytes: what is larger is too large for either provider.
+/// The most of a body that is read, in bytes: a larger body is too large for either provider.
 const MAX_BYTES: usize = 256 * 1_024;
 
-/// Answers a request, or does not.
+/// Answers a request, or never returns.
 pub(crate) async fn answer(connection: &Connection, request: Request<Incoming>) -> Reply {
     let _stream = connection.enter();
     let (head, body) = request.into_parts();
     let body = match Limited::new(body, MAX_BYTES).collect().await {
         Ok(body) => Some(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => None,
-        // It ended early: its client is gone.
+        // The body ended early: its client has disconnected.
         Err(_) => connection.close().await,
     };
     let conduct = connection.conduct.borrow().clone();
@@ -105,7 +105,7 @@ async fn device(connection: &Connection, head: &Parts, body: &[u8], failing: Opt
     perform(connection, answer, &id, take).await
 }
 
-/// Gives an answer; `take` is what happens as usual. `id` is the `apns-id` of the request, if it has one.
+/// Gives an answer; `take` makes the usual one. `id` is the `apns-id` of the request, if it has one.
 async fn perform(connection: &Connection, answer: Answer, id: &str, take: impl FnOnce() -> Reply) -> Reply {
     match answer {
         Answer::Taken => take(),

@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value, json};
 
-/// What a field holds.
+/// The type of a field.
 pub(crate) enum Kind {
     /// A string.
     Text,
@@ -20,18 +20,18 @@ pub(crate) enum Kind {
     Duration,
     /// A moment in RFC 3339.
     Timestamp,
-    /// One of these words: what protobuf calls the type, and the words.
+    /// One of these words: protobuf's name of the type, and the words.
     Word(&'static str, &'static [&'static str]),
-    /// Strings by string.
+    /// Strings by key.
     Texts,
     /// Any JSON object.
     Any,
-    /// Several of a kind.
+    /// A list of a kind.
     List(&'static Kind),
     Message(&'static [Field]),
 }
 
-/// A field's name in snake_case, and what it holds.
+/// A field's name in snake_case, and its type.
 pub(crate) type Field = (&'static str, Kind);
 
 use Kind::{Any, Bool, Duration, Float, Int32, List, Message, Text, Texts, Timestamp, Word};
@@ -44,7 +44,7 @@ const MESSAGE: &[Field] = &[
     ("data", Texts),
     ("notification", Message(&[("title", Text), ("body", Text), ("image", Text)])),
     ("android", Message(ANDROID)),
-    // New in 2026. What is in it is not looked at.
+    // New in 2026. Its content is not checked.
     ("android_v2", Any),
     ("webpush", Message(WEBPUSH)),
     ("apns", Message(APNS)),
@@ -146,7 +146,7 @@ const APNS: &[Field] = &[
     ("live_activity_token", Text),
 ];
 
-/// A `fieldViolations` entry: which field, and what is wrong. A field of the request itself has no name of its own.
+/// A `fieldViolations` entry: the field and the violation. A field of the request itself has no name of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Violation {
     pub(crate) field: String,
@@ -162,7 +162,7 @@ impl Violation {
     }
 }
 
-/// A field by its name in snake_case, or by the same in lowerCamelCase; none, if it is `null`.
+/// A field by its name in snake_case, or by the same in lowerCamelCase; `None` if it is `null`.
 pub(crate) fn get<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
     object.get(name).or_else(|| object.get(camel_case(name))).filter(|value| !value.is_null())
 }
@@ -179,7 +179,7 @@ pub(crate) fn camel_case(name: &str) -> String {
     camel
 }
 
-/// All that is wrong with a message by its schema.
+/// All violations of the schema in a message.
 pub(crate) fn violations(message: &Value, fields: &'static [Field]) -> Vec<Violation> {
     let mut found = Vec::new();
     check_message(message, fields, "", &mut found);
@@ -193,7 +193,7 @@ fn check_message(value: &Value, fields: &'static [Field], path: &str, found: &mu
     for (name, value) in object {
         let field = fields.iter().find(|(field, _)| field == name || camel_case(field) == *name);
         match field {
-            // In protobuf's JSON it is the same as no field.
+            // In protobuf's JSON `null` is the same as no field.
             Some(_) if value.is_null() => {}
             Some((field, kind)) => check(value, kind, &join(path, field), found),
             None => found.push(unknown(name, path)),
@@ -282,8 +282,8 @@ fn is_int32(value: &Value) -> bool {
     number.is_some_and(|number| i32::try_from(number).is_ok())
 }
 
-/// The seconds of a duration, rounded down, with its sign; none, if it is none. There are nine places after the point at
-/// most.
+/// The seconds of a duration, rounded down, with its sign; `None` if it is not valid. It has at most nine places after
+/// the point.
 pub(crate) fn duration_seconds(text: &str) -> Option<i64> {
     let number = text.strip_suffix('s')?;
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
@@ -292,7 +292,7 @@ pub(crate) fn duration_seconds(text: &str) -> Option<i64> {
     if is_duration && fraction.len() <= 9 { whole.parse().ok() } else { None }
 }
 
-/// Whether it has the form of RFC 3339: `2026-11-22T09:30:00.5Z`, or an offset in the place of the `Z`.
+/// Whether a text has the form of RFC 3339: `2026-11-22T09:30:00.5Z`, or an offset in the place of the `Z`.
 fn is_timestamp(text: &str) -> bool {
     let Some((date, time)) = text.split_once('T') else {
         return false;

@@ -1,4 +1,4 @@
-//! The answers that were asked for, by token.
+//! The answers that a test has set, by token.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::answer::Answer;
 use crate::provider::Provider;
 
-/// What is to be answered for which token.
+/// The answers to give, by token.
 #[derive(Default)]
 pub(crate) struct Script {
     entries: Mutex<HashMap<String, Entry>>,
@@ -21,27 +21,27 @@ struct Entry {
 }
 
 impl Script {
-    /// This answer, until [`Script::forget`].
+    /// Sets this answer until [`Script::forget`].
     pub(crate) fn stand(&self, token: &str, answer: Answer) {
         self.with(|entries| entries.entry(key(token)).or_default().standing = Some(answer));
     }
 
-    /// These answers, each once, after those that are still to come.
+    /// Adds these answers, each once, after those that are still to come.
     pub(crate) fn once(&self, token: &str, answers: impl IntoIterator<Item = Answer>) {
         self.with(|entries| entries.entry(key(token)).or_default().once.extend(answers));
     }
 
-    /// As usual again. False, if it was.
+    /// Removes a token's answers. False if it has none.
     pub(crate) fn forget(&self, token: &str) -> bool {
         self.with(|entries| entries.remove(&key(token)).is_some())
     }
 
-    /// The answer for the next push that is in order.
+    /// The answer for the next valid push.
     pub(crate) fn next(&self, provider: Provider, token: &str) -> Answer {
         self.asked_for(token).or_else(|| Answer::by_name(provider, token)).unwrap_or(Answer::Taken)
     }
 
-    /// The answer that was asked for, if one was.
+    /// The answer that was set, if there is one.
     pub(crate) fn asked_for(&self, token: &str) -> Option<Answer> {
         self.with(|entries| {
             let key = key(token);

@@ -1,4 +1,4 @@
-//! A provider's listener: who may connect, and for how long.
+//! A provider's listener: which clients may connect, and for how long.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,10 +20,10 @@ use crate::provider::Provider;
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 1_024;
-/// How long to wait where the system can't give what it may give soon: a port, a file descriptor.
+/// How long to wait before the system is asked again for a port or a file descriptor.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// A change of a provider's conduct, and who waits for it to be in force.
+/// A change of a provider's conduct, and the caller that waits for it to be in force.
 pub(crate) struct Command {
     pub(crate) conduct: Conduct,
     pub(crate) done: oneshot::Sender<()>,
@@ -36,7 +36,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Accepts connections on what [`listen`] gave.
+    /// Accepts connections on the listener of [`listen`].
     pub(crate) fn start(
         provider: Provider,
         listener: TcpListener,
@@ -52,7 +52,7 @@ impl Server {
     }
 }
 
-/// Listens on this address; says which port it is, where it was 0.
+/// Listens on this address; returns it with the actual port where that was 0.
 pub(crate) fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
     let attempt = || {
         let listener = bind(address)?.listen(BACKLOG)?;
@@ -64,7 +64,7 @@ pub(crate) fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), S
 
 fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // Connections of before the port was shut may not be over yet.
+    // Connections from before the port was shut may still exist.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     Ok(socket)
@@ -113,7 +113,7 @@ impl Task {
         self.connections.spawn(connection::serve(self.provider, stream, tls, conduct, shared));
     }
 
-    /// Returns when it is in force.
+    /// Returns when the conduct is in force.
     async fn change(&mut self, conduct: Conduct) {
         let drops = matches!(conduct, Conduct::Refuse | Conduct::Closed);
         if conduct == Conduct::Refuse {
@@ -139,13 +139,13 @@ impl Door {
 
     fn shut(&mut self, address: SocketAddr) {
         if matches!(self, Self::Open(_)) {
-            // The listener goes first, or the port could not be had.
+            // The listener is dropped first, or the port could not be bound.
             *self = Self::Shut(None);
             *self = Self::Shut(bind(address).ok());
         }
     }
 
-    /// Returns when it is open: at once, unless another process took the port in the moment in which it was shut.
+    /// Returns when it is open: at once, unless another process took the port at the moment it was shut.
     async fn open(&mut self, address: SocketAddr) {
         while let Self::Shut(kept) = self {
             let socket = kept.take().map_or_else(|| bind(address), Ok);

@@ -2,9 +2,9 @@
 //! process on a port and in a folder of its own, started by `scripts/services` and stopped by its pid. None outlives the
 //! process that started it, however that ends.
 //!
-//! [`url`] answers one service of a kind that the whole test process shares. A [`Service`] is the test's own, to be
-//! stopped, killed, frozen and started again. What can't be started **panics**, with the service's log: a test that needs
-//! a service and has none has failed.
+//! [`url`] returns the one service of a kind that the whole test process shares. A [`Service`] is the test's own, to be
+//! stopped, killed, frozen and started again. A failed start **panics**, with the service's log: a test that needs a
+//! service and has none has failed.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -24,11 +24,11 @@ use tempfile::TempDir;
 
 /// How long a service may take to start. RabbitMQ takes about five seconds, several times that when both cores compile.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How often it is asked whether it has started.
+/// How often a service is asked whether it has started.
 const ASK_EVERY: Duration = Duration::from_millis(20);
-/// Below the range from which the system gives ports to those who connect.
+/// Below the range from which the system gives ports to clients.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
-/// RabbitMQ takes this many in a row: its own, Erlang's distribution, Erlang's port mapper.
+/// RabbitMQ takes this many ports in a row: its own, Erlang's distribution, Erlang's port mapper.
 const PORTS_EACH: u16 = 3;
 
 /// How many virtual hosts the broker has for tests that want one of their own.
@@ -41,15 +41,14 @@ pub enum Kind {
     Mongodb,
     Rabbitmq,
     Redis,
-    /// mockpost: FCM and APNs by another reading of their documentation.
+    /// mockpost: an independent implementation of FCM and APNs.
     Mockpost,
 }
 
 impl Kind {
-    /// Those that Naru stands on.
+    /// Those that Naru depends on.
     pub const ALL: [Kind; 3] = [Kind::Mongodb, Kind::Rabbitmq, Kind::Redis];
 
-    /// The word for it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Kind::Mongodb => "mongodb",
@@ -59,7 +58,7 @@ impl Kind {
         }
     }
 
-    /// The variable whose URL is used in the place of a service started here: to test against one's own.
+    /// The variable whose URL is used in the place of a service started here, to test against another service.
     pub const fn variable(self) -> &'static str {
         match self {
             Kind::Mongodb => "NARU_TEST_MONGODB_URL",
@@ -78,7 +77,7 @@ impl Kind {
         }
     }
 
-    /// Whether the server at `port` talks.
+    /// Whether the server at `port` answers.
     fn answers(self, port: u16) -> std::io::Result<bool> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -90,7 +89,7 @@ impl Kind {
         };
         stream.write_all(greeting)?;
         stream.read_exact(&mut first)?;
-        // RabbitMQ's first frame is a method; Redis says +PONG.
+        // RabbitMQ's first frame is a method; Redis answers +PONG.
         Ok(first == [1] || first == *b"+")
     }
 }
@@ -112,9 +111,9 @@ pub fn url(kind: Kind) -> &'static str {
     url
 }
 
-/// The first test that fails tells what the shared service said last: it may be why.
+/// The first test that fails prints the end of the shared service's log, which may show the cause.
 fn show_on_failure(service: &Service) {
-    /// As much of a log as helps.
+    /// How many lines are printed.
     const LINES: usize = 200;
     let (kind, log, is_shown) = (service.kind, service.log(), AtomicBool::new(false));
     let before = panic::take_hook();
@@ -140,7 +139,7 @@ pub fn own_virtual_host() -> String {
     format!("{}own{number}", url(Kind::Rabbitmq).trim_end_matches("%2f"))
 }
 
-/// What RabbitMQ reads when it starts: the user that every installation has, and virtual hosts for tests.
+/// RabbitMQ's definitions at its start: the user that every installation has, and virtual hosts for tests.
 fn definitions() -> String {
     let names: Vec<String> =
         iter::once("/".to_owned()).chain((0..VIRTUAL_HOSTS).map(|number| format!("own{number}"))).collect();
@@ -220,7 +219,7 @@ impl Service {
         self.port
     }
 
-    /// Its process.
+    /// Its process id.
     ///
     /// # Panics
     /// When it does not run.
@@ -228,12 +227,12 @@ impl Service {
         self.child.as_ref().expect("it runs").id()
     }
 
-    /// Ends it as an operator would (SIGTERM) and waits until it has ended.
+    /// Ends it with SIGTERM and waits until it has ended.
     pub fn stop(&mut self) {
         self.end(Signal::TERM);
     }
 
-    /// Ends it as a power cut would (SIGKILL).
+    /// Ends it with SIGKILL.
     pub fn kill(&mut self) {
         self.end(Signal::KILL);
     }
@@ -254,7 +253,7 @@ impl Service {
         self.signal(Signal::CONT);
     }
 
-    /// What it has written so far.
+    /// Its log so far.
     pub fn log_text(&self) -> String {
         fs::read_to_string(self.log()).unwrap_or_default()
     }
@@ -286,7 +285,7 @@ impl Drop for Service {
 }
 
 fn script() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/services")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../scripts/services")
 }
 
 /// Spawns a child on a thread that lives as long as this process: a child that dies with its parent dies with the
@@ -328,7 +327,7 @@ fn free_port() -> u16 {
         .expect("a free port")
 }
 
-/// A new folder. Those that killed test processes left behind are removed.
+/// A new folder. Folders that killed test processes left behind are removed.
 fn new_dir(kind: Kind) -> TempDir {
     const NAME: &str = "naru-services-";
     static SWEPT: OnceLock<()> = OnceLock::new();

@@ -12,7 +12,7 @@ fn numbers(taken: &[Taken<Numbered>]) -> Vec<u64> {
     taken.iter().map(|taken| taken.event.payload.number).collect()
 }
 
-/// With these events in a partition, each at its own number.
+/// An inbox with these events in its partitions, each at its own number.
 fn filled(kind: Kind, partitions: &[&[u64]]) -> Inbox<Numbered> {
     let mut inbox = Inbox::new(kind, u32::try_from(partitions.len()).unwrap());
     for (partition, events) in partitions.iter().enumerate() {
@@ -99,7 +99,7 @@ fn what_is_in_hand_is_removed_once() {
     assert!(inbox.remove(tags()).some_are_gone, "the same events, by tags of another delivery");
 }
 
-/// What may be done with an ordered inbox. A batch is picked by its place among those in hand.
+/// A call on an ordered inbox. A batch is picked by its place among those in hand.
 #[derive(Clone, Debug)]
 enum Step {
     Push { room: usize },
@@ -128,20 +128,20 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// A delivery's tag, room and number.
 type Delivered = (u64, usize, u64);
-/// What a worker has of a batch.
+/// A batch's deliveries that are in hand.
 type Batch = Vec<Delivered>;
 
-/// What the contract makes of the same steps.
+/// The state that the contract requires after the same steps.
 #[derive(Default)]
 struct Expected {
-    /// What was not acknowledged, in the order of sending, each with its attempt and the moment before which it does not
-    /// come.
+    /// The unacknowledged events in the order of sending, each with its attempt and the moment before which it is not
+    /// delivered.
     rooms: [BTreeMap<u64, (u32, Option<Instant>)>; ROOMS],
     in_hand: Vec<Batch>,
 }
 
 impl Expected {
-    /// The first so many of a batch leave the worker's hands.
+    /// Removes the first `count` deliveries of a batch from those in hand.
     fn leave(&mut self, batch: usize, count: usize) -> Option<Batch> {
         let batch = batch.checked_rem(self.in_hand.len())?;
         let deliveries = &mut self.in_hand[batch];
@@ -150,7 +150,7 @@ impl Expected {
         Some(left)
     }
 
-    /// They were acknowledged.
+    /// Removes acknowledged deliveries.
     fn forget(&mut self, deliveries: &[Delivered]) {
         for (_, room, number) in deliveries {
             self.rooms[*room].remove(number);
@@ -224,7 +224,7 @@ proptest! {
             }
         }
 
-        // All that was not acknowledged comes, as soon as only time stands in the way.
+        // All unacknowledged events are delivered once their time has come.
         inbox.put_back(expected.in_hand.drain(..).flatten().map(|(tag, ..)| tag));
         while expected.rooms.iter().any(|room| !room.is_empty()) {
             match inbox.take(4, now) {

@@ -39,7 +39,6 @@ impl Log {
         self.seen.lock().unwrap().iter().map(|(_, seen)| seen.clone()).collect()
     }
 
-    /// When this was done.
     fn at(&self, what: &Seen) -> Duration {
         let log = self.seen.lock().unwrap();
         log.iter().find(|(_, seen)| seen == what).unwrap_or_else(|| panic!("{what:?} is not in {log:?}")).0
@@ -112,7 +111,7 @@ struct ScriptedReceiver {
 impl Receiver<Numbered> for ScriptedReceiver {
     async fn receive(&mut self, max: usize) -> EngineResult<Vec<Delivery<Numbered>>> {
         assert_eq!(max, WORK.max_batch);
-        // A batch is received by who is there to take it, as from an engine.
+        // Lets a waiting task run first, as an engine would.
         yield_now().await;
         let Some(batch) = self.batches.pop_front() else {
             return if self.ends_in_error { Err(unavailable()) } else { pending().await };
@@ -148,7 +147,7 @@ fn numbers(events: &[Event<Numbered>]) -> Vec<u64> {
     events.iter().map(|event| event.payload.number).collect()
 }
 
-/// Works on all of the script, each batch with the answer that `answer` gives, until this was done.
+/// Works on all of the script, each batch with the result of `answer`, until `last` was done.
 async fn work_until(queue: &Scripted, last: Seen, answer: fn(&[u64]) -> EngineResult<()>) {
     work_with(WORK, queue, last, answer).await;
 }
@@ -246,7 +245,7 @@ async fn so_many_batches_are_in_flight_at_most_and_all_are_finished_after_the_st
     };
     let stop = async {
         log.until(Received(vec![2])).await;
-        // Virtual: whatever can happen without a permit has happened.
+        // Virtual time: all that can happen without a permit has happened.
         tokio::time::sleep(SECOND).await;
         assert_eq!(log.seen(), [Received(vec![1]), Received(vec![2])]);
         permits.add_permits(1);

@@ -1,4 +1,4 @@
-//! The client against a server of twenty lines, which does what each test tells it.
+//! The client against a minimal server that each test scripts.
 
 use std::{future::Future, time::Duration};
 
@@ -161,7 +161,7 @@ async fn invalid_utf8_reaches_the_server() {
     let mut client = Client::connect(&url, "good").await.expect("accepted");
     client.send_raw_bytes(b"\"\xff\"").await;
     assert!(matches!(server.await, Ok(Some(Err(tokio_tungstenite::tungstenite::Error::Utf8(_))))));
-    // That server doesn't say why it leaves; Naru must, with 1007.
+    // This server sends no close frame; Naru must, with 1007.
     assert_eq!(client.closed().await.0, 1006);
 }
 
@@ -170,7 +170,7 @@ async fn pings_are_answered_unless_told_otherwise() {
     let (url, server) = serve(async |mut server: Server| {
         let mut seen = Vec::new();
         for _ in 0..2 {
-            // The client says when it is ready, and asks for a PONG after the ping: an answer comes between or never.
+            // The client sends a text when it is ready, and another after the ping: a pong comes between them or never.
             let _ready = server.next().await;
             server.send(Message::Ping("proof".into())).await.expect("sent");
             say(&mut server, json!({"type": "PINGED"})).await;

@@ -1,10 +1,10 @@
-//! What a durable hop keeps when the process dies.
+//! The rules for durable hops when the process dies.
 
 use tokio::time::Instant;
 
 use super::*;
 
-/// Where a hop is in a bus.
+/// Selects a hop of a bus.
 type Find<T> = fn(&Bus) -> On<T>;
 
 pub(super) async fn b2_what_is_not_acknowledged_survives_death<T: Payload + PartialEq>(
@@ -16,7 +16,7 @@ pub(super) async fn b2_what_is_not_acknowledged_survives_death<T: Payload + Part
     let events = on.scattered(4);
     on.send(&events).await;
     let mut receiver = on.receiver().await;
-    // Two are in hand.
+    // Two deliveries are unacknowledged.
     let held = held(&mut receiver, 2).await;
     drop((held, receiver, on));
 
@@ -26,7 +26,7 @@ pub(super) async fn b2_what_is_not_acknowledged_survives_death<T: Payload + Part
     assert_eq!(sorted(drained(&mut receiver, 4, 9).await), sorted(events), "on {}", on.hop.name);
 }
 
-/// What was acknowledged may come again, too, since an engine may carry as one what was sent together.
+/// Acknowledged events may come again, too, since an engine may carry events that were sent together as one.
 pub(super) async fn b2_the_rest_of_what_was_sent_together_survives_death<T: Payload + PartialEq>(
     subject: Of<'_, Bus>,
     find: Find<T>,
@@ -46,7 +46,7 @@ pub(super) async fn b2_the_rest_of_what_was_sent_together_survives_death<T: Payl
     let bus = reopened(subject, bus).await;
     let mut receiver = find(&bus).receiver().await;
     let rest: Vec<_> = events.into_iter().filter(|event| !done.contains(event)).collect();
-    // Between the publishing of a retry and its acknowledgement, it is there twice.
+    // Between the publishing of a retry and its acknowledgement, the event is stored twice.
     let perhaps: Vec<_> = done.into_iter().chain([retried.event]).collect();
     drained_at_least(&mut receiver, &rest, &perhaps).await;
 }

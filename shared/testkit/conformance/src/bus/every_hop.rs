@@ -1,4 +1,4 @@
-//! What holds on every hop.
+//! The rules for every hop.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ pub(super) async fn b1_what_was_sent_arrives<T: Payload + PartialEq>(on: On<T>) 
     assert_eq!(sorted(drained(&mut receiver, 20, 6).await), sorted(events));
 }
 
-/// Whatever an engine carries together, and however large that may be.
+/// However many events an engine carries together, and however large they are.
 pub(super) async fn b1_however_much_is_sent_together_it_arrives_whole<T: Payload + PartialEq>(on: On<T>) {
     let events = on.events(&room(), 400);
     on.send(&events).await;
@@ -38,7 +38,8 @@ pub(super) async fn b1_a_waiting_receiver_is_woken<T: Payload + PartialEq>(on: O
     assert_eq!(waiting.await.unwrap(), events);
 }
 
-/// A sender that can't know whether an event was sent sends it again, with the same id: it must not be taken for old.
+/// A sender that can't know whether an event was sent sends it again, with the same id: it must not be taken for a
+/// duplicate.
 pub(super) async fn b1_sent_again_it_comes_again<T: Payload + PartialEq>(on: On<T>) {
     let events = on.scattered(1);
     let mut receiver = on.receiver().await;
@@ -107,7 +108,7 @@ pub(super) async fn c1_a_cancelled_receive_loses_nothing<T: Payload + PartialEq>
         }
     });
     let mut received = Vec::new();
-    // Patience grows and falls back: the wait ends before, while and after something is there.
+    // The time limit grows and falls back: the wait ends before, while and after an event is available.
     for wait in (0..12).cycle() {
         if let Ok(batch) = timeout(Duration::from_millis(wait), receiver.receive(2)).await {
             for Delivery { event, receipt, .. } in batch.unwrap() {
@@ -134,7 +135,7 @@ pub(super) async fn c2_what_a_dropped_receiver_held_comes_again<T: Payload + Par
     drop(kept);
     let mut second = on.receiver().await;
     let rest: Vec<_> = events.into_iter().filter(|event| *event != done.event).collect();
-    // With those that it was sent with, what was acknowledged may come again.
+    // The acknowledged event may come again with those that it was sent with.
     drained_at_least(&mut second, &rest, &[done.event]).await;
 }
 
@@ -157,7 +158,7 @@ pub(super) async fn s1_of_what_was_sent_together_only_the_rest_comes_again<T: Pa
     on.send(&rest).await;
     let mut receiver = on.receiver().await;
     let batch = match on.hop.kind {
-        // Of one room no more comes meanwhile.
+        // A room has one unacknowledged batch at a time.
         Kind::Ordered => receiver.receive(7).await.unwrap(),
         Kind::Durable => held(&mut receiver, 7).await,
     };
@@ -174,7 +175,7 @@ pub(super) async fn s1_of_what_was_sent_together_only_the_rest_comes_again<T: Pa
     nothing_more(&on, receiver).await;
 }
 
-/// What should not come again would come before what is sent last.
+/// An event that must not come again would come before the event that is sent last.
 async fn nothing_more<T: Payload + PartialEq>(on: &On<T>, receiver: Box<dyn Receiver<T>>) {
     drop(receiver);
     let last = on.scattered(1);
@@ -198,7 +199,7 @@ pub(super) async fn s2_a_retry_comes_not_before_its_time_with_one_attempt_more<T
         let waited = asked.elapsed() + ROUNDING;
         assert!((SHORT..SHORT + SOON).contains(&waited), "again after {waited:?}, {SHORT:?} was asked");
         assert_eq!((again.attempt, &again.event), (attempt + 1, &events[0]));
-        // A drop is no try.
+        // A drop does not count as an attempt.
         drop(again);
     }
 }
@@ -212,7 +213,7 @@ pub(super) async fn s2_what_was_sent_together_is_retried_each_after_its_own_dela
     let mut batch = held(&mut receiver, 4).await;
     let done = batch.remove(0);
     let asked = Instant::now();
-    // The longest first: it does not hold up the others.
+    // The longest delay first: it does not hold up the others.
     let mut expected = Vec::new();
     for delay in [LONG, 3 * SHORT, SHORT] {
         let Delivery { event, receipt, .. } = batch.remove(0);

@@ -1,4 +1,4 @@
-//! What holds on hops that are ordered by room.
+//! The rules for hops that are ordered by room.
 
 use std::slice::from_ref;
 use tokio::time::Instant;
@@ -24,7 +24,7 @@ pub(super) async fn b4_a_room_is_never_in_two_unacknowledged_batches<T: Payload 
     let (busy, others) = rooms.split_first().expect("six");
     let events = on.events(busy, 5);
     on.send(&events).await;
-    // Whichever of them has the room.
+    // Either receiver may get the room.
     let mut batch = tokio::select! {
         batch = one.receive(2) => batch.unwrap(),
         batch = other.receive(2) => { std::mem::swap(&mut one, &mut other); batch.unwrap() }
@@ -32,11 +32,11 @@ pub(super) async fn b4_a_room_is_never_in_two_unacknowledged_batches<T: Payload 
     let first: Vec<_> = batch.iter().map(|delivery| delivery.event.clone()).collect();
     assert_eq!(first, events[..first.len()]);
     if batch.len() > 1 {
-        // A part of a batch is not the batch.
+        // Acknowledging a part of a batch does not release the room.
         ack([batch.remove(0).receipt]).await.unwrap();
     }
 
-    // Both receive, and all that comes meanwhile is of other rooms.
+    // Both receive, and meanwhile only events of other rooms come.
     for room in others {
         let passing = on.event(room);
         on.send(from_ref(&passing)).await;
@@ -61,7 +61,7 @@ pub(super) async fn b4_what_is_dropped_comes_before_later_ones<T: Payload + Part
     let events = on.events(&room(), 6);
     on.send(&events).await;
     drop(one(&mut receiver).await);
-    // The first of a batch is acknowledged, after the rest was dropped.
+    // The first event of a batch is acknowledged after the rest was dropped.
     let mut batch = receiver.receive(3).await.unwrap();
     let done = batch.remove(0);
     assert_eq!(done.event, events[0]);

@@ -13,7 +13,7 @@ use super::given::{room, said, user};
 use super::{LiveLayer, Of};
 use naru_engines::live::{IsHere, Signal, Subscription};
 
-/// More than an engine will hold back for a subscription that is not read.
+/// More events than an engine buffers for a subscription that is not read.
 const FLOOD: u64 = 20_000;
 
 pub(super) async fn l1_every_gateway_gets_what_is_published(subject: Of<'_, LiveLayer>) {
@@ -23,15 +23,15 @@ pub(super) async fn l1_every_gateway_gets_what_is_published(subject: Of<'_, Live
         vec![subscribed(&layer).await, subscribed(&layer).await, subscribed(&beside).await];
     undisturbed(&layer, &mut subscriptions, 20).await;
 
-    // Who subscribes later gets what comes later.
+    // A later subscription gets later events.
     subscriptions.push(subscribed(&beside).await);
     undisturbed(&beside, &mut subscriptions, 5).await;
     drop(subscriptions.remove(0));
     undisturbed(&layer, &mut subscriptions, 5).await;
 }
 
-/// To a gateway that has one user, in alternation: messages for that user, messages for another, and news of which
-/// nothing need come there.
+/// Publishes in alternation, to a gateway that has one user: messages for that user, messages for another, and news
+/// that need not arrive there.
 pub(super) async fn l1_what_is_for_others_may_come_as_elsewhere(subject: Of<'_, LiveLayer>) {
     let layer = subject.open().await;
     let (ada, ben) = (user(), user());
@@ -75,7 +75,7 @@ pub(super) async fn l1_what_is_for_others_may_come_as_elsewhere(subject: Of<'_, 
             }
         }
 
-        // Who is here is asked anew for each event.
+        // `is_here` is asked anew for each event.
         ben_is_here.store(true, Ordering::SeqCst);
         let expected = to(&[&ben], chat(&room, 6..7).remove(0));
         layer.live.publish(vec![expected.clone()]).await.unwrap();
@@ -89,7 +89,7 @@ pub(super) async fn l1_what_is_for_others_may_come_as_elsewhere(subject: Of<'_, 
     }
 }
 
-/// The next signal of a room, or of an interruption; not `ignored`.
+/// The next signal of a room, or an interruption; not `ignored`.
 async fn next_in(subscription: &mut Box<dyn Subscription>, room: &RoomId, ignored: &LiveEvent) -> Signal {
     loop {
         let signal = subscription.next().await.expect("open");
@@ -114,7 +114,7 @@ pub(super) async fn l2_events_of_one_publisher_come_in_order(subject: Of<'_, Liv
 pub(super) async fn l1_a_cancelled_next_loses_nothing(subject: Of<'_, LiveLayer>) {
     let layer = subject.open().await;
     let mut subscription = subscribed(&layer).await;
-    // Until a round goes by without an interruption.
+    // Repeats until a round has no interruption.
     'rounds: loop {
         let room = room();
         let (publisher, events) = (layer.live.clone(), chat(&room, 0..50));
@@ -153,7 +153,7 @@ pub(super) async fn l1_what_is_lost_is_announced(subject: Of<'_, LiveLayer>) {
     let room = room();
     flood(&layer, &room).await;
 
-    // What comes after is published until it arrives.
+    // Later events are published until one arrives.
     let publisher = layer.live.clone();
     let mut last = FLOOD;
     let (mut expected, mut may_skip, mut interrupted) = (0, false, false);
@@ -211,11 +211,11 @@ pub(super) async fn l4_confirmations_and_evictions_reach_the_named_gateway_only(
             Signal::Event(_) | Signal::Elsewhere { .. } | Signal::Restored => {}
         }
     }
-    // Of these two the order is not promised.
+    // The order of these two is not promised.
     received.sort_by_key(|signal| matches!(signal, Signal::Evict(_)));
     assert_eq!(received, expected);
 
-    // All that either gets from here on was published after those.
+    // All signals that either gets from here on were published after those.
     let room = room();
     layer.live.publish(chat(&room, 0..1)).await.unwrap();
     for subscription in [&mut at_here, &mut at_there] {
@@ -255,8 +255,8 @@ async fn flood(layer: &LiveLayer, room: &RoomId) {
     }
 }
 
-/// A round of events that come to each of these, all and in order. Another case's flood may interrupt one, which is told;
-/// after that it is tried again, in another room.
+/// Publishes a round of events, all of which come to each of these, in order. After an interruption by another case's
+/// flood, which is signalled, a new round starts in another room.
 async fn undisturbed(publisher: &LiveLayer, subscriptions: &mut [Box<dyn Subscription>], count: u64) {
     loop {
         let room = room();
@@ -274,7 +274,7 @@ async fn undisturbed(publisher: &LiveLayer, subscriptions: &mut [Box<dyn Subscri
     }
 }
 
-/// Whether all of these came, in order; else an interruption did.
+/// Whether all of these came, in order; false after an interruption.
 async fn all_come(subscription: &mut Box<dyn Subscription>, room: &RoomId, events: &[LiveEvent]) -> bool {
     for expected in events {
         loop {
@@ -298,7 +298,7 @@ async fn until_restored(subscription: &mut Box<dyn Subscription>) {
     while subscription.next().await.expect("open") != Signal::Restored {}
 }
 
-/// What a signal means for one room.
+/// The meaning of a signal for one room.
 enum Meaning {
     Place(u64),
     Interrupted,

@@ -34,7 +34,7 @@ pub(super) async fn a1_a_lease_ends_after_its_time(subject: Of<'_, LiveLayer>) {
     let layer = subject.open().await;
     let name = lease();
     assert!(layer.leases.hold(&name, "first", LONG).await.unwrap());
-    // It now runs from its renewal, for as long as the renewal says.
+    // The lease now runs from its renewal, for the renewal's time.
     let renewed = Instant::now();
     assert!(layer.leases.hold(&name, "first", SHORT).await.unwrap());
     while !layer.leases.hold(&name, "second", LONG).await.unwrap() {

@@ -11,7 +11,7 @@ use super::given::{device, user};
 use super::{LiveLayer, Of};
 use naru_engines::live::{Attachment, Presence, Seen};
 
-/// Outlives every case.
+/// Longer than every case.
 const LONG: Duration = Duration::from_secs(600);
 /// Ends while a case waits.
 const SHORT: Duration = Duration::from_millis(300);
@@ -193,7 +193,7 @@ async fn until_offline(presence: &Arc<dyn Presence>, user: &UserId, renewed: Ins
     assert!(waited >= SHORT, "the lease ended after {waited:?}, {SHORT:?} was asked");
 }
 
-/// Last seen between a moment and now.
+/// Asserts that `seen` lies between `from` and now.
 fn assert_within(seen: Seen, from: Timestamp) {
     let at = seen.last_seen_at.expect("connected now or before");
     let range = from.before(CLOCKS)..=Timestamp::now().after(CLOCKS);

@@ -24,7 +24,7 @@ pub(super) async fn d1_a_token_belongs_to_whom_claimed_it_last(subject: Of<'_, S
     }
     assert_eq!(of_users(&store, &[&ada.user, &ben.user]).await, sorted([&ada, &ben, &spare]));
 
-    // Ada's phone is Ben's now, then his tablet.
+    // Ada's token moves to Ben's phone, then to his tablet.
     let phone = Device { token: ada.token.clone(), ..registered(&ben.user) };
     store.devices.claim(phone.clone()).await.unwrap();
     assert_eq!(of_users(&store, &[&ada.user]).await, from_ref(&spare));
@@ -103,7 +103,7 @@ pub(super) async fn d3_a_removed_device_is_gone(subject: Of<'_, Store>) {
 
 pub(super) async fn d4_who_was_not_seen_is_forgotten(subject: Of<'_, Store>) {
     let store = subject.open().await;
-    // So long ago that no other case's is older.
+    // Times so early that no other case's device is older.
     let at =
         |millis, user: &UserId| Device { registered_at: Timestamp::from_millis(millis), ..registered(user) };
     let (ada, ben) = (user(), user());
@@ -112,7 +112,7 @@ pub(super) async fn d4_who_was_not_seen_is_forgotten(subject: Of<'_, Store>) {
     for device in [&old, &older, &just_seen, &back, &of_ben] {
         store.devices.claim(device.clone()).await.unwrap();
     }
-    // Registered again, it was seen.
+    // A device that is registered again counts as seen.
     let back = Device { registered_at: Timestamp::now(), ..back };
     store.devices.claim(back.clone()).await.unwrap();
 
@@ -122,7 +122,7 @@ pub(super) async fn d4_who_was_not_seen_is_forgotten(subject: Of<'_, Store>) {
     assert_eq!(forget(&store).await, 0, "gone already");
     let store = reopened(subject, store).await;
     assert_eq!(of_users(&store, &[&ada, &ben]).await, sorted([&just_seen, &back]));
-    // The place of a device that was forgotten is free, and so is its token.
+    // The place of a forgotten device is free, and so is its token.
     let again = Device { user: ben.clone(), registered_at: Timestamp::now(), ..old };
     store.devices.claim(again.clone()).await.unwrap();
     assert_eq!(of_users(&store, &[&ben]).await, [again]);
@@ -146,7 +146,7 @@ async fn of_users(store: &Store, users: &[&UserId]) -> Vec<Device> {
     sorted(&store.devices.of_users(&users).await.unwrap())
 }
 
-/// In an order of our own: the contract has none.
+/// Sorted by token: the contract has no order.
 fn sorted<'a>(devices: impl IntoIterator<Item = &'a Device>) -> Vec<Device> {
     let mut devices: Vec<_> = devices.into_iter().cloned().collect();
     devices.sort_by(|one, other| one.token.cmp(&other.token));

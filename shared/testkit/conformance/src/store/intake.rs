@@ -128,7 +128,7 @@ pub(super) async fn i4_there_is_one_answer_per_entry_in_their_order(subject: Of<
 pub(super) async fn i5_open_lists_what_is_not_closed_oldest_first(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let (room, ada) = (room(), user());
-    // So long ago that no other case's entries are as old.
+    // Times so early that no other case's entries are as old.
     let moment = Timestamp::from_millis;
     let entries: Vec<_> =
         (1..=5).map(|at| Accepted { timestamp: moment(at), ..accepted(&room, &ada) }).collect();
@@ -188,7 +188,7 @@ async fn append(store: &Store, entry: &Accepted) -> Appended {
     answers.remove(0)
 }
 
-/// The sender's second try: the gateway gave it another id, another time, another trace.
+/// The sender's second attempt, to which the gateway gave another id, time and trace.
 fn resend_of(first: &Accepted) -> Accepted {
     Accepted {
         timestamp: first.timestamp.after(Duration::from_secs(1)),
@@ -202,7 +202,7 @@ fn still_open(accepted: &Accepted) -> IntakeRecord {
     IntakeRecord { accepted: accepted.clone(), outcome: None }
 }
 
-/// Of all that is open, what is in this room.
+/// The open entries of this room.
 async fn open_in(store: &Store, room: &RoomId) -> Vec<Accepted> {
     let soon = Timestamp::now().after(Duration::from_secs(60));
     let mut open = store.intake.open(soon, 100_000).await.unwrap();

@@ -219,7 +219,7 @@ pub(super) async fn m5_sending_has_read_up_to_ones_own_message(subject: Of<'_, S
         let positions = beside.positions.get(&asked).await.unwrap();
         positions.iter().map(|position| position.read.0).collect::<Vec<_>>()
     };
-    // In one run, so that each has read up to the last of their own.
+    // In one run, so that each member has read up to their own last message.
     let run =
         [(&ada, 1), (&ben, 2), (&ada, 3), (&ben, 4), (&ada, 5)].map(|(user, seq)| said(&room, user, seq));
     assert_eq!(append(&store, &run).await, complete(5));
@@ -278,7 +278,7 @@ async fn rooms_of_one(store: &Store) -> (UserId, [RoomId; 3]) {
     (ada, new.map(|room| room.id))
 }
 
-/// A stored message, the room's next, sent so many minutes after now.
+/// Stores the room's next message, sent `minute` minutes after now.
 async fn spoken(store: &Store, room: &RoomId, sender: &UserId, minute: u64) -> Message {
     let seq = store.messages.heads(from_ref(room)).await.unwrap()[0].next();
     let timestamp = Timestamp::now().after(Duration::from_secs(60 * minute));
@@ -304,7 +304,7 @@ const fn stopped(stored: usize, by: RunConflict) -> Run {
     Run { stored, stopped_by: Some(by) }
 }
 
-/// Which of these messages are stored, by whichever run.
+/// Which of these messages are stored, by any run.
 async fn are_stored(store: &Store, run: &[Message]) -> Vec<bool> {
     let ids: Vec<_> = run.iter().map(|message| message.id).collect();
     store.messages.find(&ids).await.unwrap().iter().map(Option::is_some).collect()

@@ -149,7 +149,7 @@ pub(super) async fn p5_unread_is_summed_over_the_rooms_of_now(subject: Of<'_, St
         }
         unread
     };
-    // What one has said oneself is read, and to have received is not to have read.
+    // A member's own messages count as read; received messages do not.
     let all = [&ben, &user(), &eve, &ada, &ben];
     assert_eq!(unread(&store, &all).await, [3 + 1, 0, 5, 0, 3 + 1]);
     assert!(unread(&store, &[]).await.is_empty());
@@ -193,7 +193,7 @@ pub(super) async fn p6_members_of_many_rooms_are_told_apart(subject: Of<'_, Stor
     assert_eq!(positions[3], MemberPosition { settings: muted, ..at(0, 1) });
     assert_eq!(store.positions.get(&[]).await.unwrap(), []);
 
-    // Whatever else is asked, and from whichever place: what lies at or after that place is known.
+    // A position at or after the place that is asked from is known, whatever else is asked.
     let from = |user: &UserId, seq| (here.clone(), user.clone(), Seq(seq));
     let asked = [from(&ada, 5), from(&ben, 4), from(&ada, 6), from(&ada, 1)];
     let positions = store.positions.get(&asked).await.unwrap();

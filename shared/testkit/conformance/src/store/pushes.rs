@@ -41,7 +41,7 @@ pub(super) async fn u2_parking_again_replaces_the_entry(subject: Of<'_, Store>) 
 pub(super) async fn u2_what_is_parked_survives_death(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let new = parked_now("new");
-    // So long ago that no other case's is older.
+    // Times so early that no other case's push is older.
     let at = |second| Timestamp::from_millis(second);
     let [oldest, older] = [1, 2].map(|second| ParkedPush { parked_at: at(second), ..parked_now("old") });
     for push in [&older, &new, &oldest] {
@@ -72,7 +72,7 @@ pub(super) async fn u2_what_was_parked_again_is_another_entry(subject: Of<'_, St
 
 pub(super) async fn u3_a_walk_meets_every_parked_push_in_order(subject: Of<'_, Store>) {
     let store = subject.open().await;
-    // A stretch of time that is this case's own; several pushes of one moment.
+    // Times that only this case uses; several pushes have the same time.
     let moment = Timestamp::from_millis;
     let mut pushes: Vec<_> = [11, 13, 12, 12, 12, 12, 14]
         .map(|millis| ParkedPush { parked_at: moment(millis), ..parked_now("old") })
@@ -80,7 +80,7 @@ pub(super) async fn u3_a_walk_meets_every_parked_push_in_order(subject: Of<'_, S
     for push in &pushes {
         store.pushes.park(push.clone()).await.unwrap();
     }
-    // The one that is parked again goes to the end.
+    // A push that is parked again moves to the end.
     pushes[0].parked_at = moment(15);
     store.pushes.park(pushes[0].clone()).await.unwrap();
     let store = reopened(subject, store).await;
@@ -98,7 +98,7 @@ pub(super) async fn u3_a_walk_meets_every_parked_push_in_order(subject: Of<'_, S
         assert_eq!(met, pushes, "{step} at a time");
     }
 
-    // What the cursor names may be gone.
+    // The push that the cursor names may be deleted.
     let cursor = ParkedCursor::at(&pushes[1]);
     assert!(store.pushes.drop_parked(pushes[1].event_id).await.unwrap());
     assert_eq!(store.pushes.parked(Some(&cursor), 2).await.unwrap(), pushes[2..4]);
@@ -131,7 +131,7 @@ fn parked_now(reason: &str) -> ParkedPush {
     }
 }
 
-/// Of all that is parked, these.
+/// Those of these pushes that are parked.
 async fn parked(store: &Store, pushes: &[&ParkedPush]) -> Vec<ParkedPush> {
     let mut parked = store.pushes.parked(None, 100_000).await.unwrap();
     parked.retain(|entry| pushes.iter().any(|push| push.event_id == entry.event_id));

@@ -12,7 +12,7 @@ use super::given::{group, new_group, room, said, user};
 use super::{Of, Store, reopened, together};
 use naru_engines::store::{Changed, Created, MemberChange, MemberSettings, NewRoom, RoomCursor};
 
-/// A limit of members that nothing here comes near.
+/// A limit of members that no case reaches.
 const MANY: usize = 1_000;
 
 pub(super) async fn r1_a_room_is_made_once(subject: Of<'_, Store>) {
@@ -200,7 +200,7 @@ pub(super) async fn r3_who_was_removed_is_out_of_the_room(subject: Of<'_, Store>
 pub(super) async fn r5_rooms_are_listed_latest_activity_first(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let (ada, rooms) = rooms_of_one(&store, 6).await;
-    // The two that are silent were made before any message; two others were last active at the same moment.
+    // The two rooms without messages were made before any message; two others were last active at the same moment.
     for (room, minute) in [(4, 1), (1, 2), (5, 2), (2, 3)] {
         speak(&store, &rooms[room], &ada, 1, minute).await;
     }
@@ -235,7 +235,7 @@ pub(super) async fn r5_a_walk_meets_every_room_that_did_not_move(subject: Of<'_,
         speak(&store, room, &ada, 1, minute).await;
     }
     let (first, cursor) = store.rooms.of_user(&ada, None, 2).await.unwrap();
-    // One that the walk has yet to meet, and one that it has met, move to the front.
+    // A room that the walk has yet to reach, and one that it has passed, move to the front.
     speak(&store, &rooms[1], &ada, 2, 10).await;
     speak(&store, &rooms[3], &ada, 2, 11).await;
     let (rest, end) = store.rooms.of_user(&ada, cursor.as_ref(), 10).await.unwrap();
@@ -305,14 +305,14 @@ async fn rooms_of_one(store: &Store, count: usize) -> (UserId, Vec<RoomId>) {
         create(store, &new).await;
         rooms.push(new.id);
     }
-    // Another user's room, which is in no list of theirs.
+    // A room of other users, which is not in this user's list.
     group::<2>(store).await;
     (ada, rooms)
 }
 
-/// A message at a place, accepted so many minutes from now: later than any room here was made.
+/// Stores a message at a place, accepted `minute` minutes after `START`: later than any room here was made.
 async fn speak(store: &Store, room: &RoomId, sender: &UserId, seq: u64, minute: u64) {
-    // From one moment, so that equal minutes are the same moment.
+    // One start for all, so that equal minutes are the same moment.
     static START: std::sync::LazyLock<Timestamp> =
         std::sync::LazyLock::new(|| Timestamp::now().after(60 * MINUTE));
     const MINUTE: Duration = Duration::from_secs(60);

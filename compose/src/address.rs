@@ -1,8 +1,8 @@
-//! Where a Naru on this machine is reached.
+//! The address of a Naru on this machine.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// What to call from this machine to reach who listens at `listen`: "all addresses" is none that one can call.
+/// The address to call from this machine to reach a server at `listen`: "all addresses" can't be called.
 pub fn from_here(listen: SocketAddr) -> SocketAddr {
     match listen {
         SocketAddr::V4(address) if address.ip().is_unspecified() => {

@@ -1,11 +1,11 @@
-//! The demo page: two people, each with a phone on the desk. Off unless it is asked for, or the process listens on this
+//! The demo page: two users, each with a phone on the desk. Off unless it is configured, or the process listens on this
 //! machine only and made its own token secret.
 //!
 //! Ada's phone is an Android, Ben's is one of Apple's. Where no keys of FCM or APNs are configured, the provider emulator is
-//! started beside, and the notifier pushes to it as it would to Google and Apple: the desk shows what arrives there.
+//! started, too, and the notifier pushes to it as it would to Google and Apple: the desk shows the pushes it receives.
 //!
-//! Its endpoints hand out tokens for two made-up users and show their pushes. They answer only when asked for by a
-//! loopback name, so that no foreign page reaches them through a name of its own (DNS rebinding).
+//! The endpoints issue tokens for two made-up users and show their pushes. They answer only requests for a loopback
+//! name, so that no foreign page reaches them through a name of its own (DNS rebinding).
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -27,7 +27,7 @@ use warp::sse;
 
 use crate::token::{self, Claims};
 
-/// One of the two people of the page.
+/// One of the page's two users.
 struct Person {
     id: &'static str,
     name: &'static str,
@@ -67,11 +67,11 @@ impl Person {
     }
 }
 
-/// How long their tokens are good for.
+/// The lifetime of their tokens.
 const TOKEN_TTL: Duration = Duration::from_secs(3600);
-/// How many pushes a phone on the desk shows again after a reload.
+/// The most pushes that a phone on the desk shows again after a reload.
 const SHOWN: usize = 20;
-/// Nothing but the page's own files, its own server, and no page around it.
+/// The page may load its own files and call its own server only, and no page may frame it.
 const POLICY: &str = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The page's files: name, type, content.
@@ -105,11 +105,11 @@ struct Config {
 /// The demo's server side.
 pub struct Demo {
     token_secret: Secret,
-    /// None: pushes go to the configured providers, and the phones on the desk stay dark.
+    /// None: pushes go to the configured providers, and the phones on the desk show none.
     phones: Option<Phones>,
 }
 
-/// A push as it lies on the desk.
+/// A push as a phone on the desk shows it.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Push {
@@ -120,7 +120,7 @@ struct Push {
     badge: Option<u64>,
     data: Data,
     received_at: Timestamp,
-    /// It lay there already when its stream was opened: no reason to buzz.
+    /// It was received before its stream was opened: the phone does not buzz.
     replayed: bool,
 }
 
@@ -146,10 +146,10 @@ impl Push {
 }
 
 impl Demo {
-    /// The demo, if it is wanted and may be.
+    /// The demo, if it is wanted and allowed.
     ///
     /// # Errors
-    /// When it is asked for and its tokens can't be signed.
+    /// When it is configured and its tokens can't be signed.
     pub fn wanted(
         settings: &Settings,
         address: SocketAddr,
@@ -173,10 +173,10 @@ impl Demo {
         Ok(Some(Self { token_secret, phones: None }))
     }
 
-    /// Lets pushes go to the phones on the desk, unless they go to phones elsewhere. The emulator's keys lie in `data_dir`.
+    /// Sends pushes to the phones on the desk, unless a provider is configured. The emulator's keys are in `data_dir`.
     ///
     /// # Errors
-    /// When they can't be made there, or the emulator can't listen.
+    /// When the keys can't be made there, or the emulator can't listen.
     pub async fn put_phones_on_the_desk(
         &mut self,
         config: &mut notifier::Config,
@@ -198,7 +198,7 @@ impl Demo {
         config.apns_base_url = Some(phones.apns_url());
         config.extra_ca_file = Some(match config.extra_ca_file.take() {
             None => phones.ca_file().to_owned(),
-            // The webhook's root stays trusted beside the emulator's.
+            // The webhook's root stays trusted, too.
             Some(theirs) => {
                 let both = dir.join("trusted.pem");
                 let read = |path: &Path| {
@@ -233,17 +233,17 @@ impl Demo {
         Some(answer("application/json", serde_json::to_string(&Body { token, expires_at }).ok()?))
     }
 
-    /// What lies on the desk for a person, then what comes; nothing where the phones are elsewhere.
+    /// A user's pushes on the desk, then new ones; none where pushes go to configured providers.
     fn show(&self, person: &'static Person) -> impl Stream<Item = Push> + Send + Sync + use<> {
         let handle = self.phones.as_ref().map(Phones::handle);
         stream::iter(handle).flat_map(move |handle| on_the_desk(&handle, person))
     }
 }
 
-/// Each once, however often it came.
+/// Each push once, however often it was received.
 fn on_the_desk(handle: &Handle, person: &'static Person) -> impl Stream<Item = Push> + Send + Sync + use<> {
     let is_theirs = |push: &naru_phones::Push| push.token == person.phone.token && !push.repeated;
-    // Subscribed first: what comes in between is in both, and told apart by its number.
+    // Subscribed first: a push that comes in between is in both, and recognised by its number.
     let coming = handle.subscribe();
     let mut lying = handle.received();
     lying.retain(|push| is_theirs(push));
@@ -312,7 +312,7 @@ fn stream_of(
         let event = sse::Event::default().id(push.number.to_string()).json_data(push);
         std::future::ready(event.ok().map(Ok::<_, Infallible>))
     });
-    // The first comment goes out at once and tells the page that the stream is open.
+    // The first comment is sent at once and shows the page that the stream is open.
     let opening = stream::iter([Ok(sse::Event::default().comment("open"))]);
     let until_shutdown = opening.chain(events).take_until(shutdown.cancelled_owned());
     let mut response = warp::Reply::into_response(sse::reply(sse::keep_alive().stream(until_shutdown)));

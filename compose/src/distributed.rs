@@ -1,7 +1,7 @@
 //! MongoDB, RabbitMQ and Redis behind the engines.
 //!
-//! [`Distributed`] is to many processes what `Embedded` is to one: it has the engines. It waits for its three services at
-//! the start, tells `/readyz` which of them does not answer, and leaves them in order.
+//! [`Distributed`] has the engines of many processes, as `Embedded` has those of one. It waits for its three services at
+//! the start, reports to `/readyz` which of them does not answer, and disconnects in order.
 
 use std::slice;
 use std::sync::Arc;
@@ -20,11 +20,11 @@ use serde::Deserialize;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-/// The wait before a service that does not answer is tried again: up to this, doubling …
+/// The delay before a service that does not answer is tried again: up to this, doubling …
 const RETRY_BASE: Duration = Duration::from_millis(250);
 /// … up to this.
 const RETRY_CAP: Duration = Duration::from_secs(5);
-/// Each is two queues, and each process subscribes to all of those of its hop.
+/// A partition is two queues, and each process subscribes to all queues of its hop.
 const MAX_PARTITIONS: u32 = 64;
 
 #[derive(Deserialize)]
@@ -44,13 +44,13 @@ pub struct Distributed {
 }
 
 impl Distributed {
-    /// Connects to all three at once. One that does not answer is tried again until it does, so that the order in which
-    /// a deployment starts does not matter; meanwhile `health` says which are waited for. None: shutdown came first.
+    /// Connects to all three at once. One that does not answer is tried again until it does, so a deployment may start in
+    /// any order; meanwhile `health` reports the missing ones. None: shutdown came first.
     ///
-    /// Boxed: so the drivers are compiled here, and not once more for each binary that awaits it.
+    /// Boxed, so that the drivers are compiled here, and not once more for each binary that awaits it.
     ///
     /// # Errors
-    /// When one of them never will serve: a wrong password, a database of another version.
+    /// When one of them can never serve: a wrong password, a database of another version.
     pub fn wait_for<'a>(
         settings: &'a Settings,
         health: &'a Health,
@@ -75,7 +75,7 @@ impl Distributed {
             answering("rabbitmq", health, || {
                 let options = naru_rabbit::Options { partitions, ..Default::default() };
                 let opening = Rabbit::open(&config.amqp_url, options);
-                // Opening does not wait for the broker; a service that can't do its part yet does not say that it serves.
+                // Opening does not wait for the broker; a service must not report that it serves before the broker answers.
                 async move {
                     let rabbit = opening.await?;
                     rabbit.ping().await.map(|()| rabbit)
@@ -91,7 +91,7 @@ impl Distributed {
         Ok(Some(distributed))
     }
 
-    /// What the workers stand on.
+    /// The workers' engines.
     pub fn engines(&self) -> Engines {
         Engines {
             store: self.mongo.store(),
@@ -103,7 +103,7 @@ impl Distributed {
         }
     }
 
-    /// Closes what is open, after the workers have left.
+    /// Closes the connections, after the workers have stopped.
     pub async fn close(self) {
         self.rabbit.close().await;
     }
@@ -127,14 +127,14 @@ impl Distributed {
     }
 }
 
-/// The error says too much for every client of `/readyz`.
+/// Replaces the error, which has details that clients of `/readyz` must not see.
 fn answers(
     asked: impl Future<Output = EngineResult<()>> + Send + 'static,
 ) -> BoxFuture<'static, Result<(), String>> {
     asked.map(|answer| answer.map_err(|_| "does not answer".to_owned())).boxed()
 }
 
-/// Opens a service, again and again until it answers.
+/// Opens a service; retries until it answers.
 async fn answering<'a, T>(
     name: &'static str,
     health: &Health,

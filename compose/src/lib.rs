@@ -1,6 +1,6 @@
-//! The programs, where workers and engines meet.
+//! The programs: they combine workers and engines.
 //!
-//! [`Pipeline`] puts the four workers on one set of engines in one process: the program `naru`, which the tests drive, too.
+//! [`Pipeline`] runs the four workers on one set of engines in one process: the program `naru`, which the tests drive, too.
 //! [`service`] is the `main` that the programs `gateway`, `persister`, `fanout` and `notifier` share; each runs one worker
 //! on MongoDB, RabbitMQ and Redis ([`distributed`]).
 
@@ -18,7 +18,7 @@ use naru_runtime::Program;
 
 pub use crate::pipeline::Pipeline;
 
-/// The program that is all of Naru in one process.
+/// The program with all of Naru in one process.
 pub const PROGRAM: Program = Program {
     name: "naru",
     about: "Carries chat messages from one phone to another and never loses one: all of Naru in one process.",

@@ -1,7 +1,7 @@
-//! `naru parked`: pushes that could not be sent, for an operator: listed, looked at, sent again, dropped.
+//! `naru parked`: lets an operator list, show, replay and drop pushes that could not be sent.
 //!
-//! It asks the HTTP API of a Naru that runs. So it is one command for both engines: the data of an embedded one belongs to
-//! the process that runs, and of services it need not know where they are.
+//! It calls the HTTP API of a running Naru. So it is one command for both engines: the data of an embedded engine belongs to
+//! the running process, and the command need not know the addresses of services.
 
 mod remote;
 mod table;
@@ -23,10 +23,10 @@ use crate::parked::remote::{Refused, Remote};
 use crate::secret;
 use crate::token::{self, Claims};
 
-/// How long the token is good that it signs for itself: longer than a long list takes.
+/// The lifetime of the token that it signs for itself: longer than a long list takes.
 const TOKEN_TTL: Duration = Duration::from_secs(3600);
 
-/// A parked push, as the HTTP API tells of it.
+/// A parked push, as the HTTP API shows it.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Parked {
@@ -47,7 +47,7 @@ struct Parked {
     body: String,
 }
 
-/// What is done with pushes that were picked.
+/// The action on the selected pushes.
 #[derive(Clone, Copy)]
 enum Deed {
     Replay,
@@ -96,10 +96,10 @@ pub fn command() -> Command {
         .subcommand(picked("drop", "Takes them off the list for good", "All that are parked when it begins"))
 }
 
-/// Does what the arguments ask for, and says on stdout what came of it.
+/// Does what the arguments ask for, and prints the result on stdout.
 ///
 /// # Errors
-/// When Naru can't be asked, or does not do it.
+/// When Naru can't be reached, or refuses.
 pub async fn run(wanted: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
     let Some((name, wanted)) = wanted.subcommand() else { bail!("say what to do with what is parked") };
     let remote = remote(wanted, settings)?;
@@ -111,7 +111,7 @@ pub async fn run(wanted: &ArgMatches, settings: &Settings) -> anyhow::Result<()>
         _ => all(&remote, Deed::Drop, wanted, is_json, &mut out).await,
     };
     match done {
-        // `| head` has seen enough.
+        // `| head` has closed the pipe.
         Err(error) if is_broken_pipe(&error) => Ok(()),
         done => done,
     }
@@ -204,7 +204,7 @@ async fn show(
     Ok(())
 }
 
-/// Does it to each of those that are picked, and goes on when one of them is refused.
+/// Applies the action to each selected push, and continues when one is refused.
 async fn all(
     remote: &Remote,
     deed: Deed,
@@ -222,7 +222,7 @@ async fn all(
     }
     let ids = match wanted.get_many::<EventId>("id") {
         Some(ids) => ids.copied().collect(),
-        // Before anything is done: what is parked again meanwhile is not met again.
+        // Listed before the first action: a push that is parked again meanwhile is not handled twice.
         None => every_id(remote).await?,
     };
     let mut refused = 0_usize;

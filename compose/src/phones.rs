@@ -1,7 +1,7 @@
 //! The provider emulator: `naru phones`, and the phones on the demo's desk.
 //!
-//! It speaks FCM's, Google OAuth2's and APNs' protocols (the crate `naru-phones`), so a notifier that pushes to it is the one
-//! that pushes to Google and Apple.
+//! It serves FCM's, Google OAuth2's and APNs' protocols (the crate `naru-phones`), so a notifier pushes to it as it does to
+//! Google and Apple.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -45,10 +45,10 @@ pub fn command() -> Command {
         ))
 }
 
-/// Plays the providers until `shutdown`.
+/// Runs the emulator until `shutdown`.
 ///
 /// # Errors
-/// When an address can't be had, or the keys can't be made or read.
+/// When an address can't be bound, or the keys can't be made or read.
 pub async fn run(wanted: &ArgMatches, shutdown: CancellationToken) -> anyhow::Result<()> {
     let address = |name: &str| wanted.get_one::<SocketAddr>(name).copied().context("an address");
     let dir = wanted.get_one::<PathBuf>("dir").context("--dir")?;

@@ -1,5 +1,4 @@
-//! Four workers on one set of engines, started in the order in which none misses anything and stopped in the order in
-//! which none is missed.
+//! Four workers on one set of engines. The gateway starts after the other workers and stops before them.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -21,7 +20,7 @@ use crate::demo::{self, Demo};
 use crate::distributed::Distributed;
 use crate::{PROGRAM, secret};
 
-/// While the pipeline runs empty, the intake is looked at this often.
+/// How often the intake is read while the pipeline drains.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -38,7 +37,7 @@ struct Config {
     drain_deadline: Span,
 }
 
-/// What the workers stand on.
+/// The workers' engines.
 enum EngineSet {
     Embedded(Embedded),
     Distributed(Distributed),
@@ -88,26 +87,25 @@ pub struct Pipeline {
     drain_deadline: Duration,
 }
 
-/// Sees an embedded engine.
+/// Receives the embedded engine.
 pub type SeesEmbedded = dyn FnOnce(&Embedded) + Send;
 
-/// What a test may put in the place of the ordinary.
+/// Replacements by a test.
 #[derive(Default)]
 pub struct Changes {
-    /// Wraps the engines, before any worker sees them.
+    /// Wraps the engines, before any worker gets them.
     pub engines: Option<Box<dyn FnOnce(Engines) -> Engines + Send>>,
-    /// Sees the embedded engine, before any worker does.
+    /// Receives the embedded engine, before any worker does.
     pub embedded: Option<Box<SeesEmbedded>>,
     /// Changes the notifier, before it starts.
     pub notifier: Option<Box<dyn FnOnce(Notifier) -> Notifier + Send>>,
 }
 
 impl Pipeline {
-    /// Starts everything; when this returns, clients are served. None: shutdown came before the services that it stands on
-    /// answered.
+    /// Starts all workers; when this returns, clients are served. None: shutdown came before the services answered.
     ///
     /// # Errors
-    /// When the configuration can't work, the data can't be opened or the address can't be had.
+    /// When the configuration can't work, the data can't be opened or the address can't be bound.
     pub async fn start(settings: &Settings, shutdown: CancellationToken) -> anyhow::Result<Option<Self>> {
         Self::start_with(settings, shutdown, Changes::default()).await
     }
@@ -161,7 +159,7 @@ impl Pipeline {
         let address = bound.address();
         let mut demo = Demo::wanted(settings, address, tokens.jwt_secret.as_ref(), has_own_key)?;
 
-        // The others work until the gateway has drained: what it has in hand is answered by them.
+        // The other workers run until the gateway has drained: they answer its pending sends.
         let later = CancellationToken::new();
         let workers = supervisor.stopped_by(later.clone());
         persister::run(&settings.pick()?, engines.clone(), &metrics, &workers.for_owner("persister"));
@@ -198,9 +196,9 @@ impl Pipeline {
             let no_more_proofs = no_more_proofs.clone();
             async move {
                 drained.cancelled().await;
-                // Every client has been sent away: what is not proven now never will be.
+                // Every client has been disconnected: no further proof can come.
                 no_more_proofs.cancel();
-                // What is left is handed on at the next start, but its recipients would wait until then.
+                // Messages left over are handed on at the next start, but their recipients would wait until then.
                 let _out_of_time = tokio::time::timeout(drain_deadline.0 / 4, run_empty(&engines)).await;
                 later.cancel();
                 Ok::<_, std::convert::Infallible>(())
@@ -217,7 +215,7 @@ impl Pipeline {
     /// Runs until shutdown, drains, and closes the data.
     ///
     /// # Errors
-    /// When a task failed that the process can't do without, or some did not finish by the deadline.
+    /// When a [`Policy::StopAll`] task failed, or tasks did not finish by the deadline.
     pub async fn run(self) -> anyhow::Result<()> {
         let ended = self.supervisor.run(self.drain_deadline).await;
         self.engine_set.close().await;
@@ -225,7 +223,7 @@ impl Pipeline {
     }
 }
 
-/// Waits until every intake entry is closed, or the store can't say.
+/// Waits until every intake entry is closed, or the store does not answer.
 async fn run_empty(engines: &Engines) {
     let mut looks = tokio::time::interval(LOOK_EVERY);
     while let Ok([_, ..]) = engines.store.intake.open(Timestamp::now(), 1).await.as_deref() {

@@ -10,7 +10,7 @@ use naru_runtime::config::optional;
 use naru_runtime::{Secret, Settings};
 use serde::Deserialize;
 
-/// Its name in the data directory.
+/// The file's name in the data directory.
 const FILE: &str = "jwt-secret";
 
 #[derive(Deserialize)]
@@ -20,7 +20,7 @@ struct Config {
     jwt_secret: Option<Secret>,
 }
 
-/// The configured secret, or else the self-made one, which is made if there is none.
+/// The configured secret, or else the self-made one, which is made if it does not exist.
 ///
 /// # Errors
 /// When the data directory can't be used.
@@ -32,7 +32,7 @@ pub fn of(settings: &Settings) -> anyhow::Result<Secret> {
     }
 }
 
-/// The same for a command that must not make one: in a data directory without a secret there is no Naru that would know it.
+/// The same for a command that must not make a secret: no running Naru would accept a new one.
 ///
 /// # Errors
 /// When there is none, or it can't be read.
@@ -59,7 +59,7 @@ fn kept(dir: &Path) -> anyhow::Result<Secret> {
     }
 }
 
-/// The file appears whole or not at all, and the first of two processes that make it at the same time wins.
+/// The file appears whole or not at all; if two processes make it at the same time, the first one's file stays.
 fn make(dir: &Path, path: &Path) -> anyhow::Result<Secret> {
     fs::create_dir_all(dir)?;
     let secret: String = rand::random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect();

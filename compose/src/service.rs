@@ -1,8 +1,8 @@
-//! What the programs of the four workers have in common.
+//! The common `main` of the four workers' programs.
 //!
-//! A service's `main` says who it is and which tasks it starts; [`main`] does the rest. It takes the admin address first
-//! and answers there from then on, waits for what Naru stands on, starts the tasks, says on stdout where it listens,
-//! runs until it is told to stop, and leaves by the deadline.
+//! A service's `main` gives its name and the tasks it starts; [`main`] does the rest. It binds the admin address first and
+//! answers there from then on, waits for MongoDB, RabbitMQ and Redis, starts the tasks, prints its address on stdout, runs
+//! until it is told to stop, and exits by the deadline.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -19,19 +19,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::distributed::Distributed;
 
-/// An address that can't accept, as without free file descriptors, is tried again after this.
+/// The delay after a failed accept, as without free file descriptors.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-/// What a service is started with.
+/// The parts that a service is started with.
 pub struct Service {
     /// The configuration in force.
     pub settings: Settings,
     /// MongoDB, RabbitMQ and Redis.
     pub engines: Engines,
     pub metrics: Metrics,
-    /// What `/readyz` asks.
+    /// The checks of `/readyz`.
     pub health: Health,
-    /// Whose tasks it starts.
+    /// Runs the service's tasks.
     pub supervisor: Supervisor,
 }
 
@@ -52,11 +52,11 @@ struct Deadline {
     drain_deadline: Span,
 }
 
-/// The whole `main` of a service: `check` refuses a configuration that can't work, before anything is waited for; `start`
+/// The whole `main` of a service: `check` refuses a configuration that can't work, before the wait for services; `start`
 /// starts its tasks, and answers its own address if it has one besides the admin address.
 ///
-/// `threads`: how many run its tasks; none for one per core. A worker that mostly waits for services needs one, and wakes no
-/// other thread for each answer (measured at 300 messages/s: a tenth less CPU).
+/// `threads`: how many threads run its tasks; none: one per core. A worker that mostly waits for services needs one, and
+/// wakes no other thread for each answer (measured at 300 messages/s: a tenth less CPU).
 pub fn main(
     program: &Program,
     threads: Option<usize>,
@@ -82,7 +82,7 @@ pub fn main(
     report(program, outcome)
 }
 
-/// What a process says at its end: nothing, or why on stderr.
+/// The exit code of an outcome; an error is printed on stderr.
 pub fn report(program: &Program, outcome: anyhow::Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -93,7 +93,7 @@ pub fn report(program: &Program, outcome: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-/// Sets up what a process needs before it runs anything: the log, and as many open files as it may have.
+/// Sets up the log and raises the limit on open files, before the process runs any task.
 ///
 /// # Errors
 /// When the log's configuration can't be used.
@@ -123,14 +123,14 @@ async fn serve(
     };
     let bound = AdminServer::bind(wanted, health.clone(), metrics.clone()).await;
     let (admin, address) = bound.with_context(|| format!("can't listen on {wanted}"))?;
-    // It answers until the work has ended, so that a probe sees a process that drains and not a dead one.
+    // It answers until the work has ended, so that a probe sees a draining process and not a dead one.
     tokio::select! {
         ended = work(program, settings, metrics, health, shutdown, Some(address), start) => ended,
         () = answer(admin) => Ok(()),
     }
 }
 
-/// Waits for the services, works until told to stop, and leaves in order.
+/// Waits for the services, runs until told to stop, drains, and closes the connections.
 async fn work(
     program: &Program,
     settings: Settings,

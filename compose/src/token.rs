@@ -1,4 +1,4 @@
-//! `naru token`: a token for a user, for trying things out and for an app's own backend.
+//! `naru token`: a token for a user, for trials and for an app's own backend.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use naru_model::{DeviceId, Timestamp, UserId};
 use naru_runtime::Secret;
 use serde::Serialize;
 
-/// What a token says.
+/// A token's claims.
 #[derive(Serialize)]
 pub struct Claims<'a> {
     pub sub: &'a UserId,
@@ -17,10 +17,10 @@ pub struct Claims<'a> {
     pub name: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<&'a DeviceId>,
-    /// What it may do besides.
+    /// Its further rights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scope: Option<&'a str>,
-    /// When it ends, in seconds since 1970.
+    /// When it expires, in seconds since 1970.
     pub exp: i64,
 }
 
@@ -33,7 +33,7 @@ pub fn sign(claims: &Claims<'_>, secret: &Secret) -> anyhow::Result<String> {
     Ok(jsonwebtoken::encode(&Header::default(), claims, &key)?)
 }
 
-/// When a token made now ends.
+/// When a token made now expires.
 pub fn expiry(ttl: Duration) -> Timestamp {
     Timestamp::now().after(ttl)
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use futures_util::FutureExt;
 use naru::pipeline::Changes;
 use naru_client::Client;
-use naru_engines::live::Attachment;
+use naru_engines::live::PresenceEntry;
 use naru_engines::{Applied, EngineError, Engines};
 use naru_faults::{Call, Only, Outage, intercepted};
 use naru_model::live::{LiveEvent, News};
@@ -155,7 +155,7 @@ async fn presence_is_told_again_who_is_here() {
     let presence = &world.engines.presence;
     let gateway = GatewayId::generate();
     let session = SessionId::new(session).expect("an id");
-    let attachment = Attachment { user: user("B"), device: None, session, gateway };
+    let attachment = PresenceEntry { user: user("B"), device: None, session, gateway };
     presence.detach(&attachment).await.expect("an answer");
     assert!(!presence.online(&[user("B")]).await.expect("an answer")[0]);
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use naru_engines::EngineError;
-use naru_engines::live::Attachment;
+use naru_engines::live::PresenceEntry;
 use naru_model::SessionId;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -64,9 +64,9 @@ impl Gateway {
         }
     }
 
-    /// The attachment of a session in presence.
-    pub(crate) fn attachment(&self, session: &Session) -> Attachment {
-        Attachment {
+    /// The entry of a session in presence.
+    pub(crate) fn presence_entry(&self, session: &Session) -> PresenceEntry {
+        PresenceEntry {
             user: session.identity.user.clone(),
             device: session.identity.device.clone(),
             session: session.id.clone(),
@@ -75,7 +75,7 @@ impl Gateway {
     }
 
     /// Ends a session whose device has connected here, on whichever gateway it is.
-    pub(crate) async fn evict(&self, replaced: &Attachment) {
+    pub(crate) async fn evict(&self, replaced: &PresenceEntry) {
         if replaced.gateway != self.id {
             if let Err(error) = self.engines.live.evict(&replaced.gateway, &replaced.session).await {
                 tracing::warn!(%error, "a replaced session was not told");

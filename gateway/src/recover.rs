@@ -65,7 +65,7 @@ pub(crate) async fn ask_who_missed(gateway: Arc<Gateway>) -> Result<(), Infallib
 async fn attach_all(gateway: &Gateway) {
     let mut backoff = Backoff::new(ATTACH_RETRY.0, ATTACH_RETRY.1);
     let sessions = gateway.sessions.all();
-    // Without a lease no attachment counts.
+    // Without a lease no entry counts.
     while let Err(error) = gateway.engines.presence.renew(&gateway.id, LEASE).await {
         tracing::warn!(%error, "presence is not back yet");
         tokio::time::sleep(backoff.next_delay()).await;
@@ -86,7 +86,7 @@ async fn attach_all(gateway: &Gateway) {
     }
 }
 
-/// Attaches a session whose first attachment failed. Messages published meanwhile did not find it, so it is asked to
+/// Attaches a session whose first attach failed. Messages published meanwhile did not find it, so it is asked to
 /// `SYNC`.
 pub(crate) async fn attach_late(gateway: &Gateway, session: &Session) {
     let attaching = async {
@@ -106,8 +106,8 @@ pub(crate) async fn attach_late(gateway: &Gateway, session: &Session) {
 }
 
 async fn attach(gateway: &Gateway, session: &Session) -> EngineResult<()> {
-    let (presence, attachment) = (&gateway.engines.presence, gateway.attachment(session));
-    if let Some(other) = presence.attach(&attachment).await? {
+    let (presence, entry) = (&gateway.engines.presence, gateway.presence_entry(session));
+    if let Some(other) = presence.attach(&entry).await? {
         // Its device has connected to another gateway, and this one did not receive the eviction. Which of the two came
         // later is not known, so the other one keeps its place, and this one's client may connect again and replace it.
         presence.attach(&other).await?;
@@ -115,7 +115,7 @@ async fn attach(gateway: &Gateway, session: &Session) -> EngineResult<()> {
     }
     if session.is_closing() {
         // It may have been detached before it was attached again.
-        presence.detach(&attachment).await?;
+        presence.detach(&entry).await?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use futures_util::stream::SplitStream;
 use futures_util::{FutureExt, Sink, SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use naru_engines::live::Attachment;
+use naru_engines::live::PresenceEntry;
 use naru_model::Timestamp;
 use naru_model::frame::{ClientFrame, ServerFrame};
 use naru_model::live::{LiveEvent, News};
@@ -49,7 +49,7 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
     if gateway.draining.is_cancelled() {
         session.close(Close::GoingAway);
     }
-    let (attachment, is_known) = attach(&gateway, &session).await;
+    let (entry, is_known) = attach(&gateway, &session).await;
     // From `add` on live messages may come; no frame is written before this one.
     session.send_first(welcome(&gateway, &session));
 
@@ -71,7 +71,7 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
     // The session leaves presence, then it gets no more frames, then its queue is written: so a message that was
     // published for this session is either written, or the fanout finds that it reached no session.
     let reason = session.closed().await;
-    if let Err(error) = gateway.engines.presence.detach(&attachment).await {
+    if let Err(error) = gateway.engines.presence.detach(&entry).await {
         tracing::debug!(%error, "presence did not hear of a disconnect; the lease will");
     }
     gateway.sessions.remove(&session);
@@ -90,18 +90,18 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
 
 /// Attaches the session to presence before `WELCOME`: every message published after the `WELCOME` finds the session.
 /// Returns whether presence has it.
-async fn attach(gateway: &Gateway, session: &Session) -> (Attachment, bool) {
-    let attachment = gateway.attachment(session);
-    match gateway.engines.presence.attach(&attachment).await {
+async fn attach(gateway: &Gateway, session: &Session) -> (PresenceEntry, bool) {
+    let entry = gateway.presence_entry(session);
+    match gateway.engines.presence.attach(&entry).await {
         Ok(None) => {}
         Ok(Some(replaced)) => gateway.evict(&replaced).await,
         // The client is served all the same; until its session is attached it gets pushes, then it is asked to SYNC.
         Err(error) => {
             tracing::warn!(%error, "presence did not hear of a connection; telling it again");
-            return (attachment, false);
+            return (entry, false);
         }
     }
-    (attachment, true)
+    (entry, true)
 }
 
 fn welcome(gateway: &Gateway, session: &Session) -> String {

@@ -1,4 +1,4 @@
-//! The Naru that is asked, over its HTTP API.
+//! A client of a running Naru's HTTP API.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// How long one answer may take: what is asked takes milliseconds, and longer only where something is down.
+/// How long one answer may take: a request takes milliseconds, and longer only where a service is down.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How many pushes are asked for at a time: as many as there may be.
+/// How many pushes are requested at a time: the API's maximum.
 const PAGE: usize = 200;
 
-/// A Naru that runs, and the right to ask it.
+/// The address of a running Naru, and a token for it.
 pub(super) struct Remote {
     url: String,
     token: String,
@@ -29,7 +29,7 @@ pub(super) struct Page {
     pub(super) next_cursor: Option<String>,
 }
 
-/// What it refuses, in its own words.
+/// A refusal by Naru, as its API words it.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Refused {
     code: String,
@@ -37,7 +37,7 @@ pub(super) struct Refused {
 }
 
 impl Refused {
-    /// As what is said of one push.
+    /// The refusal as an error about one push.
     pub(super) fn about(&self, id: EventId) -> anyhow::Error {
         match self.code.as_str() {
             "NOT_FOUND" => anyhow!("{id}: no such push is parked"),
@@ -50,7 +50,7 @@ type Answer<T> = anyhow::Result<Result<T, Refused>>;
 
 impl Remote {
     /// # Errors
-    /// When this is no URL of a Naru.
+    /// When `url` is not an HTTP URL.
     pub(super) fn new(url: &str, token: String) -> anyhow::Result<Self> {
         if !url.starts_with("http://") && !url.starts_with("https://") {
             bail!("--url {url:?} is no http:// or https:// URL");
@@ -66,7 +66,7 @@ impl Remote {
         Ok(Self { url: url.trim_end_matches('/').to_owned(), token, client })
     }
 
-    /// The page of the list that a cursor leads to.
+    /// The page of the list at a cursor.
     pub(super) async fn page(&self, cursor: Option<&str>) -> anyhow::Result<Page> {
         let cursor = cursor.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
         let page = self.ask(Method::GET, &format!("?limit={PAGE}{cursor}")).await?;
@@ -86,7 +86,7 @@ impl Remote {
     }
 
     /// # Errors
-    /// When there is no answer, none of a Naru's, or one that says that no other will be better.
+    /// When there is no answer, the answer is not Naru's, or the token is refused, so that further requests would fail, too.
     async fn ask<T: DeserializeOwned>(&self, method: Method, below: &str) -> Answer<T> {
         let url = &self.url;
         let request =

@@ -1,4 +1,4 @@
-//! Parked pushes for people: pure. Nothing of what is shown reaches the terminal as more than text.
+//! Parked pushes as text for a terminal: pure. No control character of a push reaches the terminal.
 
 use std::fmt::Write;
 
@@ -6,12 +6,12 @@ use naru_model::Timestamp;
 
 use super::Parked;
 
-/// The columns: an event id is 36 wide, and with what a line has at most they are 100.
+/// The columns: an event id is 36 wide, and the longest line is 100.
 pub(super) const HEAD: &str =
     "EVENT                                 LANE     AGE   TRIES  USER            REASON";
-/// How wide a user's id is at most.
+/// The most columns of a user's id.
 const USER: usize = 14;
-/// How wide a reason is at most.
+/// The most columns of a reason.
 const REASON: usize = 24;
 
 /// One push in one line.
@@ -19,7 +19,7 @@ pub(super) fn line(push: &Parked, now: Timestamp) -> String {
     let Parked { event_id, lane, attempts, .. } = push;
     let age = age(push.parked_at, now);
     let (user, reason) = (cut(push.user_id.as_str(), USER), cut(&push.reason, REASON));
-    // Ids are ASCII, so a user's is as wide as it is long.
+    // User ids are ASCII, so their width is their length.
     format!("{event_id}  {:<7}  {age:<4}  {attempts:<5}  {user:<USER$}  {reason}", lane.as_str())
 }
 
@@ -47,7 +47,7 @@ pub(super) fn whole(push: &Parked, now: Timestamp) -> String {
     text
 }
 
-/// How long ago, in at most four characters.
+/// The age, in at most four characters.
 fn age(moment: Timestamp, now: Timestamp) -> String {
     let seconds = now.since(moment).as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
@@ -60,7 +60,7 @@ fn age(moment: Timestamp, now: Timestamp) -> String {
     }
 }
 
-/// At most so many columns of a text. What is not ASCII counts as two, which is what is wide.
+/// At most `columns` columns of a text. A character that is not ASCII counts as two, the width of a wide one.
 fn cut(text: &str, columns: usize) -> String {
     let width = |c: char| if c.is_ascii() { 1 } else { 2 };
     let text = || text.chars().map(harmless);
@@ -76,7 +76,7 @@ fn cut(text: &str, columns: usize) -> String {
     kept.chain(['…']).collect()
 }
 
-/// A control character would do something to the terminal.
+/// Replaces a control character, which the terminal would act on.
 fn harmless(c: char) -> char {
     if c.is_control() { ' ' } else { c }
 }

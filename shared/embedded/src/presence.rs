@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use naru_engines::EngineResult;
-use naru_engines::live::{Attachment, Presence, Seen};
+use naru_engines::live::{Presence, PresenceEntry, Seen};
 use naru_model::{GatewayId, Timestamp, UserId};
 use rusqlite::{OptionalExtension, Result, Transaction, params};
 use tokio::time::Instant;
@@ -25,7 +25,7 @@ struct State {
     leases: HashMap<GatewayId, Lease>,
     /// Sessions stay when their gateway's lease lapses, and count again when it is renewed: the process may only
     /// have been suspended.
-    sessions: HashMap<UserId, Vec<Attachment>>,
+    sessions: HashMap<UserId, Vec<PresenceEntry>>,
 }
 
 #[derive(Clone, Copy)]
@@ -35,11 +35,11 @@ struct Lease {
 }
 
 impl State {
-    fn is_live(&self, session: &Attachment) -> bool {
+    fn is_live(&self, session: &PresenceEntry) -> bool {
         self.leases.get(&session.gateway).is_some_and(|lease| Instant::now() < lease.until)
     }
 
-    fn of(&self, user: &UserId) -> &[Attachment] {
+    fn of(&self, user: &UserId) -> &[PresenceEntry] {
         self.sessions.get(user).map_or(&[], Vec::as_slice)
     }
 
@@ -57,7 +57,7 @@ impl State {
     }
 
     /// Removes the sessions for which `leaves` holds; returns the users that had one.
-    fn retain(&mut self, leaves: impl Fn(&Attachment) -> bool) -> Vec<UserId> {
+    fn retain(&mut self, leaves: impl Fn(&PresenceEntry) -> bool) -> Vec<UserId> {
         let mut left = Vec::new();
         self.sessions.retain(|user, sessions| {
             let before = sessions.len();
@@ -99,11 +99,11 @@ impl Presence for MemoryPresence {
         self.keep_seen(users).await
     }
 
-    async fn attach(&self, session: &Attachment) -> EngineResult<Option<Attachment>> {
+    async fn attach(&self, session: &PresenceEntry) -> EngineResult<Option<PresenceEntry>> {
         let replaced = {
             let mut state = lock(&self.state);
             let sessions = state.sessions.entry(session.user.clone()).or_default();
-            let same = |other: &Attachment| {
+            let same = |other: &PresenceEntry| {
                 other.session == session.session || (other.device.is_some() && other.device == session.device)
             };
             let replaced = sessions.iter().position(same).map(|index| sessions.swap_remove(index));
@@ -115,7 +115,7 @@ impl Presence for MemoryPresence {
         Ok(replaced)
     }
 
-    async fn detach(&self, session: &Attachment) -> EngineResult<()> {
+    async fn detach(&self, session: &PresenceEntry) -> EngineResult<()> {
         let was_there = {
             let mut state = lock(&self.state);
             let Some(sessions) = state.sessions.get_mut(&session.user) else { return Ok(()) };

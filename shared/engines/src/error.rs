@@ -10,7 +10,7 @@ pub type EngineResult<T> = Result<T, EngineError>;
 pub enum Applied {
     /// It had no effect.
     No,
-    /// It may have had it: only a retry with the same ids can tell.
+    /// It may have had it: only a retry with the same ids shows whether.
     Unknown,
 }
 

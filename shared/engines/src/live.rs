@@ -10,7 +10,7 @@ use naru_model::{DeviceId, GatewayId, MessageId, RoomId, Seq, SessionId, Timesta
 
 use crate::EngineResult;
 
-/// What a gateway receives.
+/// A signal to a gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// An event in a room.
@@ -63,7 +63,7 @@ pub trait Subscription: Send {
 
 /// A live session, as presence records it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Attachment {
+pub struct PresenceEntry {
     pub user: UserId,
     /// The session's device; sessions without one never replace each other.
     pub device: Option<DeviceId>,
@@ -98,10 +98,10 @@ pub trait Presence: Send + Sync {
     async fn resign(&self, gateway: &GatewayId) -> EngineResult<()>;
 
     /// Records that a session has connected: see E2, E4.
-    async fn attach(&self, session: &Attachment) -> EngineResult<Option<Attachment>>;
+    async fn attach(&self, session: &PresenceEntry) -> EngineResult<Option<PresenceEntry>>;
 
     /// Records that a session has ended: see E3.
-    async fn detach(&self, session: &Attachment) -> EngineResult<()>;
+    async fn detach(&self, session: &PresenceEntry) -> EngineResult<()>;
 
     /// Which of these users have a live session, in their order; one look-up for all.
     async fn online(&self, users: &[UserId]) -> EngineResult<Vec<bool>>;

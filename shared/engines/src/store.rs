@@ -35,7 +35,7 @@ pub struct Store {
     pub linger: Linger,
 }
 
-/// When an append to the intake waits for more entries: only the store knows the fixed cost of an append.
+/// When an append to the intake waits for more entries. It depends on the store's fixed cost of an append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Linger {
     /// An append begins no sooner than this after the one before it …
@@ -52,7 +52,6 @@ impl Linger {
 /// The intake's record of one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IntakeRecord {
-    /// The accepted message.
     pub accepted: Accepted,
     /// Its outcome; none while it is open.
     pub outcome: Option<Outcome>,
@@ -439,13 +438,11 @@ pub trait Devices: Send + Sync {
 pub struct ParkedPush {
     /// The push's event id: the same however often it is parked.
     pub event_id: EventId,
-    /// The push.
     pub job: PushJob,
     /// Why it was not sent, in words for an operator.
     pub reason: String,
     /// How often it was tried.
     pub attempts: u32,
-    /// When it was parked.
     pub parked_at: Timestamp,
 }
 

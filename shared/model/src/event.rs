@@ -1,5 +1,4 @@
-//! What travels between workers: a payload in an envelope that says what it is, which one it is and whose trace
-//! it belongs to.
+//! The events between workers: a payload in an envelope with its version, its id and its trace.
 
 use std::fmt;
 
@@ -9,14 +8,14 @@ use uuid::Uuid;
 use crate::InvalidId;
 use crate::hops::Payload;
 
-/// An event's identity. It is derived from what the event is about, so the same event sent twice, by whichever
-/// worker, carries the same id and is recognised.
+/// An event's identity, derived from its subject: the same event sent twice, by any worker, has the same id and is
+/// recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct EventId(pub Uuid);
 
 impl EventId {
-    /// Version 5 UUID of what the event is about (RFC 9562), within a name space of Naru's own.
+    /// Version 5 UUID of the event's subject (RFC 9562), within a name space of Naru's own.
     pub fn derive(about: &[&[u8]]) -> Self {
         const NAMESPACE: Uuid = Uuid::from_u128(0x6e61_7275_7c4e_c58f_3a2f_1d9a_5077_c1ab_u128);
         let mut name = Vec::with_capacity(64);
@@ -98,7 +97,6 @@ pub struct Event<T: Payload> {
     /// The version of the payload's shape.
     pub version: u16,
     pub event_id: EventId,
-    /// Whose trace.
     pub trace: Trace,
     pub payload: T,
 }

@@ -1,7 +1,7 @@
 //! The frames of the WebSocket: one JSON object per text frame.
 //!
-//! What a server sends about a room ([`News`](crate::live::News)) is serialised once and shared by all sessions;
-//! everything else is a [`ServerFrame`].
+//! A server's frame about a room ([`News`](crate::live::News)) is serialised once and shared by all sessions;
+//! every other one is a [`ServerFrame`].
 
 use std::borrow::Cow;
 use std::fmt;
@@ -38,20 +38,20 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// What a client sends.
+/// A frame from a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientFrame {
     /// A message for a room.
     Chat(Chat),
-    /// Give me what I miss.
+    /// Requests the messages that the client misses.
     Sync(Sync),
-    /// Everything up to here is on this device.
+    /// All messages up to here are on this device.
     Received(Upto),
-    /// Everything up to here was seen.
+    /// All messages up to here were read.
     Read(Upto),
-    /// I am typing.
+    /// The user is typing.
     Typing { chat_room_id: RoomId },
-    /// Are you there?
+    /// Requests a `PONG`.
     Ping,
 }
 
@@ -67,20 +67,20 @@ pub struct Chat {
     pub sender_id: Option<Box<str>>,
 }
 
-/// A request for what a client misses.
+/// A request for the messages that a client misses.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Sync {
-    /// Per room, what the client has; absent: every room, from this device's stored received position.
+    /// Per room, the position of the client; absent: every room, from this device's stored received position.
     pub rooms: Option<Vec<Object<SyncFrom>>>,
 }
 
-/// What a client has of one room.
+/// A client's position in one room.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SyncFrom {
     pub chat_room_id: RoomId,
-    /// It has everything up to here.
+    /// The client has all messages up to here.
     pub after_seq: Seq,
 }
 
@@ -89,7 +89,7 @@ pub struct SyncFrom {
 #[serde(rename_all = "camelCase")]
 pub struct Upto {
     pub chat_room_id: RoomId,
-    /// Everything up to here.
+    /// All messages up to here.
     pub seq: Seq,
 }
 
@@ -99,21 +99,21 @@ struct Typing {
     chat_room_id: RoomId,
 }
 
-/// A frame that can't be taken. Nothing of it was kept.
+/// A frame that is refused. Nothing of it was kept.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct BadFrame {
-    /// What is wrong with it, in words for the client's developer.
+    /// The error, in words for the client's developer.
     pub reason: String,
-    /// Whether it said that it was a `CHAT`: its answer then keeps its place among the answers.
+    /// Whether its type is `CHAT`: its answer then keeps its place among the answers.
     pub is_chat: bool,
     /// The name the client gave it, as far as it could be read.
     pub client_message_id: Option<ClientMessageId>,
 }
 
 impl ClientFrame {
-    /// Reads one text frame. The type is looked at first, so that fields of other types are unknown fields here,
-    /// which are ignored whatever they hold.
+    /// Reads one text frame. The type is read first, so that fields of other types are unknown fields, which are ignored
+    /// whatever they hold.
     ///
     /// # Errors
     /// When it is not one JSON object of a known type with that type's fields.
@@ -160,15 +160,14 @@ impl BadFrame {
     }
 }
 
-/// What a server sends to one session.
+/// A frame from the server to one session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "type", rename_all = "UPPERCASE", rename_all_fields = "camelCase")]
 pub enum ServerFrame<'a> {
-    /// The connection is open and its owner known.
+    /// The connection is open and its user is authenticated.
     Welcome {
-        /// Who the token says the client is.
+        /// The user that the token names.
         user_id: &'a UserId,
-        /// This connection.
         session_id: &'a SessionId,
         server_time: Timestamp,
         /// The longest content, in UTF-8 bytes.
@@ -188,31 +187,31 @@ pub enum ServerFrame<'a> {
     /// Live delivery was interrupted.
     Resync {
         reason: &'a str,
-        /// Which rooms moved; absent: any may have.
+        /// The rooms that have new messages; absent: any room may have.
         #[serde(skip_serializing_if = "Option::is_none")]
         rooms: Option<&'a [RoomId]>,
-        /// When to ask, in milliseconds: clients are spread over time.
+        /// When to sync, in milliseconds: clients are spread over time.
         #[serde(skip_serializing_if = "Option::is_none")]
         retry_after_ms: Option<u64>,
     },
-    /// I am here.
+    /// Answers `PING`.
     Pong,
-    /// A frame was refused, or a message's fate is unknown.
+    /// A frame was refused, or a message's outcome is unknown.
     Error {
-        /// What kind of refusal, from the table in the gateway's `refusal.rs`.
+        /// The kind of refusal, from the table in the gateway's `refusal.rs`.
         code: &'a str,
         /// A sentence for the developer.
         message: &'a str,
         /// The message it is about.
         #[serde(skip_serializing_if = "Option::is_none")]
         client_message_id: Option<&'a ClientMessageId>,
-        /// When to try again, in milliseconds.
+        /// When to retry, in milliseconds.
         #[serde(skip_serializing_if = "Option::is_none")]
         retry_after_ms: Option<u64>,
     },
 }
 
-/// What a sender is told of a saved message, by `ACK` and by the answer to a send over HTTP.
+/// The confirmation of a saved message to its sender, by `ACK` and by the answer to a send over HTTP.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ack {
@@ -233,7 +232,7 @@ pub struct SyncedRoom {
     pub chat_room_id: RoomId,
     /// The last place that was sent, or that the client already had.
     pub seq: Seq,
-    /// Whether that is all there is.
+    /// Whether the client now has all messages.
     pub complete: bool,
 }
 

@@ -1,4 +1,4 @@
-//! The way of a message, hop by hop: who hands what to whom, and what may be lost.
+//! A message's hops: which worker hands it to which, as which payload, and what may be lost.
 //!
 //! ```text
 //! gateway ──accepted──▶ persister ──saved──▶ fanout ──offline──▶ notifier ──push.*──▶ notifier's lanes
@@ -14,14 +14,14 @@ use serde::{Deserialize, Serialize};
 pub use crate::message::Accepted;
 use crate::{DeviceId, EventId, MemberVersion, Message, MessageId, Origin, RoomId, Seq, Timestamp, UserId};
 
-/// What a hop promises.
+/// A hop's guarantees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Events of one room arrive in the order they were sent while one receiver holds the room, and are never in two
     /// unacknowledged batches at once; a hand-over to another receiver may reorder. Events may be lost in a crash: the
     /// intake's `open` entries bring them back.
     Ordered,
-    /// An event is there from `send` until it is acknowledged, whatever dies. No order; a retry has a delay.
+    /// An event is kept from `send` until it is acknowledged, whatever process dies. No order; a retry has a delay.
     Durable,
 }
 
@@ -29,29 +29,29 @@ pub enum Kind {
 pub struct Hop {
     /// The queue's name, below the engine's own prefix.
     pub name: &'static str,
-    /// What it promises.
+    /// Its guarantees.
     pub kind: Kind,
 }
 
-/// A payload: it says which event it is and which room it belongs to.
+/// A payload: it has an event id and a room.
 pub trait Payload: Serialize + DeserializeOwned + Clone + std::fmt::Debug + Send + Sync + 'static {
-    /// The version of its shape. Old ones stay readable: fields are only added, with a default.
+    /// The version of its shape. Old versions stay readable: fields are only added, with a default.
     const VERSION: u16 = 1;
 
-    /// Derived from what it is about.
+    /// Derived from its subject.
     fn event_id(&self) -> EventId;
 
     /// The room it belongs to.
     fn room(&self) -> &RoomId;
 }
 
-/// A message lies in the intake.
+/// A message is in the intake.
 pub const ACCEPTED: Hop = Hop { name: "accepted", kind: Kind::Ordered };
 
 /// A message has its place in `chat_messages`.
 pub const SAVED: Hop = Hop { name: "saved", kind: Kind::Ordered };
 
-/// Some recipients of a message have no live session, or did not prove in time that they have it.
+/// Some recipients of a message have no live session, or have not proven in time that they have it.
 pub const OFFLINE: Hop = Hop { name: "offline", kind: Kind::Durable };
 
 /// One push to one device by FCM.
@@ -61,7 +61,7 @@ pub const PUSH_APNS: Hop = Hop { name: "push.apns", kind: Kind::Durable };
 /// One push to the app's main backend.
 pub const PUSH_WEBHOOK: Hop = Hop { name: "push.webhook", kind: Kind::Durable };
 
-/// Every hop, in the order a message meets them.
+/// Every hop, in the order in which a message passes them.
 pub const ALL: [Hop; 6] = [ACCEPTED, SAVED, OFFLINE, PUSH_FCM, PUSH_APNS, PUSH_WEBHOOK];
 
 impl Payload for Accepted {
@@ -80,9 +80,9 @@ impl Payload for Accepted {
 pub struct Saved {
     /// The message, with its place.
     pub message: Message,
-    /// The members it goes to.
+    /// The version of its recipients.
     pub member_version: MemberVersion,
-    /// The session that is spared its own words.
+    /// The session that sent it and does not receive it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
 }
@@ -97,18 +97,18 @@ impl Payload for Saved {
     }
 }
 
-/// See [`OFFLINE`]. At most [`Offline::MAX_RECIPIENTS`] recipients; a larger group gets several.
+/// See [`OFFLINE`]. At most [`Offline::MAX_RECIPIENTS`] recipients; a larger group gets several events.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Offline {
-    /// What they missed.
+    /// The message that they missed.
     pub message: Message,
     pub recipients: Vec<UserId>,
 }
 
 impl Offline {
-    /// How many recipients share one event: few enough that a crash repeats little, many enough that a room of
-    /// 1,000 costs ten events.
+    /// The most recipients in one event: few enough that a crash repeats little, many enough that a room of 1,000
+    /// costs ten events.
     pub const MAX_RECIPIENTS: usize = 100;
 }
 
@@ -125,7 +125,7 @@ impl Payload for Offline {
     }
 }
 
-/// Through whom a push goes. Each has a lane of its own, so one that is down delays no other.
+/// A push provider's queue. Each provider has its own, so one that is down delays no other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Lane {
@@ -146,7 +146,6 @@ impl Lane {
         }
     }
 
-    /// The word for it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Lane::Fcm => "fcm",
@@ -160,14 +159,14 @@ impl Lane {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PushEnvironment {
-    /// What the App Store's apps use.
+    /// For apps from the App Store.
     #[default]
     Production,
-    /// What builds from Xcode use.
+    /// For builds from Xcode.
     Sandbox,
 }
 
-/// The device a push goes to.
+/// The device that a push is sent to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PushTarget {
@@ -184,7 +183,7 @@ pub struct PushTarget {
 #[serde(rename_all = "camelCase")]
 pub struct PushJob {
     pub lane: Lane,
-    /// The message it tells of.
+    /// The message it announces.
     pub message_id: MessageId,
     pub chat_room_id: RoomId,
     pub seq: Seq,
@@ -193,17 +192,17 @@ pub struct PushJob {
     pub title: Arc<str>,
     /// The message's content; empty where the phone hides it.
     pub body: Arc<str>,
-    /// The phone shows words of its own, by a localisation key, in place of title and body.
+    /// The phone shows the app's own text, by a localisation key, in place of title and body.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hides_content: bool,
-    /// How many messages the recipient has not read. Its lane sets it when its turn has come: what was true when the
-    /// push was queued would be wrong by then.
+    /// How many messages the recipient has not read. The lane sets it just before it sends the push: a count from when the
+    /// push was queued would be out of date.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub badge: Option<u64>,
     /// The device; none on the webhook's lane.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<PushTarget>,
-    /// After this it is of no use.
+    /// After this the push is of no use.
     pub expires_at: Timestamp,
 }
 

@@ -1,4 +1,4 @@
-//! Ids are types: a room can't be passed as a user, and an id that exists is one that was checked.
+//! Ids are types: a room can't be passed as a user, and every id was checked when it was made.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ pub struct InvalidId {
 }
 
 impl InvalidId {
-    /// `kind` with its article, and what it must be.
+    /// `kind` with its article, and the rule that was broken.
     pub(crate) const fn new(kind: &'static str, rule: &'static str) -> Self {
         Self { kind, rule }
     }
@@ -151,7 +151,7 @@ fn uuid_text() -> Arc<str> {
 }
 
 impl RoomId {
-    /// The room of exactly two people: their ids sorted, `~` written `~0`, `_` written `~1`, joined with `_`.
+    /// The room of exactly two users: their ids sorted, `~` written `~0`, `_` written `~1`, joined with `_`.
     ///
     /// The escapes make the name unique: no other pair has the same one.
     pub fn direct(one: &UserId, other: &UserId) -> Self {
@@ -183,12 +183,10 @@ impl MessageId {
         Self(ObjectId::new())
     }
 
-    /// From its twelve bytes.
     pub const fn from_bytes(bytes: [u8; 12]) -> Self {
         Self(ObjectId::from_bytes(bytes))
     }
 
-    /// Its twelve bytes.
     pub const fn bytes(&self) -> [u8; 12] {
         self.0.bytes()
     }

@@ -1,10 +1,10 @@
-//! The words Naru is written in: ids, messages, frames, events, stages, hops.
+//! Naru's data types: ids, messages, frames, events, stages, hops.
 //!
-//! Everything here is plain data that knows serde and nothing of a network, a database or a broker. The JSON
-//! shapes are the ones of the wire contract: what `frame` and `message` serialise to is what a phone sees,
-//! what `event` serialises to is what lies in a queue. Both are pinned by snapshots.
+//! All types are plain data that depends on serde, not on a network, a database or a broker. Their JSON shapes
+//! are the wire contract: a phone receives `frame` and `message` as they serialise, and a queue holds `event` as
+//! it serialises. Both are pinned by snapshots.
 //!
-//! Read [`hops`] first: it is the map of who hands what to whom.
+//! Read [`hops`] first: it lists what each worker hands to the next.
 
 pub mod event;
 pub mod frame;

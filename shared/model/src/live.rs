@@ -1,4 +1,4 @@
-//! What the live layer carries to gateways. None of it needs to last, because the store has all that matters.
+//! The events that the live layer carries to gateways. None needs to last, because the store has all that matters.
 
 use std::sync::Arc;
 
@@ -7,28 +7,28 @@ use serde::{Deserialize, Serialize};
 use crate::message::Outcome;
 use crate::{Message, MessageId, RoomId, Seq, SessionId, Timestamp, UserId};
 
-/// Something that happened in a room and is of interest to members who are connected now.
+/// An event in a room that is of interest to the members who are connected now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LiveEvent {
     /// The members to whom it goes. First in the JSON: a gateway that has none of them does not read the rest.
     pub recipients: Arc<[UserId]>,
-    /// The session that caused it and is not told.
+    /// The session that caused it and does not receive it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<SessionId>,
     #[serde(flatten)]
     pub news: News,
 }
 
-/// What happened. Its JSON is the frame that a phone gets.
+/// The content of an event. Its JSON is the frame that a phone gets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "UPPERCASE", rename_all_fields = "camelCase")]
 pub enum News {
     /// A message was saved.
     Chat(Message),
-    /// A device has everything up to a place.
+    /// A device has received all messages up to a place.
     Received(Position),
-    /// A user has seen everything up to a place.
+    /// A user has read all messages up to a place.
     Read(Position),
     /// A user is typing.
     Typing { chat_room_id: RoomId, user_id: UserId },
@@ -51,13 +51,13 @@ impl News {
 pub struct Position {
     pub chat_room_id: RoomId,
     pub user_id: UserId,
-    /// All up to here.
+    /// All messages up to here.
     pub seq: Seq,
-    /// When it was told.
+    /// When it was reported.
     pub timestamp: Timestamp,
 }
 
-/// How a message that a gateway accepted ended; what `ACK` and late `ERROR` are made of.
+/// The outcome of a message that a gateway accepted; `ACK` and late `ERROR` are made from it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Confirmation {

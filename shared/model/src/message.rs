@@ -1,4 +1,4 @@
-//! A message, as it lies in `chat_messages` and as every reader of a room sees it.
+//! A message, as `chat_messages` stores it and as every reader of a room receives it.
 
 use std::sync::Arc;
 
@@ -10,15 +10,15 @@ use crate::{ClientMessageId, GatewayId, MessageId, RoomId, Seq, SessionId, Times
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Message {
-    /// The id it was given when it was accepted.
+    /// Assigned when it was accepted.
     pub id: MessageId,
     pub chat_room_id: RoomId,
     /// Its place in the room.
     pub seq: Seq,
     pub sender_id: UserId,
-    /// The name they had when they wrote it.
+    /// The sender's name when they wrote it.
     pub sender_name: Arc<str>,
-    /// What they wrote: never empty.
+    /// The text: never empty.
     pub content: Arc<str>,
     /// When the gateway accepted it.
     pub timestamp: Timestamp,
@@ -26,24 +26,24 @@ pub struct Message {
     pub client_message_id: ClientMessageId,
 }
 
-/// The session that sent a message, so that it can be answered and is spared its own words.
+/// The session that sent a message: it gets the answer, and does not receive its own message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Origin {
     /// The gateway that holds the session.
     pub gateway: GatewayId,
-    /// The session; none for a send over HTTP, which has only an answer to wait for.
+    /// The session; none for a send over HTTP, which only waits for an answer.
     pub session: Option<SessionId>,
 }
 
-/// What the intake holds of a message from the moment it is accepted: everything but its place in the room.
+/// A message as the intake holds it from the moment it is accepted: everything but its place in the room.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Accepted {
     /// Made by the gateway; the message's id for life.
     pub id: MessageId,
     pub chat_room_id: RoomId,
-    /// Who wrote it: the token's `sub`, or whom a service speaks for.
+    /// The author: the token's `sub`, or the user that a service names.
     pub sender_id: UserId,
     pub sender_name: Arc<str>,
     pub content: Arc<str>,
@@ -55,7 +55,7 @@ pub struct Accepted {
     /// get its place first, whatever order the bus delivers in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<MessageId>,
-    /// Who waits for the answer.
+    /// The session that waits for the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
     /// The trace it belongs to.
@@ -63,7 +63,7 @@ pub struct Accepted {
 }
 
 impl Accepted {
-    /// The message it becomes at a place in its room.
+    /// The saved message, at a place in its room.
     pub fn at(&self, seq: Seq) -> Message {
         Message {
             id: self.id,
@@ -86,7 +86,7 @@ pub enum Rejection {
     NotAMember,
 }
 
-/// How an accepted message ended.
+/// The outcome of an accepted message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "outcome")]
 pub enum Outcome {

@@ -1,4 +1,4 @@
-//! Rooms and who is in them.
+//! Rooms and their members.
 
 use std::sync::Arc;
 
@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{RoomId, Timestamp, UserId};
 
-/// Counts a room's changes of members, from 1. The members at one version never change, so whatever is cached
-/// under `(room, version)` needs no invalidation.
+/// Counts a room's changes of members, from 1. The members at one version never change, so a cache entry under
+/// `(room, version)` needs no invalidation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct MemberVersion(pub u32);
@@ -26,9 +26,9 @@ impl MemberVersion {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum RoomKind {
-    /// Exactly two people, for ever.
+    /// Exactly two users, for ever.
     Direct,
-    /// Three or more when it was made; people come and go.
+    /// Three or more users when it was made; users join and leave.
     Group,
 }
 
@@ -43,11 +43,10 @@ pub struct Room {
     pub name: Option<Arc<str>>,
     /// Its members, sorted, each once.
     pub member_ids: Arc<[UserId]>,
-    /// Which version of the members this is.
+    /// The version of these members.
     pub member_version: MemberVersion,
-    /// Who made it; none when the app's backend did.
+    /// The user who made it; none when the app's backend did.
     pub maker_id: Option<UserId>,
-    /// When it was made.
     pub created_at: Timestamp,
 }
 

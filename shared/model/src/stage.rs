@@ -1,4 +1,5 @@
-//! The words for the stages of a message's life, in the order of the walk-throughs of ARCHITECTURE.md. Metrics, logs and parked pushes use those of a push.
+//! The names of a message's stages, in the order of the walk-throughs of ARCHITECTURE.md. Metrics, logs and parked
+//! pushes use those of a push.
 
 use std::fmt;
 
@@ -8,11 +9,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
-    /// In the intake: it will be saved, whatever dies.
+    /// In the intake: it will be saved, whatever process dies.
     Accepted,
-    /// Not a member any more when it was to be saved; the sender was told.
+    /// The sender was not a member any more when it was to be saved, and was notified.
     Rejected,
-    /// In `chat_messages`, with its place in the room; the sender is told its id.
+    /// In `chat_messages`, with its place in the room; the sender is sent its id.
     Saved,
     /// Given to the live layer.
     Published,
@@ -20,11 +21,11 @@ pub enum Stage {
     Delivered,
     /// The recipient had no session: a push is due.
     Offline,
-    /// A provider took the push.
+    /// A provider accepted the push.
     Pushed,
     /// The recipient's device has it.
     Received,
-    /// The recipient has seen it.
+    /// The recipient has read it.
     Read,
     /// The push was too old to be of use when its turn came.
     Expired,
@@ -33,7 +34,6 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// The word for it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Stage::Accepted => "accepted",

@@ -1,4 +1,4 @@
-//! One kind of time: UTC with milliseconds, which is what both JSON (RFC 3339) and BSON dates can hold.
+//! The one type of time: UTC with milliseconds, which both JSON (RFC 3339) and BSON dates can hold.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,7 +15,7 @@ pub struct Timestamp(i64);
 pub struct InvalidTimestamp(#[source] humantime::TimestampError);
 
 impl Timestamp {
-    /// What the system's clock says.
+    /// The time of the system's clock.
     pub fn now() -> Self {
         let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX))
@@ -41,7 +41,7 @@ impl Timestamp {
         Self(self.0.saturating_sub(millis(span)))
     }
 
-    /// How long ago `earlier` was at this moment; zero when it was not earlier.
+    /// The time from `earlier` to this moment; zero when it was not earlier.
     pub fn since(self, earlier: Timestamp) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }

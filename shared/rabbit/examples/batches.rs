@@ -26,7 +26,7 @@ async fn main() {
         let mut receiver = queue.receiver().await.unwrap();
         let mut next = 0;
         for (size, rounds) in [(1, 50), (1, 1_000), (4, 1_000), (16, 600), (64, 300), (256, 100)] {
-            let (mut sends, mut alls) = (Vec::new(), Vec::new());
+            let (mut sends, mut totals) = (Vec::new(), Vec::new());
             let (broker, own) = (cpu(&pid), cpu("self"));
             for _ in 0..rounds {
                 let events = (0..size).map(|_| {
@@ -43,13 +43,13 @@ async fn main() {
                     received += batch.len();
                     ack(batch.into_iter().map(|delivery| delivery.receipt)).await.unwrap();
                 }
-                alls.push(began.elapsed());
+                totals.push(began.elapsed());
             }
             let events = f64::from(rounds) * size as f64;
             println!(
                 "{partitions:10} {size:6} {:16} {:15} {:16.0} {:13.0}",
                 percentiles(sends),
-                percentiles(alls),
+                percentiles(totals),
                 (cpu(&pid) - broker) * 1e6 / events,
                 (cpu("self") - own) * 1e6 / events,
             );

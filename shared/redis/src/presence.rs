@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::try_join;
-use naru_engines::live::{Attachment, Presence, Seen};
+use naru_engines::live::{Presence, PresenceEntry, Seen};
 use naru_engines::{EngineError, EngineResult};
 use naru_model::{GatewayId, SessionId, Timestamp, UserId};
 
@@ -46,7 +46,7 @@ const MAX_PENDING: usize = 100_000;
 pub(crate) struct RedisPresence {
     keys: Arc<Keys>,
     /// Sessions whose `detach` may have failed. Their gateway runs, so they would count if it were not repeated.
-    pending: Mutex<HashSet<Attachment>>,
+    pending: Mutex<HashSet<PresenceEntry>>,
     /// Gateways whose leases are read together with users' records: all that were found there and may renew again.
     known: Mutex<Vec<GatewayId>>,
 }
@@ -189,7 +189,7 @@ impl Presence for RedisPresence {
         self.keys.one(Request::script(&RESIGN, gateway_key(gateway)).arg(millis(RENEWAL_KEPT))).await
     }
 
-    async fn attach(&self, session: &Attachment) -> EngineResult<Option<Attachment>> {
+    async fn attach(&self, session: &PresenceEntry) -> EngineResult<Option<PresenceEntry>> {
         locked(&self.pending).remove(session);
         let device = session.device.as_ref().map_or("", |device| device.as_str());
         let request = Request::script(&ATTACH, user_key(&session.user));
@@ -198,10 +198,10 @@ impl Presence for RedisPresence {
         let [old, gateway] = &replaced[..] else { return Ok(None) };
         let replaced = SessionId::new(&**old).ok().zip(GatewayId::new(&**gateway).ok());
         let (old, gateway) = replaced.ok_or_else(|| unreadable(&user_key(&session.user)))?;
-        Ok(Some(Attachment { session: old, gateway, ..session.clone() }))
+        Ok(Some(PresenceEntry { session: old, gateway, ..session.clone() }))
     }
 
-    async fn detach(&self, session: &Attachment) -> EngineResult<()> {
+    async fn detach(&self, session: &PresenceEntry) -> EngineResult<()> {
         let detached = self.keys.one(remove(&session.user, None, [&session.session])).await;
         if detached.is_err() {
             // The next renewal repeats it.

@@ -1,4 +1,4 @@
-//! The three pages that an orchestrator reads: alive (`/healthz`), able to serve (`/readyz`), measured (`/metrics`).
+//! The three pages for an orchestrator: liveness (`/healthz`), readiness (`/readyz`), metrics (`/metrics`).
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -26,7 +26,7 @@ use crate::telemetry::Metrics;
 
 /// A check that takes longer has failed: an orchestrator waits seconds, not minutes.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
-/// A client that has not sent its request by then is sent away.
+/// A client that has not sent its request by then is disconnected.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Whether this process can serve: a list of named checks. Clones are the same list.
@@ -38,17 +38,17 @@ pub struct Health {
 
 type Check = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
-/// What [`Health::report`] found; as JSON `{"ready":false,"failing":{"store":"…"}}`.
+/// The result of [`Health::report`]; as JSON `{"ready":false,"failing":{"store":"…"}}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Whether nothing fails.
+    /// Whether no check fails.
     pub ready: bool,
     /// The checks that fail, and why.
     pub failing: BTreeMap<&'static str, String>,
 }
 
 impl Health {
-    /// No checks yet. Once `shutdown` is cancelled the process drains, and is not ready whatever the checks say.
+    /// No checks yet. Once `shutdown` is cancelled the process drains, and is not ready whatever the checks answer.
     pub fn new(shutdown: CancellationToken) -> Self {
         Self { shutdown, checks: Arc::default() }
     }
@@ -92,7 +92,7 @@ pub struct Answer {
 
 /// Answers a GET of `/healthz`, `/readyz` or `/metrics`; `None` is any other path.
 ///
-/// `/healthz` says no more than that the process runs its tasks: a broken database is no reason to restart it.
+/// `/healthz` reports only that the process runs its tasks: a broken database is no reason to restart it.
 pub async fn respond(path: &str, health: &Health, metrics: &Metrics) -> Option<Answer> {
     let (status, content_type, body) = match path {
         "/healthz" => (StatusCode::OK, "text/plain; charset=utf-8", "ok\n".to_owned()),
@@ -107,7 +107,7 @@ pub async fn respond(path: &str, health: &Health, metrics: &Metrics) -> Option<A
     Some(Answer { status, content_type, body })
 }
 
-/// A small HTTP server for the workers that have no other.
+/// A small HTTP server for the workers that have no other one.
 pub struct AdminServer {
     listener: TcpListener,
     health: Health,
@@ -115,10 +115,10 @@ pub struct AdminServer {
 }
 
 impl AdminServer {
-    /// Takes the address (port 0: any) and says which it got; no request is answered before [`AdminServer::serve`].
+    /// Binds the address (port 0: any) and answers the one it got; no request is answered before [`AdminServer::serve`].
     ///
     /// # Errors
-    /// When the address can't be had.
+    /// When the address can't be bound.
     pub async fn bind(
         address: SocketAddr,
         health: Health,
@@ -131,7 +131,7 @@ impl AdminServer {
 
     /// Answers until `shutdown` is cancelled, then finishes the answers under way.
     ///
-    /// Give it a token that is cancelled after the workers have left, and the drain can be watched.
+    /// With a token that is cancelled after the workers have stopped, the drain can be observed.
     ///
     /// # Errors
     /// When the system accepts no connection, as without free file descriptors; it may be called again.
@@ -271,7 +271,7 @@ mod tests {
         assert_eq!(idle.read(&mut [0]).await.expect("a clean end"), 0);
     }
 
-    /// One request on a connection of its own, as text; the whole answer.
+    /// Sends one request on its own connection, as text; answers the whole response.
     async fn ask(address: SocketAddr, request: &str) -> String {
         let mut stream = TcpStream::connect(address).await.expect("it listens");
         let request = format!("{request} HTTP/1.1\r\nhost: naru\r\nconnection: close\r\n\r\n");

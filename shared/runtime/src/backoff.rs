@@ -1,5 +1,5 @@
-//! How long to wait before the next attempt: doubling up to a cap, spread by full jitter so that those who failed
-//! together do not come back together.
+//! The delay before the next attempt: doubling up to a cap, spread by full jitter so that callers that failed together
+//! do not retry together.
 //!
 //! Full jitter (any wait between nothing and the doubled one) clears a contended service soonest with the fewest calls:
 //! <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>.
@@ -9,7 +9,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 
-/// The waits of one series of attempts. Pure: it never sleeps and reads no clock.
+/// The delays of one series of attempts. Pure: it never sleeps and reads no clock.
 #[derive(Debug)]
 pub struct Backoff {
     base: Duration,
@@ -19,17 +19,17 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Waits of up to `base`, 2 × `base`, 4 × `base` …, and never more than `cap`.
+    /// Delays of up to `base`, 2 × `base`, 4 × `base` …, and never more than `cap`.
     pub fn new(base: Duration, cap: Duration) -> Self {
         Self::seeded(base, cap, rand::random())
     }
 
-    /// The same waits for the same seed, for a test that prints it.
+    /// The same delays for the same seed, for a test that prints it.
     pub fn seeded(base: Duration, cap: Duration, seed: u64) -> Self {
         Self { base, cap, attempt: 0, rng: StdRng::seed_from_u64(seed) }
     }
 
-    /// How long to wait after one more failure.
+    /// The delay after one more failure.
     pub fn next_delay(&mut self) -> Duration {
         let delay = full_jitter(self.base, self.cap, self.attempt, &mut self.rng);
         self.attempt = self.attempt.saturating_add(1);
@@ -42,8 +42,8 @@ impl Backoff {
     }
 }
 
-/// The wait after failure number `attempt` (the first is 0), for a caller that keeps the count elsewhere, as a message
-/// on a queue does.
+/// The delay after failure number `attempt` (the first is 0), for a caller that keeps the count elsewhere, as a
+/// message on a queue does.
 pub fn full_jitter(base: Duration, cap: Duration, attempt: u32, rng: &mut impl Rng) -> Duration {
     rng.random_range(Duration::ZERO..=ceiling(base, cap, attempt))
 }

@@ -24,7 +24,7 @@ const PREFIX: &str = "NARU_";
 const CONFIG_VARIABLE: &str = "NARU_CONFIG";
 const HIDDEN: &str = "***";
 
-/// One binary: what its help says, and where its defaults differ from `defaults.toml`.
+/// One binary: its help, and its defaults that differ from `defaults.toml`.
 #[derive(Debug, Clone, Copy)]
 pub struct Program {
     /// The binary's name, as typed.
@@ -70,7 +70,7 @@ pub enum ConfigError {
     #[error("can't read the configuration file {}", path.display())]
     Unreadable {
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The file is not TOML. The offending line is counted, not quoted: it may hold a secret.
@@ -79,7 +79,7 @@ pub enum ConfigError {
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// What the parser says.
+        /// The parser's message.
         message: String,
     },
     /// There is no such key.
@@ -89,7 +89,7 @@ pub enum ConfigError {
         key: String,
         /// Where it was found, in words.
         place: String,
-        /// A key that is spelt much like it.
+        /// A key with a similar spelling.
         nearest: Option<&'static str>,
     },
     /// The key's value can't be used.
@@ -98,7 +98,7 @@ pub enum ConfigError {
         key: &'static str,
         /// Where its value came from, in words.
         place: String,
-        /// What is wrong with it.
+        /// Why it is refused.
         message: String,
     },
     /// A `Config` struct and `defaults.toml` do not fit together: a mistake in Naru itself.
@@ -192,8 +192,8 @@ impl Settings {
         matches.get_flag("print_config")
     }
 
-    /// `NARU_*` variables that are no key, to be warned of: a typing error, or a variable that some platform injects
-    /// (Kubernetes does, for a service named "naru"), for which a process should not refuse to start.
+    /// `NARU_*` variables that are no key, for a warning: a typing error, or a variable that a platform injects (Kubernetes
+    /// does, for a service named "naru"), for which a process should not refuse to start.
     pub fn unknown_environment(&self) -> &[String] {
         &self.unknown_environment
     }
@@ -215,8 +215,8 @@ impl Settings {
         })
     }
 
-    /// What is in force, as TOML that can be saved and used, but for the secrets, which are hidden. A value that is not
-    /// the default is followed by where it came from.
+    /// The configuration in force, as TOML that can be saved and used, but for the secrets, which are hidden. A value that
+    /// is not the default is followed by its source.
     pub fn print(&self) -> String {
         let mut text = String::new();
         let mut heading = "";

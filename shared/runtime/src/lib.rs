@@ -1,16 +1,16 @@
-//! What every Naru process needs and knows no chat: configuration, signals, supervision, telemetry, admin.
+//! The parts of every Naru process that do not concern chat: configuration, signals, supervision, telemetry, admin.
 //!
 //! | module | one sentence |
 //! |---|---|
 //! | [`config`] | every key is in one readable file; flags, environment and a TOML file set it; errors name key and place |
-//! | [`limits`] | what the system lets one process have |
-//! | [`signal`] | the first SIGTERM or Ctrl-C asks, the second insists |
-//! | [`supervisor`] | every task has a name, an owner and a failure policy; shutdown is a sentence |
+//! | [`limits`] | the open files that the system allows one process |
+//! | [`signal`] | the first SIGTERM or Ctrl-C starts the drain, the second exits at once |
+//! | [`supervisor`] | every task has a name, an owner and a failure policy; shutdown drains by a deadline |
 //! | [`telemetry`] | log lines on stderr, metrics to be scraped |
 //! | [`admin`] | `/healthz`, `/readyz`, `/metrics` |
-//! | [`backoff`] | how long to wait before the next attempt |
+//! | [`backoff`] | the delay before the next attempt |
 //!
-//! Together they make a worker's program, the same for all of them:
+//! Together they make the program of each worker:
 //!
 //! ```no_run
 //! use naru_runtime::telemetry::{self, LogFormat};

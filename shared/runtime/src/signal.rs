@@ -1,14 +1,14 @@
-//! The two ways an operator says "stop": SIGTERM and Ctrl-C. The first asks, the second insists.
+//! The operator's two stop signals: SIGTERM and Ctrl-C. The first starts the drain, the second exits at once.
 
 use std::io;
 
 use tokio_util::sync::CancellationToken;
 
-/// What a shell reports for a process that Ctrl-C ended (128 + SIGINT).
+/// The exit code of a process that Ctrl-C ended, as a shell reports it (128 + SIGINT).
 const INTERRUPTED: i32 = 130;
 
-/// A token that the first SIGTERM or Ctrl-C cancels; a second one leaves the process at once with code 130, for when a
-/// drain takes longer than the operator cares to wait.
+/// A token that the first SIGTERM or Ctrl-C cancels; a second one exits the process at once with code 130, for when a
+/// drain takes too long.
 ///
 /// From here on neither signal ends the process by itself. Call it once, inside a tokio runtime.
 ///

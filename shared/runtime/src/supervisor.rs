@@ -1,8 +1,8 @@
-//! Every task has a name, an owner and a failure policy, and shutdown is a sentence.
+//! Every task has a name, an owner and a failure policy.
 //!
-//! **Shutdown is a sentence: stop taking, finish the batch you hold, then close, leave by the deadline.** A task is told
-//! by its [`CancellationToken`]. It then takes nothing new, settles what it holds, closes what it opened and returns;
-//! it is not interrupted until the deadline has passed.
+//! **Shutdown: stop taking work, finish the batch in hand, close, end by the deadline.** A task is notified by its
+//! [`CancellationToken`]. It then takes no new work, settles what it holds, closes what it opened and returns; it is not
+//! interrupted until the deadline has passed.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 use crate::backoff::Backoff;
 use crate::telemetry::Metrics;
 
-/// The wait before a failed task runs again: up to this after its first failure, doubling with each further one …
+/// The delay before a failed task runs again: up to this after its first failure, doubling with each further one …
 const RESTART_BASE: Duration = Duration::from_millis(100);
 /// … up to this. A task that ran for longer than this before it failed starts over with `RESTART_BASE`.
 const RESTART_CAP: Duration = Duration::from_secs(2);
@@ -33,11 +33,11 @@ const RESTART_CAP: Duration = Duration::from_secs(2);
 pub enum Policy {
     /// The task runs again after a [`Backoff`]. Each restart is counted in `naru_task_restarts_total{owner,task}`.
     Restart,
-    /// Everything is told to stop, and the process leaves with an error.
+    /// All tasks are told to stop, and the process exits with an error.
     StopAll,
 }
 
-/// Starts the tasks of one process, runs them again, and sees them off. Clones are the same supervisor.
+/// Starts, restarts and stops the tasks of one process. Clones are the same supervisor.
 #[derive(Debug, Clone)]
 pub struct Supervisor {
     owner: &'static str,
@@ -51,7 +51,7 @@ pub struct Supervisor {
 #[derive(Debug, Default)]
 struct Shared {
     tracker: TaskTracker,
-    /// Cancelled when the deadline has passed: the tasks that are left are dropped.
+    /// Cancelled when the deadline has passed: the remaining tasks are dropped.
     abandon: CancellationToken,
     /// How many tasks of each name are running.
     running: Mutex<BTreeMap<TaskName, usize>>,
@@ -82,10 +82,10 @@ pub struct Failure {
     pub reason: String,
 }
 
-/// What was wrong with how the process ended.
+/// Why the process did not end cleanly.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unclean {
-    /// A task failed that the process can't do without; everything else finished.
+    /// A [`Policy::StopAll`] task failed; all other tasks finished.
     #[error(transparent)]
     Failed(Failure),
     /// Tasks did not finish by the deadline and were dropped.
@@ -105,7 +105,7 @@ fn after(failure: Option<&Failure>) -> String {
 }
 
 impl Supervisor {
-    /// The supervisor of a process; `shutdown` is what tells all tasks to stop, as a rule
+    /// The supervisor of a process; `shutdown` tells all tasks to stop, as a rule
     /// [`signal::shutdown`](crate::signal::shutdown). One per process: others are [derived](Self::for_owner).
     pub fn new(owner: &'static str, shutdown: CancellationToken, metrics: &Metrics) -> Self {
         let shared = Shared::default();
@@ -115,14 +115,14 @@ impl Supervisor {
         Self { owner, told: shutdown.clone(), shutdown, shared: Arc::new(shared) }
     }
 
-    /// The same supervisor under another name: its tasks are reported as `owner`'s. So four workers in one process
-    /// stop together and are told apart.
+    /// The same supervisor under another name: its tasks are reported as `owner`'s. So four workers in one process stop
+    /// together under names of their own.
     pub fn for_owner(&self, owner: &'static str) -> Self {
         Self { owner, ..self.clone() }
     }
 
-    /// The same supervisor for tasks that are told to stop by `told` and not by the process's shutdown: for workers
-    /// that others still need while those drain. The caller must cancel `told` after shutdown.
+    /// The same supervisor for tasks that are told to stop by `told` and not by the process's shutdown: for workers that
+    /// other workers still need while those drain. The caller must cancel `told` after shutdown.
     pub fn stopped_by(&self, told: CancellationToken) -> Self {
         Self { told, ..self.clone() }
     }
@@ -147,7 +147,7 @@ impl Supervisor {
         });
     }
 
-    /// Runs what `task` makes, and makes it again if the policy says so.
+    /// Runs the future that `task` makes, and makes it again if the policy requires it.
     ///
     /// The future gets the token that tells it to stop. `Ok` means that the task is done for good, before or after
     /// shutdown, so a loop that ends without having been told to must return an error. A failure after shutdown is not
@@ -199,8 +199,8 @@ impl Supervisor {
     /// finish. A task that is not finished by then is dropped at its next await.
     ///
     /// # Errors
-    /// When a [`Policy::StopAll`] task failed, or tasks were not finished by the deadline: the process should leave
-    /// with a failure code.
+    /// When a [`Policy::StopAll`] task failed, or tasks were not finished by the deadline: the process should exit with a
+    /// failure code.
     pub async fn run(self, deadline: Duration) -> Result<(), Unclean> {
         self.shutdown.cancelled().await;
         self.shared.tracker.close();
@@ -228,12 +228,12 @@ impl Shared {
     }
 }
 
-/// Neither value that is locked here can be seen half changed, so a panic elsewhere does not matter.
+/// Neither locked value can be seen half changed, so a panic of another holder does not matter.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One running task, in the list of those that are. It leaves the list however the task ends.
+/// One running task, in the list of running tasks. It is removed however the task ends.
 struct Running {
     name: TaskName,
     shared: Arc<Shared>,
@@ -260,8 +260,8 @@ impl Drop for Running {
 
 /// One run of a task, with its error or panic in words.
 ///
-/// The future is dropped with whatever a panic left inside it; what tasks share is behind locks and channels that know
-/// about panics. That is all `AssertUnwindSafe` claims.
+/// `AssertUnwindSafe` holds, because the future is dropped with the state that a panic left in it, and tasks share data
+/// only through locks and channels that handle panics.
 async fn outcome<Fut, E>(task: impl FnOnce() -> Fut) -> Result<(), String>
 where
     Fut: Future<Output = Result<(), E>>,

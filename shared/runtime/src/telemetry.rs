@@ -1,4 +1,4 @@
-//! What a process tells its operators: log lines on stderr, and metrics to be scraped.
+//! Log lines on stderr, and metrics to be scraped.
 
 use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,7 +22,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// Libraries that put what they carry into their log lines, message bodies included. To see them, name them
+/// Libraries that write the data they carry into log lines, message bodies included. To see those, name the library
 /// in the key `log`.
 const UNHEARD: &str = "lapin=off";
 
@@ -37,7 +37,7 @@ pub fn init(directives: &str, format: LogFormat) -> Result<(), ParseError> {
         .with_env_filter(EnvFilter::try_new(format!("{UNHEARD},{directives}"))?)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
-    // An error means that one is installed already, which is what the contract above allows.
+    // An error means that one is installed already, which the contract above allows.
     let _ = match format {
         LogFormat::Text => subscriber.try_init(),
         LogFormat::Json => subscriber.json().try_init(),
@@ -79,7 +79,7 @@ impl Metrics {
         page
     }
 
-    /// A registry is whole after every call, so one that a panicking `register` left behind is as good as any.
+    /// A registry is consistent after every call, so one that a panicking `register` left behind can be used.
     fn lock(&self) -> MutexGuard<'_, Registry> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -117,8 +117,8 @@ macro_rules! metrics {
     (@value $value:expr) => { $value };
 }
 
-/// The process metrics under the names that all Prometheus clients give them, read from Linux's `/proc` when scraped.
-/// What can't be read, as on another system, is absent.
+/// The process metrics under the names that all Prometheus clients use, read from Linux's `/proc` when scraped. A metric
+/// that can't be read, as on another system, is absent.
 #[derive(Debug)]
 struct Process;
 
@@ -163,7 +163,7 @@ fn start_time_seconds() -> Option<u64> {
     Some(boot + start_ticks(&own)? / TICKS_PER_SECOND)
 }
 
-/// `USER_HZ`, in which Linux tells times to programs: 100 on every architecture that Naru is built for.
+/// `USER_HZ`, the unit of the times in `/proc`: 100 on every architecture that Naru is built for.
 const TICKS_PER_SECOND: u64 = 100;
 
 /// Field 22 (`starttime`) of `/proc/<pid>/stat`, proc(5). Field 2 is the program's name in parentheses and may hold

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use naru_engines::bus::{Acknowledge, Bus, Delivery, Queue, Receipt, Receiver, ack, retry};
-use naru_engines::live::{Attachment, IsHere, Leases, Live, Presence, Proofs, Seen, Signal, Subscription};
+use naru_engines::live::{IsHere, Leases, Live, Presence, PresenceEntry, Proofs, Seen, Signal, Subscription};
 use naru_engines::store::{
     Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakeRecord,
     MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedCursor, ParkedPush,
@@ -159,7 +159,7 @@ struct Kept {
     gateways: Vec<GatewayId>,
     bumped: HashMap<RoomId, Timestamp>,
     unread: Vec<Weak<AtomicUsize>>,
-    sessions: Vec<Attachment>,
+    sessions: Vec<PresenceEntry>,
     online: HashMap<UserId, bool>,
     proven: HashSet<MessageId>,
 }
@@ -732,15 +732,15 @@ impl Presence for FaultyEngine<dyn Presence> {
         self.inner.resign(gateway).await
     }
 
-    async fn attach(&self, session: &Attachment) -> EngineResult<Option<Attachment>> {
+    async fn attach(&self, session: &PresenceEntry) -> EngineResult<Option<PresenceEntry>> {
         self.kept().sessions.push(session.clone());
         if self.defect == Defect::ReplacedStillCounts {
-            return self.inner.attach(&Attachment { device: None, ..session.clone() }).await;
+            return self.inner.attach(&PresenceEntry { device: None, ..session.clone() }).await;
         }
         self.inner.attach(session).await
     }
 
-    async fn detach(&self, session: &Attachment) -> EngineResult<()> {
+    async fn detach(&self, session: &PresenceEntry) -> EngineResult<()> {
         if self.defect == Defect::DetachTakesAllSessions {
             let all = self.kept().sessions.clone();
             for other in all.iter().filter(|other| other.user == session.user) {

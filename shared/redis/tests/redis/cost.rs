@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use naru_conformance::LiveLayer;
 use naru_engines::EngineResult;
-use naru_engines::live::Attachment;
+use naru_engines::live::PresenceEntry;
 use naru_model::live::Confirmation;
 use naru_model::message::Outcome;
 use naru_model::{GatewayId, MessageId, Seq, SessionId, UserId};
@@ -59,8 +59,13 @@ fn users(count: usize) -> Vec<UserId> {
     (0..count).map(|_| UserId::new(format!("user-{}", MessageId::generate())).unwrap()).collect()
 }
 
-fn session(user: &UserId, gateway: &GatewayId) -> Attachment {
-    Attachment { user: user.clone(), device: None, session: SessionId::generate(), gateway: gateway.clone() }
+fn session(user: &UserId, gateway: &GatewayId) -> PresenceEntry {
+    PresenceEntry {
+        user: user.clone(),
+        device: None,
+        session: SessionId::generate(),
+        gateway: gateway.clone(),
+    }
 }
 
 /// Each of these users on one of four gateways.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use naru_engines::live::{Attachment, Signal};
+use naru_engines::live::{PresenceEntry, Signal};
 use naru_engines::{Applied, EngineError};
 use naru_model::{GatewayId, SessionId};
 use naru_redis::{Options, Redis};
@@ -84,7 +84,7 @@ async fn what_was_not_detached_is_detached_with_the_next_renewal() {
     let mut service = Service::start(Kind::Redis);
     let (naru, beside) = (open(&service.url()).await, open(&service.url()).await);
     let gateway = GatewayId::generate();
-    let session = Attachment {
+    let session = PresenceEntry {
         user: user("ada"),
         device: None,
         session: SessionId::generate(),
@@ -108,7 +108,7 @@ async fn a_server_that_has_forgotten_everything_is_told_again() {
     let service = Service::start(Kind::Redis);
     let naru = open(&service.url()).await;
     let gateway = GatewayId::generate();
-    let session = Attachment {
+    let session = PresenceEntry {
         user: user("ada"),
         device: None,
         session: SessionId::generate(),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use naru_conformance::LiveLayer;
-use naru_engines::live::{Attachment, Seen};
+use naru_engines::live::{PresenceEntry, Seen};
 use naru_model::{DeviceId, GatewayId, MessageId, SessionId, Timestamp, UserId};
 use naru_services::{Kind, url};
 use redis::aio::MultiplexedConnection;
@@ -15,14 +15,14 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// A user with one session on a gateway that runs.
 struct Connected {
     naru: LiveLayer,
-    session: Attachment,
+    session: PresenceEntry,
     other: MultiplexedConnection,
 }
 
 impl Connected {
     async fn new() -> Self {
         let naru = open(url(Kind::Redis)).await;
-        let session = Attachment {
+        let session = PresenceEntry {
             user: UserId::new(format!("ada:{}", MessageId::generate())).unwrap(),
             device: Some(DeviceId::new("폰 %{1}").unwrap()),
             session: SessionId::generate(),
@@ -70,7 +70,7 @@ impl Connected {
 }
 
 #[tokio::test]
-async fn a_connected_users_key_never_expires_and_anothers_does() {
+async fn a_connected_users_key_never_expires_and_others_does() {
     let mut ada = Connected::new().await;
     let key = ada.user_key();
     assert_eq!(ada.raw::<i64>(&["PTTL", &key]).await, -1);

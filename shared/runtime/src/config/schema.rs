@@ -19,7 +19,7 @@ pub struct Key {
     pub kind: Kind,
 }
 
-/// A rule instead of a list, so that the next secret is hidden by itself.
+/// A rule instead of a list, so that a new secret is hidden without a further change.
 pub fn is_secret(key: &str) -> bool {
     key.ends_with("_secret")
 }
@@ -90,7 +90,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// The key that is spelt most like `name`, if one is near enough to be what was meant.
+/// The key with the spelling nearest to `name`, if it is near enough to be the one meant.
 pub fn nearest(name: &str) -> Option<&'static str> {
     /// clap's own threshold for "a similar argument exists".
     const NEAR: f64 = 0.7;
@@ -102,7 +102,7 @@ pub fn nearest(name: &str) -> Option<&'static str> {
         .map(|(_, name)| name)
 }
 
-/// The values are TOML's business; the comments, which a TOML parser drops, are read line by line.
+/// A TOML parser reads the values; the comments, which it drops, are read line by line.
 fn parse(file: &'static str) -> Vec<Key> {
     let mut values: Table = file.parse().expect("defaults.toml is TOML");
     let mut heading = "";

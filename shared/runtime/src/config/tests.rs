@@ -41,7 +41,7 @@ fn path(file: &tempfile::TempPath) -> &str {
     file.to_str().expect("temporary paths are Unicode")
 }
 
-/// What a person reads when `result` is refused.
+/// The error text when `result` is refused.
 fn refusal<T>(result: Result<T, ConfigError>) -> String {
     result.err().expect("it should be refused").to_string()
 }

@@ -12,13 +12,13 @@ mod presence {
 
     use crate::given::user;
     use crate::{Of, SeverableLayer};
-    use naru_engines::live::Attachment;
+    use naru_engines::live::PresenceEntry;
 
     pub(super) async fn e0_unknown_is_not_offline(subject: Of<'_, SeverableLayer>) {
         let SeverableLayer { layer, sever } = subject.open().await;
         let presence = layer.presence;
         let (ada, gateway) = (user(), GatewayId::generate());
-        let session = Attachment {
+        let session = PresenceEntry {
             user: ada.clone(),
             device: None,
             session: SessionId::generate(),

@@ -16,7 +16,7 @@ use naru_model::{
 
 use super::{Call, Interceptor, locked};
 use naru_engines::bus::{self, Acknowledge, Bus, Delivery, Queue, Receipt, Receiver};
-use naru_engines::live::{Attachment, IsHere, Leases, Live, Presence, Proofs, Seen, Signal, Subscription};
+use naru_engines::live::{IsHere, Leases, Live, Presence, PresenceEntry, Proofs, Seen, Signal, Subscription};
 use naru_engines::store::{
     Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakeRecord,
     MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedCursor, ParkedPush,
@@ -160,8 +160,8 @@ intercepted! {
     Presence {
         renew(gateway: &GatewayId, ttl: Duration) -> ();
         resign(gateway: &GatewayId) -> ();
-        attach(session: &Attachment) -> Option<Attachment>;
-        detach(session: &Attachment) -> ();
+        attach(session: &PresenceEntry) -> Option<PresenceEntry>;
+        detach(session: &PresenceEntry) -> ();
         online(users: &[UserId]) -> Vec<bool>;
         seen(users: &[UserId]) -> Vec<Seen>;
     }

@@ -33,7 +33,7 @@ use naru_engines::EngineResult;
 /// One call of an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
-    /// The engine's part: a field of [`Engines`](crate::Engines), of its store, or a hop's name, such as `push.fcm`.
+    /// The engine's part: a field of [`Engines`](naru_engines::Engines), of its store, or a hop's name, such as `push.fcm`.
     pub part: &'static str,
     /// The method. A queue's are `send`, `receiver`, `receive`, `ack` and `retry`.
     pub method: &'static str,

@@ -64,7 +64,7 @@ impl Acknowledge for Log {
 
     async fn retry(&self, tags: Vec<u64>, after: Duration) -> EngineResult<()> {
         self.add(Retried(tags, after));
-        // The worker goes on all the same.
+        // The worker continues nevertheless.
         Err(unavailable())
     }
 

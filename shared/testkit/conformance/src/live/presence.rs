@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::given::{device, user};
 use super::{LiveLayer, Of};
-use naru_engines::live::{Attachment, Presence, Seen};
+use naru_engines::live::{Presence, PresenceEntry, Seen};
 
 /// Longer than every case.
 const LONG: Duration = Duration::from_secs(600);
@@ -69,7 +69,7 @@ pub(super) async fn e2_attach_and_detach_show_at_once(subject: Of<'_, LiveLayer>
     let (here, there) = (running(&presence).await, running(&presence).await);
     let (ada, ben) = (user(), user());
     let [phone, tablet, web] = [(&here, Some(device())), (&here, Some(device())), (&there, None)]
-        .map(|(gateway, device)| Attachment { device, ..session(&ada, gateway) });
+        .map(|(gateway, device)| PresenceEntry { device, ..session(&ada, gateway) });
     assert!(!online(&beside, &ada).await);
     for attached in [&phone, &tablet, &web] {
         assert_eq!(presence.attach(attached).await.unwrap(), None);
@@ -105,7 +105,7 @@ pub(super) async fn e4_a_device_that_attaches_again_replaces_its_session(subject
     let presence = subject.open().await.presence;
     let (here, there) = (running(&presence).await, running(&presence).await);
     let (ada, ben, phone) = (user(), user(), device());
-    let on = |user: &UserId, device: &DeviceId, gateway: &GatewayId| Attachment {
+    let on = |user: &UserId, device: &DeviceId, gateway: &GatewayId| PresenceEntry {
         device: Some(device.clone()),
         ..session(user, gateway)
     };
@@ -171,8 +171,13 @@ async fn running(presence: &Arc<dyn Presence>) -> GatewayId {
     gateway
 }
 
-fn session(user: &UserId, gateway: &GatewayId) -> Attachment {
-    Attachment { user: user.clone(), device: None, session: SessionId::generate(), gateway: gateway.clone() }
+fn session(user: &UserId, gateway: &GatewayId) -> PresenceEntry {
+    PresenceEntry {
+        user: user.clone(),
+        device: None,
+        session: SessionId::generate(),
+        gateway: gateway.clone(),
+    }
 }
 
 async fn online(presence: &Arc<dyn Presence>, user: &UserId) -> bool {

@@ -6,7 +6,7 @@
 const WELCOME_WITHIN_MS = 10_000;
 const STABLE_AFTER_MS = 10_000;
 const FIRST_DELAY_MS = 500;
-const LONGEST_DELAY_MS = 5_000; // short: the server of a demo is close, and somebody looks at the page
+const LONGEST_DELAY_MS = 5_000; // short: the server of a demo is close, and its user looks at the page
 const TRY_LATER_FAILURES = 3; // a full server is given as much time as after three failures
 
 const CLOSE = { normal: 1000, tryLater: 1013, tokenExpired: 4401, replaced: 4409 };

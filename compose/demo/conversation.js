@@ -72,7 +72,7 @@ export class Conversation {
     return false;
   }
 
-  /** The highest seq up to `upTo` which somebody else wrote; 0 when there is none. */
+  /** The highest seq up to `upTo` which another user wrote; 0 when there is none. */
   get lastFromOthers() {
     let last = 0;
     for (const { seq, senderId } of this.#saved.values()) {

@@ -127,7 +127,7 @@ async fn plain_frames_are_answered_in_order() {
     naru.stop().await;
 }
 
-/// The offline event of a recipient is handed over before the message is published, whoever else is
+/// The offline event of a recipient is handed over before the message is published, whatever else is
 /// online.
 #[tokio::test]
 async fn the_push_is_handed_over_before_the_publish() {

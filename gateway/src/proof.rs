@@ -124,23 +124,12 @@ async fn record(gateway: &Gateway, batch: &mut Vec<Proven>) {
 mod tests {
     use std::sync::Arc;
 
-    use naru_model::{RoomId, Seq, Timestamp};
+    use naru_model::Timestamp;
 
     use super::*;
     use crate::proof_requests::ProofRequests;
     use crate::token::Identity;
-
-    fn id(number: usize) -> MessageId {
-        let mut bytes = [0; 12];
-        bytes[4..].copy_from_slice(&number.to_be_bytes());
-        MessageId::from_bytes(bytes)
-    }
-
-    /// The message with this number, at that place of a room.
-    fn message(number: usize, room: &str) -> ToProve {
-        let room = RoomId::new(room).unwrap();
-        ToProve { room, seq: Seq(number as u64), id: id(number), timestamp: Timestamp::now() }
-    }
+    use crate::unproven::tests::message;
 
     /// Writes the queue; returns the pings in it.
     fn write(session: &Arc<Session>) -> Vec<bytes::Bytes> {

@@ -140,17 +140,17 @@ impl Unproven {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn id(number: usize) -> MessageId {
+    pub(crate) fn id(number: usize) -> MessageId {
         let mut bytes = [0; 12];
         bytes[4..].copy_from_slice(&number.to_be_bytes());
         MessageId::from_bytes(bytes)
     }
 
     /// The message with this number, at that place of a room.
-    fn message(number: usize, room: &str) -> ToProve {
+    pub(crate) fn message(number: usize, room: &str) -> ToProve {
         let room = RoomId::new(room).unwrap();
         ToProve { room, seq: Seq(number as u64), id: id(number), timestamp: Timestamp::now() }
     }

@@ -1,7 +1,7 @@
 //! Every task has a name, an owner and a failure policy.
 //!
 //! **Shutdown: stop taking work, finish the batch in hand, close, end by the deadline.** A task is notified by its
-//! [`CancellationToken`]. It then takes no new work, settles what it holds, closes what it opened and returns; it is not
+//! [`CancellationToken`]. It then takes no new work, finishes what it holds, closes what it opened and returns; it is not
 //! interrupted until the deadline has passed.
 
 use std::collections::BTreeMap;

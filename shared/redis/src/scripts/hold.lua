@@ -1,4 +1,4 @@
--- Takes or renews a lease. KEYS: the lease. ARGV: who asks, for how many milliseconds. Answers whether they have it.
+-- Takes or renews a lease. KEYS: the lease. ARGV: the holder, for how many milliseconds. Answers whether it has the lease.
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then
   return 0

@@ -1,5 +1,5 @@
--- Reads gateways' leases. KEYS: the leases. Answers of each whether it runs, when it was last renewed (nil: nobody
--- remembers), and what time it is.
+-- Reads gateways' leases. KEYS: the leases. Answers of each whether it runs, when it was last renewed (nil: that is
+-- not known), and what time it is.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local leases = {}

@@ -44,6 +44,7 @@ fn push(number: u8, lane: Lane) -> ParkedPush {
         body: "안녕하세요".into(),
         hides_content: false,
         badge: Some(3),
+        room_name: None,
         target: (lane != Lane::Webhook).then(target),
         expires_at: moment(number),
     };
@@ -73,7 +74,7 @@ async fn on(change: impl FnOnce(Engines) -> Engines + Send + 'static) -> (Naru, 
 
 async fn park<const N: usize>(engines: &Engines, pushes: [&ParkedPush; N]) {
     for push in pushes {
-        engines.store.pushes.park(push.clone()).await.expect("it is kept");
+        engines.store.pushes.park(std::slice::from_ref(push)).await.expect("it is kept");
     }
 }
 

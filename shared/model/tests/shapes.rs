@@ -56,6 +56,7 @@ fn push() -> PushJob {
         body: "안녕하세요".into(),
         hides_content: false,
         badge: None,
+        room_name: None,
         target: Some(PushTarget {
             device_id: DeviceId::new("phone").unwrap(),
             token: "token".into(),

@@ -34,6 +34,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Health {
     shutdown: CancellationToken,
     checks: Arc<RwLock<BTreeMap<&'static str, Check>>>,
+    warnings: Arc<RwLock<BTreeMap<&'static str, String>>>,
 }
 
 type Check = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
@@ -45,12 +46,15 @@ pub struct Report {
     pub ready: bool,
     /// The checks that fail, and why.
     pub failing: BTreeMap<&'static str, String>,
+    /// What an operator has to correct, though this process can serve.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub warnings: BTreeMap<&'static str, String>,
 }
 
 impl Health {
     /// No checks yet. Once `shutdown` is cancelled the process drains, and is not ready whatever the checks answer.
     pub fn new(shutdown: CancellationToken) -> Self {
-        Self { shutdown, checks: Arc::default() }
+        Self { shutdown, checks: Arc::default(), warnings: Arc::default() }
     }
 
     /// Adds a check, or replaces the one of the same name. Its error is shown to every client of `/readyz`: one
@@ -60,6 +64,11 @@ impl Health {
         F: Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync + 'static,
     {
         self.checks.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::new(check));
+    }
+
+    /// Adds a warning to the report, or replaces the one of the same name. Its sentence is as public as a check's error.
+    pub fn warn(&self, name: &'static str, sentence: String) {
+        self.warnings.write().unwrap_or_else(PoisonError::into_inner).insert(name, sentence);
     }
 
     /// Runs all checks at once, each for at most two seconds.
@@ -75,7 +84,8 @@ impl Health {
         if self.shutdown.is_cancelled() {
             failing.insert("draining", "the process is shutting down".into());
         }
-        Report { ready: failing.is_empty(), failing }
+        let warnings = self.warnings.read().unwrap_or_else(PoisonError::into_inner).clone();
+        Report { ready: failing.is_empty(), failing, warnings }
     }
 }
 
@@ -224,6 +234,18 @@ mod tests {
         assert_eq!(
             serde_json::to_string(&report).expect("JSON"),
             r#"{"ready":false,"failing":{"live":"no answer within 2s","push":"no answer within 2s","store":"no primary"}}"#
+        );
+    }
+
+    #[tokio::test]
+    async fn a_warning_leaves_a_process_ready() {
+        let (health, _) = health();
+        health.warn("push.fcm", "FCM is not configured".to_owned());
+        let page = respond("/readyz", &health, &Metrics::new()).await.expect("a page");
+        assert_eq!(page.status, StatusCode::OK);
+        assert_eq!(
+            page.body,
+            r#"{"ready":true,"failing":{},"warnings":{"push.fcm":"FCM is not configured"}}"#
         );
     }
 

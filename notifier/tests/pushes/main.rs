@@ -98,13 +98,13 @@ impl World {
         .await
     }
 
-    /// The same, with a group of A, B and C in the place of A_B.
+    /// The same, with a group of A, B, C and D in the place of A_B.
     async fn of_group(name: &str) -> Self {
         Self::with(NewRoom {
             id: RoomId::new("group").unwrap(),
             kind: RoomKind::Group,
             name: Some(name.into()),
-            member_ids: sorted_members([user("A"), user("B"), user("C")]),
+            member_ids: sorted_members(["A", "B", "C", "D"].map(user)),
             maker_id: None,
         })
         .await

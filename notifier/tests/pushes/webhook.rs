@@ -43,7 +43,7 @@ async fn without_a_secret_nothing_is_signed() {
 
 #[tokio::test]
 async fn each_recipient_is_one_post() {
-    let (world, mut webhook) = (World::new().await, Webhook::start().await);
+    let (world, mut webhook) = (World::of_group("Project X").await, Webhook::start().await);
     let notifier = Running::with_webhook(&world, &webhook);
     world.missed(&world.says("hello").await, &["B", "C", "D"]).await;
     let posts = [webhook.next().await, webhook.next().await, webhook.next().await];

@@ -226,6 +226,8 @@ impl Notifier {
         let unprovided = Arc::new(Unprovided {
             engines: engines.clone(),
             lanes: lanes.clone(),
+            // Two minutes.
+            every: retry_policy.delay(3),
             health: health.clone(),
             telemetry: telemetry.clone(),
             reported: Mutex::default(),

@@ -19,8 +19,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::Telemetry;
 
-/// How often parked pushes are looked for. A notifier with a provider sends those that one without it has parked meanwhile.
-const EVERY: Duration = Duration::from_secs(60);
 /// How many are sent again at once.
 const PAGE: usize = 256;
 
@@ -28,6 +26,8 @@ pub(crate) struct Unprovided {
     pub(crate) engines: Engines,
     /// The lanes that have a provider.
     pub(crate) lanes: BTreeSet<Lane>,
+    /// How often parked pushes are looked for. A notifier with a provider sends those that one without it parks meanwhile.
+    pub(crate) every: Duration,
     pub(crate) health: Health,
     pub(crate) telemetry: Telemetry,
     /// The lanes whose lack was reported. It lasts as long as the process: so does its configuration.
@@ -70,22 +70,22 @@ impl Unprovided {
         }
     }
 
-    /// Puts parked pushes whose lane has a provider here on that lane, at once and every minute until stopped. One notifier
+    /// Puts parked pushes whose lane has a provider here on that lane, at once and again and again until stopped. One notifier
     /// does it for a lane, by an advisory lease; two would only repeat it.
     ///
     /// # Errors
-    /// None: a failed run is repeated in a minute.
+    /// None: the next run repeats what failed.
     pub(crate) async fn replay(&self, stop: CancellationToken) -> EngineResult<()> {
         let holder = GatewayId::generate();
-        let mut minutes = tokio::time::interval(EVERY);
-        while stop.run_until_cancelled(minutes.tick()).await.is_some() {
+        let mut runs = tokio::time::interval(self.every);
+        while stop.run_until_cancelled(runs.tick()).await.is_some() {
             for lane in [Platform::Fcm, Platform::Apns].map(Platform::lane) {
                 let done = if self.lanes.contains(&lane) {
                     self.replay_lane(lane, holder.as_str()).await
                 } else {
                     self.look_at(lane).await
                 };
-                self.telemetry.log_failure(done, "pushes parked without a provider wait for another minute");
+                self.telemetry.log_failure(done, "pushes parked without a provider wait for the next look");
             }
         }
         Ok(())
@@ -104,7 +104,7 @@ impl Unprovided {
         let pushes = &self.engines.store.pushes;
         let lease = format!("parked-{}", lane.as_str());
         // Where the lease can't be asked for, every notifier does it.
-        if let Ok(false) = self.engines.leases.hold(&lease, holder, EVERY + EVERY / 2).await {
+        if let Ok(false) = self.engines.leases.hold(&lease, holder, self.every + self.every / 2).await {
             return Ok(());
         }
         loop {

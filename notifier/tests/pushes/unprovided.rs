@@ -54,6 +54,30 @@ async fn without_a_provider_pushes_are_parked_and_go_out_when_there_is_one() {
 }
 
 #[tokio::test]
+async fn of_two_notifiers_one_without_the_provider_loses_nothing() {
+    let world = World::new().await;
+    world.registers("B", "phone", Platform::Fcm).await;
+    let (fcm, mut phones) = Scripted::on(Lane::Fcm);
+    let configured = Running::start(&world, config(None), [fcm]);
+    let misconfigured = Running::start(&world, config(None), []);
+    let mut number = 0;
+    // Whichever of the two takes an event: until the second one has taken some.
+    while !misconfigured.metrics.encode().contains("no_provider_total{lane=\"fcm\"}") {
+        number += 1;
+        world.missed(&world.says(&format!("message {number}")).await, &["B"]).await;
+        phones.next().await.deliver();
+    }
+    assert!(configured.health.report().await.warnings.is_empty());
+    assert_eq!(misconfigured.health.report().await.warnings.len(), 1);
+    world.nothing_is_queued().await;
+    world.parked(0).await;
+    for notifier in [configured, misconfigured] {
+        notifier.finished().await;
+    }
+    phones.none_waiting();
+}
+
+#[tokio::test]
 async fn what_is_too_old_when_the_provider_comes_is_parked_as_expired() {
     let world = World::new().await;
     world.registers("B", "phone", Platform::Fcm).await;

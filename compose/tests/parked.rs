@@ -1,4 +1,4 @@
-//! Pushes that could not be sent, over HTTP: listed, looked at, sent again, dropped, by a service and by nobody else. The
+//! Pushes that could not be sent, over HTTP: listed, looked at, sent again, dropped, only by a service. The
 //! same by command is in [`command`].
 
 #[path = "parked/command.rs"]
@@ -127,7 +127,7 @@ async fn what_is_parked_is_listed_and_dropped_by_a_service() {
     (shown["title"], shown["body"]) = (json!("Ada"), json!("안녕하세요"));
     assert_eq!(done(service.get(&path(&two)).await), shown);
 
-    // Nobody else sees or does anything, not even of pushes that are to themselves.
+    // No other caller sees or does anything, not even of pushes that are to themselves.
     let ben = naru.http("B");
     refused(ben.get("/api/parked").await, 403, "FORBIDDEN");
     refused(ben.get(&path(&one)).await, 403, "FORBIDDEN");

@@ -189,14 +189,14 @@ impl Listener<'_> {
     fn fill_gap(&mut self, event_of_gap: GapEvent) {
         match event_of_gap {
             GapEvent::Waited(room, id) => {
-                let (last, upto) = (self.to.room_heads.last(&room), self.gaps.upto(&room, id));
-                if let (Some(last), Some(upto)) = (last, upto) {
-                    let missing = usize::try_from(upto.0.saturating_sub(last.0)).unwrap_or(usize::MAX);
+                let (last, last_held) = (self.to.room_heads.last(&room), self.gaps.last_held(&room, id));
+                if let (Some(last), Some(last_held)) = (last, last_held) {
+                    let missing = usize::try_from(last_held.0.saturating_sub(last.0)).unwrap_or(usize::MAX);
                     self.fetch(room, id, last, missing.min(MAX_FETCHED));
                 }
             }
             GapEvent::Fetched(room, id, fetched) => {
-                if self.gaps.upto(&room, id).is_some() {
+                if self.gaps.last_held(&room, id).is_some() {
                     self.fill(&room, fetched);
                 }
             }
@@ -219,21 +219,21 @@ impl Listener<'_> {
     fn fill(&mut self, room: &RoomId, fetched: EngineResult<Vec<Message>>) {
         let last = self.to.room_heads.last(room).unwrap_or_default();
         let held = self.gaps.close(room);
-        let Some(upto) = held.keys().next_back().copied() else { return };
+        let Some(last_held) = held.keys().next_back().copied() else { return };
         let Some(first) = held.values().flatten().next() else {
             // No held event is for a session here. The members being the same, neither is a missing message.
-            return self.to.room_heads.reached(room, upto);
+            return self.to.room_heads.reached(room, last_held);
         };
         let recipients = first.recipients.clone();
         let fetched = fetched.unwrap_or_else(|error| {
             tracing::warn!(%error, "a gap was not filled: those who are concerned are asked to SYNC");
             Vec::new()
         });
-        let fetched = fetched.into_iter().filter(|message| message.seq > last && message.seq < upto);
+        let fetched = fetched.into_iter().filter(|message| message.seq > last && message.seq < last_held);
         let mut all: BTreeMap<Seq, Found> =
             fetched.map(|message| (message.seq, Found::InStore(message))).collect();
         all.extend(held.into_iter().map(|(seq, event)| (seq, Found::Held(event))));
-        let is_complete = upto.0 - last.0 == all.len() as u64;
+        let is_complete = last_held.0 - last.0 == all.len() as u64;
         for (seq, found) in all {
             match found {
                 Found::Held(event) => self.forward_held(room, seq, &event),

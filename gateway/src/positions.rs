@@ -7,7 +7,7 @@ use std::time::Duration;
 use naru_engines::Engines;
 use naru_engines::live::Live;
 use naru_engines::store::{self, Advance, Moved};
-use naru_model::frame::Upto;
+use naru_model::frame::RoomPosition;
 use naru_model::live::{LiveEvent, News, Position};
 use naru_model::{Room, RoomId, Seq, SessionId, Timestamp};
 use tokio::sync::mpsc;
@@ -70,19 +70,19 @@ impl Positions {
     pub(crate) async fn advance(
         &self,
         session: &Session,
-        upto: Upto,
+        position: RoomPosition,
         kind: PositionKind,
     ) -> Result<(), Refusal> {
         let user = &session.identity.user;
-        if self.rooms.of_member_within(MEMBER_WITHIN, &upto.chat_room_id, user).await?.is_none() {
+        if self.rooms.of_member_within(MEMBER_WITHIN, &position.chat_room_id, user).await?.is_none() {
             return Err(Refusal::RoomNotFound);
         }
         let advance = Advance {
-            room: upto.chat_room_id,
+            room: position.chat_room_id,
             user: user.clone(),
             device: session.identity.device.clone(),
-            received: upto.seq,
-            read: if kind == PositionKind::Read { upto.seq } else { Seq::ZERO },
+            received: position.seq,
+            read: if kind == PositionKind::Read { position.seq } else { Seq::ZERO },
         };
         let taken = PendingAdvance { advance, session: session.id.clone() };
         self.queue.send(taken).await.map_err(|_| Refusal::Overloaded)

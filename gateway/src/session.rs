@@ -11,7 +11,7 @@ use futures_util::{FutureExt, Sink, SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use naru_model::Timestamp;
-use naru_model::frame::{ClientFrame, ServerFrame, Upto};
+use naru_model::frame::{ClientFrame, RoomPosition, ServerFrame};
 use naru_model::live::{LiveEvent, News};
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
@@ -180,8 +180,8 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
             let Gateway { engines, room_heads, proofs, .. } = gateway;
             sync::answer(session, wanted, &engines.store, room_heads, proofs).boxed().await
         }
-        ClientFrame::Received(upto) => advance(gateway, session, upto, PositionKind::Received).await,
-        ClientFrame::Read(upto) => advance(gateway, session, upto, PositionKind::Read).await,
+        ClientFrame::Received(position) => advance(gateway, session, position, PositionKind::Received).await,
+        ClientFrame::Read(position) => advance(gateway, session, position, PositionKind::Read).await,
         ClientFrame::Typing { chat_room_id } => typing(gateway, session, chat_room_id).await,
         ClientFrame::Ping => {
             session.send(to_text(&ServerFrame::Pong));
@@ -198,11 +198,11 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
 async fn advance(
     gateway: &Gateway,
     session: &Session,
-    upto: Upto,
+    position: RoomPosition,
     kind: PositionKind,
 ) -> Result<(), Refusal> {
-    gateway.proofs.prove(session, session.received(&upto.chat_room_id, upto.seq));
-    gateway.positions.advance(session, upto, kind).await
+    gateway.proofs.prove(session, session.received(&position.chat_room_id, position.seq));
+    gateway.positions.advance(session, position, kind).await
 }
 
 async fn typing(

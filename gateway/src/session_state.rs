@@ -152,8 +152,8 @@ impl Session {
     }
 
     /// Takes a client's position in a room; returns the messages up to it that were not proven before.
-    pub(crate) fn received(&self, room: &RoomId, upto: Seq) -> Vec<MessageId> {
-        self.queue().unproven.received(room, upto)
+    pub(crate) fn received(&self, room: &RoomId, up_to: Seq) -> Vec<MessageId> {
+        self.queue().unproven.received(room, up_to)
     }
 
     /// Asks for proof of written messages when it is the session's turn. Returns whether messages are still unproven.

@@ -13,7 +13,7 @@ use super::traffic::{Gateways, Traffic, at};
 
 /// How long a service is away.
 const AWAY: Duration = Duration::from_secs(10);
-/// After its return everybody is served again within this.
+/// After its return every client is served again within this.
 const HEALED_WITHIN: Duration = Duration::from_secs(5);
 /// No process may take this much more memory for it.
 const GROWTH: u64 = 64 << 20;
@@ -34,7 +34,7 @@ async fn each_service_may_be_away_for_ten_seconds() {
     let started = tokio::task::spawn_blocking(|| Kind::ALL.map(|kind| (kind, Service::start(kind))));
     let mut services = started.await.expect("services");
     let [mongodb, rabbitmq, redis] = [0, 1, 2].map(|place: usize| services[place].1.url());
-    // Whoever is unheard is pushed to soon, so that the end need not be waited for.
+    // A recipient without proof of delivery is pushed to soon, so that the end need not be waited for.
     let mut cluster = Cluster::on(mongodb, rabbitmq, redis).await.with("NARU_DELIVERY_GRACE", "1s");
     let workers = cluster.run_each().await;
     let other_gateway = cluster.run("gateway").await;
@@ -76,7 +76,7 @@ async fn outage(
     let grown = grown.expect("there are processes");
     tokio::task::block_in_place(|| service.start_again());
     let back = Instant::now();
-    until("everybody is served again", async || traffic.all_served_since(back)).await;
+    until("every client is served again", async || traffic.all_served_since(back)).await;
     let healed = back.elapsed();
     traffic.goes_on(10 * TALKS as u64).await;
     let ended = Instant::now();

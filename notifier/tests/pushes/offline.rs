@@ -1,4 +1,4 @@
-//! Who gets a push.
+//! Which recipients get a push.
 
 use naru_engines::store::{Advance, MemberPosition, MemberSettings, Moved, Positions};
 use naru_engines::{Applied, EngineError, EngineResult};

@@ -91,7 +91,7 @@ pub(crate) enum Defect {
     ElsewhereForEveryone,
     ElsewhereIsLost,
     WhoIsHereIsAskedOnce,
-    ConfirmedToEveryone,
+    ConfirmedToAllGateways,
 
     DeadLeasesCount,
     AttachShowsLate,
@@ -648,9 +648,9 @@ impl Live for FaultyEngine<dyn Live> {
     }
 
     async fn confirm(&self, gateway: &GatewayId, confirmations: Vec<Confirmation>) -> EngineResult<()> {
-        let everyone = self.kept().gateways.clone();
+        let gateways = self.kept().gateways.clone();
         for other in
-            everyone.iter().filter(|other| self.defect == Defect::ConfirmedToEveryone && *other != gateway)
+            gateways.iter().filter(|other| self.defect == Defect::ConfirmedToAllGateways && *other != gateway)
         {
             self.inner.confirm(other, confirmations.clone()).await?;
         }

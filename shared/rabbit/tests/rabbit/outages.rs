@@ -79,8 +79,8 @@ impl Load {
 
     /// Until so many more rounds were confirmed.
     async fn rounds(&mut self, more: u32) {
-        let upto = *self.sent.borrow() + more;
-        self.sent.wait_for(|sent| *sent >= upto).await.unwrap();
+        let up_to = *self.sent.borrow() + more;
+        self.sent.wait_for(|sent| *sent >= up_to).await.unwrap();
     }
 
     /// How long after `since` the first event arrived.
@@ -236,7 +236,7 @@ async fn a_broker_may_be_late() {
     broker.stop();
 }
 
-/// A broker without memory stops reading from those who send, and says nothing to a send.
+/// A broker without memory stops reading from publishers, and says nothing to a send.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_without_memory_takes_nothing_and_loses_nothing() {
     let broker = Service::start(Kind::Rabbitmq);

@@ -21,7 +21,7 @@ const TAKEN_OVER: Duration = Duration::from_secs(5);
 /// What all receivers together have seen.
 #[derive(Default)]
 struct Book {
-    /// Who received of a partition last, and when.
+    /// Which consumer received of a partition last, and when.
     owner: HashMap<u32, (usize, Instant)>,
     arrived: HashMap<RoomId, Vec<(usize, u32)>>,
 }

@@ -242,7 +242,7 @@ async fn a_replay_goes_to_its_device_as_it_is_now() {
         let mut batch = lane.receive(9).await.expect("a batch");
         assert_eq!(batch.len(), 1);
         let delivery = batch.remove(0);
-        ack([delivery.receipt]).await.expect("it is done");
+        ack([delivery.ack_handle]).await.expect("it is done");
         delivery.event
     };
     done(ben.put("/api/devices/phone", json!({"platform": "fcm", "token": "the new one"})).await);

@@ -100,7 +100,7 @@ pub(crate) struct SendRequest {
 
 impl Acceptor {
     /// Takes a `CHAT` frame of a session. The answer goes to the session later.
-    pub(crate) async fn from_session(&self, session: &Arc<Session>, chat: Chat) {
+    pub(crate) async fn accept_frame(&self, session: &Arc<Session>, chat: Chat) {
         let ticket = chat.client_message_id.is_none().then(|| session.ticket());
         let named = chat.client_message_id.clone();
         let refuse = |refusal: Refusal| {
@@ -139,7 +139,7 @@ impl Acceptor {
     ///
     /// # Errors
     /// The refusal; `UNAVAILABLE` when its fate is unknown.
-    pub(crate) async fn from_http(&self, request: SendRequest) -> Result<Ack, Refusal> {
+    pub(crate) async fn accept_request(&self, request: SendRequest) -> Result<Ack, Refusal> {
         let admitted = self
             .admit(&request.chat_room_id, &request.sender_id, &request.content, request.is_limited)
             .await?;

@@ -172,7 +172,7 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
     };
     let answered = match frame {
         ClientFrame::Chat(chat) => {
-            gateway.acceptor.from_session(session, chat).await;
+            gateway.acceptor.accept_frame(session, chat).await;
             Ok(())
         }
         // Boxed, because every connection would keep memory for its answer.

@@ -72,5 +72,5 @@ pub(super) async fn send(call: &Call<'_>, chat_room_id: RoomId) -> Answer {
         client_message_id,
         is_limited: !caller.is_service,
     };
-    Ok(json(StatusCode::OK, &call.gateway.acceptor.from_http(request).await?))
+    Ok(json(StatusCode::OK, &call.gateway.acceptor.accept_request(request).await?))
 }

@@ -191,7 +191,7 @@ async fn what_waits_for_its_next_try_outlives_the_broker() {
         held.extend(soon("the first try", receiver.receive(COUNT)).await.unwrap());
     }
     let asked = Instant::now();
-    retry(held.into_iter().map(|delivery| delivery.receipt), STEP).await.unwrap();
+    retry(held.into_iter().map(|delivery| delivery.ack_handle), STEP).await.unwrap();
     broker.kill();
     broker.start_again();
 
@@ -204,7 +204,7 @@ async fn what_waits_for_its_next_try_outlives_the_broker() {
                 assert!(asked.elapsed() + Duration::from_millis(2) >= STEP, "too early");
                 again.insert(delivery.event.event_id.0, delivery.event);
             }
-            let _comes_again = ack([delivery.receipt]).await;
+            let _comes_again = ack([delivery.ack_handle]).await;
         }
     }
     assert_eq!(again, events);

@@ -213,7 +213,7 @@ async fn what_never_came_is_fetched() {
 
 /// Presence does not answer when a phone connects: it is served, and as soon as presence hears of it, it hears of messages.
 #[tokio::test]
-async fn who_connects_while_presence_is_away_is_found_when_it_is_back() {
+async fn a_client_that_connects_while_presence_is_away_is_found_when_it_is_back() {
     let outage = Arc::new(Outage::default());
     let presence = outage.clone();
     let change = move |engines: Engines| intercepted(engines, Arc::new(Only(&["presence.attach"], presence)));

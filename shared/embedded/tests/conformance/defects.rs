@@ -130,7 +130,7 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::PositionsOfTheFirstRoom, &["p6_members_of_many_rooms_are_told_apart"]),
             (
                 Defect::TokenWithTwoOwners,
-                &["d1_a_token_belongs_to_whom_claimed_it_last", "d2_claiming_again_replaces_the_token"],
+                &["d1_a_token_belongs_to_its_last_claimant", "d2_claiming_again_replaces_the_token"],
             ),
             (Defect::NewTokenRemoved, &["d3_only_an_older_token_is_removed"]),
             (Defect::ContentShown, &["d2_claiming_again_replaces_the_token"]),

@@ -81,7 +81,7 @@ macro_rules! conformance_cases {
                 p6_members_of_many_rooms_are_told_apart,
             }
             devices {
-                d1_a_token_belongs_to_whom_claimed_it_last,
+                d1_a_token_belongs_to_its_last_claimant,
                 d1_of_many_at_the_same_time_one_has_the_token,
                 d2_claiming_again_replaces_the_token,
                 d3_only_an_older_token_is_removed,

@@ -10,7 +10,7 @@ use super::given::{device, user};
 use super::{Of, Store, reopened, together};
 use naru_engines::store::{Device, Platform};
 
-pub(super) async fn d1_a_token_belongs_to_whom_claimed_it_last(subject: Of<'_, Store>) {
+pub(super) async fn d1_a_token_belongs_to_its_last_claimant(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let (ada, ben) = (registered(&user()), registered(&user()));
     let spare = Device {

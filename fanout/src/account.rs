@@ -71,7 +71,7 @@ type Waiting = VecDeque<(Instant, Published)>;
 
 /// The task. One clone runs at a time.
 #[derive(Clone)]
-pub(crate) struct Accountant {
+pub(crate) struct DeliveryTracker {
     engines: Engines,
     /// None: recipients have nothing to prove.
     grace: Option<Duration>,
@@ -82,7 +82,7 @@ pub(crate) struct Accountant {
     telemetry: Telemetry,
 }
 
-impl Accountant {
+impl DeliveryTracker {
     pub(crate) fn new(
         engines: Engines,
         grace: Option<Duration>,

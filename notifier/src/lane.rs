@@ -150,8 +150,12 @@ impl LaneWorker {
             Err(error) => {
                 let delay = backoff.next_delay();
                 self.telemetry.log_failure(Err(error), "a lane's look-up failed; its pushes come again");
-                retry(&self.telemetry, batch.into_iter().map(|delivery| delivery.receipt).collect(), delay)
-                    .await;
+                retry(
+                    &self.telemetry,
+                    batch.into_iter().map(|delivery| delivery.ack_handle).collect(),
+                    delay,
+                )
+                .await;
                 // Nothing more is read meanwhile: its look-up would fail, too.
                 stop.run_until_cancelled(sleep(delay)).await;
                 return Vec::new();
@@ -166,13 +170,13 @@ impl LaneWorker {
             let (event_id, job) = (delivery.event.event_id, &mut delivery.event.payload);
             if done {
                 repeated += 1;
-                needless.push(delivery.receipt);
+                needless.push(delivery.ack_handle);
             } else if let Some(reason) = reason_to_spare(job.seq, member, now) {
                 self.telemetry.count_spared(reason);
-                needless.push(delivery.receipt);
+                needless.push(delivery.ack_handle);
             } else if in_hand.holds(event_id) || !seen.insert(event_id) {
                 // By its next turn the push in hand has been recorded, or has failed.
-                doubled.push(delivery.receipt);
+                doubled.push(delivery.ack_handle);
             } else {
                 job.badge = known.unread.get(&job.recipient_id).copied();
                 needed.push(delivery);
@@ -202,7 +206,7 @@ impl LaneWorker {
 
     /// Takes one push from the queue to its end or its next try.
     async fn push(self: Arc<Self>, delivery: Delivery<PushJob>, ending: Ending) -> ProviderHealth {
-        let Delivery { event, attempt, receipt } = delivery;
+        let Delivery { event, attempt, ack_handle } = delivery;
         let expires_at = event.payload.expires_at;
         let (verdict, action) = if Timestamp::now() >= expires_at {
             (None, Action::EXPIRED)
@@ -231,7 +235,7 @@ impl LaneWorker {
             Action::Park(stage, reason) => self.park(event, attempt, stage, reason).await,
             action => action,
         };
-        ending.of(Ended { receipt, event_id, action }).await;
+        ending.of(Ended { ack_handle, event_id, action }).await;
         health
     }
 

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 
-/// An accountant on an embedded engine, and the intake entries of published messages.
+/// A tracker on an embedded engine, and the intake entries of published messages.
 struct Books {
     engines: Engines,
     outage: Arc<Outage>,
@@ -56,10 +56,10 @@ impl Books {
         let engines = intercepted(engines, counted.clone());
         let no_more_proofs = CancellationToken::new();
         let telemetry = Telemetry::new(&Metrics::new());
-        let (mut accountant, published) =
-            Accountant::new(engines.clone(), Some(grace), no_more_proofs.clone(), telemetry);
-        accountant.max_bytes = max_bytes;
-        let running = tokio::spawn(accountant.run(CancellationToken::new()));
+        let (mut tracker, published) =
+            DeliveryTracker::new(engines.clone(), Some(grace), no_more_proofs.clone(), telemetry);
+        tracker.max_bytes = max_bytes;
+        let running = tokio::spawn(tracker.run(CancellationToken::new()));
         Self { engines, outage, counted, published, running, no_more_proofs, _directory: directory }
     }
 
@@ -83,7 +83,7 @@ impl Books {
         self.engines.store.messages.append_run(std::slice::from_ref(&message)).await.expect("it is saved");
         let unproven = unproven.iter().map(|name| user(name)).collect();
         let published = Published::new(message, accepted.trace, unproven);
-        self.published.send(vec![published]).await.expect("the accountant runs");
+        self.published.send(vec![published]).await.expect("the tracker runs");
         id
     }
 
@@ -110,7 +110,7 @@ impl Books {
         while events.len() < count {
             for delivery in queue.receive(count).await.expect("a batch") {
                 events.push((delivery.event.payload.message.id, delivery.event.payload.recipients.clone()));
-                naru_engines::bus::ack([delivery.receipt]).await.expect("it is acknowledged");
+                naru_engines::bus::ack([delivery.ack_handle]).await.expect("it is acknowledged");
             }
         }
         events

@@ -1,4 +1,4 @@
-//! Who gets a push.
+//! Which recipients get a push.
 
 use naru_engines::store::{Advance, MemberPosition, MemberSettings, Moved, Positions};
 use naru_engines::{Applied, EngineError, EngineResult};
@@ -42,7 +42,7 @@ async fn the_backend_is_told_once_and_each_device_of_a_configured_provider() {
 }
 
 #[tokio::test]
-async fn who_has_it_or_wants_silence_is_not_pushed_to() {
+async fn a_recipient_that_has_it_or_muted_the_room_is_not_pushed_to() {
     let (world, mut webhook) = (World::new().await, Webhook::start().await);
     let advance =
         |received, read| Advance { room: world.room.clone(), user: user("B"), device: None, received, read };

@@ -28,7 +28,7 @@ use futures_util::stream::ReadyChunks;
 use lapin::options::BasicCancelOptions;
 use lapin::types::ShortString;
 use lapin::{Channel, Consumer};
-use naru_engines::bus::{Acknowledge, Delivery, Receipt, Receiver, Taken};
+use naru_engines::bus::{AckHandle, Acknowledge, Delivery, Receiver, Taken};
 use naru_engines::{Applied, BoxError, EngineError, EngineResult};
 use naru_model::hops::{Hop, Kind, Payload};
 use naru_model::{Event, Timestamp};
@@ -153,8 +153,8 @@ impl<T: Payload> Receiver<T> for RabbitReceiver<T> {
             match taken {
                 Ok(batch) => {
                     let deliver = |Taken { tag, event, attempt }| {
-                        let receipt = Receipt::new(tag, self.acknowledger.clone());
-                        Delivery { event, attempt, receipt }
+                        let ack_handle = AckHandle::new(tag, self.acknowledger.clone());
+                        Delivery { event, attempt, ack_handle }
                     };
                     return Ok(batch.into_iter().map(deliver).collect());
                 }

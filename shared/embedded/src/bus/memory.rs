@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use naru_engines::bus::{Acknowledge, Delivery, Inbox, Queue, Receipt, Receiver, Taken};
+use naru_engines::bus::{AckHandle, Acknowledge, Delivery, Inbox, Queue, Receiver, Taken};
 use naru_engines::{Applied, EngineError, EngineResult};
 use naru_model::hops::{Kind, Payload};
 use naru_model::{Event, partition_of};
@@ -93,7 +93,7 @@ impl<T: Payload> Receiver<T> for MemoryReceiver<T> {
                     let deliver = |Taken { tag, event, attempt }| Delivery {
                         event,
                         attempt,
-                        receipt: Receipt::new(tag, memory.clone()),
+                        ack_handle: AckHandle::new(tag, memory.clone()),
                     };
                     return Ok(batch.into_iter().map(deliver).collect());
                 }

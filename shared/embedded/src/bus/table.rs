@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use naru_engines::bus::{Acknowledge, Delivery, Queue, Receipt, Receiver};
+use naru_engines::bus::{AckHandle, Acknowledge, Delivery, Queue, Receiver};
 use naru_engines::{EngineError, EngineResult};
 use naru_model::hops::Payload;
 use naru_model::{Event, Timestamp};
@@ -110,8 +110,8 @@ impl<T: Payload> Receiver<T> for TableReceiver {
             drop(turn);
             if !rows.is_empty() {
                 let deliver = |(row, attempt, event): (i64, u32, Event<T>)| {
-                    let receipt = Receipt::new(row.cast_unsigned(), self.0.clone());
-                    Delivery { event, attempt, receipt }
+                    let ack_handle = AckHandle::new(row.cast_unsigned(), self.0.clone());
+                    Delivery { event, attempt, ack_handle }
                 };
                 return Ok(rows.into_iter().map(deliver).collect());
             }
@@ -280,19 +280,20 @@ mod tests {
             let all_acked = all_acked.clone();
             receivers.spawn(async move {
                 for round in 0_usize.. {
-                    let (mut done, mut receipts) = (Vec::new(), Vec::new());
-                    for Delivery { event, attempt, receipt } in receiver.receive(1 + round % 9).await.unwrap()
+                    let (mut done, mut ack_handles) = (Vec::new(), Vec::new());
+                    for Delivery { event, attempt, ack_handle } in
+                        receiver.receive(1 + round % 9).await.unwrap()
                     {
                         match (event.payload.1 + round) % 4 {
-                            0 => drop(receipt),
-                            1 if attempt == 1 => retry([receipt], Duration::ZERO).await.unwrap(),
+                            0 => drop(ack_handle),
+                            1 if attempt == 1 => retry([ack_handle], Duration::ZERO).await.unwrap(),
                             _ => {
                                 done.push(event.payload.1);
-                                receipts.push(receipt);
+                                ack_handles.push(ack_handle);
                             }
                         }
                     }
-                    ack(receipts).await.unwrap();
+                    ack(ack_handles).await.unwrap();
                     for number in done {
                         *lock(&acked).entry(number).or_default() += 1;
                     }

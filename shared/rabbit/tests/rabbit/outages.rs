@@ -79,8 +79,8 @@ impl Load {
 
     /// Until so many more rounds were confirmed.
     async fn rounds(&mut self, more: u32) {
-        let upto = *self.sent.borrow() + more;
-        self.sent.wait_for(|sent| *sent >= upto).await.unwrap();
+        let up_to = *self.sent.borrow() + more;
+        self.sent.wait_for(|sent| *sent >= up_to).await.unwrap();
     }
 
     /// How long after `since` the first event arrived.
@@ -191,7 +191,7 @@ async fn what_waits_for_its_next_try_outlives_the_broker() {
         held.extend(soon("the first try", receiver.receive(COUNT)).await.unwrap());
     }
     let asked = Instant::now();
-    retry(held.into_iter().map(|delivery| delivery.receipt), STEP).await.unwrap();
+    retry(held.into_iter().map(|delivery| delivery.ack_handle), STEP).await.unwrap();
     broker.kill();
     broker.start_again();
 
@@ -204,7 +204,7 @@ async fn what_waits_for_its_next_try_outlives_the_broker() {
                 assert!(asked.elapsed() + Duration::from_millis(2) >= STEP, "too early");
                 again.insert(delivery.event.event_id.0, delivery.event);
             }
-            let _comes_again = ack([delivery.receipt]).await;
+            let _comes_again = ack([delivery.ack_handle]).await;
         }
     }
     assert_eq!(again, events);
@@ -236,7 +236,7 @@ async fn a_broker_may_be_late() {
     broker.stop();
 }
 
-/// A broker without memory stops reading from those who send, and says nothing to a send.
+/// A broker without memory stops reading from publishers, and says nothing to a send.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_without_memory_takes_nothing_and_loses_nothing() {
     let broker = Service::start(Kind::Rabbitmq);

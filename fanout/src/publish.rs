@@ -17,7 +17,7 @@ use naru_runtime::backoff::full_jitter;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::account::Published;
+use crate::ledger::Published;
 use crate::members::{MemberCache, Members, Version};
 use crate::route::{Online, Route, route};
 use crate::telemetry::Telemetry;

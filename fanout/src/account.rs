@@ -226,7 +226,7 @@ impl Accountant {
                 }
                 Err(error) if error.is_transient() => {
                     tracing::warn!(%error, entries = part.len(), "intake entries were not closed; trying again");
-                    let left = [part].into_iter().chain(parts.into_iter().rev()).flatten().cloned();
+                    let left = [part].into_iter().chain(parts.into_iter().rev()).flatten().copied();
                     return Writes { newest: Vec::new(), closings: left.collect() };
                 }
                 Err(_) if part.len() > 1 => {

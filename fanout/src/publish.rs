@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use naru_engines::bus::{Work, work_on};
+use naru_engines::work::{Work, work_on};
 use naru_engines::{EngineResult, Engines};
 use naru_model::hops::{Offline, Saved};
 use naru_model::live::{LiveEvent, News};

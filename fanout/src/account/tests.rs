@@ -240,15 +240,15 @@ where
     Closed: Future<Output = EngineResult<()>> + Send,
 {
     async fn append(&self, _: &[Accepted]) -> EngineResult<Vec<Appended>> {
-        unimplemented!("it only closes")
+        unreachable!("it only closes")
     }
 
     async fn get(&self, _: &[MessageId]) -> EngineResult<Vec<Option<IntakeRecord>>> {
-        unimplemented!("it only closes")
+        unreachable!("it only closes")
     }
 
     async fn open(&self, _: Timestamp, _: usize) -> EngineResult<Vec<Accepted>> {
-        unimplemented!("it only closes")
+        unreachable!("it only closes")
     }
 
     async fn close(&self, closings: &[Closing]) -> EngineResult<()> {

@@ -23,8 +23,8 @@ use warp::filters::BoxedFilter;
 use warp::path::FullPath;
 use warp::reply::Response;
 
-use crate::Gateway;
 use crate::connect::is_allowed;
+use crate::gateway::Gateway;
 use crate::refusal::Refusal;
 use crate::token::{Identity, bearer};
 

@@ -77,13 +77,16 @@ impl Unprovided {
     /// None: the next run repeats what failed.
     pub(crate) async fn replay(&self, stop: CancellationToken) -> EngineResult<()> {
         let holder = GatewayId::generate();
+        let mut looked_at = BTreeSet::new();
         let mut runs = tokio::time::interval(self.every);
         while stop.run_until_cancelled(runs.tick()).await.is_some() {
             for lane in [Platform::Fcm, Platform::Apns].map(Platform::lane) {
                 let done = if self.lanes.contains(&lane) {
                     self.replay_lane(lane, holder.as_str()).await
+                } else if looked_at.contains(&lane) {
+                    Ok(())
                 } else {
-                    self.look_at(lane).await
+                    self.look_at(lane).await.map(|()| looked_at.extend([lane]))
                 };
                 self.telemetry.log_failure(done, "pushes parked without a provider wait for the next look");
             }
@@ -91,7 +94,7 @@ impl Unprovided {
         Ok(())
     }
 
-    /// An earlier process may have parked some.
+    /// An earlier process may have parked some. Of those that come later, the process that parks them tells.
     async fn look_at(&self, lane: Lane) -> EngineResult<()> {
         if !self.engines.store.pushes.parked_because(reason(lane), 1).await?.is_empty() {
             self.report(lane);

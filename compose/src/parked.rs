@@ -125,16 +125,18 @@ fn remote(wanted: &ArgMatches, settings: &Settings) -> anyhow::Result<Remote> {
     #[derive(Deserialize)]
     struct Config {
         listen: SocketAddr,
+        tls_certificate: String,
     }
     let given = |name: &str| wanted.get_one::<String>(name).cloned();
     let url = match given("url") {
         Some(url) => url,
         None => {
-            let listen = settings.pick::<Config>()?.listen;
+            let Config { listen, tls_certificate } = settings.pick()?;
             if listen.port() == 0 {
                 bail!("`listen` is any port, so it does not say where Naru is: say it with --url");
             }
-            format!("http://{}", from_here(listen))
+            let scheme = if tls_certificate.is_empty() { "http" } else { "https" };
+            format!("{scheme}://{}", from_here(listen))
         }
     };
     let token = match given("token") {

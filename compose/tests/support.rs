@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::costs::Load;
 
 /// The secret that signs tokens here.
-pub const SECRET: &str = "a secret for tests";
+pub const SECRET: &str = "a secret for tests, of 32 bytes or more";
 /// The secret that signs webhook calls here.
 pub const WEBHOOK_SECRET: &str = "a secret between friends";
 
@@ -61,7 +61,7 @@ impl Naru {
             .await
             .expect("Naru starts")
             .expect("nobody has told it to stop");
-        let url = format!("http://{}", pipeline.address());
+        let url = pipeline.url().to_owned();
         Self { url, backend, _data: data, shutdown, running: tokio::spawn(pipeline.run()) }
     }
 

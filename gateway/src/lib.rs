@@ -15,6 +15,7 @@
 mod accept;
 mod api;
 mod batches;
+mod client_address;
 mod connect;
 mod deliver;
 mod gap;
@@ -35,10 +36,13 @@ mod session;
 mod sessions;
 mod sync;
 mod telemetry;
+mod tls;
 pub mod token;
 mod unproven;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
@@ -46,7 +50,7 @@ use futures_util::future::BoxFuture;
 use naru_engines::live::IsHere;
 use naru_engines::{EngineError, Engines};
 use naru_model::GatewayId;
-use naru_runtime::config::Span;
+use naru_runtime::config::{Span, optional};
 use naru_runtime::telemetry::Metrics;
 use naru_runtime::{Health, Policy, Supervisor};
 use serde::Deserialize;
@@ -57,6 +61,7 @@ use tokio_util::task::TaskTracker;
 use warp::filters::BoxedFilter;
 
 use crate::accept::{Submission, Submissions};
+use crate::client_address::{Network, ProxyHeader};
 use crate::limit::Limiter;
 use crate::pending::Pending;
 use crate::positions::PendingAdvance;
@@ -68,12 +73,19 @@ use crate::room_heads::RoomHeads;
 use crate::rooms::RoomCache;
 use crate::sessions::{Session, Sessions};
 use crate::telemetry::Telemetry;
+use crate::tls::{Tls, TlsError};
 use crate::token::{TokenConfig, TokenConfigError, Verifier};
 
 /// The keys of the configuration that a gateway reads; `defaults.toml` explains them.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {
     pub listen: SocketAddr,
+    #[serde(deserialize_with = "optional")]
+    pub tls_certificate: Option<PathBuf>,
+    #[serde(deserialize_with = "optional")]
+    pub tls_key: Option<PathBuf>,
+    pub trusted_proxies: Vec<Network>,
+    pub proxy_header: ProxyHeader,
     pub allowed_origins: Vec<String>,
     pub max_content_bytes: usize,
     pub max_frame_bytes: usize,
@@ -96,6 +108,9 @@ pub enum StartError {
     /// No client could connect.
     #[error(transparent)]
     Token(#[from] TokenConfigError),
+    /// TLS can't be served.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The address can't be bound.
     #[error("can't listen on {address}")]
     Bind { address: SocketAddr, source: std::io::Error },
@@ -112,7 +127,8 @@ pub(crate) struct Gateway {
     pub(crate) id: GatewayId,
     pub(crate) config: Config,
     pub(crate) engines: Engines,
-    pub(crate) verifier: Verifier,
+    pub(crate) verifier: Arc<Verifier>,
+    pub(crate) tls: Option<Tls>,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) pending: Arc<Pending>,
     pub(crate) submissions: Submissions,
@@ -134,12 +150,17 @@ pub(crate) struct Gateway {
     pub(crate) drain_barrier: DrainBarrier,
 }
 
-/// Refuses keys for tokens that can't be used, before any task is started.
+/// Refuses keys for tokens and files for TLS that can't be used, before any task is started.
 ///
 /// # Errors
-/// When no key is configured, more than one, or one that can't be used.
-pub fn check(tokens: &TokenConfig) -> Result<(), TokenConfigError> {
-    Verifier::new(tokens).map(drop)
+/// When no key for tokens is configured, more than one, or one that can't be used; when TLS can't be served.
+pub fn check(config: &Config, tokens: &TokenConfig) -> Result<(), StartError> {
+    tls_of(config)?;
+    Ok(Verifier::new(tokens).map(drop)?)
+}
+
+fn tls_of(config: &Config) -> Result<Option<Tls>, TlsError> {
+    Tls::configured(config.tls_certificate.as_deref(), config.tls_key.as_deref())
 }
 
 /// A gateway that has bound its address and is ready to run.
@@ -157,7 +178,7 @@ impl Bound {
     /// Binds the address and builds the gateway. No task runs yet, so clients that connect wait.
     ///
     /// # Errors
-    /// When the address can't be bound or the keys for tokens can't be used.
+    /// When the address can't be bound, or the keys for tokens or the files for TLS can't be used.
     pub async fn new(
         config: Config,
         tokens: &TokenConfig,
@@ -165,7 +186,15 @@ impl Bound {
         metrics: Metrics,
         health: Health,
     ) -> Result<Self, StartError> {
-        let verifier = Verifier::new(tokens)?;
+        let (verifier, tls) = (Arc::new(Verifier::new(tokens)?), tls_of(&config)?);
+        if let Some(warning) = verifier.warning() {
+            tracing::warn!("{warning}");
+        }
+        let (checked, watched) = (verifier.clone(), verifier.clone());
+        health.register("token keys", move || {
+            std::future::ready(checked.check().map_err(str::to_owned)).boxed()
+        });
+        health.register_degraded("token keys", move || watched.trouble());
         let bind = |source| StartError::Bind { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
@@ -176,6 +205,7 @@ impl Bound {
         let gateway = Gateway {
             id: GatewayId::generate(),
             verifier,
+            tls,
             sessions: Sessions::new(),
             pending: Pending::new(config.max_pending_sends),
             submissions: submission_sender,
@@ -205,6 +235,12 @@ impl Bound {
 
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where clients connect, as an `http` or `https` URL.
+    pub fn url(&self) -> String {
+        let scheme = if self.gateway.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
     }
 
     /// Cancelled when, after shutdown, the gateway has drained and every connection was closed: from then on this gateway
@@ -261,6 +297,10 @@ impl Bound {
         supervisor.spawn("attach again", Policy::Restart, move |_| recover::attach_again(owner.clone()));
         let owner = gateway.clone();
         supervisor.spawn("ask to sync", Policy::Restart, move |_| recover::ask_who_missed(owner.clone()));
+        let owner = gateway.clone();
+        supervisor.spawn("token keys", Policy::Restart, move |stop| owner.clone().refresh_keys(stop));
+        let owner = gateway.clone();
+        supervisor.spawn("TLS files", Policy::Restart, move |stop| owner.clone().reload_tls(stop));
         supervisor.spawn_once(
             "serve",
             server::serve(gateway, listener, routes, supervisor.shutdown().clone(), drained),
@@ -270,6 +310,18 @@ impl Bound {
 }
 
 impl Gateway {
+    async fn refresh_keys(self: Arc<Self>, stop: CancellationToken) -> Result<(), Infallible> {
+        stop.run_until_cancelled(self.verifier.run()).await;
+        Ok(())
+    }
+
+    async fn reload_tls(self: Arc<Self>, stop: CancellationToken) -> Result<(), Infallible> {
+        if let Some(tls) = &self.tls {
+            stop.run_until_cancelled(tls.reload()).await;
+        }
+        Ok(())
+    }
+
     /// Runs `work` until the gateway has drained: messages in hand at shutdown are finished first.
     async fn until_drained(&self, work: impl Future<Output = ()>) {
         tokio::select! {

@@ -42,6 +42,6 @@ async fn serve(settings: &Settings) -> anyhow::Result<()> {
     let Some(pipeline) = Pipeline::start(settings, shutdown).await? else {
         return Ok(());
     };
-    println!("listening on http://{}", pipeline.address());
+    println!("listening on {}", pipeline.url());
     pipeline.run().await
 }

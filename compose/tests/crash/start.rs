@@ -112,7 +112,8 @@ async fn a_configuration_that_cannot_work_is_refused() {
     let line = refusal(&[], &[("NARU_DATA_DIR", data_dir), ("NARU_DRAIN_DEADLINE", "soon")]).await;
     assert!(line.contains("drain_deadline") && line.contains("NARU_DRAIN_DEADLINE"), "{line}");
 
-    let on_services = [("NARU_ENGINE", "distributed"), ("NARU_JWT_SECRET", "x"), ("NARU_DATA_DIR", data_dir)];
+    let on_services =
+        [("NARU_ENGINE", "distributed"), ("NARU_JWT_SECRET", SECRET), ("NARU_DATA_DIR", data_dir)];
     let no_broker = [&on_services[..], &[("NARU_AMQP_URL", "http://naru:hunter2@broker/")]].concat();
     let line = refusal(&[], &no_broker).await;
     assert!(line.contains("not an AMQP URL") && !line.contains("hunter2"), "{line}");

@@ -34,8 +34,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Health {
     shutdown: CancellationToken,
     checks: Arc<RwLock<BTreeMap<&'static str, Check>>>,
+    troubles: Arc<RwLock<BTreeMap<&'static str, Trouble>>>,
 }
 
+type Trouble = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 type Check = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// The result of [`Health::report`]; as JSON `{"ready":false,"failing":{"store":"…"}}`.
@@ -45,12 +47,15 @@ pub struct Report {
     pub ready: bool,
     /// The checks that fail, and why.
     pub failing: BTreeMap<&'static str, String>,
+    /// What is in trouble and does not yet keep the process from serving.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub degraded: BTreeMap<&'static str, String>,
 }
 
 impl Health {
     /// No checks yet. Once `shutdown` is cancelled the process drains, and is not ready whatever the checks answer.
     pub fn new(shutdown: CancellationToken) -> Self {
-        Self { shutdown, checks: Arc::default() }
+        Self { shutdown, checks: Arc::default(), troubles: Arc::default() }
     }
 
     /// Adds a check, or replaces the one of the same name. Its error is shown to every client of `/readyz`: one
@@ -60,6 +65,16 @@ impl Health {
         F: Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync + 'static,
     {
         self.checks.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::new(check));
+    }
+
+    /// Adds something that `/readyz` shows as degraded while it answers a sentence, and that does not fail it: every process
+    /// may have the same trouble, and none of them would be left to serve.
+    pub fn register_degraded(
+        &self,
+        name: &'static str,
+        trouble: impl Fn() -> Option<String> + Send + Sync + 'static,
+    ) {
+        self.troubles.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::new(trouble));
     }
 
     /// Runs all checks at once, each for at most two seconds.
@@ -75,7 +90,9 @@ impl Health {
         if self.shutdown.is_cancelled() {
             failing.insert("draining", "the process is shutting down".into());
         }
-        Report { ready: failing.is_empty(), failing }
+        let troubles = self.troubles.read().unwrap_or_else(PoisonError::into_inner);
+        let degraded = troubles.iter().filter_map(|(name, trouble)| Some((*name, trouble()?))).collect();
+        Report { ready: failing.is_empty(), failing, degraded }
     }
 }
 

@@ -21,7 +21,7 @@ use serde_json::Value;
 use crate::address::from_here;
 use crate::parked::remote::{Refused, Remote};
 use crate::secret;
-use crate::token::{self, Claims};
+use crate::token::{self, Claims, Signer};
 
 /// The lifetime of the token that it signs for itself: longer than a long list takes.
 const TOKEN_TTL: Duration = Duration::from_secs(3600);
@@ -153,7 +153,7 @@ fn remote(wanted: &ArgMatches, settings: &Settings) -> anyhow::Result<Remote> {
                 scope: Some("service"),
                 exp: token::expiry(TOKEN_TTL).as_millis() / 1000,
             };
-            token::sign(&claims, &secret)?
+            Signer::new(settings, secret)?.sign(&claims)?
         }
     };
     Remote::new(&url, token)

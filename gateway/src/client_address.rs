@@ -134,8 +134,10 @@ fn address(node: &str) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use http::HeaderValue;
+    use naru_runtime::{Program, Settings};
 
     use super::*;
+    use crate::Config;
 
     fn client(peer: &str, header: ProxyHeader, lines: &[&'static str]) -> String {
         let trusted: Vec<Network> =
@@ -193,6 +195,25 @@ mod tests {
         ] {
             assert_eq!(told(line), wanted, "{line}");
         }
+    }
+
+    #[test]
+    fn the_keys_are_those_of_the_schema() {
+        const PROGRAM: Program = Program { name: "gateway", about: "", overrides: &[] };
+        let configured = |environment: &[(&str, &str)]| {
+            let matches = Settings::command(&PROGRAM).get_matches_from(["gateway"]);
+            let environment = environment.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
+            Settings::load(&PROGRAM, &matches, environment).and_then(|settings| settings.pick::<Config>())
+        };
+        let plain = configured(&[]).unwrap();
+        assert_eq!((plain.trusted_proxies, plain.proxy_header), (Vec::new(), ProxyHeader::XForwardedFor));
+        let proxies = ("NARU_TRUSTED_PROXIES", "10.0.0.0/8,192.0.2.7");
+        let behind = configured(&[proxies, ("NARU_PROXY_HEADER", "forwarded")]).unwrap();
+        assert_eq!(behind.trusted_proxies, ["10.0.0.0/8", "192.0.2.7"].map(|text| text.parse().unwrap()));
+        assert_eq!(behind.proxy_header, ProxyHeader::Forwarded);
+        let refused = configured(&[("NARU_TRUSTED_PROXIES", "10.0.0.0/33")]).unwrap_err().to_string();
+        assert!(refused.contains("trusted_proxies"), "{refused}");
+        assert!(configured(&[("NARU_PROXY_HEADER", "x-real-ip")]).is_err());
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub enum TlsError {
     #[error("{path} holds no {what} in PEM")]
     NotPem { path: PathBuf, what: &'static str },
     /// They don't belong together, or are of a kind that can't be served.
-    #[error("the certificate in {certificate} can't be served with the key in {key}: {source}")]
+    #[error("the certificate in {certificate} can't be served with the key in {key}")]
     Unfit { certificate: PathBuf, key: PathBuf, source: rustls::Error },
 }
 

@@ -146,9 +146,6 @@ impl Verifier {
             let secret = secret.expose().as_bytes();
             let key = Key::of_secret(secret).ok_or(TokenConfigError::ShortSecret(secret.len()))?;
             sources.push(Keys::Fixed([key].into()));
-        } else if let Some(wanted) = wanted.filter(|wanted| !Key::PUBLIC.contains(wanted)) {
-            let allowed = "a public key is for EdDSA, ES256 or RS256";
-            return Err(TokenConfigError::WrongAlgorithm { wanted, allowed });
         }
         if let Some(path) = &config.jwt_public_key_file {
             let key = Key::of_pem(&read(path)?, wanted);
@@ -163,6 +160,10 @@ impl Verifier {
             sources.push(Keys::Fixed(set.keys));
         }
         if config.jwt_jwks_url.is_some() {
+            if let Some(wanted) = wanted.filter(|wanted| !Key::PUBLIC.contains(wanted)) {
+                let allowed = "a public key is for EdDSA, ES256 or RS256";
+                return Err(TokenConfigError::WrongAlgorithm { wanted, allowed });
+            }
             sources.push(Keys::Remote(KeySet::new(config)?));
         }
         let keys = sources.pop().ok_or(TokenConfigError::NoKey)?;

@@ -243,17 +243,17 @@ impl Demo {
 /// Each push once, however often it was received.
 fn on_the_desk(handle: &Handle, person: &'static Person) -> impl Stream<Item = Push> + Send + Sync + use<> {
     let is_theirs = |push: &naru_phones::Push| push.token == person.phone.token && !push.repeated;
-    // Subscribed first: a push that comes in between is in both, and recognised by its number.
-    let coming = handle.subscribe();
     let mut lying = handle.received();
-    lying.retain(|push| is_theirs(push));
     let newest = lying.last().map_or(0, |push| push.number);
+    lying.retain(|push| is_theirs(push));
     let lying: Vec<_> = lying.iter().rev().take(SHOWN).rev().map(|push| Push::new(push, true)).collect();
-    let coming = stream::unfold(coming, |mut coming| async { Some((coming.next().await?, coming)) });
-    let coming = coming.filter_map(move |push| {
-        let is_new = is_theirs(&push) && push.number > newest;
-        std::future::ready(is_new.then(|| Push::new(&push, false)))
+    let coming = stream::unfold((handle.clone(), newest), |(handle, newest)| async move {
+        let push = handle.next(newest).await;
+        let newest = push.number;
+        Some((push, (handle, newest)))
     });
+    let coming =
+        coming.filter_map(move |push| std::future::ready(is_theirs(&push).then(|| Push::new(&push, false))));
     stream::iter(lying).chain(coming)
 }
 
@@ -315,9 +315,7 @@ fn stream_of(
     // The first comment is sent at once and shows the page that the stream is open.
     let opening = stream::iter([Ok(sse::Event::default().comment("open"))]);
     let until_shutdown = opening.chain(events).take_until(shutdown.cancelled_owned());
-    let mut response = warp::Reply::into_response(sse::reply(sse::keep_alive().stream(until_shutdown)));
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
+    warp::Reply::into_response(sse::reply(sse::keep_alive().stream(until_shutdown)))
 }
 
 /// Whether the request names this machine, as a browser on it does.
@@ -332,9 +330,7 @@ fn answer(kind: &'static str, body: String) -> Response {
     let mut response = Response::new(body.into());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     response
 }

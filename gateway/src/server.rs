@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::TryFutureExt;
 use http::{HeaderMap, Request};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -16,10 +17,15 @@ use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use warp::Filter;
+use warp::filters::BoxedFilter;
 
 use crate::client_address::{ClientAddress, client_address};
+use crate::gateway::Gateway;
 use crate::refusal::Close;
-use crate::{Gateway, Routes, api, connect};
+use crate::{api, connect};
+
+/// More routes, tried before the gateway's own: the all-in-one's demo page.
+pub type Routes = BoxedFilter<(warp::reply::Response,)>;
 
 /// The connection of a client that has not sent its request by then is closed.
 const REQUEST_WITHIN: Duration = Duration::from_secs(15);
@@ -58,7 +64,7 @@ pub(crate) async fn serve(
                 tracing::debug!(%error, "TCP_NODELAY was not set");
             }
             let Some(tls) = &owner.tls else { return converse(&owner, stream, peer, service).await };
-            match owner.draining.run_until_cancelled(tls.accept(stream)).await {
+            match owner.drain.begun.run_until_cancelled(tls.accept(stream)).await {
                 Some(Ok(stream)) => converse(&owner, stream, peer, service).await,
                 Some(Err(error)) => tracing::debug!(%error, %peer, "a TLS handshake failed"),
                 None => {}
@@ -87,7 +93,10 @@ async fn converse<S, B>(
     let service = service_fn(|mut request: Request<Incoming>| {
         let client = client_address(peer, request.headers(), trusted, header);
         request.extensions_mut().insert(client);
-        service.call(request)
+        service.call(request).map_ok(|mut response| {
+            naru_runtime::admin::guard(response.headers_mut());
+            response
+        })
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -97,7 +106,7 @@ async fn converse<S, B>(
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = gateway.draining.cancelled() => {
+        () = gateway.drain.begun.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -109,14 +118,14 @@ async fn converse<S, B>(
 
 async fn drain(gateway: &Gateway) {
     tracing::info!(sessions = gateway.sessions.count(), in_hand = gateway.pending.in_hand(), "draining");
-    gateway.draining.cancel();
+    gateway.drain.begun.cancel();
     gateway.sessions.all().iter().for_each(|session| session.drain());
     let deadline: Duration = gateway.config.drain_deadline.into();
     if timeout(deadline.mul_f64(ANSWER_SHARE), gateway.pending.emptied()).await.is_err() {
         let in_hand = gateway.pending.in_hand();
         tracing::warn!(in_hand, "not all messages were answered; their senders will resend them");
     }
-    match timeout(BARRIER_WITHIN, gateway.pass_drain_barrier()).await {
+    match timeout(BARRIER_WITHIN, gateway.presence.pass_drain_barrier(gateway.restored.subscribe())).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             tracing::warn!(%error, "the drain barrier was not passed: presence or the live layer failed")

@@ -23,9 +23,9 @@ use warp::filters::BoxedFilter;
 use warp::path::FullPath;
 use warp::reply::Response;
 
-use crate::Gateway;
 use crate::client_address::ClientAddress;
 use crate::connect::is_allowed;
+use crate::gateway::Gateway;
 use crate::refusal::Refusal;
 use crate::token::{Identity, bearer};
 

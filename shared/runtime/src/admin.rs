@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -208,7 +208,14 @@ async fn answer(
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    guard(response.headers_mut());
     Ok(response)
+}
+
+/// An answer is for one caller at one moment: no cache keeps it, and no browser reads it as another type than it says.
+pub fn guard(headers: &mut HeaderMap) {
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
 }
 
 #[cfg(test)]
@@ -271,6 +278,8 @@ mod tests {
         let ready = ask(address, "GET /readyz").await;
         assert!(ready.starts_with("HTTP/1.1 503 "), "{ready}");
         assert!(ready.contains("content-type: application/json\r\n"), "{ready}");
+        assert!(ready.contains("cache-control: no-store\r\n"), "{ready}");
+        assert!(ready.contains("x-content-type-options: nosniff\r\n"), "{ready}");
         assert!(ready.ends_with(r#"{"ready":false,"failing":{"store":"no primary"}}"#), "{ready}");
         assert!(ask(address, "GET /healthz").await.ends_with("\r\n\r\nok\n"));
         assert!(ask(address, "GET /metrics").await.ends_with("# EOF\n"));

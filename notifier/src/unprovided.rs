@@ -66,7 +66,7 @@ impl Unprovided {
                 "devices are registered for it: their pushes are parked until it is"
             );
             let sentence = format!("{reason}; devices are registered for it, and their pushes are parked");
-            self.health.warn(lane, sentence);
+            self.health.register_degraded(lane, move || Some(sentence.clone()));
         }
     }
 

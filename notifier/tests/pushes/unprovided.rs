@@ -8,7 +8,7 @@ async fn without_a_provider_pushes_are_parked_and_go_out_when_there_is_one() {
     world.registers("B", "phone", Platform::Fcm).await;
     world.registers("B", "iphone", Platform::Apns).await;
     let notifier = Running::with_webhook(&world, &webhook);
-    assert!(notifier.health.report().await.warnings.is_empty());
+    assert!(notifier.health.report().await.degraded.is_empty());
     for content in ["one", "two"] {
         world.missed(&world.says(content).await, &["B"]).await;
         // The backend's own is not held up.
@@ -24,7 +24,7 @@ async fn without_a_provider_pushes_are_parked_and_go_out_when_there_is_one() {
     }
     notifier.counts("no_provider_total{lane=\"fcm\"} 2").await;
     let report = notifier.health.report().await;
-    let told: Vec<_> = report.warnings.iter().map(|(name, why)| (*name, why.as_str())).collect();
+    let told: Vec<_> = report.degraded.iter().map(|(name, why)| (*name, why.as_str())).collect();
     let sentence = |provider: &str| {
         format!(
             "no provider: {provider} is not configured; devices are registered for it, and their pushes are parked"
@@ -36,7 +36,7 @@ async fn without_a_provider_pushes_are_parked_and_go_out_when_there_is_one() {
 
     // A process that finds them says so.
     let notifier = Running::start(&world, config(None), []);
-    until(|| async { (notifier.health.report().await.warnings.len() == 2).then_some(()) }).await;
+    until(|| async { (notifier.health.report().await.degraded.len() == 2).then_some(()) }).await;
     notifier.finished().await;
 
     // With FCM's key its pushes go out by themselves; APNs' wait.
@@ -67,8 +67,8 @@ async fn of_two_notifiers_one_without_the_provider_loses_nothing() {
         world.missed(&world.says(&format!("message {number}")).await, &["B"]).await;
         phones.next().await.deliver();
     }
-    assert!(configured.health.report().await.warnings.is_empty());
-    assert_eq!(misconfigured.health.report().await.warnings.len(), 1);
+    assert!(configured.health.report().await.degraded.is_empty());
+    assert_eq!(misconfigured.health.report().await.degraded.len(), 1);
     world.nothing_is_queued().await;
     world.parked(0).await;
     for notifier in [configured, misconfigured] {

@@ -62,9 +62,8 @@ pub(super) async fn register(call: &Call<'_>, id: DeviceId) -> Answer {
     if token.is_empty() || token.len() > LONGEST_TOKEN {
         return Err(Refusal::Invalid(format!("token must be 1 to {LONGEST_TOKEN} bytes")));
     }
-    let (is_token, form) = form(platform, &token);
-    if !is_token {
-        return Err(Refusal::Invalid(format!("token must be {form}")));
+    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(Refusal::Invalid("token must be printable ASCII characters without spaces".to_owned()));
     }
     if locale.as_ref().is_some_and(|locale| locale.is_empty() || locale.len() > LONGEST_LOCALE) {
         return Err(Refusal::Invalid(format!("locale must be 1 to {LONGEST_LOCALE} bytes")));
@@ -82,22 +81,6 @@ pub(super) async fn register(call: &Call<'_>, id: DeviceId) -> Answer {
     let body = json(StatusCode::OK, &DeviceBody::from(&device));
     call.gateway.engines.store.devices.claim(device).await?;
     Ok(body)
-}
-
-/// Whether a token has the form of its provider's, and that form in words. Anything else, such as a line break behind it or
-/// the text that a program prints for bytes, would be a device that no push reaches. Spellings are the store's (D5).
-fn form(platform: Platform, token: &str) -> (bool, &'static str) {
-    match platform {
-        Platform::Fcm => {
-            let is_token = token.bytes().all(|byte| byte.is_ascii_graphic());
-            (is_token, "printable ASCII characters without spaces, as FCM's are")
-        }
-        Platform::Apns => {
-            let is_token =
-                token.len().is_multiple_of(2) && token.bytes().all(|byte| byte.is_ascii_hexdigit());
-            (is_token, "bytes in hexadecimal digits, as APNs' are")
-        }
-    }
 }
 
 pub(super) async fn remove(call: &Call<'_>, id: &DeviceId) -> Answer {

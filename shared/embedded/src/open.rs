@@ -18,13 +18,13 @@ const VERSION: u32 = 3;
 /// Devices: the canonical spelling of APNs' tokens (D5). Of two spellings of a token, the one that was registered last stays.
 const REPAIR: &str = "
     CREATE INDEX IF NOT EXISTS parked_by_reason ON parked (reason, parkedAt, eventId);
-    DELETE FROM devices WHERE platform = 'apns' AND token GLOB '*[A-Z]*' AND EXISTS (
+    DELETE FROM devices WHERE platform = 'apns' AND token GLOB '*[A-F]*' AND NOT token GLOB '*[^0-9A-Fa-f]*' AND EXISTS (
         SELECT 1 FROM devices AS other WHERE other.platform = 'apns' AND other.token = lower(devices.token)
             AND other.registeredAt >= devices.registeredAt);
     INSERT OR REPLACE INTO devices
         (userId, deviceId, platform, token, environment, locale, hidesContent, registeredAt)
         SELECT userId, deviceId, platform, lower(token), environment, locale, hidesContent, registeredAt
-        FROM devices WHERE platform = 'apns' AND token GLOB '*[A-Z]*' ORDER BY registeredAt;
+        FROM devices WHERE platform = 'apns' AND token GLOB '*[A-F]*' AND NOT token GLOB '*[^0-9A-Fa-f]*' ORDER BY registeredAt;
 ";
 /// The number of reader threads.
 const READERS: usize = 2;

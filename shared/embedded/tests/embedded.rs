@@ -211,6 +211,7 @@ async fn tokens_of_an_earlier_state_get_their_canonical_spelling() {
         ("c", "phone", "apns", "CD02", 4),
         ("d", "phone", "apns", "Cd02", 5),
         ("d", "tablet", "fcm", "AB01", 6),
+        ("d", "watch", "apns", "Not-AB", 7),
     ];
     for (user, device, platform, token, at) in rows {
         let sql = "INSERT INTO devices (userId, deviceId, platform, token, environment, registeredAt)
@@ -223,7 +224,12 @@ async fn tokens_of_an_earlier_state_get_their_canonical_spelling() {
         let users = ["a", "b", "c", "d"].map(|id| UserId::new(id).unwrap());
         let devices = embedded.engines().store.devices.of_users(&users).await.unwrap();
         let left = devices.iter().map(|device| (device.user.as_str(), device.id.as_str(), &*device.token));
-        let expected = [("b", "phone", "ab01"), ("d", "phone", "cd02"), ("d", "tablet", "AB01")];
+        let expected = [
+            ("b", "phone", "ab01"),
+            ("d", "phone", "cd02"),
+            ("d", "tablet", "AB01"),
+            ("d", "watch", "Not-AB"),
+        ];
         assert_eq!(left.collect::<Vec<_>>(), expected);
         embedded.close().await;
     }

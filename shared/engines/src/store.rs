@@ -387,8 +387,11 @@ impl Platform {
         match self {
             // Case-sensitive, and opaque.
             Platform::Fcm => token.into(),
-            // A number in hexadecimal digits.
-            Platform::Apns => token.to_ascii_lowercase().into(),
+            // Bytes in hexadecimal digits. What is anything else is no token of APNs', and stays as it is.
+            Platform::Apns if token.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+                token.to_ascii_lowercase().into()
+            }
+            Platform::Apns => token.into(),
         }
     }
 }

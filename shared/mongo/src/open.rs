@@ -69,7 +69,7 @@ pub(crate) async fn open(url: &str, database: &str, options: &Options) -> Engine
 ///
 /// What if the process dies in between, or several do this? Each step is conditional, and the next start finds what is left.
 async fn respell_tokens(database: &Database) -> EngineResult<()> {
-    let capitals = doc! { "platform": Platform::Apns.lane().as_str(), "token": { "$regex": "[A-Z]" } };
+    let capitals = doc! { "platform": Platform::Apns.lane().as_str(), "token": { "$regex": "^[0-9a-fA-F]*[A-F][0-9a-fA-F]*$" } };
     let devices = Find::all(capitals).sorted(doc! { "registeredAt": 1 });
     for device in database.find::<DeviceDocument>(DEVICES, devices).await?.into_iter().map(Device::from) {
         let canonical = device.platform.canonical(&device.token);

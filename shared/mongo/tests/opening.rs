@@ -77,6 +77,7 @@ async fn tokens_of_an_earlier_state_get_their_canonical_spelling() {
         ("c", "phone", "apns", "CD02", 4),
         ("d", "phone", "apns", "Cd02", 5),
         ("d", "tablet", "fcm", "AB01", 6),
+        ("d", "watch", "apns", "Not-AB", 7),
     ];
     let device = |(user, device, platform, token, at): (&str, &str, &str, &str, i64)| {
         doc! {
@@ -90,7 +91,12 @@ async fn tokens_of_an_earlier_state_get_their_canonical_spelling() {
         let mut devices = fresh.store().await.devices.of_users(&users).await.unwrap();
         devices.sort_by_key(|device| device.registered_at);
         let left = devices.iter().map(|device| (device.user.as_str(), device.id.as_str(), &*device.token));
-        let expected = [("b", "phone", "ab01"), ("d", "phone", "cd02"), ("d", "tablet", "AB01")];
+        let expected = [
+            ("b", "phone", "ab01"),
+            ("d", "phone", "cd02"),
+            ("d", "tablet", "AB01"),
+            ("d", "watch", "Not-AB"),
+        ];
         assert_eq!(left.collect::<Vec<_>>(), expected);
     }
 }

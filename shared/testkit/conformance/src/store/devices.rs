@@ -131,7 +131,7 @@ pub(super) async fn d4_a_device_that_was_not_seen_is_forgotten(subject: Of<'_, S
 pub(super) async fn d5_spellings_of_a_token_are_one_token(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let (ada, ben) = (user(), user());
-    let small = format!("{}{}", MessageId::generate(), MessageId::generate());
+    let small = MessageId::generate().to_string().replace('-', "");
     let capitals = small.to_ascii_uppercase();
     let spelled =
         |user: &UserId, token: &str, platform| Device { token: token.into(), platform, ..registered(user) };
@@ -151,12 +151,17 @@ pub(super) async fn d5_spellings_of_a_token_are_one_token(subject: Of<'_, Store>
     let store = reopened(subject, store).await;
     assert_eq!(of_users(&store, &[&ada, &ben]).await, []);
 
-    // FCM's tokens are case-sensitive.
-    let by_fcm = [&capitals, &small].map(|token| spelled(&ada, token, Platform::Fcm));
-    for device in &by_fcm {
+    // FCM's tokens are case-sensitive; so is what is not in hexadecimal digits.
+    let opaque = format!("{capitals}-Z");
+    let claimed = [
+        spelled(&ada, &capitals, Platform::Fcm),
+        spelled(&ada, &small, Platform::Fcm),
+        spelled(&ada, &opaque, Platform::Apns),
+    ];
+    for device in &claimed {
         store.devices.claim(device.clone()).await.unwrap();
     }
-    assert_eq!(of_users(&store, &[&ada]).await, sorted(&by_fcm));
+    assert_eq!(of_users(&store, &[&ada]).await, sorted(&claimed));
 }
 
 fn registered(user: &UserId) -> Device {

@@ -4,6 +4,7 @@
 //! answers there from then on, waits for MongoDB, RabbitMQ and Redis, starts the tasks, prints its address on stdout, runs
 //! until it is told to stop, and exits by the deadline.
 
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use naru_engines::Engines;
 use naru_runtime::config::optional;
 use naru_runtime::telemetry::{self, LogFormat};
 use naru_runtime::{AdminServer, Health, Metrics, Program, Settings, Span, Supervisor};
-use naru_runtime::{config, limits, signal};
+use naru_runtime::{config, limits, output, signal};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
@@ -67,8 +68,7 @@ pub fn main(
         let matches = Settings::command(program).get_matches();
         let settings = Settings::load(program, &matches, config::environment())?;
         if Settings::print_wanted(&matches) {
-            print!("{}", settings.print());
-            return Ok(());
+            return print(settings.print());
         }
         prepare(&settings)?;
         check(&settings)?;
@@ -87,10 +87,19 @@ pub fn report(program: &Program, outcome: anyhow::Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}: {error:#}", program.name);
+            output::error_line(format_args!("{}: {error:#}", program.name));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints what a command was asked for. Unlike `print!`, it does not panic where the reader of the pipe has ended.
+///
+/// # Errors
+/// When stdout can't be written.
+pub fn print(text: impl std::fmt::Display) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    write!(out, "{text}").and_then(|()| out.flush()).context("stdout can't be written")
 }
 
 /// Sets up the log and raises the limit on open files, before the process runs any task.
@@ -100,6 +109,7 @@ pub fn report(program: &Program, outcome: anyhow::Result<()>) -> ExitCode {
 pub fn prepare(settings: &Settings) -> anyhow::Result<()> {
     let logs: Logs = settings.pick()?;
     telemetry::init(&logs.log, logs.log_format)?;
+    telemetry::log_panics();
     for name in settings.unknown_environment() {
         tracing::warn!(name, "an environment variable that no key has");
     }
@@ -147,7 +157,7 @@ async fn work(
     let supervisor = Supervisor::new(program.name, shutdown, &metrics);
     let service = Service { settings, engines: distributed.engines(), metrics, health, supervisor };
     if let Some(address) = start(&service).await?.or(admin) {
-        println!("listening on http://{address}");
+        output::line(format_args!("listening on http://{address}"));
     }
     let Service { supervisor, .. } = service;
     let ended = supervisor.run(drain_deadline.into()).await;

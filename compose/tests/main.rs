@@ -8,6 +8,7 @@ mod distributed;
 mod faults;
 mod interruption;
 mod journey;
+mod output;
 mod page;
 mod parked;
 mod phones;

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::demo::{self, Demo};
 use crate::distributed::Distributed;
+use crate::service::Admin;
 use crate::{PROGRAM, secret};
 
 /// How often the intake is read while the pipeline drains.
@@ -82,6 +83,7 @@ impl EngineSet {
 /// All of Naru, running.
 pub struct Pipeline {
     address: SocketAddr,
+    admin: Admin,
     supervisor: Supervisor,
     engine_set: EngineSet,
     drain_deadline: Duration,
@@ -139,6 +141,7 @@ impl Pipeline {
 
         let metrics = Metrics::new();
         let health = Health::new(shutdown.clone());
+        let admin = Admin::bind(settings, &health, &metrics).await?;
         let Some(engine_set) = EngineSet::on(engine, &data_dir, settings, &health, &shutdown).await? else {
             return Ok(None);
         };
@@ -204,7 +207,7 @@ impl Pipeline {
                 Ok::<_, std::convert::Infallible>(())
             }
         });
-        Ok(Some(Self { address, supervisor, engine_set, drain_deadline: drain_deadline.into() }))
+        Ok(Some(Self { address, admin, supervisor, engine_set, drain_deadline: drain_deadline.into() }))
     }
 
     /// Where clients connect.
@@ -217,9 +220,13 @@ impl Pipeline {
     /// # Errors
     /// When a [`Policy::StopAll`] task failed, or tasks did not finish by the deadline.
     pub async fn run(self) -> anyhow::Result<()> {
-        let ended = self.supervisor.run(self.drain_deadline).await;
-        self.engine_set.close().await;
-        Ok(ended?)
+        let Self { admin, supervisor, engine_set, drain_deadline, .. } = self;
+        let work = async {
+            let ended = supervisor.run(drain_deadline).await;
+            engine_set.close().await;
+            Ok(ended?)
+        };
+        admin.answer_during(work).await
     }
 }
 

@@ -4,6 +4,7 @@
 //! answers there from then on, waits for MongoDB, RabbitMQ and Redis, starts the tasks, prints its address on stdout, runs
 //! until it is told to stop, and exits by the deadline.
 
+use std::convert::Infallible;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -46,6 +47,44 @@ struct Logs {
 struct Config {
     #[serde(deserialize_with = "optional")]
     admin_listen: Option<SocketAddr>,
+}
+
+/// The configured admin address, bound; none where none is configured.
+pub(crate) struct Admin(Option<(AdminServer, SocketAddr)>);
+
+impl Admin {
+    /// # Errors
+    /// When the address can't be bound.
+    pub(crate) async fn bind(
+        settings: &Settings,
+        health: &Health,
+        metrics: &Metrics,
+    ) -> anyhow::Result<Self> {
+        let Config { admin_listen } = settings.pick()?;
+        let Some(wanted) = admin_listen else { return Ok(Self(None)) };
+        let bound = AdminServer::bind(wanted, health.clone(), metrics.clone()).await;
+        let (server, address) = bound.with_context(|| format!("can't listen on {wanted}"))?;
+        tracing::info!(%address, "health and metrics are answered");
+        Ok(Self(Some((server, address))))
+    }
+
+    fn address(&self) -> Option<SocketAddr> {
+        self.0.as_ref().map(|(_, address)| *address)
+    }
+
+    /// Answers until `work` has ended, so that a probe sees a draining process and not a dead one.
+    pub(crate) async fn answer_during<T>(self, work: impl Future<Output = T>) -> T {
+        let answer = async {
+            match self.0 {
+                Some((server, _)) => answer(server).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ended = work => ended,
+            never = answer => match never {},
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -124,20 +163,12 @@ async fn serve(
     settings: Settings,
     start: impl AsyncFnOnce(&Service) -> anyhow::Result<Option<SocketAddr>>,
 ) -> anyhow::Result<()> {
-    let Config { admin_listen } = settings.pick()?;
     let shutdown = signal::shutdown().context("signals can't be listened to")?;
     let metrics = Metrics::new();
     let health = Health::new(shutdown.clone());
-    let Some(wanted) = admin_listen else {
-        return work(program, settings, metrics, health, shutdown, None, start).await;
-    };
-    let bound = AdminServer::bind(wanted, health.clone(), metrics.clone()).await;
-    let (admin, address) = bound.with_context(|| format!("can't listen on {wanted}"))?;
-    // It answers until the work has ended, so that a probe sees a draining process and not a dead one.
-    tokio::select! {
-        ended = work(program, settings, metrics, health, shutdown, Some(address), start) => ended,
-        () = answer(admin) => Ok(()),
-    }
+    let admin = Admin::bind(&settings, &health, &metrics).await?;
+    let address = admin.address();
+    admin.answer_during(work(program, settings, metrics, health, shutdown, address, start)).await
 }
 
 /// Waits for the services, runs until told to stop, drains, and closes the connections.
@@ -166,10 +197,12 @@ async fn work(
 }
 
 /// Answers `/healthz`, `/readyz` and `/metrics` for ever.
-async fn answer(admin: AdminServer) {
+async fn answer(admin: AdminServer) -> Infallible {
     let never = CancellationToken::new();
-    while let Err(error) = admin.serve(never.clone()).await {
-        tracing::warn!(%error, "the admin address does not accept; trying again");
+    loop {
+        if let Err(error) = admin.serve(never.clone()).await {
+            tracing::warn!(%error, "the admin address does not accept; trying again");
+        }
         tokio::time::sleep(ACCEPT_AGAIN).await;
     }
 }

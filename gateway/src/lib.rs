@@ -19,6 +19,7 @@ mod connect;
 mod deliver;
 mod gap;
 mod limit;
+mod origin;
 mod overdue;
 mod pending;
 mod positions;
@@ -46,7 +47,7 @@ use futures_util::future::BoxFuture;
 use naru_engines::live::IsHere;
 use naru_engines::{EngineError, Engines};
 use naru_model::GatewayId;
-use naru_runtime::config::Span;
+use naru_runtime::config::{Span, optional};
 use naru_runtime::telemetry::Metrics;
 use naru_runtime::{Health, Policy, Supervisor};
 use serde::Deserialize;
@@ -58,6 +59,7 @@ use warp::filters::BoxedFilter;
 
 use crate::accept::{Submission, Submissions};
 use crate::limit::Limiter;
+pub use crate::origin::{AllowedOrigins, NotAnOrigin};
 use crate::pending::Pending;
 use crate::positions::PendingAdvance;
 use crate::presence::{DrainBarrier, LEASE};
@@ -74,7 +76,9 @@ use crate::token::{TokenConfig, TokenConfigError, Verifier};
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {
     pub listen: SocketAddr,
-    pub allowed_origins: Vec<String>,
+    #[serde(deserialize_with = "optional")]
+    pub admin_listen: Option<SocketAddr>,
+    pub allowed_origins: AllowedOrigins,
     pub max_content_bytes: usize,
     pub max_frame_bytes: usize,
     pub max_room_members: usize,
@@ -83,6 +87,7 @@ pub struct Config {
     pub session_queue: usize,
     pub rate_messages_per_second: u32,
     pub rate_burst: u32,
+    pub http_keep_alive: Span,
     pub ping_interval: Span,
     pub delivery_grace: Span,
     pub delivery_proof: DeliveryProof,

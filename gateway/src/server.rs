@@ -1,10 +1,14 @@
 //! Accepts connections, and on shutdown ends them in order.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::header::{CACHE_CONTROL, HeaderMap, HeaderValue, UPGRADE, X_CONTENT_TYPE_OPTIONS};
+use http::{Method, Request, Response};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -16,7 +20,7 @@ use warp::Filter;
 use crate::refusal::Close;
 use crate::{Gateway, Routes, api, connect};
 
-/// The connection of a client that has not sent its request by then is closed.
+/// The connection of a client that has not sent its first request by then is closed.
 const REQUEST_WITHIN: Duration = Duration::from_secs(15);
 /// The part of the drain deadline that is for answering messages in hand; the rest is for closing.
 const ANSWER_SHARE: f64 = 0.5;
@@ -47,8 +51,9 @@ pub(crate) async fn serve(
             },
         };
         let (service, draining) = (service.clone(), gateway.draining.clone());
+        let keep_alive = gateway.config.http_keep_alive.into();
         gateway.connections.spawn(async move {
-            if let Err(error) = converse(stream, service, draining).await {
+            if let Err(error) = converse(stream, service, keep_alive, draining).await {
                 tracing::debug!(%error, "an HTTP connection ended");
             }
         });
@@ -61,13 +66,11 @@ pub(crate) async fn serve(
 async fn converse<S, B>(
     stream: TcpStream,
     service: TowerToHyperService<S>,
+    keep_alive: Duration,
     draining: CancellationToken,
 ) -> hyper::Result<()>
 where
-    S: tower_service::Service<http::Request<hyper::body::Incoming>, Response = http::Response<B>>
-        + Clone
-        + Send
-        + 'static,
+    S: tower_service::Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     B: hyper::body::Body + Send + 'static,
@@ -78,17 +81,48 @@ where
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY was not set");
     }
+    let has_asked = AtomicBool::new(false);
+    let service = service_fn(|request| {
+        has_asked.store(true, Ordering::Relaxed);
+        let answer = service.call(prepared(request));
+        async { answer.await.map(with_common_headers) }
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(REQUEST_WITHIN)
+        // From the end of an answer to the end of the next request's head: how long an idle connection is kept.
+        .header_read_timeout(keep_alive)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
+    let never_asked = async {
+        tokio::time::sleep(REQUEST_WITHIN).await;
+        if has_asked.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    };
     tokio::select! {
         ended = connection.as_mut() => return ended,
         () = draining.cancelled() => connection.as_mut().graceful_shutdown(),
+        () = never_asked => return Ok(()),
     }
     connection.await
+}
+
+/// HEAD is GET without a body, for every path: hyper leaves the body out. It is never a WebSocket handshake.
+fn prepared(mut request: Request<Incoming>) -> Request<Incoming> {
+    if request.method() == Method::HEAD {
+        *request.method_mut() = Method::GET;
+        request.headers_mut().remove(UPGRADE);
+    }
+    request
+}
+
+/// An answer is what its content type says, and is not stored by caches, unless it says otherwise itself.
+fn with_common_headers<B>(mut response: Response<B>) -> Response<B> {
+    let headers = response.headers_mut();
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
 }
 
 async fn drain(gateway: &Gateway) {
@@ -133,7 +167,7 @@ fn all_routes(
         .then(|gateway: Arc<Gateway>, headers: HeaderMap, upgrade| async move {
             connect::upgrade(&gateway, &headers, upgrade).await.unwrap_or_else(|refusal| {
                 gateway.telemetry.count_refused(&refusal);
-                api::refused(&refusal)
+                connect::refused(&refusal)
             })
         })
         .boxed();

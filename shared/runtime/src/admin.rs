@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -190,7 +190,10 @@ async fn answer(
     });
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     Ok(response)
 }
 
@@ -255,7 +258,12 @@ mod tests {
         assert!(ready.starts_with("HTTP/1.1 503 "), "{ready}");
         assert!(ready.contains("content-type: application/json\r\n"), "{ready}");
         assert!(ready.ends_with(r#"{"ready":false,"failing":{"store":"no primary"}}"#), "{ready}");
+        assert!(ready.contains("cache-control: no-store\r\n"), "{ready}");
+        assert!(ready.contains("x-content-type-options: nosniff\r\n"), "{ready}");
         assert!(ask(address, "GET /healthz").await.ends_with("\r\n\r\nok\n"));
+        let head = ask(address, "HEAD /healthz").await;
+        assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("content-length: 3\r\n"), "{head}");
+        assert!(head.ends_with("\r\n\r\n"), "{head}");
         assert!(ask(address, "GET /metrics").await.ends_with("# EOF\n"));
         assert!(ask(address, "GET /").await.starts_with("HTTP/1.1 404 "));
         assert!(ask(address, "POST /metrics").await.starts_with("HTTP/1.1 404 "));

@@ -16,4 +16,5 @@ mod phones;
 mod programs;
 mod proof;
 mod scenarios;
+mod settings;
 mod support;

@@ -78,7 +78,7 @@ fn the_notifier_refuses_a_webhook_that_cannot_be_called_before_it_waits_for_anyt
     let output = output.expect("it can be run");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
-    assert!(said.contains("notifier: `push_webhook_url` is not an http or https URL"), "{said}");
+    assert!(said.contains("notifier: `push_webhook_url` (from NARU_PUSH_WEBHOOK_URL): must be a URL that begins with http://"), "{said}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Opens the data: for one process at a time, and only in a layout that this version can read.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use crate::Embedded;
 use crate::database::{Database, ENGINE, engine_error};
+use crate::directory;
 
 /// The data's layout and its version. No release exists yet, so no older layout is read.
 const SCHEMA: &str = include_str!("schema.sql");
@@ -35,12 +36,13 @@ pub(crate) fn open(dir: &Path) -> EngineResult<Database> {
 fn claim(dir: &Path) -> EngineResult<File> {
     let unavailable = |why: String| EngineError::unavailable(ENGINE, Applied::No, why);
     let claim = || {
-        if !dir.exists() {
-            fs::create_dir_all(dir)?;
-            // Synced, so that a power cut can't remove the directory with confirmed data in it.
-            dir.canonicalize()?.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())?;
+        directory::prepare(dir)?;
+        // SQLite gives the log and its index the permissions of the database.
+        directory::open_file(&dir.join(Embedded::DATABASE))?;
+        for beside in ["-wal", "-shm"] {
+            directory::restrict_file(&dir.join(format!("{}{beside}", Embedded::DATABASE)))?;
         }
-        File::options().create(true).truncate(false).write(true).open(dir.join("naru.lock"))
+        directory::open_file(&dir.join("naru.lock"))
     };
     let file = claim().map_err(|error| unavailable(format!("{} can't be used: {error}", dir.display())))?;
     match file.try_lock() {

@@ -2,7 +2,9 @@
 //! contracts themselves are checked by the conformance suite.
 
 use std::collections::HashSet;
+use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -182,6 +184,39 @@ async fn a_directory_has_one_owner_at_a_time() {
     assert!(matches!(late, EngineError::Unavailable { applied: Applied::No, .. }), "{late}");
     open(dir.path()).close().await;
     assert!(!dir.path().join("naru.db-wal").exists(), "all of the log is in the database");
+}
+
+#[tokio::test]
+async fn the_data_is_its_owners_only_whatever_it_was() {
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let parent = tempdir().unwrap();
+    let dir = parent.path().join("new").join("data");
+    let files = ["naru.db", "naru.db-wal", "naru.db-shm", "naru.lock"].map(|name| dir.join(name));
+    for made_by in ["this version", "one that let others read"] {
+        let embedded = open(&dir);
+        embedded.engines().store.intake.append(&[accepted("written")]).await.unwrap();
+        assert_eq!(mode(&dir), 0o700, "{made_by}");
+        for file in &files {
+            assert_eq!(mode(file), 0o600, "{made_by}: {}", file.display());
+        }
+        // As a process that was killed leaves it: with its log.
+        let copies = files.each_ref().map(|file| (file, fs::read(file).unwrap()));
+        embedded.close().await;
+        for (file, content) in copies {
+            fs::write(file, content).unwrap();
+            fs::set_permissions(file, fs::Permissions::from_mode(0o644)).unwrap();
+        }
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_directory_of_all_users_is_refused_and_left_as_it_is() {
+    let dir = tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+    let refused = Embedded::open(dir.path(), Options::default()).err().unwrap().to_string();
+    assert!(refused.contains("shared by all users"), "{refused}");
+    assert_eq!(fs::metadata(dir.path()).unwrap().permissions().mode() & 0o7777, 0o1777);
 }
 
 #[tokio::test]

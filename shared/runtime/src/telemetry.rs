@@ -229,7 +229,7 @@ mod tests {
     #[test]
     fn a_word_that_is_no_level_is_refused_with_those_that_are() {
         for good in
-            ["info", "WARN", "off", "info,naru_engines=debug", "warn, naru::store=trace", "naru[span]=debug"]
+            ["info", "WARN", "off", "info,naru_engines=debug", "warn,naru::store=trace", "naru[span]=debug"]
         {
             assert!(filter(good).is_ok(), "{good}");
         }

@@ -13,7 +13,7 @@ use crate::directory;
 
 /// The data's layout and its version. No release exists yet, so no older layout is read.
 const SCHEMA: &str = include_str!("schema.sql");
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 /// The number of reader threads.
 const READERS: usize = 2;
 /// How many prepared statements each connection caches: more than exist.

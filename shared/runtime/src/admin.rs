@@ -107,7 +107,7 @@ pub async fn respond(path: &str, health: &Health, metrics: &Metrics) -> Option<A
     Some(Answer { status, content_type, body })
 }
 
-/// A small HTTP server for the workers that have no other one.
+/// A small HTTP server for these pages alone.
 pub struct AdminServer {
     listener: TcpListener,
     health: Health,

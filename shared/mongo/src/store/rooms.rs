@@ -105,8 +105,8 @@ impl Rooms for Database {
     /// rooms of another system that were never listed.
     ///
     /// The index has the activity that [`bump`](naru_engines::store::Messages::bump) set. It decides the rooms of a page and
-    /// the start of the next one, so a walk meets every room that was not bumped meanwhile; the order within the page is
-    /// that of the newest messages, bumped or not.
+    /// the start of the next one, so a walk meets every room that was not bumped meanwhile; within the page, a room
+    /// that was not bumped yet is where its newest message's timestamp puts it.
     async fn of_user(
         &self,
         user: &UserId,

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-/// What the owner may do with a directory, and with a file. Nobody else may do anything.
+/// The permissions of a directory and of a file: none for other users.
 const DIRECTORY: u32 = 0o700;
 const FILE: u32 = 0o600;
 /// In a directory with this bit (`/tmp`), every user keeps files.

@@ -28,9 +28,9 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// A longer time is a typing error, and would overflow moments.
 const YEARS: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// What MongoDB takes in one document, and RabbitMQ in one message: 16 MiB.
-const LARGEST: i64 = 16 << 20;
+const MAX_DOCUMENT: i64 = 16 << 20;
 /// Queues of this many entries are memory that no machine has.
-const MANY: i64 = 10_000_000;
+const MAX_ENTRIES: i64 = 10_000_000;
 
 /// Each key with a bound, and why. The schema's test holds that every number and every duration is here.
 pub(super) const BOUNDS: &[(&str, Bound, &str)] = &[
@@ -48,10 +48,14 @@ pub(super) const BOUNDS: &[(&str, Bound, &str)] = &[
     ("jwt_leeway", Bound::Time(Duration::ZERO, DAY), "a token would be accepted long after its end"),
     (
         "max_content_bytes",
-        Bound::Count(1, LARGEST),
+        Bound::Count(1, MAX_DOCUMENT),
         "no message could be sent, or none of that length stored",
     ),
-    ("max_frame_bytes", Bound::Count(1024, LARGEST), "no frame could be sent, or none of that length stored"),
+    (
+        "max_frame_bytes",
+        Bound::Count(1024, MAX_DOCUMENT),
+        "no frame could be sent, or none of that length stored",
+    ),
     (
         "max_room_members",
         Bound::Count(2, 100_000),
@@ -59,13 +63,13 @@ pub(super) const BOUNDS: &[(&str, Bound, &str)] = &[
     ),
     ("rate_messages_per_second", Bound::Count(0, u32::MAX as i64), "it is a number of messages"),
     ("rate_burst", Bound::Count(0, u32::MAX as i64), "it is a number of messages"),
-    ("max_connections", Bound::Count(1, MANY), "no client could connect"),
+    ("max_connections", Bound::Count(1, MAX_ENTRIES), "no client could connect"),
     (
         "session_queue",
-        Bound::Count(1, MANY),
+        Bound::Count(1, MAX_ENTRIES),
         "no frame could be queued for a client: each would be closed at its first message",
     ),
-    ("max_pending_sends", Bound::Count(1, MANY), "every message would be refused as OVERLOADED"),
+    ("max_pending_sends", Bound::Count(1, MAX_ENTRIES), "every message would be refused as OVERLOADED"),
     ("delivery_grace", Bound::Time(Duration::ZERO, DAY), "a push would come too late to be of use"),
     ("drain_deadline", Bound::Time(SECOND, DAY), "every stop would cut off the work in hand"),
     (
@@ -96,16 +100,16 @@ pub(super) const BOUNDS: &[(&str, Bound, &str)] = &[
 pub(super) fn violation(key: &str, value: &Value) -> Option<String> {
     let (_, bound, why) = BOUNDS.iter().find(|(name, ..)| *name == key)?;
     let (is_within, wanted) = match bound {
-        Bound::Count(least, most) => (
-            value.as_integer().is_some_and(|count| (*least..=*most).contains(&count)),
-            format!("be from {least} to {most}"),
+        Bound::Count(min, max) => (
+            value.as_integer().is_some_and(|count| (*min..=*max).contains(&count)),
+            format!("be from {min} to {max}"),
         ),
-        Bound::Time(least, most) => {
+        Bound::Time(min, max) => {
             let span = match value.as_str().unwrap_or_default().parse::<Span>() {
                 Ok(span) => span,
                 Err(error) => return Some(format!("must be a duration like \"10s\" or \"1h 30m\": {error}")),
             };
-            ((*least..=*most).contains(&span.0), format!("be from {} to {}", Span(*least), Span(*most)))
+            ((*min..=*max).contains(&span.0), format!("be from {} to {}", Span(*min), Span(*max)))
         }
         Bound::Url(schemes) => url(value, schemes),
         Bound::UrlIfSet(_) if value.as_str() == Some("") => return None,

@@ -243,17 +243,17 @@ impl Demo {
 /// Each push once, however often it was received.
 fn on_the_desk(handle: &Handle, person: &'static Person) -> impl Stream<Item = Push> + Send + Sync + use<> {
     let is_theirs = |push: &naru_phones::Push| push.token == person.phone.token && !push.repeated;
-    // Subscribed first: a push that comes in between is in both, and recognised by its number.
-    let coming = handle.subscribe();
     let mut lying = handle.received();
-    lying.retain(|push| is_theirs(push));
     let newest = lying.last().map_or(0, |push| push.number);
+    lying.retain(|push| is_theirs(push));
     let lying: Vec<_> = lying.iter().rev().take(SHOWN).rev().map(|push| Push::new(push, true)).collect();
-    let coming = stream::unfold(coming, |mut coming| async { Some((coming.next().await?, coming)) });
-    let coming = coming.filter_map(move |push| {
-        let is_new = is_theirs(&push) && push.number > newest;
-        std::future::ready(is_new.then(|| Push::new(&push, false)))
+    let coming = stream::unfold((handle.clone(), newest), |(handle, newest)| async move {
+        let push = handle.next(newest).await;
+        let newest = push.number;
+        Some((push, (handle, newest)))
     });
+    let coming =
+        coming.filter_map(move |push| std::future::ready(is_theirs(&push).then(|| Push::new(&push, false))));
     stream::iter(lying).chain(coming)
 }
 

@@ -38,11 +38,7 @@ pub fn command() -> Command {
         )
         .arg(address("fcm", "127.0.0.1:9201", "Where FCM and OAuth2 listen"))
         .arg(address("apns", "127.0.0.1:9202", "Where APNs listens"))
-        .arg(address(
-            "admin",
-            "127.0.0.1:9200",
-            "Where /pushes, /counts and the answers on demand are, over HTTP",
-        ))
+        .arg(address("admin", "127.0.0.1:9200", "Where /pushes and /counts are, over HTTP"))
 }
 
 /// Runs the emulator until `shutdown`.

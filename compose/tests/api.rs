@@ -126,7 +126,7 @@ async fn two_people_have_one_direct_room() {
         }
     }
 
-    // Who is in it is for ever, even for the backend.
+    // Its members never change, even for the backend.
     let ada = naru.http("A");
     for http in [&ada, &backend(&naru)] {
         refused(http.post("/api/rooms/A_B/members", json!({"userId": "C"})).await, 409, "CONFLICT");
@@ -234,7 +234,7 @@ async fn members_come_and_go() {
     let mut phone = naru.phone("A").await;
     send_many(&mut phone, &id, 1, 3).await;
 
-    // Any member adds. Who comes sees all that was said before.
+    // Any member adds. A new member sees all that was said before.
     refused(dora.post(&members, json!({"userId": "D"})).await, 404, "ROOM_NOT_FOUND");
     let mut doras = naru.phone("D").await;
     done(ben.post(&members, json!({"userId": "D"})).await);
@@ -264,7 +264,7 @@ async fn members_come_and_go() {
     done(ben.delete(&member("B")).await);
     refused(ben.get(&path_of(&id)).await, 404, "ROOM_NOT_FOUND");
     refused(ben.delete(&member("B")).await, 404, "ROOM_NOT_FOUND");
-    // It stays a group, and who comes back finds everything.
+    // It stays a group, and a member who comes back finds everything.
     done(ada.post(&members, json!({"userId": "C"})).await);
     assert_eq!(cleo.history(&id, "").await.len(), 5);
     refused(cleo.delete(&member("A")).await, 403, "FORBIDDEN");
@@ -281,7 +281,7 @@ async fn members_come_and_go() {
     naru.stop().await;
 }
 
-/// Once the call has returned, who was removed is a stranger.
+/// Once the call has returned, a removed member has no access to the room.
 #[tokio::test]
 async fn a_removed_member_is_a_stranger() {
     let naru = Naru::start(&[]).await;
@@ -591,7 +591,7 @@ async fn messages_are_sent_over_http() {
         }
     }
 
-    // A service speaks for a member, by any name; nobody else does.
+    // A service speaks for a member, by any name; no other caller does.
     let body = |extra: Value| {
         let mut body = json!({"content": "beep", "clientMessageId": "bot-1"});
         body.as_object_mut().expect("an object").extend(extra.as_object().expect("an object").clone());
@@ -712,7 +712,7 @@ async fn devices_are_registered() {
 }
 
 #[tokio::test]
-async fn presence_is_for_those_who_share_a_room() {
+async fn presence_is_for_users_with_a_room_in_common() {
     let naru = Naru::start(&[]).await;
     let ada = naru.http("A");
     ada.create_room(&["A", "B"]).await;
@@ -740,7 +740,7 @@ async fn presence_is_for_those_who_share_a_room() {
     }
     assert_eq!(gone[0]["online"], false);
     assert!(is_time(&gone[0]["lastSeenAt"]), "{gone}");
-    // Who shares a room no more is seen no more.
+    // A user without a room in common any more is seen no more.
     assert_eq!(all("userId", ask("D").await.as_array().expect("a list")), ["D"]);
     done(ada.delete(&format!("{}/members/D", path_of(&group))).await);
     assert_eq!(ask("D").await, json!([]));
@@ -755,13 +755,13 @@ async fn presence_is_for_those_who_share_a_room() {
 #[tokio::test]
 async fn it_tells_how_it_is() {
     let naru = Naru::start(&[]).await;
-    let nobody = Http::without_token(&naru.url);
-    assert_eq!(nobody.get("/healthz").await.0, 200);
-    assert_eq!(nobody.get("/readyz").await.0, 200);
+    let anonymous = Http::without_token(&naru.url);
+    assert_eq!(anonymous.get("/healthz").await.0, 200);
+    assert_eq!(anonymous.get("/readyz").await.0, 200);
     naru.http("A").create_room(&["A", "B"]).await;
     let mut ada = naru.phone("A").await;
     send_many(&mut ada, "A_B", 1, 1).await;
-    let (status, metrics) = nobody.get("/metrics").await;
+    let (status, metrics) = anonymous.get("/metrics").await;
     let metrics = metrics.as_str().expect("a text");
     assert_eq!(status, 200);
     for line in metrics.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
@@ -924,7 +924,7 @@ async fn positions_only_go_forward() {
     assert_eq!(ada.expect("READ").await["seq"], 6);
     assert_eq!(room(&http, "A_B").await["unreadCount"], 0);
     // Nothing is left of what reached too far, neither there nor where there is no message yet. Steps are taken in
-    // their order: who is told of the last one knows that those before were taken.
+    // their order: a client that is told of the last one knows that those before were taken.
     naru.http("B").create_room(&["B", "C"]).await;
     ben.send_json(&step("READ", 1 << 63)).await;
     ben.send_json(&json!({"type": "READ", "chatRoomId": "B_C", "seq": 5})).await;
@@ -947,7 +947,7 @@ async fn positions_only_go_forward() {
     naru.stop().await;
 }
 
-/// Devices have their own positions, but who is told of a user hears of the furthest.
+/// Devices have their own positions, but other users are told of the furthest.
 #[tokio::test]
 async fn a_slower_device_takes_nothing_back() {
     let naru = Naru::start(&[]).await;
@@ -964,7 +964,7 @@ async fn a_slower_device_takes_nothing_back() {
     naru.stop().await;
 }
 
-/// In a crowd positions are kept, but nobody is told.
+/// In a large room positions are kept, but not published.
 #[tokio::test]
 async fn positions_are_not_told_in_a_crowd() {
     let naru = Naru::start(&[]).await;

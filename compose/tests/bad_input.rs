@@ -425,7 +425,7 @@ async fn what_breaks_the_websocket_itself_closes() {
     naru.stop().await;
 }
 
-/// One who sends too fast is told when to go on, and then may.
+/// A user who sends too fast is told when to go on, and then may.
 #[tokio::test]
 async fn the_rate_is_limited() {
     let naru = Naru::start(&["--rate-messages-per-second", "4", "--rate-burst", "2"]).await;
@@ -479,17 +479,17 @@ async fn the_rate_is_limited() {
 }
 
 #[tokio::test]
-async fn without_a_rate_nobody_is_limited() {
-    nobody_is_limited(["--rate-messages-per-second", "0"]).await;
+async fn without_a_rate_no_sender_is_limited() {
+    no_sender_is_limited(["--rate-messages-per-second", "0"]).await;
 }
 
 #[tokio::test]
-async fn without_a_burst_nobody_is_limited() {
-    nobody_is_limited(["--rate-burst", "0"]).await;
+async fn without_a_burst_no_sender_is_limited() {
+    no_sender_is_limited(["--rate-burst", "0"]).await;
 }
 
 /// 0 turns the limit off, by either key.
-async fn nobody_is_limited(flags: [&str; 2]) {
+async fn no_sender_is_limited(flags: [&str; 2]) {
     let naru = Naru::start(&flags).await;
     naru.http("A").create_room(&["A", "B"]).await;
     let mut ada = naru.phone("A").await;
@@ -505,7 +505,7 @@ async fn nobody_is_limited(flags: [&str; 2]) {
     naru.stop().await;
 }
 
-/// Who waits as long as was asked for has waited long enough: the wait is rounded up.
+/// A client that waits as long as was asked for has waited long enough: the wait is rounded up.
 #[tokio::test]
 async fn the_wait_is_never_too_short() {
     let naru = Naru::start(&["--rate-messages-per-second", "1000", "--rate-burst", "1"]).await;
@@ -600,15 +600,15 @@ async fn bad_tokens_are_refused_before_the_upgrade() {
             assert_eq!((status, &body["code"]), (401, &json!("UNAUTHENTICATED")), "{what}: {body}");
         }
     }
-    let nobody = Connect::without_token(&naru.url);
+    let anonymous = Connect::without_token(&naru.url);
     for connect in [
-        nobody.clone(),
-        nobody.clone().header("authorization", "Basic QTpB"),
-        nobody.clone().header("authorization", &good),
-        nobody.clone().header("authorization", "Bearer"),
-        nobody.clone().header("sec-websocket-protocol", "naru.v1"),
-        nobody.clone().header("sec-websocket-protocol", &format!("naru.v1, {good}")),
-        nobody.header("cookie", &format!("token={good}")),
+        anonymous.clone(),
+        anonymous.clone().header("authorization", "Basic QTpB"),
+        anonymous.clone().header("authorization", &good),
+        anonymous.clone().header("authorization", "Bearer"),
+        anonymous.clone().header("sec-websocket-protocol", "naru.v1"),
+        anonymous.clone().header("sec-websocket-protocol", &format!("naru.v1, {good}")),
+        anonymous.header("cookie", &format!("token={good}")),
     ] {
         assert_eq!(connect.client().await.expect_err("no token").status(), Some(401));
     }
@@ -618,7 +618,7 @@ async fn bad_tokens_are_refused_before_the_upgrade() {
     let (_, list) = naru.http("A").get("/api/rooms").await;
     assert_eq!(list, json!({"rooms": [], "nextCursor": null}));
 
-    // The longest user id, each of its characters, claims nobody knows, and a token that is valid since just now.
+    // The longest user id, each of its characters, unknown claims, and a token that is valid since just now.
     let all = "AZaz09._@:~-".to_owned() + &"x".repeat(116);
     let claims =
         Claims::user(&all).with("aud", "elsewhere").with("iss", "someone").with("nbf", 1).expires_in(hour);
@@ -669,7 +669,7 @@ async fn pages_come_from_their_own_origin() {
         assert_eq!(own.client().await.expect("a session").welcome().await["userId"], "A");
         assert_eq!(connect.client().await.expect("a session").welcome().await["userId"], "A");
     }
-    // Who has a good token and asks for no upgrade has made a mistake; who has none is told that first.
+    // A good token without an upgrade is a mistake of the request; a missing token is told first.
     let (status, body) = naru.http("A").get("/ws").await;
     assert_eq!((status, &body["code"]), (400, &json!("INVALID_FRAME")));
     assert_eq!(Http::without_token(&naru.url).get("/ws").await.0, 401);
@@ -706,7 +706,7 @@ async fn a_session_ends_with_its_token() {
     naru.stop().await;
 }
 
-/// `WELCOME` says who one is, and a message says whose it is: by the name in the token it was sent with.
+/// `WELCOME` names the user, and a message names its sender: by the name in the token it was sent with.
 #[tokio::test]
 async fn a_name_comes_from_the_token() {
     let naru = Naru::start(&[]).await;

@@ -1,7 +1,7 @@
 //! The same promises with each worker a process of its own, on real services: MongoDB's protocol, RabbitMQ, Redis.
 //!
 //! Read [`journey`] first: it is [`crate::journey`] once more. Each test has a [`Cluster`]: a database, a virtual host and a
-//! Redis that nobody else uses.
+//! Redis that no other test uses.
 
 mod account;
 mod cluster;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::support::Naru;
 
-/// Everybody whom the load makes write, each to the next.
+/// All users whom the load makes write, each to the next.
 const PEOPLE: [&str; 4] = ["A", "B", "C", "D"];
 /// How many messages each of them writes.
 const EACH: usize = 40;
@@ -60,9 +60,9 @@ async fn answer(phone: &mut Client) -> Value {
     }
 }
 
-/// Everybody writes at the same time; then the rooms must hold what was acknowledged: each message once, densely
+/// All users write at the same time; then the rooms must hold what was acknowledged: each message once, densely
 /// numbered. Answers each room's history.
-async fn everybody_writes(naru: &Naru) -> Vec<Vec<Value>> {
+async fn all_users_write(naru: &Naru) -> Vec<Vec<Value>> {
     let mut writing = Vec::new();
     for (index, person) in PEOPLE.into_iter().enumerate() {
         let other = PEOPLE[(index + 1) % PEOPLE.len()];
@@ -100,7 +100,7 @@ fn assert_in_order(histories: &[Vec<Value>]) {
 #[tokio::test]
 async fn a_bus_that_loses_half_loses_nothing() {
     let naru = on(|engines| Engines { bus: losing(engines.bus.clone(), 11, 0.5), ..engines }).await;
-    assert_in_order(&everybody_writes(&naru).await);
+    assert_in_order(&all_users_write(&naru).await);
     naru.stop().await;
 }
 
@@ -108,7 +108,7 @@ async fn a_bus_that_loses_half_loses_nothing() {
 #[tokio::test]
 async fn a_bus_that_reorders_changes_no_order() {
     let naru = on(|engines| Engines { bus: reordering(engines.bus.clone(), 12, 0.5), ..engines }).await;
-    assert_in_order(&everybody_writes(&naru).await);
+    assert_in_order(&all_users_write(&naru).await);
     naru.stop().await;
 }
 
@@ -134,7 +134,7 @@ async fn engines_that_fail_are_asked_again() {
         "proofs.record",
     ];
     let naru = on(|engines| intercepted(engines, Arc::new(Only(PARTS, Flaky::new(13, 0.1))))).await;
-    everybody_writes(&naru).await;
+    all_users_write(&naru).await;
     naru.stop().await;
 }
 
@@ -166,7 +166,7 @@ async fn a_store_that_goes_away_confirms_nothing_and_comes_back() {
     naru.stop().await;
 }
 
-/// Presence that can't be asked is not absence: everybody gets both.
+/// Presence that can't be asked is not absence: every recipient gets both.
 #[tokio::test]
 async fn unknown_is_not_offline() {
     let outage = Arc::new(Outage::default());
@@ -211,7 +211,7 @@ async fn a_lost_confirmation_is_looked_up() {
     let sent = std::time::Instant::now();
     ada.chat("A_B", "is it safe?", "a-1").await;
     assert_eq!(ada.expect("ACK").await["seq"], 1);
-    assert!(sent.elapsed() >= Duration::from_millis(500), "who told?");
+    assert!(sent.elapsed() >= Duration::from_millis(500), "the confirmation came from elsewhere");
     naru.stop().await;
 }
 

@@ -1,4 +1,4 @@
-//! The live layer forgets or reorders: whoever may have missed something is told, and nobody else; a gap is filled.
+//! The live layer forgets or reorders: only clients that may have missed something are asked to SYNC; a gap is filled.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -33,12 +33,12 @@ impl World {
             async move { answer }.boxed()
         };
         let change = move |engines: Engines| {
-            *sink.lock().expect("nobody panics with it") = Some(engines.clone());
+            *sink.lock().expect("no panic under the lock") = Some(engines.clone());
             intercepted(engines, Arc::new(Only(&["live.next"], Before(interrupt))))
         };
         let changes = Changes { engines: Some(Box::new(change)), ..Changes::default() };
         let naru = Naru::start_with(flags, changes).await;
-        let engines = out.lock().expect("nobody panics with it").take().expect("the engines were changed");
+        let engines = out.lock().expect("no panic under the lock").take().expect("the engines were changed");
         Self { naru, engines, interruption }
     }
 
@@ -80,9 +80,9 @@ impl World {
     async fn interrupted(&self) {
         self.interruption.store(true, Ordering::Relaxed);
         // The subscription is listened to again when it has heard something.
-        let nobody =
+        let news =
             News::Typing { chat_room_id: RoomId::new("nowhere").expect("a room id"), user_id: user("A") };
-        self.publish(LiveEvent { recipients: [user("A")].into(), origin: None, news: nobody }).await;
+        self.publish(LiveEvent { recipients: [user("A")].into(), origin: None, news }).await;
     }
 }
 
@@ -99,7 +99,7 @@ async fn heard(phone: &mut Client, count: usize) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn who_may_have_missed_something_is_asked_to_sync_and_nobody_else() {
+async fn only_clients_that_may_have_missed_a_message_are_asked_to_sync() {
     let world = World::start(&[]).await;
     for members in [["A", "B"], ["C", "D"]] {
         world.naru.http(members[0]).create_room(&members).await;
@@ -108,7 +108,7 @@ async fn who_may_have_missed_something_is_asked_to_sync_and_nobody_else() {
     let mut cleo = world.synced("C", "C_D").await;
     let mut dan = world.naru.phone("D").await;
 
-    // Interrupted in silence: only who never said what he has is asked.
+    // Interrupted in silence: only a client that never said what it has is asked.
     world.interrupted().await;
     assert!(dan.expect("RESYNC").await.get("rooms").is_none(), "any of his rooms may have moved");
     for phone in [&mut ben, &mut cleo] {
@@ -135,9 +135,9 @@ async fn who_may_have_missed_something_is_asked_to_sync_and_nobody_else() {
     world.naru.stop().await;
 }
 
-/// Where nothing else would tell of what can't be seen from here, everybody is asked.
+/// Where nothing else would tell of what can't be seen from here, every client is asked.
 #[tokio::test]
-async fn without_proof_of_delivery_everybody_is_asked_to_sync() {
+async fn without_proof_of_delivery_every_client_is_asked_to_sync() {
     let world = World::start(&["--delivery-grace", "0s"]).await;
     world.naru.http("A").create_room(&["A", "B"]).await;
     let mut ben = world.synced("B", "A_B").await;
@@ -146,9 +146,9 @@ async fn without_proof_of_delivery_everybody_is_asked_to_sync() {
     world.naru.stop().await;
 }
 
-/// A live layer that was restarted has forgotten who is here.
+/// A live layer that was restarted has forgotten the sessions.
 #[tokio::test]
-async fn presence_is_told_again_who_is_here() {
+async fn all_sessions_are_attached_to_presence_again() {
     let world = World::start(&[]).await;
     let mut ben = Client::connect(&world.naru.url, &crate::support::token_of("B")).await.expect("a welcome");
     let session = ben.welcome().await["sessionId"].as_str().expect("an id").to_owned();
@@ -213,7 +213,7 @@ async fn what_never_came_is_fetched() {
 
 /// Presence does not answer when a phone connects: it is served, and as soon as presence hears of it, it hears of messages.
 #[tokio::test]
-async fn who_connects_while_presence_is_away_is_found_when_it_is_back() {
+async fn a_client_that_connects_while_presence_is_away_is_found_when_it_is_back() {
     let outage = Arc::new(Outage::default());
     let presence = outage.clone();
     let change = move |engines: Engines| intercepted(engines, Arc::new(Only(&["presence.attach"], presence)));

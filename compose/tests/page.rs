@@ -120,7 +120,7 @@ async fn a_message_written_while_the_server_is_dead_is_resent() {
     desk.clear_away_after_an_outage().await;
 }
 
-/// P4 as the page sees it: the server dies with a message in its hands, whose fate nobody knows. The page sends it
+/// P4 as the page sees it: the server dies with a message in its hands, whose fate is unknown. The page sends it
 /// again by itself, and there is one.
 #[tokio::test]
 async fn a_message_of_unknown_fate_is_sent_again_by_the_page() {
@@ -195,7 +195,7 @@ async fn the_page_speaks_korean() {
     desk.clear_away().await;
 }
 
-/// Pictures of the page for whoever changes it, in `target/screenshots`. On a small screen one person is shown at a
+/// Pictures of the page for its developers, in `target/screenshots`. On a small screen one person is shown at a
 /// time, and the other's tab counts the pushes on the phone that is out of sight. Nothing is wider than the screen.
 #[tokio::test]
 async fn the_page_fits_its_screens() {

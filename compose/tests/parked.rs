@@ -1,4 +1,4 @@
-//! Pushes that could not be sent, over HTTP: listed, looked at, sent again, dropped, by a service and by nobody else. The
+//! Pushes that could not be sent, over HTTP: listed, looked at, sent again, dropped, only by a service. The
 //! same by command is in [`command`].
 
 #[path = "parked/command.rs"]
@@ -127,7 +127,7 @@ async fn what_is_parked_is_listed_and_dropped_by_a_service() {
     (shown["title"], shown["body"]) = (json!("Ada"), json!("안녕하세요"));
     assert_eq!(done(service.get(&path(&two)).await), shown);
 
-    // Nobody else sees or does anything, not even of pushes that are to themselves.
+    // No other caller sees or does anything, not even of pushes that are to themselves.
     let ben = naru.http("B");
     refused(ben.get("/api/parked").await, 403, "FORBIDDEN");
     refused(ben.get(&path(&one)).await, 403, "FORBIDDEN");
@@ -242,7 +242,7 @@ async fn a_replay_goes_to_its_device_as_it_is_now() {
         let mut batch = lane.receive(9).await.expect("a batch");
         assert_eq!(batch.len(), 1);
         let delivery = batch.remove(0);
-        ack([delivery.receipt]).await.expect("it is done");
+        ack([delivery.ack_handle]).await.expect("it is done");
         delivery.event
     };
     done(ben.put("/api/devices/phone", json!({"platform": "fcm", "token": "the new one"})).await);

@@ -107,7 +107,7 @@ pub async fn each_of_bens_phones_buzzes_once_on(url: &str, backend: &mut Webhook
     assert_eq!(seen, BTreeSet::from(expected));
     assert_eq!(pushes.len(), 4, "each once");
 
-    // Whoever is muted is left alone, and a phone that is handed on belongs to who has it.
+    // A member who muted the room gets no push, and a phone that is handed on belongs to its new user.
     let (status, _) = ben.put("/api/rooms/A_B/settings", json!({ "muted": true })).await;
     assert_eq!(status, 200);
     let body = json!({ "platform": "fcm", "token": "token-of-bens-pixel" });

@@ -229,7 +229,11 @@ async fn without_a_grace_time_presence_decides() {
     ada.expect("ACK").await;
     naru.counts("naru_fanout_closed_total 1").await;
     assert_eq!(counted.count("offline.send"), 0);
-    assert_eq!(counted.count("presence.online"), 2, "before the publish, and after it: who left in between?");
+    assert_eq!(
+        counted.count("presence.online"),
+        2,
+        "before the publish, and after it: which sessions left in between?"
+    );
     assert_eq!(counted.count("proofs"), 0);
     naru.backend.none_waiting();
     naru.stop().await;
@@ -268,8 +272,8 @@ async fn an_orderly_stop_accounts_for_every_message() {
     naru.http("A").create_room(&["A", "C"]).await;
     let (mut ada, mut ben, mut cleo) = (naru.phone("A").await, naru.phone("B").await, naru.phone("C").await);
     cleo.reading(Reading::WithoutPongs);
-    ada.chat("A_B", "to one who answers", "a-1").await;
-    ada.chat("A_C", "to one who does not", "a-2").await;
+    ada.chat("A_B", "to a user who answers", "a-1").await;
+    ada.chat("A_C", "to a user who does not", "a-2").await;
     ben.expect("CHAT").await;
     cleo.expect("CHAT").await;
     ada.expect("ACK").await;
@@ -277,5 +281,5 @@ async fn an_orderly_stop_accounts_for_every_message() {
     let began = Instant::now();
     naru.stop().await;
     assert!(began.elapsed() < Duration::from_secs(5), "it did not wait for the grace time");
-    assert_eq!(counted.count("offline.send"), 1, "for the one who did not answer");
+    assert_eq!(counted.count("offline.send"), 1, "for the user who did not answer");
 }

@@ -180,7 +180,7 @@ async fn a_drain_answers_first() {
     assert_eq!(code, 1001);
 }
 
-/// A client that does not read is closed, delays nobody, and finds everything in the store when it comes back.
+/// A client that does not read is closed, delays no other client, and finds everything in the store when it comes back.
 #[tokio::test]
 async fn a_client_that_does_not_read_is_closed() {
     let naru = Naru::start(&["--session-queue", "64", "--rate-messages-per-second", "0"]).await;

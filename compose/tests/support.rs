@@ -60,7 +60,7 @@ impl Naru {
         let pipeline = Pipeline::start_with(&settings, shutdown.clone(), changes)
             .await
             .expect("Naru starts")
-            .expect("nobody has told it to stop");
+            .expect("it was not told to stop");
         let url = format!("http://{}", pipeline.address());
         Self { url, backend, _data: data, shutdown, running: tokio::spawn(pipeline.run()) }
     }
@@ -72,10 +72,10 @@ impl Naru {
 
     /// Waits until the metrics have this line.
     pub async fn counts(&self, line: &str) {
-        let nobody = Http::without_token(&self.url);
+        let anonymous = Http::without_token(&self.url);
         let counting = async {
             loop {
-                let (_, page) = nobody.get("/metrics").await;
+                let (_, page) = anonymous.get("/metrics").await;
                 if page.as_str().expect("a text").lines().any(|counted| counted == line) {
                     return;
                 }

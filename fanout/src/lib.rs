@@ -6,6 +6,7 @@
 //! the intake entry. So an entry is open until every recipient is accounted for.
 
 mod account;
+mod ledger;
 mod members;
 mod publish;
 pub mod route;
@@ -34,9 +35,9 @@ pub fn run(
 ) {
     let telemetry = telemetry::Telemetry::new(metrics);
     let grace = Some(config.delivery_grace.0).filter(|grace| !grace.is_zero());
-    let (accountant, published) =
-        account::Accountant::new(engines.clone(), grace, no_more_proofs, telemetry.clone());
+    let (tracker, published) =
+        account::DeliveryTracker::new(engines.clone(), grace, no_more_proofs, telemetry.clone());
     let fanout = publish::Fanout::new(grace, engines, published, telemetry);
     supervisor.spawn("publish", Policy::Restart, move |stop| fanout.clone().run(stop));
-    supervisor.spawn("account", Policy::Restart, move |stop| accountant.clone().run(stop));
+    supervisor.spawn("account", Policy::Restart, move |stop| tracker.clone().run(stop));
 }

@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use naru_engines::bus::{Work, work_on};
+use naru_engines::work::{Work, work_on};
 use naru_engines::{EngineResult, Engines};
 use naru_model::hops::{Offline, Saved};
 use naru_model::live::{LiveEvent, News};
@@ -17,7 +17,7 @@ use naru_runtime::backoff::full_jitter;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::account::Published;
+use crate::ledger::Published;
 use crate::members::{MemberCache, Members, Version};
 use crate::route::{Online, Route, route};
 use crate::telemetry::Telemetry;
@@ -74,7 +74,7 @@ impl Fanout {
         let published = self.fan_out(events).await.inspect_err(|_| {
             self.telemetry.retried.inc();
         })?;
-        // The channel outlives every run of the accountant.
+        // The channel outlives every run of the tracker.
         let _gone = self.published.send(published).await;
         Ok(())
     }
@@ -120,7 +120,7 @@ impl Fanout {
         let mut both = now;
         both.extend(later);
         if self.grace.is_none() {
-            self.enqueue_who_left(&both).await?;
+            self.enqueue_departed(&both).await?;
         }
         let published = both.into_iter().map(|Routed { saved, trace, route }| {
             let unproven = if self.grace.is_some() { route.to_prove } else { Vec::new() };
@@ -161,7 +161,7 @@ impl Fanout {
 
     /// Where nothing has to be proven, a recipient who was online before the publish and is not after it may have missed it
     /// (a session leaves presence before it stops taking messages), and gets a push like all offline recipients.
-    async fn enqueue_who_left(&self, messages: &[Routed]) -> EngineResult<()> {
+    async fn enqueue_departed(&self, messages: &[Routed]) -> EngineResult<()> {
         let here: HashSet<&UserId> = messages.iter().flat_map(|routed| &routed.route.to_prove).collect();
         if here.is_empty() {
             return Ok(());

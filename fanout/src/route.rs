@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_here_has_to_prove_and_who_is_not_gets_a_push() {
+    fn an_online_recipient_has_to_prove_and_an_offline_one_gets_a_push() {
         let members = [user("ada"), user("ben"), user("cleo")];
         let routed = route(&user("ada"), &members, &known(&["ada", "ben"]));
         assert_eq!(routed.live, [user("ada"), user("ben")]);

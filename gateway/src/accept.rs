@@ -17,17 +17,20 @@ use naru_engines::{EngineError, Engines};
 use naru_model::frame::{Ack, Chat};
 use naru_model::hops::Accepted;
 use naru_model::message::Outcome;
-use naru_model::{ClientMessageId, Event, Message, MessageId, Origin, RoomId, Timestamp, Trace, UserId};
+use naru_model::{
+    ClientMessageId, Event, GatewayId, Message, MessageId, Origin, RoomId, Timestamp, Trace, UserId,
+};
 use naru_runtime::backoff::Backoff;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
-use crate::Gateway;
 use crate::batches::{Batches, Limits, Linger, WINDOW};
-use crate::pending::{Asker, Pending, Waiter, waiter};
+use crate::limit::Limiter;
+use crate::pending::{Asker, Pending, Permit, Waiter, waiter};
 use crate::refusal::Refusal;
-use crate::sessions::Session;
+use crate::rooms::RoomCache;
+use crate::session_state::Session;
 use crate::telemetry::Telemetry;
 
 /// How many messages one write, and one hand-over, holds at most …
@@ -44,8 +47,8 @@ const APPEND_WITHIN: Duration = Duration::from_secs(5);
 /// How long a hand-over to the persister may take before it is left to the sweep. (A broker that is short of memory
 /// blocks publishers without an error.)
 const PUBLISH_WITHIN: Duration = Duration::from_secs(5);
-/// For how long the gateway remembers the fates of messages that later ones may be `after`.
-const REMEMBER_FATES: Duration = Duration::from_secs(60);
+/// For how long the gateway remembers the messages that later ones may be `after`.
+const REMEMBER_FOR: Duration = Duration::from_secs(60);
 
 /// A message that passed all checks, and the waiter for its answer.
 pub(crate) struct Submission {
@@ -73,44 +76,19 @@ impl Submissions {
     }
 }
 
-/// Takes a `CHAT` frame of a session. The answer goes to the session later.
-pub(crate) async fn from_session(gateway: &Gateway, session: &Arc<Session>, chat: Chat) {
-    let ticket = chat.client_message_id.is_none().then(|| session.ticket());
-    let named = chat.client_message_id.clone();
-    let refuse = |refusal: Refusal| {
-        gateway.telemetry.count_refused(&refusal);
-        session.answer(ticket, refusal.frame(named.as_ref()));
-        session.wake();
-    };
-    let identity = &session.identity;
-    if chat.sender_id.as_deref().is_some_and(|sender| sender != identity.user.as_str()) {
-        return refuse(Refusal::Forbidden("senderId must be the token's sub"));
-    }
-    let admitted =
-        match admit(gateway, &chat.chat_room_id, &identity.user, &chat.content, !identity.is_service).await {
-            Ok(permit) => permit,
-            Err(refusal) => return refuse(refusal),
-        };
-    let id = MessageId::generate();
-    let accepted = Accepted {
-        id,
-        after: session.sent(&chat.chat_room_id, id),
-        chat_room_id: chat.chat_room_id,
-        sender_id: identity.user.clone(),
-        sender_name: identity.name.clone(),
-        content: chat.content,
-        timestamp: Timestamp::now(),
-        client_message_id: chat.client_message_id.unwrap_or_else(|| id.into()),
-        origin: Some(Origin { gateway: gateway.id.clone(), session: Some(session.id.clone()) }),
-        trace: Trace::start(),
-    };
-    let asker = Asker::Session { session: session.clone(), ticket };
-    let waiter = waiter(&accepted, asker, admitted);
-    gateway.submissions.submit(Submission { accepted, waiter });
+/// Takes messages from sessions and HTTP requests: checks them, and submits them to the [`Intake`].
+pub(crate) struct Acceptor {
+    pub(crate) gateway: GatewayId,
+    pub(crate) max_content_bytes: usize,
+    pub(crate) limiter: Limiter,
+    pub(crate) rooms: Arc<RoomCache>,
+    pub(crate) pending: Arc<Pending>,
+    pub(crate) submissions: Submissions,
+    pub(crate) telemetry: Arc<Telemetry>,
 }
 
 /// A message sent over HTTP, by its author or by a service in their name.
-pub(crate) struct Draft {
+pub(crate) struct SendRequest {
     pub(crate) chat_room_id: RoomId,
     pub(crate) sender_id: UserId,
     pub(crate) sender_name: Arc<str>,
@@ -120,52 +98,91 @@ pub(crate) struct Draft {
     pub(crate) is_limited: bool,
 }
 
-/// Takes a message sent over HTTP and waits for its outcome.
-///
-/// # Errors
-/// The refusal; `UNAVAILABLE` when its fate is unknown.
-pub(crate) async fn from_http(gateway: &Gateway, draft: Draft) -> Result<Ack, Refusal> {
-    let admitted =
-        admit(gateway, &draft.chat_room_id, &draft.sender_id, &draft.content, draft.is_limited).await?;
-    let accepted = Accepted {
-        id: MessageId::generate(),
-        chat_room_id: draft.chat_room_id,
-        sender_id: draft.sender_id,
-        sender_name: draft.sender_name,
-        content: draft.content,
-        timestamp: Timestamp::now(),
-        client_message_id: draft.client_message_id,
-        after: None,
-        origin: Some(Origin { gateway: gateway.id.clone(), session: None }),
-        trace: Trace::start(),
-    };
-    let (answer, answered) = oneshot::channel();
-    let waiter = waiter(&accepted, Asker::Http(answer), admitted);
-    gateway.submissions.submit(Submission { accepted, waiter });
-    answered.await.unwrap_or(Err(Refusal::Unavailable))
-}
+impl Acceptor {
+    /// Takes a `CHAT` frame of a session. The answer goes to the session later.
+    pub(crate) async fn accept_frame(&self, session: &Arc<Session>, chat: Chat) {
+        let ticket = chat.client_message_id.is_none().then(|| session.ticket());
+        let named = chat.client_message_id.clone();
+        let refuse = |refusal: Refusal| {
+            self.telemetry.count_refused(&refusal);
+            session.answer(ticket, refusal.frame(named.as_ref()));
+            session.wake();
+        };
+        let identity = &session.identity;
+        if chat.sender_id.as_deref().is_some_and(|sender| sender != identity.user.as_str()) {
+            return refuse(Refusal::Forbidden("senderId must be the token's sub"));
+        }
+        let admitted =
+            match self.admit(&chat.chat_room_id, &identity.user, &chat.content, !identity.is_service).await {
+                Ok(permit) => permit,
+                Err(refusal) => return refuse(refusal),
+            };
+        let id = MessageId::generate();
+        let accepted = Accepted {
+            id,
+            after: session.sent(&chat.chat_room_id, id),
+            chat_room_id: chat.chat_room_id,
+            sender_id: identity.user.clone(),
+            sender_name: identity.name.clone(),
+            content: chat.content,
+            timestamp: Timestamp::now(),
+            client_message_id: chat.client_message_id.unwrap_or_else(|| id.into()),
+            origin: Some(Origin { gateway: self.gateway.clone(), session: Some(session.id.clone()) }),
+            trace: Trace::start(),
+        };
+        let asker = Asker::Session { session: session.clone(), ticket };
+        let waiter = waiter(&accepted, asker, admitted);
+        self.submissions.submit(Submission { accepted, waiter });
+    }
 
-async fn admit(
-    gateway: &Gateway,
-    room: &RoomId,
-    sender: &UserId,
-    content: &str,
-    is_limited: bool,
-) -> Result<crate::pending::Permit, Refusal> {
-    if content.is_empty() {
-        return Err(Refusal::Invalid("content must not be empty".to_owned()));
+    /// Takes a message sent over HTTP and waits for its outcome.
+    ///
+    /// # Errors
+    /// The refusal; `UNAVAILABLE` when its fate is unknown.
+    pub(crate) async fn accept_request(&self, request: SendRequest) -> Result<Ack, Refusal> {
+        let admitted = self
+            .admit(&request.chat_room_id, &request.sender_id, &request.content, request.is_limited)
+            .await?;
+        let accepted = Accepted {
+            id: MessageId::generate(),
+            chat_room_id: request.chat_room_id,
+            sender_id: request.sender_id,
+            sender_name: request.sender_name,
+            content: request.content,
+            timestamp: Timestamp::now(),
+            client_message_id: request.client_message_id,
+            after: None,
+            origin: Some(Origin { gateway: self.gateway.clone(), session: None }),
+            trace: Trace::start(),
+        };
+        let (answer, answered) = oneshot::channel();
+        let waiter = waiter(&accepted, Asker::Http(answer), admitted);
+        self.submissions.submit(Submission { accepted, waiter });
+        answered.await.unwrap_or(Err(Refusal::Unavailable))
     }
-    let limit = gateway.config.max_content_bytes;
-    if content.len() > limit {
-        return Err(Refusal::TooLarge { limit });
+
+    async fn admit(
+        &self,
+        room: &RoomId,
+        sender: &UserId,
+        content: &str,
+        is_limited: bool,
+    ) -> Result<Permit, Refusal> {
+        if content.is_empty() {
+            return Err(Refusal::Invalid("content must not be empty".to_owned()));
+        }
+        let limit = self.max_content_bytes;
+        if content.len() > limit {
+            return Err(Refusal::TooLarge { limit });
+        }
+        if is_limited {
+            self.limiter.take(sender)?;
+        }
+        if self.rooms.of_member(room, sender).await?.is_none() {
+            return Err(Refusal::RoomNotFound);
+        }
+        self.pending.admit()
     }
-    if is_limited {
-        gateway.limiter.take(sender)?;
-    }
-    if gateway.rooms.of_member(room, sender).await?.is_none() {
-        return Err(Refusal::RoomNotFound);
-    }
-    gateway.pending.admit()
 }
 
 /// Writes submitted messages to the intake, and passes on those that were written.
@@ -176,7 +193,7 @@ pub(crate) struct Intake {
     pending: Arc<Pending>,
     telemetry: Arc<Telemetry>,
     written: mpsc::Sender<Vec<Accepted>>,
-    fates: Fates,
+    predecessors: Predecessors,
 }
 
 /// Hands written messages over to the persister.
@@ -196,9 +213,9 @@ pub(crate) fn steps(
     let (accepted, telemetry) = (engines.bus.accepted.clone(), telemetry.clone());
     let hand_over = HandOver { accepted, telemetry: telemetry.clone(), written };
     let (intake, messages) = (engines.store.intake.clone(), engines.store.messages.clone());
-    let (pending, fates) = (pending.clone(), Fates::default());
+    let (pending, predecessors) = (pending.clone(), Predecessors::default());
     let linger = engines.store.linger;
-    (Intake { intake, linger, messages, pending, telemetry, written: sender, fates }, hand_over)
+    (Intake { intake, linger, messages, pending, telemetry, written: sender, predecessors }, hand_over)
 }
 
 /// A store's configured linger for appends, as a limit of batches.
@@ -227,7 +244,7 @@ impl Intake {
     async fn accept(&mut self, batch: impl Iterator<Item = Submission>) -> Vec<Accepted> {
         let (mut entries, mut waiters) = (Vec::new(), Vec::new());
         for Submission { mut accepted, waiter } in batch {
-            match self.fates.of(&mut accepted) {
+            match self.predecessors.correct(&mut accepted) {
                 Ok(()) => {
                     entries.push(accepted);
                     waiters.push(waiter);
@@ -255,7 +272,7 @@ impl Intake {
             match answer {
                 Appended::New => {
                     // The message before it may be a resend in the same batch.
-                    let _is_stored_all_the_same = self.fates.of(&mut accepted);
+                    let _is_stored_all_the_same = self.predecessors.correct(&mut accepted);
                     self.pending.wait(accepted.id, accepted.timestamp, waiter);
                     new += 1;
                     written.push(accepted);
@@ -324,7 +341,7 @@ impl Intake {
             waiter.resolve(id, outcome, timestamp);
             return None;
         }
-        self.fates.note(again.id, Fate::Is(id));
+        self.predecessors.note(again.id, Predecessor::ResendOf(id));
         self.pending.wait(id, timestamp, waiter);
         // The session that resends is the one that waits for the answer now.
         Some(Accepted { origin: again.origin, ..first.accepted })
@@ -332,7 +349,7 @@ impl Intake {
 
     fn refuse(&mut self, waiter: Waiter, refusal: Refusal) {
         self.telemetry.count_refused(&refusal);
-        self.fates.note(waiter.sent_as, Fate::Failed);
+        self.predecessors.note(waiter.sent_as, Predecessor::Failed);
         waiter.refuse(refusal);
     }
 }
@@ -363,31 +380,31 @@ impl HandOver {
     }
 }
 
-/// The fates of recent messages, as far as later ones depend on them.
+/// Recent messages that failed or were resends: a later message of the same session may be `after` one of them.
 #[derive(Default)]
-pub(crate) struct Fates {
-    of: HashMap<MessageId, Fate>,
+pub(crate) struct Predecessors {
+    of: HashMap<MessageId, Predecessor>,
     noted: VecDeque<(Instant, MessageId)>,
 }
 
 #[derive(Clone, Copy)]
-enum Fate {
+enum Predecessor {
     /// The message was not accepted, or its fate is unknown.
     Failed,
     /// The message was a resend of this one, which is under way.
-    Is(MessageId),
+    ResendOf(MessageId),
 }
 
-impl Fates {
+impl Predecessors {
     /// Corrects the `after` of a message.
     ///
     /// # Errors
     /// When the message before it failed: `UNAVAILABLE`, so that the client resends both in order.
-    fn of(&mut self, accepted: &mut Accepted) -> Result<(), Refusal> {
+    fn correct(&mut self, accepted: &mut Accepted) -> Result<(), Refusal> {
         self.forget();
         match accepted.after.and_then(|before| self.of.get(&before)) {
-            Some(Fate::Failed) => Err(Refusal::Unavailable),
-            Some(Fate::Is(first)) => {
+            Some(Predecessor::Failed) => Err(Refusal::Unavailable),
+            Some(Predecessor::ResendOf(first)) => {
                 accepted.after = Some(*first);
                 Ok(())
             }
@@ -395,14 +412,14 @@ impl Fates {
         }
     }
 
-    fn note(&mut self, id: MessageId, fate: Fate) {
-        self.of.insert(id, fate);
+    fn note(&mut self, id: MessageId, predecessor: Predecessor) {
+        self.of.insert(id, predecessor);
         self.noted.push_back((Instant::now(), id));
     }
 
     fn forget(&mut self) {
         while let Some((noted_at, id)) = self.noted.front().copied() {
-            if noted_at.elapsed() < REMEMBER_FATES {
+            if noted_at.elapsed() < REMEMBER_FOR {
                 break;
             }
             self.noted.pop_front();
@@ -417,7 +434,7 @@ mod tests {
     use naru_engines::EngineResult;
     use naru_engines::bus::Receiver;
     use naru_engines::store::{Closing, Run, Window};
-    use naru_model::{GatewayId, Seq};
+    use naru_model::Seq;
     use naru_runtime::telemetry::Metrics;
     use tokio::sync::Mutex;
 
@@ -524,8 +541,8 @@ mod tests {
             let hand_over =
                 HandOver { accepted: self.engine.clone(), telemetry: telemetry.clone(), written: receiver };
             let linger = store::Linger::NONE;
-            let fates = Fates::default();
-            (Intake { intake, linger, messages, pending, telemetry, written, fates }, hand_over)
+            let predecessors = Predecessors::default();
+            (Intake { intake, linger, messages, pending, telemetry, written, predecessors }, hand_over)
         }
 
         fn submission(&self, accepted: &Accepted) -> Submission {

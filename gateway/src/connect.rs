@@ -17,10 +17,11 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
+use crate::gateway::Gateway;
 use crate::refusal::Refusal;
 use crate::session;
 use crate::token::bearer;
-use crate::{Gateway, api};
+use crate::api;
 
 /// The one version of the protocol that is spoken.
 const VERSION: &str = "13";
@@ -55,7 +56,7 @@ pub(crate) async fn upgrade(
     let (Some(key), Some(upgrade)) = (handshake_key(headers), upgrade) else {
         return Err(Refusal::Invalid("this is a WebSocket endpoint: version 13, with a key".to_owned()));
     };
-    if gateway.draining.is_cancelled() || gateway.sessions.count() >= gateway.config.max_connections {
+    if gateway.drain.has_begun() || gateway.sessions.count() >= gateway.config.max_connections {
         return Err(Refusal::Overloaded);
     }
 

@@ -13,16 +13,21 @@ use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::FuturesUnordered;
 use naru_engines::EngineResult;
 use naru_engines::live::{Signal, Subscription};
-use naru_engines::store::Window;
+use naru_engines::store::{Messages, Window};
 use naru_model::live::{LiveEvent, News};
 use naru_model::{Message, RoomId, Seq, UserId};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use crate::Gateway;
 use crate::gap::{Early, GapId, Gaps, HeldBack};
+use crate::pending::Pending;
+use crate::presence::Presence;
+use crate::proof::Proofs;
+use crate::recover::ask_to_sync;
 use crate::refusal::to_text;
-use crate::room_heads::Arrival;
+use crate::registry::SessionRegistry;
+use crate::room_heads::{Arrival, RoomHeads};
+use crate::telemetry::Telemetry;
 
 /// How long a message that skips another waits for it.
 const GAP_WAIT: Duration = Duration::from_millis(50);
@@ -33,27 +38,20 @@ const FETCHES: usize = 16;
 /// A session that is asked to `SYNC` one room is asked to do so within this.
 const SYNC_WITHIN: Duration = Duration::from_millis(500);
 
-/// Listens until the live layer closes.
-pub(crate) async fn listen(gateway: &Arc<Gateway>, subscription: &mut dyn Subscription) {
-    let mut listener = Listener {
-        gateway,
-        gaps: Gaps::default(),
-        gap_events: FuturesUnordered::new(),
-        fetches: Arc::new(Semaphore::new(FETCHES)),
-    };
-    loop {
-        tokio::select! {
-            signal = subscription.next() => match signal {
-                Some(signal) => listener.take(signal),
-                None => return,
-            },
-            Some(event_of_gap) = listener.gap_events.next() => listener.fill_gap(event_of_gap),
-        }
-    }
+/// The parts of a gateway that live events concern.
+pub(crate) struct Deliver<'a> {
+    pub(crate) sessions: &'a SessionRegistry,
+    pub(crate) pending: &'a Pending,
+    pub(crate) presence: &'a Presence,
+    pub(crate) proofs: &'a Proofs,
+    pub(crate) room_heads: &'a RoomHeads,
+    pub(crate) messages: &'a Arc<dyn Messages>,
+    pub(crate) restored: &'a watch::Sender<u64>,
+    pub(crate) telemetry: &'a Telemetry,
 }
 
 struct Listener<'a> {
-    gateway: &'a Arc<Gateway>,
+    to: Deliver<'a>,
     gaps: Gaps,
     /// The waits and fetches for the gaps.
     gap_events: FuturesUnordered<BoxFuture<'static, GapEvent>>,
@@ -68,6 +66,59 @@ enum GapEvent {
     Fetched(RoomId, GapId, EngineResult<Vec<Message>>),
 }
 
+impl Deliver<'_> {
+    /// Listens until the live layer closes.
+    pub(crate) async fn run(self, subscription: &mut dyn Subscription) {
+        let mut listener = Listener {
+            to: self,
+            gaps: Gaps::default(),
+            gap_events: FuturesUnordered::new(),
+            fetches: Arc::new(Semaphore::new(FETCHES)),
+        };
+        loop {
+            tokio::select! {
+                signal = subscription.next() => match signal {
+                    Some(signal) => listener.take(signal),
+                    None => return,
+                },
+                Some(event_of_gap) = listener.gap_events.next() => listener.fill_gap(event_of_gap),
+            }
+        }
+    }
+
+    fn forward_early(&self, event: &Early) -> u64 {
+        event.as_ref().map_or(0, |event| self.forward(event))
+    }
+
+    /// Writes an event to the sessions of its recipients, serialised once for all; returns how many got a message.
+    fn forward(&self, event: &LiveEvent) -> u64 {
+        let (mut frame, mut to_prove) = (None::<Utf8Bytes>, None);
+        let mut delivered = 0;
+        for recipient in event.recipients.iter() {
+            self.sessions.each_of(recipient, |session| {
+                let mut frame = || frame.get_or_insert_with(|| to_text(&event.news).into()).clone();
+                match &event.news {
+                    News::Chat(message) if message.sender_id == session.identity.user => {
+                        if !session.has_sent(message.id, event.origin.as_ref()) {
+                            session.send_message(frame(), None);
+                            delivered += 1;
+                        }
+                    }
+                    News::Chat(message) => {
+                        let to_prove = to_prove.get_or_insert_with(|| self.proofs.to_prove(message));
+                        session.send_message(frame(), to_prove.clone());
+                        delivered += 1;
+                    }
+                    _ if event.origin.as_ref() == Some(&session.id) => {}
+                    _ => session.send(frame()),
+                }
+            });
+        }
+        self.telemetry.delivered.inc_by(delivered);
+        delivered
+    }
+}
+
 impl Listener<'_> {
     fn take(&mut self, signal: Signal) {
         match signal {
@@ -76,40 +127,40 @@ impl Listener<'_> {
                     let (room, seq) = (message.chat_room_id.clone(), message.seq);
                     self.take_message(&room, seq, Some(event));
                 }
-                _ => drop(forward(self.gateway, &event)),
+                _ => drop(self.to.forward(&event)),
             },
             Signal::Elsewhere { room, seq } => self.take_message(&room, seq, None),
-            Signal::Confirmed(confirmations) => self.gateway.pending.resolve(&confirmations),
-            Signal::Evict(session) => self.gateway.evicted(&session),
+            Signal::Confirmed(confirmations) => self.to.pending.resolve(&confirmations),
+            Signal::Evict(session) => self.to.presence.evicted(&session),
             Signal::Interrupted => tracing::warn!("the live layer was interrupted"),
-            Signal::Restored => self.gateway.restored.send_modify(|epoch| *epoch += 1),
+            Signal::Restored => self.to.restored.send_modify(|epoch| *epoch += 1),
         }
     }
 
     fn take_message(&mut self, room: &RoomId, seq: Seq, event: Early) {
-        let gateway = self.gateway;
-        gateway.telemetry.live_messages.inc();
-        match gateway.room_heads.arrival(room, seq) {
+        let to = &self.to;
+        to.telemetry.live_messages.inc();
+        match to.room_heads.arrival(room, seq) {
             Arrival::Unknown => {
-                if forward_early(gateway, &event) > 0 {
-                    gateway.room_heads.reached(room, seq);
+                if to.forward_early(&event) > 0 {
+                    to.room_heads.reached(room, seq);
                 }
             }
             Arrival::Next => {
-                forward_early(gateway, &event);
+                to.forward_early(&event);
                 for (seq, next) in self.gaps.release(room, seq) {
                     self.forward_held(room, seq, &next);
                 }
             }
             // Late, or once more: it is never dropped, because some session may not have it.
-            Arrival::Again => drop(forward_early(gateway, &event)),
+            Arrival::Again => drop(to.forward_early(&event)),
             Arrival::Skips => {
                 if self.gaps.is_in(room)
-                    || recipients(&event).iter().any(|user| gateway.sessions.has(user.as_str()))
+                    || recipients(&event).iter().any(|user| to.sessions.has(user.as_str()))
                 {
                     self.hold(room, seq, event);
                 } else {
-                    gateway.room_heads.reached(room, seq);
+                    to.room_heads.reached(room, seq);
                 }
             }
         }
@@ -138,14 +189,14 @@ impl Listener<'_> {
     fn fill_gap(&mut self, event_of_gap: GapEvent) {
         match event_of_gap {
             GapEvent::Waited(room, id) => {
-                let (last, upto) = (self.gateway.room_heads.last(&room), self.gaps.upto(&room, id));
-                if let (Some(last), Some(upto)) = (last, upto) {
-                    let missing = usize::try_from(upto.0.saturating_sub(last.0)).unwrap_or(usize::MAX);
+                let (last, last_held) = (self.to.room_heads.last(&room), self.gaps.last_held(&room, id));
+                if let (Some(last), Some(last_held)) = (last, last_held) {
+                    let missing = usize::try_from(last_held.0.saturating_sub(last.0)).unwrap_or(usize::MAX);
                     self.fetch(room, id, last, missing.min(MAX_FETCHED));
                 }
             }
             GapEvent::Fetched(room, id, fetched) => {
-                if self.gaps.upto(&room, id).is_some() {
+                if self.gaps.last_held(&room, id).is_some() {
                     self.fill(&room, fetched);
                 }
             }
@@ -153,7 +204,7 @@ impl Listener<'_> {
     }
 
     fn fetch(&mut self, room: RoomId, id: GapId, last: Seq, limit: usize) {
-        let (messages, fetches) = (self.gateway.engines.store.messages.clone(), self.fetches.clone());
+        let (messages, fetches) = (self.to.messages.clone(), self.fetches.clone());
         let fetching = async move {
             // The semaphore is never closed: without a permit the fetch would run all the same.
             let _turn = fetches.acquire().await;
@@ -166,23 +217,23 @@ impl Listener<'_> {
     /// Forwards the events that were held back, and between them the missing messages from the store. If some are still
     /// missing, the recipients are asked to `SYNC`.
     fn fill(&mut self, room: &RoomId, fetched: EngineResult<Vec<Message>>) {
-        let last = self.gateway.room_heads.last(room).unwrap_or_default();
+        let last = self.to.room_heads.last(room).unwrap_or_default();
         let held = self.gaps.close(room);
-        let Some(upto) = held.keys().next_back().copied() else { return };
+        let Some(last_held) = held.keys().next_back().copied() else { return };
         let Some(first) = held.values().flatten().next() else {
             // No held event is for a session here. The members being the same, neither is a missing message.
-            return self.gateway.room_heads.reached(room, upto);
+            return self.to.room_heads.reached(room, last_held);
         };
         let recipients = first.recipients.clone();
         let fetched = fetched.unwrap_or_else(|error| {
             tracing::warn!(%error, "a gap was not filled: those who are concerned are asked to SYNC");
             Vec::new()
         });
-        let fetched = fetched.into_iter().filter(|message| message.seq > last && message.seq < upto);
+        let fetched = fetched.into_iter().filter(|message| message.seq > last && message.seq < last_held);
         let mut all: BTreeMap<Seq, Found> =
             fetched.map(|message| (message.seq, Found::InStore(message))).collect();
         all.extend(held.into_iter().map(|(seq, event)| (seq, Found::Held(event))));
-        let is_complete = upto.0 - last.0 == all.len() as u64;
+        let is_complete = last_held.0 - last.0 == all.len() as u64;
         for (seq, found) in all {
             match found {
                 Found::Held(event) => self.forward_held(room, seq, &event),
@@ -195,8 +246,8 @@ impl Listener<'_> {
     }
 
     fn forward_held(&self, room: &RoomId, seq: Seq, event: &Early) {
-        forward_early(self.gateway, event);
-        self.gateway.room_heads.reached(room, seq);
+        self.to.forward_early(event);
+        self.to.room_heads.reached(room, seq);
     }
 
     /// Forwards a message that the live layer did not bring. The session that sent it is not known any more, and must not
@@ -204,9 +255,9 @@ impl Listener<'_> {
     fn forward_fetched(&self, message: Message, recipients: &[UserId]) {
         let (room, seq, sender) = (message.chat_room_id.clone(), message.seq, message.sender_id.clone());
         let others = recipients.iter().filter(|user| **user != sender).cloned().collect();
-        forward(self.gateway, &LiveEvent { recipients: others, origin: None, news: News::Chat(message) });
-        self.gateway.telemetry.fetched.inc();
-        self.gateway.room_heads.reached(&room, seq);
+        self.to.forward(&LiveEvent { recipients: others, origin: None, news: News::Chat(message) });
+        self.to.telemetry.fetched.inc();
+        self.to.room_heads.reached(&room, seq);
         if recipients.contains(&sender) {
             self.ask_to_sync(&room, &[sender]);
         }
@@ -214,8 +265,8 @@ impl Listener<'_> {
 
     fn ask_to_sync(&self, room: &RoomId, users: &[UserId]) {
         for user in users {
-            self.gateway.sessions.each_of(user, |session| {
-                self.gateway.ask_to_sync(session, Some(std::slice::from_ref(room)), SYNC_WITHIN);
+            self.to.sessions.each_of(user, |session| {
+                ask_to_sync(session, Some(std::slice::from_ref(room)), SYNC_WITHIN, self.to.telemetry);
             });
         }
     }
@@ -229,36 +280,4 @@ enum Found {
 
 fn recipients(event: &Early) -> &[UserId] {
     event.as_ref().map_or(&[], |event| &event.recipients)
-}
-
-fn forward_early(gateway: &Gateway, event: &Early) -> u64 {
-    event.as_ref().map_or(0, |event| forward(gateway, event))
-}
-
-/// Writes an event to the sessions of its recipients, serialised once for all; returns how many got a message.
-fn forward(gateway: &Gateway, event: &LiveEvent) -> u64 {
-    let (mut frame, mut to_prove) = (None::<Utf8Bytes>, None);
-    let mut delivered = 0;
-    for recipient in event.recipients.iter() {
-        gateway.sessions.each_of(recipient, |session| {
-            let mut frame = || frame.get_or_insert_with(|| to_text(&event.news).into()).clone();
-            match &event.news {
-                News::Chat(message) if message.sender_id == session.identity.user => {
-                    if !session.has_sent(message.id, event.origin.as_ref()) {
-                        session.send_message(frame(), None);
-                        delivered += 1;
-                    }
-                }
-                News::Chat(message) => {
-                    let to_prove = to_prove.get_or_insert_with(|| gateway.to_prove(message));
-                    session.send_message(frame(), to_prove.clone());
-                    delivered += 1;
-                }
-                _ if event.origin.as_ref() == Some(&session.id) => {}
-                _ => session.send(frame()),
-            }
-        });
-    }
-    gateway.telemetry.delivered.inc_by(delivered);
-    delivered
 }

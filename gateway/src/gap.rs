@@ -80,7 +80,7 @@ impl Gaps {
     }
 
     /// The place of the last event behind this gap; none when it was closed.
-    pub(crate) fn upto(&self, room: &RoomId, id: GapId) -> Option<Seq> {
+    pub(crate) fn last_held(&self, room: &RoomId, id: GapId) -> Option<Seq> {
         let gap = self.open.get(room).filter(|gap| gap.id == id)?;
         gap.held.keys().next_back().copied()
     }
@@ -118,7 +118,7 @@ mod tests {
         assert_eq!(gaps.hold(&room(), Seq(6), event()), HeldBack::Joined);
         assert!(gaps.release(&room(), Seq(1)).is_empty(), "2 is still missing");
         assert_eq!(gaps.release(&room(), Seq(2)).len(), 2);
-        assert_eq!(gaps.upto(&room(), 1), Some(Seq(6)), "5 is missing now");
+        assert_eq!(gaps.last_held(&room(), 1), Some(Seq(6)), "5 is missing now");
         assert_eq!(gaps.release(&room(), Seq(5)).len(), 1);
         assert!(!gaps.is_in(&room()));
         assert_eq!(gaps.held, 0);
@@ -130,9 +130,9 @@ mod tests {
         gaps.hold(&room(), Seq(3), event());
         gaps.release(&room(), Seq(2));
         assert_eq!(gaps.hold(&room(), Seq(9), event()), HeldBack::Opened(2));
-        assert_eq!((gaps.upto(&room(), 1), gaps.upto(&room(), 2)), (None, Some(Seq(9))));
+        assert_eq!((gaps.last_held(&room(), 1), gaps.last_held(&room(), 2)), (None, Some(Seq(9))));
         assert_eq!(gaps.close(&room()).len(), 1);
-        assert_eq!((gaps.upto(&room(), 2), gaps.held), (None, 0));
+        assert_eq!((gaps.last_held(&room(), 2), gaps.held), (None, 0));
     }
 
     #[test]

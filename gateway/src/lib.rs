@@ -1,7 +1,7 @@
 //! Accepts the frames of clients, forwards live events to sessions, and serves the HTTP API.
 //!
 //! The path of a sent message is `connect` → `session` → `accept` → the intake, then the persister. A live message goes
-//! from the live layer through `deliver` to the session. `sync` reads missed messages from the store. `presence` keeps
+//! from the live layer through `deliver` to the queue of a session. `sync` reads missed messages from the store. `presence` keeps
 //! one lease for the whole gateway. `proof` records deliveries, by confirmations and by pings. `recover` acts after an
 //! interruption of the live layer.
 //!
@@ -15,9 +15,12 @@
 mod accept;
 mod api;
 mod batches;
+mod config;
 mod connect;
 mod deliver;
+mod drain;
 mod gap;
+mod gateway;
 mod limit;
 mod origin;
 mod overdue;
@@ -28,17 +31,19 @@ mod proof;
 mod proof_requests;
 mod recover;
 pub mod refusal;
+mod registry;
 mod room_heads;
 mod rooms;
 mod sending;
 mod server;
 mod session;
-mod sessions;
+mod session_state;
 mod sync;
 mod telemetry;
 pub mod token;
 mod unproven;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -47,53 +52,32 @@ use futures_util::future::BoxFuture;
 use naru_engines::live::IsHere;
 use naru_engines::{EngineError, Engines};
 use naru_model::GatewayId;
-use naru_runtime::config::{Span, optional};
 use naru_runtime::telemetry::Metrics;
 use naru_runtime::{Health, Policy, Supervisor};
-use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use warp::filters::BoxedFilter;
 
-use crate::accept::{Submission, Submissions};
+use crate::accept::{Acceptor, Submission, Submissions};
+pub use crate::config::Config;
+use crate::deliver::Deliver;
+use crate::drain::Drain;
+use crate::gateway::Gateway;
 use crate::limit::Limiter;
 pub use crate::origin::{AllowedOrigins, NotAnOrigin};
 use crate::pending::Pending;
-use crate::positions::PendingAdvance;
-use crate::presence::{DrainBarrier, LEASE};
-use crate::proof::Proven;
+use crate::positions::{PositionWriter, Positions};
+use crate::presence::Presence;
+use crate::proof::{ProofRecorder, Proofs};
 pub use crate::proof_requests::DeliveryProof;
-use crate::proof_requests::ProofRequests;
+use crate::recover::Recover;
+use crate::registry::SessionRegistry;
 use crate::room_heads::RoomHeads;
 use crate::rooms::RoomCache;
-use crate::sessions::{Session, Sessions};
+pub use crate::server::Routes;
 use crate::telemetry::Telemetry;
 use crate::token::{TokenConfig, TokenConfigError, Verifier};
-
-/// The keys of the configuration that a gateway reads; `defaults.toml` explains them.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Config {
-    pub listen: SocketAddr,
-    #[serde(deserialize_with = "optional")]
-    pub admin_listen: Option<SocketAddr>,
-    pub allowed_origins: AllowedOrigins,
-    pub max_content_bytes: usize,
-    pub max_frame_bytes: usize,
-    pub max_room_members: usize,
-    pub max_connections: usize,
-    pub max_pending_sends: usize,
-    pub session_queue: usize,
-    pub rate_messages_per_second: u32,
-    pub rate_burst: u32,
-    pub http_keep_alive: Span,
-    pub ping_interval: Span,
-    pub delivery_grace: Span,
-    pub delivery_proof: DeliveryProof,
-    pub push_ttl: Span,
-    pub drain_deadline: Span,
-}
 
 /// Why a gateway does not start.
 #[derive(Debug, thiserror::Error)]
@@ -107,36 +91,6 @@ pub enum StartError {
     /// An engine does not answer.
     #[error(transparent)]
     Engine(#[from] EngineError),
-}
-
-/// More routes, tried before the gateway's own: the all-in-one's demo page.
-pub type Routes = BoxedFilter<(warp::reply::Response,)>;
-
-/// The state that all tasks of a gateway share.
-pub(crate) struct Gateway {
-    pub(crate) id: GatewayId,
-    pub(crate) config: Config,
-    pub(crate) engines: Engines,
-    pub(crate) verifier: Verifier,
-    pub(crate) sessions: Arc<Sessions>,
-    pub(crate) pending: Arc<Pending>,
-    pub(crate) submissions: Submissions,
-    pub(crate) rooms: RoomCache,
-    pub(crate) limiter: Limiter,
-    pub(crate) positions: mpsc::Sender<PendingAdvance>,
-    pub(crate) proof_requests: Arc<ProofRequests<Session>>,
-    pub(crate) proofs: mpsc::Sender<Proven>,
-    pub(crate) room_heads: RoomHeads,
-    /// Counts the interruptions of the live layer that are over.
-    pub(crate) restored: watch::Sender<u64>,
-    pub(crate) telemetry: Arc<Telemetry>,
-    pub(crate) health: Health,
-    pub(crate) metrics: Metrics,
-    /// Sessions and HTTP connections.
-    pub(crate) connections: TaskTracker,
-    /// Cancelled when the gateway takes no new work any more.
-    pub(crate) draining: CancellationToken,
-    pub(crate) drain_barrier: DrainBarrier,
 }
 
 /// Refuses keys for tokens that can't be used, before any task is started.
@@ -153,8 +107,8 @@ pub struct Bound {
     listener: TcpListener,
     address: SocketAddr,
     submissions: mpsc::Receiver<Submission>,
-    positions: mpsc::Receiver<PendingAdvance>,
-    proofs: mpsc::Receiver<Proven>,
+    position_writer: PositionWriter,
+    proof_recorder: ProofRecorder,
     drained: CancellationToken,
 }
 
@@ -174,38 +128,45 @@ impl Bound {
         let bind = |source| StartError::Bind { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
-        let (submission_sender, submissions) = Submissions::new(config.max_pending_sends);
         let telemetry = Arc::new(Telemetry::new(&metrics));
-        let (position_sender, positions) = positions::channel();
-        let (proof_sender, proofs) = proof::channel();
-        let gateway = Gateway {
-            id: GatewayId::generate(),
-            verifier,
-            sessions: Sessions::new(),
-            pending: Pending::new(config.max_pending_sends),
-            submissions: submission_sender,
-            rooms: RoomCache::new(engines.store.rooms.clone()),
+        let id = GatewayId::generate();
+        let sessions = SessionRegistry::new();
+        let pending = Pending::new(config.max_pending_sends);
+        let rooms = Arc::new(RoomCache::new(engines.store.rooms.clone()));
+        let (submission_sender, submissions) = Submissions::new(config.max_pending_sends);
+        let acceptor = Acceptor {
+            gateway: id.clone(),
+            max_content_bytes: config.max_content_bytes,
             limiter: Limiter::new(config.rate_messages_per_second, config.rate_burst),
-            positions: position_sender,
-            proof_requests: ProofRequests::new(
-                config.delivery_proof,
-                config.delivery_grace.0,
-                telemetry.pings.clone(),
-            ),
-            proofs: proof_sender,
+            rooms: rooms.clone(),
+            pending: pending.clone(),
+            submissions: submission_sender,
+            telemetry: telemetry.clone(),
+        };
+        let (positions, position_writer) = Positions::new(&engines, &rooms);
+        let (proofs, proof_recorder) =
+            Proofs::new(&engines, config.delivery_proof, config.delivery_grace.0, &telemetry);
+        let gateway = Gateway {
+            verifier,
+            presence: Presence::new(id, &engines, &sessions),
+            drain: Drain::new(&sessions, &pending),
+            sessions,
+            pending,
+            acceptor,
+            rooms,
             room_heads: RoomHeads::new(),
+            positions,
+            proofs,
             restored: watch::Sender::new(0),
-            telemetry,
             connections: TaskTracker::new(),
-            draining: CancellationToken::new(),
-            drain_barrier: DrainBarrier::new(),
+            telemetry,
             engines,
             config,
             health,
             metrics,
         };
         let (gateway, drained) = (Arc::new(gateway), CancellationToken::new());
-        Ok(Self { gateway, listener, address, submissions, positions, proofs, drained })
+        Ok(Self { gateway, listener, address, submissions, position_writer, proof_recorder, drained })
     }
 
     pub const fn address(&self) -> SocketAddr {
@@ -233,60 +194,83 @@ impl Bound {
     }
 
     async fn start(self, supervisor: &Supervisor, routes: Option<Routes>) -> Result<(), StartError> {
-        let Self { gateway, listener, submissions, positions, proofs, drained, .. } = self;
+        let Self { gateway, listener, submissions, position_writer, proof_recorder, drained, .. } = self;
         let sessions = gateway.sessions.clone();
         let is_here: IsHere = Arc::new(move |user: &str| sessions.has(user));
-        let mut subscription = gateway.engines.live.subscribe(&gateway.id, is_here).await?;
-        gateway.engines.presence.renew(&gateway.id, LEASE).await?;
+        let mut subscription = gateway.presence.subscribe(is_here).await?;
+        gateway.presence.renew_lease().await?;
 
         let (intake, hand_over) = accept::steps(&gateway.engines, &gateway.pending, &gateway.telemetry);
         let owner = gateway.clone();
         supervisor.spawn_once("intake", async move {
-            owner.until_drained(intake.run(submissions)).await;
+            owner.drain.until_done(intake.run(submissions)).await;
         });
         let owner = gateway.clone();
-        supervisor.spawn_once("hand-over", async move { owner.until_drained(hand_over.run()).await });
+        supervisor.spawn_once("hand-over", async move { owner.drain.until_done(hand_over.run()).await });
         let owner = gateway.clone();
-        supervisor.spawn_once("positions", async move {
-            positions::run(&owner, positions).await;
-        });
+        supervisor.spawn_once("positions", async move { position_writer.run(&owner.drain).await });
         let owner = gateway.clone();
-        supervisor.spawn_once("proofs", async move { proof::run(&owner, proofs).await });
+        supervisor.spawn_once("proofs", async move { proof_recorder.run(&owner.connections).await });
         let owner = gateway.clone();
         supervisor.spawn_once("deliver", async move {
-            owner.until_drained(deliver::listen(&owner, &mut *subscription)).await;
+            let deliver = Deliver {
+                sessions: &owner.sessions,
+                pending: &owner.pending,
+                presence: &owner.presence,
+                proofs: &owner.proofs,
+                room_heads: &owner.room_heads,
+                messages: &owner.engines.store.messages,
+                restored: &owner.restored,
+                telemetry: &owner.telemetry,
+            };
+            owner.drain.until_done(deliver.run(&mut *subscription)).await;
         });
         let owner = gateway.clone();
-        supervisor.spawn_once("ask for proof", async move { proof::ask(&owner).await });
+        supervisor.spawn_once("ask for proof", async move { owner.proofs.ask(&owner.connections).await });
         let owner = gateway.clone();
-        supervisor.spawn("presence", Policy::Restart, move |_| presence::renew(owner.clone()));
+        supervisor.spawn("presence", Policy::Restart, move |_| {
+            let owner = owner.clone();
+            async move { owner.presence.keep_lease().await }
+        });
         let owner = gateway.clone();
-        supervisor.spawn("look-up", Policy::Restart, move |_| overdue::look_up(owner.clone()));
+        supervisor.spawn("look-up", Policy::Restart, move |_| {
+            let owner = owner.clone();
+            async move {
+                let Gateway { engines, pending, telemetry, .. } = &*owner;
+                owner.drain.until_done(overdue::look_up(engines, pending, telemetry)).await;
+                Ok::<_, Infallible>(())
+            }
+        });
         let owner = gateway.clone();
-        supervisor.spawn("attach again", Policy::Restart, move |_| recover::attach_again(owner.clone()));
+        supervisor.spawn("attach again", Policy::Restart, move |_| {
+            let owner = owner.clone();
+            async move {
+                let restored = owner.restored.subscribe();
+                let attaching = recover::attach_again(restored, &owner.sessions, &owner.presence);
+                owner.drain.until_done(attaching).await;
+                Ok::<_, Infallible>(())
+            }
+        });
         let owner = gateway.clone();
-        supervisor.spawn("ask to sync", Policy::Restart, move |_| recover::ask_who_missed(owner.clone()));
+        supervisor.spawn("ask to sync", Policy::Restart, move |_| {
+            let owner = owner.clone();
+            async move {
+                let recover = Recover {
+                    sessions: &owner.sessions,
+                    room_heads: &owner.room_heads,
+                    store: &owner.engines.store,
+                    proofs: &owner.proofs,
+                    telemetry: &owner.telemetry,
+                };
+                let asking = recover.run(owner.restored.subscribe());
+                owner.drain.until_done(asking).await;
+                Ok::<_, Infallible>(())
+            }
+        });
         supervisor.spawn_once(
             "serve",
             server::serve(gateway, listener, routes, supervisor.shutdown().clone(), drained),
         );
         Ok(())
-    }
-}
-
-impl Gateway {
-    /// Runs `work` until the gateway has drained: messages in hand at shutdown are finished first.
-    async fn until_drained(&self, work: impl Future<Output = ()>) {
-        tokio::select! {
-            () = work => {}
-            () = self.drained() => {}
-        }
-    }
-
-    /// Waits until, after shutdown, every session has ended and every message in hand was answered.
-    async fn drained(&self) {
-        self.draining.cancelled().await;
-        self.sessions.emptied().await;
-        self.pending.emptied().await;
     }
 }

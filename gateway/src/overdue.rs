@@ -1,6 +1,5 @@
 //! Confirmations that did not come in time: the outcomes of these messages are looked up in the store.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use naru_engines::{EngineError, Engines};
@@ -9,33 +8,30 @@ use naru_model::live::Confirmation;
 use naru_model::message::Outcome;
 use tokio::time::MissedTickBehavior;
 
-use crate::Gateway;
+use crate::pending::Pending;
+use crate::telemetry::Telemetry;
 
 /// The interval of the search for overdue confirmations.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Looks up, in groups, the outcomes of messages whose confirmation is overdue.
-pub(crate) async fn look_up(gateway: Arc<Gateway>) -> Result<(), EngineError> {
-    let looking = async {
-        let mut ticks = tokio::time::interval(LOOK_EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            gateway.telemetry.in_hand.set(i64::try_from(gateway.pending.in_hand()).unwrap_or(i64::MAX));
-            let overdue = gateway.pending.overdue();
-            if overdue.is_empty() {
-                continue;
-            }
-            match outcomes(&gateway.engines, &overdue).await {
-                Ok(found) => gateway.pending.resolve(&found),
-                Err(error) => {
-                    tracing::warn!(%error, count = overdue.len(), "overdue messages can't be looked up")
-                }
+pub(crate) async fn look_up(engines: &Engines, pending: &Pending, telemetry: &Telemetry) {
+    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        telemetry.in_hand.set(i64::try_from(pending.in_hand()).unwrap_or(i64::MAX));
+        let overdue = pending.overdue();
+        if overdue.is_empty() {
+            continue;
+        }
+        match outcomes(engines, &overdue).await {
+            Ok(found) => pending.resolve(&found),
+            Err(error) => {
+                tracing::warn!(%error, count = overdue.len(), "overdue messages can't be looked up")
             }
         }
-    };
-    gateway.until_drained(looking).await;
-    Ok(())
+    }
 }
 
 async fn outcomes(engines: &Engines, ids: &[MessageId]) -> Result<Vec<Confirmation>, EngineError> {

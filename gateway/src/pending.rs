@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::refusal::{Refusal, to_text};
 use crate::sending::Ticket;
-use crate::sessions::{Session, Wake};
+use crate::session_state::{Session, Wake};
 
 /// A confirmation that has not come by then is looked up in the store …
 const LOOK_AFTER: Duration = Duration::from_millis(500);

@@ -1,20 +1,22 @@
-//! RECEIVED and READ: proofs of delivery, stored in batches, then published to the room. Positions only go forward, so
+//! RECEIVED and READ: positions, stored in batches, then published to the room. Positions only go forward, so
 //! the next one also covers one that could not be stored.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use naru_engines::store::{Advance, Moved};
-use naru_model::frame::Upto;
+use naru_engines::Engines;
+use naru_engines::live::Live;
+use naru_engines::store::{self, Advance, Moved};
+use naru_model::frame::RoomPosition;
 use naru_model::live::{LiveEvent, News, Position};
 use naru_model::{Room, RoomId, Seq, SessionId, Timestamp};
 use tokio::sync::mpsc;
 
-use crate::Gateway;
 use crate::batches::{Batches, Limits, Linger};
+use crate::drain::Drain;
 use crate::refusal::Refusal;
-use crate::rooms::FRESH;
-use crate::sessions::Session;
+use crate::rooms::{FRESH, RoomCache};
+use crate::session_state::Session;
 
 /// How many steps are stored in one write …
 const BATCH: usize = 1024;
@@ -40,108 +42,128 @@ pub(crate) struct PendingAdvance {
     session: SessionId,
 }
 
-pub(crate) fn channel() -> (mpsc::Sender<PendingAdvance>, mpsc::Receiver<PendingAdvance>) {
-    mpsc::channel(QUEUE)
+/// Takes the steps of clients.
+pub(crate) struct Positions {
+    queue: mpsc::Sender<PendingAdvance>,
+    rooms: Arc<RoomCache>,
 }
 
-impl Gateway {
-    /// Takes a step of a session's user in a room; it proves the room's messages up to it.
-    pub(crate) async fn advance_position(
+/// Stores the steps that were taken, and publishes them.
+pub(crate) struct PositionWriter {
+    steps: Batches<PendingAdvance>,
+    rooms: Arc<RoomCache>,
+    positions: Arc<dyn store::Positions>,
+    live: Arc<dyn Live>,
+}
+
+impl Positions {
+    pub(crate) fn new(engines: &Engines, rooms: &Arc<RoomCache>) -> (Self, PositionWriter) {
+        let (sender, queue) = mpsc::channel(QUEUE);
+        let (positions, live) = (engines.store.positions.clone(), engines.live.clone());
+        let size = |_: &PendingAdvance| 1;
+        let steps = Batches::new(queue, Limits { max: BATCH, max_size: BATCH, size, linger: LINGER });
+        let writer = PositionWriter { steps, rooms: rooms.clone(), positions, live };
+        (Self { queue: sender, rooms: rooms.clone() }, writer)
+    }
+
+    /// Takes a step of a session's user in a room.
+    pub(crate) async fn advance(
         &self,
         session: &Session,
-        upto: Upto,
+        position: RoomPosition,
         kind: PositionKind,
     ) -> Result<(), Refusal> {
-        self.prove(session, session.received(&upto.chat_room_id, upto.seq));
         let user = &session.identity.user;
-        if self.rooms.of_member_within(MEMBER_WITHIN, &upto.chat_room_id, user).await?.is_none() {
+        if self.rooms.of_member_within(MEMBER_WITHIN, &position.chat_room_id, user).await?.is_none() {
             return Err(Refusal::RoomNotFound);
         }
         let advance = Advance {
-            room: upto.chat_room_id,
+            room: position.chat_room_id,
             user: user.clone(),
             device: session.identity.device.clone(),
-            received: upto.seq,
-            read: if kind == PositionKind::Read { upto.seq } else { Seq::ZERO },
+            received: position.seq,
+            read: if kind == PositionKind::Read { position.seq } else { Seq::ZERO },
         };
         let taken = PendingAdvance { advance, session: session.id.clone() };
-        self.positions.send(taken).await.map_err(|_| Refusal::Overloaded)
+        self.queue.send(taken).await.map_err(|_| Refusal::Overloaded)
     }
 }
 
-/// Stores steps in batches and publishes those that moved a position. Steps taken before the gateway has drained are
-/// stored, since no client sends its last READ again.
-pub(crate) async fn run(gateway: &Arc<Gateway>, steps: mpsc::Receiver<PendingAdvance>) {
-    let size = |_: &PendingAdvance| 1;
-    let mut batches = Batches::new(steps, Limits { max: BATCH, max_size: BATCH, size, linger: LINGER });
-    let mut batch = Vec::new();
-    loop {
-        let is_over = tokio::select! {
-            more = batches.next(&mut batch) => !more,
-            () = gateway.drained() => true,
-        };
-        if is_over {
-            batches.fill(&mut batch);
+impl PositionWriter {
+    /// Stores steps in batches and publishes those that moved a position. Steps taken before the gateway has drained are
+    /// stored, since no client sends its last READ again.
+    pub(crate) async fn run(mut self, drain: &Drain) {
+        let mut batch = Vec::new();
+        loop {
+            let is_over = tokio::select! {
+                more = self.steps.next(&mut batch) => !more,
+                () = drain.done() => true,
+            };
+            if is_over {
+                self.steps.fill(&mut batch);
+            }
+            if batch.is_empty() {
+                return;
+            }
+            let steps = batch.drain(..).map(|PendingAdvance { advance, session }| (advance, session));
+            self.store(steps.unzip()).await;
         }
-        if batch.is_empty() {
+    }
+
+    /// Stores a batch. A failure that is not transient is caused by one room: the batch is halved until that room is alone.
+    async fn store(&self, batch: (Vec<Advance>, Vec<SessionId>)) {
+        let mut batches = vec![batch];
+        while let Some((mut advances, mut sessions)) = batches.pop() {
+            match self.positions.advance(&advances).await {
+                Ok(moved) => self.tell(advances.into_iter().zip(sessions).zip(moved)).await,
+                Err(error) if advances.len() > 1 && !error.is_transient() => {
+                    let half = advances.len() / 2;
+                    let second = (advances.split_off(half), sessions.split_off(half));
+                    batches.extend([second, (advances, sessions)]);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, steps = advances.len(), "positions were not stored; later ones will be");
+                }
+            }
+        }
+    }
+
+    /// Publishes the positions that moved.
+    async fn tell(&self, steps: impl Iterator<Item = ((Advance, SessionId), Moved)>) {
+        let steps: Vec<_> = steps.filter(|(_, moved)| *moved != Moved::default()).collect();
+        let rooms: Vec<RoomId> = steps.iter().map(|((advance, _), _)| advance.room.clone()).collect();
+        let rooms = match self.rooms.within(FRESH, &rooms).await {
+            Ok(rooms) => rooms,
+            Err(error) => return tracing::debug!(%error, "positions were not told; they are stored"),
+        };
+        let mut events = Vec::new();
+        for (((advance, session), moved), room) in steps.into_iter().zip(rooms) {
+            let is_told_in =
+                |room: &Arc<Room>| room.has(&advance.user) && room.member_ids.len() <= TOLD_UP_TO;
+            let Some(room) = room.filter(is_told_in) else { continue };
+            let mut event = |news| {
+                let origin = Some(session.clone());
+                events.push(LiveEvent { recipients: room.member_ids.clone(), origin, news });
+            };
+            let position = |seq| Position {
+                chat_room_id: advance.room.clone(),
+                user_id: advance.user.clone(),
+                seq,
+                timestamp: Timestamp::now(),
+            };
+            if let Some(seq) = moved.read {
+                event(News::Read(position(seq)));
+            }
+            // READ implies RECEIVED.
+            if let Some(seq) = moved.received.filter(|received| Some(*received) > moved.read) {
+                event(News::Received(position(seq)));
+            }
+        }
+        if events.is_empty() {
             return;
         }
-        store(gateway, batch.drain(..).map(|PendingAdvance { advance, session }| (advance, session)).unzip())
-            .await;
-    }
-}
-
-/// Stores a batch. A failure that is not transient is caused by one room: the batch is halved until that room is alone.
-async fn store(gateway: &Gateway, batch: (Vec<Advance>, Vec<SessionId>)) {
-    let mut batches = vec![batch];
-    while let Some((mut advances, mut sessions)) = batches.pop() {
-        match gateway.engines.store.positions.advance(&advances).await {
-            Ok(moved) => tell(gateway, advances.into_iter().zip(sessions).zip(moved)).await,
-            Err(error) if advances.len() > 1 && !error.is_transient() => {
-                let half = advances.len() / 2;
-                let second = (advances.split_off(half), sessions.split_off(half));
-                batches.extend([second, (advances, sessions)]);
-            }
-            Err(error) => {
-                tracing::warn!(%error, steps = advances.len(), "positions were not stored; later ones will be");
-            }
+        if let Err(error) = self.live.publish(events).await {
+            tracing::debug!(%error, "positions were not told; they are stored");
         }
-    }
-}
-
-async fn tell(gateway: &Gateway, steps: impl Iterator<Item = ((Advance, SessionId), Moved)>) {
-    let steps: Vec<_> = steps.filter(|(_, moved)| *moved != Moved::default()).collect();
-    let rooms: Vec<RoomId> = steps.iter().map(|((advance, _), _)| advance.room.clone()).collect();
-    let rooms = match gateway.rooms.within(FRESH, &rooms).await {
-        Ok(rooms) => rooms,
-        Err(error) => return tracing::debug!(%error, "positions were not told; they are stored"),
-    };
-    let mut events = Vec::new();
-    for (((advance, session), moved), room) in steps.into_iter().zip(rooms) {
-        let is_told_in = |room: &Arc<Room>| room.has(&advance.user) && room.member_ids.len() <= TOLD_UP_TO;
-        let Some(room) = room.filter(is_told_in) else { continue };
-        let mut event = |news| {
-            let origin = Some(session.clone());
-            events.push(LiveEvent { recipients: room.member_ids.clone(), origin, news });
-        };
-        let position = |seq| Position {
-            chat_room_id: advance.room.clone(),
-            user_id: advance.user.clone(),
-            seq,
-            timestamp: Timestamp::now(),
-        };
-        if let Some(seq) = moved.read {
-            event(News::Read(position(seq)));
-        }
-        // READ implies RECEIVED.
-        if let Some(seq) = moved.received.filter(|received| Some(*received) > moved.read) {
-            event(News::Received(position(seq)));
-        }
-    }
-    if events.is_empty() {
-        return;
-    }
-    if let Err(error) = gateway.engines.live.publish(events).await {
-        tracing::debug!(%error, "positions were not told; they are stored");
     }
 }

@@ -3,24 +3,34 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use naru_engines::EngineError;
-use naru_engines::live::PresenceEntry;
-use naru_model::SessionId;
+use naru_engines::live::{self, IsHere, Live, PresenceEntry, Subscription};
+use naru_engines::{EngineError, EngineResult, Engines};
+use naru_model::{GatewayId, SessionId};
+use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::Gateway;
 use crate::refusal::Close;
-use crate::sessions::Session;
+use crate::registry::SessionRegistry;
+use crate::session_state::Session;
 
 /// A gateway's lease on the presence of its sessions is renewed this often …
 const RENEW_EVERY: Duration = Duration::from_secs(2);
 /// … and lapses after this: three renewals.
-pub(crate) const LEASE: Duration = Duration::from_secs(6);
+const LEASE: Duration = Duration::from_secs(6);
+
+/// See the module.
+pub(crate) struct Presence {
+    gateway: GatewayId,
+    presence: Arc<dyn live::Presence>,
+    live: Arc<dyn Live>,
+    sessions: Arc<SessionRegistry>,
+    drain_barrier: DrainBarrier,
+}
 
 /// How a gateway leaves so that no event is published to sessions that are about to close: it leaves presence, then waits
 /// until all events published before that are forwarded. Events published later do not find its sessions.
-pub(crate) struct DrainBarrier {
+struct DrainBarrier {
     /// Cancelled when the gateway is to leave presence.
     leaving: CancellationToken,
     /// Cancelled when it has left.
@@ -32,26 +42,106 @@ pub(crate) struct DrainBarrier {
 }
 
 impl DrainBarrier {
-    pub(crate) fn new() -> Self {
+    fn new() -> Self {
         let [leaving, left, passed] = std::array::from_fn(|_| CancellationToken::new());
         Self { leaving, left, marker: SessionId::generate(), passed }
     }
 }
 
-impl Gateway {
-    /// Leaves presence, and waits until all events published before are forwarded: see [`DrainBarrier`].
-    pub(crate) async fn pass_drain_barrier(&self) -> Result<(), EngineError> {
-        self.drain_barrier.leaving.cancel();
-        self.drain_barrier.left.cancelled().await;
-        let mut restored = self.restored.subscribe();
-        self.engines.live.evict(&self.id, &self.drain_barrier.marker).await?;
-        // The marker may be lost in an interruption, and without sessions no event is forwarded any more.
-        tokio::select! {
-            () = self.drain_barrier.passed.cancelled() => {}
-            () = self.sessions.emptied() => {}
-            _ = restored.changed() => {}
+impl Presence {
+    pub(crate) fn new(gateway: GatewayId, engines: &Engines, sessions: &Arc<SessionRegistry>) -> Self {
+        Self {
+            gateway,
+            presence: engines.presence.clone(),
+            live: engines.live.clone(),
+            sessions: sessions.clone(),
+            drain_barrier: DrainBarrier::new(),
+        }
+    }
+
+    /// Subscribes this gateway to the live layer.
+    pub(crate) async fn subscribe(&self, is_here: IsHere) -> EngineResult<Box<dyn Subscription>> {
+        self.live.subscribe(&self.gateway, is_here).await
+    }
+
+    pub(crate) async fn renew_lease(&self) -> EngineResult<()> {
+        self.presence.renew(&self.gateway, LEASE).await
+    }
+
+    /// Keeps the gateway's lease until it leaves presence.
+    pub(crate) async fn keep_lease(&self) -> Result<(), EngineError> {
+        let DrainBarrier { leaving, left, .. } = &self.drain_barrier;
+        let mut ticks = tokio::time::interval(RENEW_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // A renewal under way is finished first: it might take effect after the resignation.
+        while leaving.run_until_cancelled(ticks.tick()).await.is_some() {
+            if let Err(error) = self.renew_lease().await {
+                tracing::warn!(%error, "the lease on presence was not renewed");
+            }
+        }
+        let resigned = self.presence.resign(&self.gateway).await;
+        left.cancel();
+        resigned
+    }
+
+    /// Attaches a session before its `WELCOME`: every message published after the `WELCOME` finds the session. Returns
+    /// whether presence has it.
+    pub(crate) async fn attach(&self, session: &Session) -> bool {
+        match self.presence.attach(&self.entry(session)).await {
+            Ok(None) => {}
+            Ok(Some(replaced)) => self.evict(&replaced).await,
+            // The client is served all the same; until its session is attached it gets pushes, then it is asked to SYNC.
+            Err(error) => {
+                tracing::warn!(%error, "presence did not hear of a connection; telling it again");
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Attaches a session whose first attach failed or was lost.
+    pub(crate) async fn attach_again(&self, session: &Session) -> EngineResult<()> {
+        let entry = self.entry(session);
+        if let Some(other) = self.presence.attach(&entry).await? {
+            // Its device has connected to another gateway, and this one did not receive the eviction. Which of the two
+            // came later is not known, so the other one keeps its place, and this one's client may connect again and
+            // replace it.
+            self.presence.attach(&other).await?;
+            session.close(Close::GoingAway);
+        }
+        if session.is_closing() {
+            // It may have been detached before it was attached again.
+            self.presence.detach(&entry).await?;
         }
         Ok(())
+    }
+
+    pub(crate) async fn detach(&self, session: &Session) -> EngineResult<()> {
+        self.presence.detach(&self.entry(session)).await
+    }
+
+    fn entry(&self, session: &Session) -> PresenceEntry {
+        PresenceEntry {
+            user: session.identity.user.clone(),
+            device: session.identity.device.clone(),
+            session: session.id.clone(),
+            gateway: self.gateway.clone(),
+        }
+    }
+
+    /// Ends a session whose device has connected here, on whichever gateway it is.
+    async fn evict(&self, replaced: &PresenceEntry) {
+        if replaced.gateway != self.gateway {
+            if let Err(error) = self.live.evict(&replaced.gateway, &replaced.session).await {
+                tracing::warn!(%error, "a replaced session was not told");
+            }
+            return;
+        }
+        self.sessions.each_of(&replaced.user, |session| {
+            if session.id == replaced.session {
+                session.close(Close::Replaced);
+            }
+        });
     }
 
     /// Takes an eviction.
@@ -64,44 +154,19 @@ impl Gateway {
         }
     }
 
-    /// The entry of a session in presence.
-    pub(crate) fn presence_entry(&self, session: &Session) -> PresenceEntry {
-        PresenceEntry {
-            user: session.identity.user.clone(),
-            device: session.identity.device.clone(),
-            session: session.id.clone(),
-            gateway: self.id.clone(),
+    /// Leaves presence, and waits until all events published before are forwarded: see [`DrainBarrier`]. `restored` changes
+    /// when an interruption of the live layer is over.
+    pub(crate) async fn pass_drain_barrier(&self, mut restored: watch::Receiver<u64>) -> EngineResult<()> {
+        self.drain_barrier.leaving.cancel();
+        self.drain_barrier.left.cancelled().await;
+        restored.mark_unchanged();
+        self.live.evict(&self.gateway, &self.drain_barrier.marker).await?;
+        // The marker may be lost in an interruption, and without sessions no event is forwarded any more.
+        tokio::select! {
+            () = self.drain_barrier.passed.cancelled() => {}
+            () = self.sessions.emptied() => {}
+            _ = restored.changed() => {}
         }
+        Ok(())
     }
-
-    /// Ends a session whose device has connected here, on whichever gateway it is.
-    pub(crate) async fn evict(&self, replaced: &PresenceEntry) {
-        if replaced.gateway != self.id {
-            if let Err(error) = self.engines.live.evict(&replaced.gateway, &replaced.session).await {
-                tracing::warn!(%error, "a replaced session was not told");
-            }
-            return;
-        }
-        self.sessions.each_of(&replaced.user, |session| {
-            if session.id == replaced.session {
-                session.close(Close::Replaced);
-            }
-        });
-    }
-}
-
-/// Keeps the gateway's lease until it leaves presence.
-pub(crate) async fn renew(gateway: Arc<Gateway>) -> Result<(), EngineError> {
-    let DrainBarrier { leaving, left, .. } = &gateway.drain_barrier;
-    let mut ticks = tokio::time::interval(RENEW_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // A renewal under way is finished first: it might take effect after the resignation.
-    while leaving.run_until_cancelled(ticks.tick()).await.is_some() {
-        if let Err(error) = gateway.engines.presence.renew(&gateway.id, LEASE).await {
-            tracing::warn!(%error, "the lease on presence was not renewed");
-        }
-    }
-    let resigned = gateway.engines.presence.resign(&gateway.id).await;
-    left.cancel();
-    resigned
 }

@@ -10,31 +10,72 @@
 //! message.
 
 use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
 
+use naru_engines::{Engines, live};
 use naru_model::{Message, MessageId, UserId};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
+use tokio_util::task::TaskTracker;
 
-use crate::Gateway;
 use crate::batches::{Batches, Limits, Linger};
-use crate::sessions::Session;
+use crate::proof_requests::{DeliveryProof, ProofRequests};
+use crate::session_state::Session;
+use crate::telemetry::Telemetry;
 use crate::unproven::ToProve;
 
 /// How many proofs are recorded in one call, give or take those of one pong.
 const BATCH: usize = 1024;
 /// How many may wait to be recorded; beyond that, they are dropped.
 const QUEUE: usize = 8192;
+
 /// The messages that one pong, or one position, has proven.
 pub(crate) struct Proven {
     user: UserId,
     messages: Vec<MessageId>,
 }
 
-pub(crate) fn channel() -> (mpsc::Sender<Proven>, mpsc::Receiver<Proven>) {
-    mpsc::channel(QUEUE)
+/// Takes the proofs of clients, and asks for them.
+pub(crate) struct Proofs {
+    queue: mpsc::Sender<Proven>,
+    pub(crate) requests: Arc<ProofRequests<Session>>,
+    /// Whether proof is asked for at all: there is a grace time.
+    pub(crate) are_asked_for: bool,
+    telemetry: Arc<Telemetry>,
 }
 
-impl Gateway {
+/// Records the proofs that were taken.
+pub(crate) struct ProofRecorder {
+    queue: Batches<Proven>,
+    proofs: Arc<dyn live::Proofs>,
+    /// How long a proof is kept.
+    kept_for: Duration,
+    telemetry: Arc<Telemetry>,
+}
+
+impl Proofs {
+    pub(crate) fn new(
+        engines: &Engines,
+        proof: DeliveryProof,
+        grace: Duration,
+        telemetry: &Arc<Telemetry>,
+    ) -> (Self, ProofRecorder) {
+        let (sender, queue) = mpsc::channel(QUEUE);
+        let requests = ProofRequests::new(proof, grace, telemetry.pings.clone());
+        let size = |proven: &Proven| proven.messages.len();
+        // A batch that follows closely on another waits for more: the fanout asks for these proofs later.
+        let linger = Linger { span: requests.ask_after / 10, enough: BATCH, busy_from: 0 };
+        let recorder = ProofRecorder {
+            queue: Batches::new(queue, Limits { max: BATCH, max_size: BATCH, size, linger }),
+            proofs: engines.proofs.clone(),
+            kept_for: requests.kept_for,
+            telemetry: telemetry.clone(),
+        };
+        let telemetry = telemetry.clone();
+        (Self { queue: sender, requests, are_asked_for: !grace.is_zero(), telemetry }, recorder)
+    }
+
     /// The proof that a message needs; none when it is so old that its proof is not asked for any more. (Its sender needs
     /// no proof.)
     pub(crate) fn to_prove(&self, message: &Message) -> Option<ToProve> {
@@ -44,90 +85,82 @@ impl Gateway {
             id: message.id,
             timestamp: message.timestamp,
         };
-        let is_asked_for =
-            !self.config.delivery_grace.0.is_zero() && !self.proof_requests.is_too_old(&to_prove);
-        is_asked_for.then_some(to_prove)
+        (self.are_asked_for && !self.requests.is_too_old(&to_prove)).then_some(to_prove)
     }
 
-    /// Records that a session's client has proven the receipt of these messages.
+    /// Takes the proof that a session's client has received these messages.
     pub(crate) fn prove(&self, session: &Session, messages: Vec<MessageId>) {
         let count = messages.len() as u64;
         if count == 0 {
             return;
         }
         let proven = Proven { user: session.identity.user.clone(), messages };
-        match self.proofs.try_send(proven) {
+        match self.queue.try_send(proven) {
             Ok(()) => self.telemetry.proven.inc_by(count),
             Err(_) => self.telemetry.unrecorded.inc_by(count),
         };
     }
-}
 
-/// Asks sessions for proof, each in its turn, until the last connection has ended.
-pub(crate) async fn ask(gateway: &Gateway) {
-    let ticking = async {
-        let mut ticks = tokio::time::interval(gateway.proof_requests.tick_every());
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            let requests = &gateway.proof_requests;
-            requests.tick(|session: &Session| !session.is_closing() && session.ask(requests));
-        }
-    };
-    tokio::select! {
-        () = ticking => {}
-        () = gateway.connections.wait() => {}
-    }
-}
-
-/// Records proofs, in batches, until the last connection has ended.
-pub(crate) async fn run(gateway: &Gateway, queue: mpsc::Receiver<Proven>) {
-    let size = |proven: &Proven| proven.messages.len();
-    // A batch that follows closely on another waits for more: the fanout asks for these proofs later.
-    let linger = Linger { span: gateway.proof_requests.ask_after / 10, enough: BATCH, busy_from: 0 };
-    let mut batches = Batches::new(queue, Limits { max: BATCH, max_size: BATCH, size, linger });
-    let mut batch = Vec::new();
-    let mut ended = pin!(gateway.connections.wait());
-    loop {
-        let is_over = tokio::select! {
-            _more_will_come = batches.next(&mut batch) => false,
-            () = &mut ended => true,
+    /// Asks sessions for proof, each in its turn, until the last connection has ended.
+    pub(crate) async fn ask(&self, connections: &TaskTracker) {
+        let requests = &self.requests;
+        let ticking = async {
+            let mut ticks = tokio::time::interval(requests.tick_every());
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                requests.tick(|session: &Session| !session.is_closing() && session.ask(requests));
+            }
         };
-        record(gateway, &mut batch).await;
-        if is_over {
-            break;
+        tokio::select! {
+            () = ticking => {}
+            () = connections.wait() => {}
         }
-    }
-    batches.fill(&mut batch);
-    while !batch.is_empty() {
-        record(gateway, &mut batch).await;
-        batches.fill(&mut batch);
     }
 }
 
-async fn record(gateway: &Gateway, batch: &mut Vec<Proven>) {
-    let proofs = batch.drain(..).flat_map(|Proven { user, messages }| {
-        messages.into_iter().map(move |message| (message, user.clone()))
-    });
-    let proofs: Vec<(MessageId, UserId)> = proofs.collect();
-    if proofs.is_empty() {
-        return;
+impl ProofRecorder {
+    /// Records proofs, in batches, until the last connection has ended.
+    pub(crate) async fn run(mut self, connections: &TaskTracker) {
+        let mut batch = Vec::new();
+        let mut ended = pin!(connections.wait());
+        loop {
+            let is_over = tokio::select! {
+                _more_will_come = self.queue.next(&mut batch) => false,
+                () = &mut ended => true,
+            };
+            self.record(&mut batch).await;
+            if is_over {
+                break;
+            }
+        }
+        self.queue.fill(&mut batch);
+        while !batch.is_empty() {
+            self.record(&mut batch).await;
+            self.queue.fill(&mut batch);
+        }
     }
-    let keep = gateway.proof_requests.kept_for;
-    if let Err(error) = gateway.engines.proofs.record(&proofs, keep).await {
-        tracing::warn!(%error, count = proofs.len(), "deliveries were proven in vain: their recipients get pushes");
-        gateway.telemetry.unrecorded.inc_by(proofs.len() as u64);
+
+    async fn record(&self, batch: &mut Vec<Proven>) {
+        let proofs = batch.drain(..).flat_map(|Proven { user, messages }| {
+            messages.into_iter().map(move |message| (message, user.clone()))
+        });
+        let proofs: Vec<(MessageId, UserId)> = proofs.collect();
+        if proofs.is_empty() {
+            return;
+        }
+        if let Err(error) = self.proofs.record(&proofs, self.kept_for).await {
+            tracing::warn!(%error, count = proofs.len(), "deliveries were proven in vain: their recipients get pushes");
+            self.telemetry.unrecorded.inc_by(proofs.len() as u64);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use naru_model::Timestamp;
 
     use super::*;
-    use crate::proof_requests::ProofRequests;
     use crate::token::Identity;
     use crate::unproven::tests::message;
 

@@ -9,21 +9,24 @@
 //! interruption.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use naru_engines::EngineResult;
+use naru_engines::store::Store;
 use naru_model::frame::ServerFrame;
 use naru_model::{RoomId, Seq, UserId};
 use naru_runtime::backoff::Backoff;
+use tokio::sync::watch;
 
-use crate::Gateway;
-use crate::presence::LEASE;
-use crate::refusal::{Close, to_text};
-use crate::room_heads::Epoch;
-use crate::sessions::Session;
+use crate::presence::Presence;
+use crate::proof::Proofs;
+use crate::refusal::to_text;
+use crate::registry::SessionRegistry;
+use crate::room_heads::{Epoch, RoomHeads};
+use crate::session_state::Session;
+use crate::telemetry::Telemetry;
 
 /// How many sessions are attached at a time.
 const ATTACH_AT_ONCE: usize = 64;
@@ -38,42 +41,47 @@ const SPREAD: Duration = Duration::from_secs(2);
 /// … and over so long that no more than this many send it in a second.
 const SYNCS_PER_SECOND: usize = 2_000;
 
+/// Asks clients that may have missed messages to `SYNC`.
+pub(crate) struct Recover<'a> {
+    pub(crate) sessions: &'a SessionRegistry,
+    pub(crate) room_heads: &'a RoomHeads,
+    pub(crate) store: &'a Store,
+    pub(crate) proofs: &'a Proofs,
+    pub(crate) telemetry: &'a Telemetry,
+}
+
+/// The rooms that moved during the interruption.
+struct MovedRooms {
+    /// The moved rooms and their heads.
+    heads: Vec<(RoomId, Seq)>,
+    /// The moved rooms by the members that have a session here.
+    rooms_of: HashMap<UserId, Vec<RoomId>>,
+    /// The sessions known in this epoch have all their rooms among those that were looked up.
+    epoch: Epoch,
+}
+
 /// Attaches all sessions again after every interruption: a live layer that was restarted has lost presence.
-pub(crate) async fn attach_again(gateway: Arc<Gateway>) -> Result<(), Infallible> {
-    let mut restored = gateway.restored.subscribe();
-    let attaching = async {
-        while restored.changed().await.is_ok() {
-            attach_all(&gateway).await;
-        }
-    };
-    gateway.until_drained(attaching).await;
-    Ok(())
+pub(crate) async fn attach_again(
+    mut restored: watch::Receiver<u64>,
+    sessions: &SessionRegistry,
+    presence: &Presence,
+) {
+    while restored.changed().await.is_ok() {
+        attach_all(&sessions.all(), presence).await;
+    }
 }
 
-/// Asks clients to `SYNC` after every interruption.
-pub(crate) async fn ask_who_missed(gateway: Arc<Gateway>) -> Result<(), Infallible> {
-    let mut restored = gateway.restored.subscribe();
-    let asking = async {
-        while restored.changed().await.is_ok() {
-            ask(&gateway).await;
-        }
-    };
-    gateway.until_drained(asking).await;
-    Ok(())
-}
-
-async fn attach_all(gateway: &Gateway) {
+async fn attach_all(sessions: &[Arc<Session>], presence: &Presence) {
     let mut backoff = Backoff::new(ATTACH_RETRY.0, ATTACH_RETRY.1);
-    let sessions = gateway.sessions.all();
     // Without a lease no entry counts.
-    while let Err(error) = gateway.engines.presence.renew(&gateway.id, LEASE).await {
+    while let Err(error) = presence.renew_lease().await {
         tracing::warn!(%error, "presence is not back yet");
         tokio::time::sleep(backoff.next_delay()).await;
     }
     for some in sessions.chunks(ATTACH_AT_ONCE) {
         let mut left: Vec<&Arc<Session>> = some.iter().collect();
         loop {
-            let told = join_all(left.iter().map(|session| attach(gateway, session))).await;
+            let told = join_all(left.iter().map(|session| presence.attach_again(session))).await;
             let failed =
                 left.into_iter().zip(told).filter_map(|(session, told)| Some((session, told.err()?)));
             let (unheard, errors): (Vec<_>, Vec<_>) = failed.unzip();
@@ -88,13 +96,13 @@ async fn attach_all(gateway: &Gateway) {
 
 /// Attaches a session whose first attach failed. Messages published meanwhile did not find it, so it is asked to
 /// `SYNC`.
-pub(crate) async fn attach_late(gateway: &Gateway, session: &Session) {
+pub(crate) async fn attach_late(session: &Session, presence: &Presence, telemetry: &Telemetry) {
     let attaching = async {
         let mut backoff = Backoff::new(ATTACH_RETRY.0, ATTACH_RETRY.1);
         loop {
             tokio::time::sleep(backoff.next_delay()).await;
-            match attach(gateway, session).await {
-                Ok(()) => return gateway.ask_to_sync(session, None, LATE_SYNC_WITHIN),
+            match presence.attach_again(session).await {
+                Ok(()) => return ask_to_sync(session, None, LATE_SYNC_WITHIN, telemetry),
                 Err(error) => tracing::debug!(%error, "presence still does not hear of a connection"),
             }
         }
@@ -105,99 +113,84 @@ pub(crate) async fn attach_late(gateway: &Gateway, session: &Session) {
     }
 }
 
-async fn attach(gateway: &Gateway, session: &Session) -> EngineResult<()> {
-    let (presence, entry) = (&gateway.engines.presence, gateway.presence_entry(session));
-    if let Some(other) = presence.attach(&entry).await? {
-        // Its device has connected to another gateway, and this one did not receive the eviction. Which of the two came
-        // later is not known, so the other one keeps its place, and this one's client may connect again and replace it.
-        presence.attach(&other).await?;
-        session.close(Close::GoingAway);
-    }
-    if session.is_closing() {
-        // It may have been detached before it was attached again.
-        presence.detach(&entry).await?;
-    }
-    Ok(())
+/// Asks one client to `SYNC` these rooms (none: all it has) at a moment within `spread`.
+pub(crate) fn ask_to_sync(
+    session: &Session,
+    rooms: Option<&[RoomId]>,
+    spread: Duration,
+    telemetry: &Telemetry,
+) {
+    let spread = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX).max(1);
+    session.send(to_text(&ServerFrame::Resync {
+        reason: "live delivery was interrupted",
+        rooms,
+        retry_after_ms: Some(rand::random_range(0..spread)),
+    }));
+    telemetry.asked_to_sync.inc();
 }
 
-/// Asks sessions whose rooms moved, and sessions whose rooms are not known, to `SYNC`.
-async fn ask(gateway: &Gateway) {
-    let sessions = gateway.sessions.all();
-    let moved = match gateway.config.delivery_grace.0.is_zero() {
-        true => None,
-        false => match MovedRooms::since_heard(gateway).await {
-            Ok(moved) => Some(moved),
-            Err(error) => {
-                tracing::warn!(%error, "which rooms moved can't be told: every client is asked to SYNC");
-                None
-            }
-        },
-    };
-    let concerned = sessions.iter().filter_map(|session| match &moved {
-        Some(moved) if session.known_in() == Some(moved.epoch) => {
-            let rooms = moved.rooms_of.get(&session.identity.user)?;
-            Some((session, Some(rooms.as_slice())))
+impl Recover<'_> {
+    /// Asks clients to `SYNC` after every interruption.
+    pub(crate) async fn run(self, mut restored: watch::Receiver<u64>) {
+        while restored.changed().await.is_ok() {
+            self.ask().await;
         }
-        _ => Some((session, None)),
-    });
-    let concerned: Vec<_> = concerned.collect();
-    tracing::info!(
-        sessions = sessions.len(),
-        asked = concerned.len(),
-        "the live layer is back; asking clients to SYNC"
-    );
-    let spread = Duration::from_millis((concerned.len() * 1_000 / SYNCS_PER_SECOND) as u64).max(SPREAD);
-    for (session, rooms) in concerned {
-        gateway.ask_to_sync(session, rooms, spread);
     }
-    for (room, head) in moved.into_iter().flat_map(|moved| moved.heads) {
-        gateway.room_heads.reached(&room, head);
+
+    /// Asks sessions whose rooms moved, and sessions whose rooms are not known, to `SYNC`.
+    async fn ask(&self) {
+        let sessions = self.sessions.all();
+        let moved = match self.proofs.are_asked_for {
+            false => None,
+            true => match self.moved_rooms().await {
+                Ok(moved) => Some(moved),
+                Err(error) => {
+                    tracing::warn!(%error, "which rooms moved can't be told: every client is asked to SYNC");
+                    None
+                }
+            },
+        };
+        let concerned = sessions.iter().filter_map(|session| match &moved {
+            Some(moved) if session.known_in() == Some(moved.epoch) => {
+                let rooms = moved.rooms_of.get(&session.identity.user)?;
+                Some((session, Some(rooms.as_slice())))
+            }
+            _ => Some((session, None)),
+        });
+        let concerned: Vec<_> = concerned.collect();
+        tracing::info!(
+            sessions = sessions.len(),
+            asked = concerned.len(),
+            "the live layer is back; asking clients to SYNC"
+        );
+        let spread = Duration::from_millis((concerned.len() * 1_000 / SYNCS_PER_SECOND) as u64).max(SPREAD);
+        for (session, rooms) in concerned {
+            ask_to_sync(session, rooms, spread, self.telemetry);
+        }
+        for (room, head) in moved.into_iter().flat_map(|moved| moved.heads) {
+            self.room_heads.reached(&room, head);
+        }
     }
-}
 
-/// The rooms that moved during the interruption.
-struct MovedRooms {
-    /// The moved rooms and their heads.
-    heads: Vec<(RoomId, Seq)>,
-    /// The moved rooms by the members that have a session here.
-    rooms_of: HashMap<UserId, Vec<RoomId>>,
-    /// The sessions known in this epoch have all their rooms among those that were looked up.
-    epoch: Epoch,
-}
-
-impl MovedRooms {
-    async fn since_heard(gateway: &Gateway) -> EngineResult<Self> {
-        let (heard, epoch) = gateway.room_heads.all();
+    async fn moved_rooms(&self) -> EngineResult<MovedRooms> {
+        let (heard, epoch) = self.room_heads.all();
         let (mut moved, mut rooms_of) = (Vec::new(), HashMap::<UserId, Vec<RoomId>>::new());
         for some in heard.chunks(LOOK_UP) {
             let rooms: Vec<RoomId> = some.iter().map(|(room, _)| room.clone()).collect();
-            let heads = gateway.engines.store.messages.heads(&rooms).await?;
+            let heads = self.store.messages.heads(&rooms).await?;
             let ahead = some.iter().zip(heads).filter(|((_, last), head)| head > last);
             let ahead: Vec<(RoomId, Seq)> = ahead.map(|((room, _), head)| (room.clone(), head)).collect();
             let rooms: Vec<RoomId> = ahead.iter().map(|(room, _)| room.clone()).collect();
             if rooms.is_empty() {
                 continue;
             }
-            for room in gateway.engines.store.rooms.current(&rooms).await?.into_iter().flatten() {
-                for member in room.member_ids.iter().filter(|member| gateway.sessions.has(member.as_str())) {
+            for room in self.store.rooms.current(&rooms).await?.into_iter().flatten() {
+                for member in room.member_ids.iter().filter(|member| self.sessions.has(member.as_str())) {
                     rooms_of.entry(member.clone()).or_default().push(room.id.clone());
                 }
             }
             moved.extend(ahead);
         }
-        Ok(Self { heads: moved, rooms_of, epoch })
-    }
-}
-
-impl Gateway {
-    /// Asks one client to `SYNC` these rooms (none: all it has) at a moment within `spread`.
-    pub(crate) fn ask_to_sync(&self, session: &Session, rooms: Option<&[RoomId]>, spread: Duration) {
-        let spread = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX).max(1);
-        session.send(to_text(&ServerFrame::Resync {
-            reason: "live delivery was interrupted",
-            rooms,
-            retry_after_ms: Some(rand::random_range(0..spread)),
-        }));
-        self.telemetry.asked_to_sync.inc();
+        Ok(MovedRooms { heads: moved, rooms_of, epoch })
     }
 }

@@ -76,12 +76,12 @@ impl RoomHeads {
         self.rooms().last.get(room).copied()
     }
 
-    /// Notes that all sessions of the room here got all messages up to `upto`, or were asked to `SYNC`.
-    pub(crate) fn reached(&self, room: &RoomId, upto: Seq) {
+    /// Notes that all sessions of the room here got all messages up to `up_to`, or were asked to `SYNC`.
+    pub(crate) fn reached(&self, room: &RoomId, up_to: Seq) {
         let mut rooms = self.rooms();
         match rooms.last.get_mut(room) {
-            Some(last) => *last = upto.max(*last),
-            None => rooms.insert(room, upto, self.max),
+            Some(last) => *last = up_to.max(*last),
+            None => rooms.insert(room, up_to, self.max),
         }
     }
 

@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_member_who_was_added_through_another_gateway_is_known_at_once() {
+    async fn a_member_added_through_another_gateway_is_known_at_once() {
         const LONG: Duration = Duration::from_secs(3600);
         let directory = tempfile::tempdir().unwrap();
         let rooms = Embedded::open(directory.path(), Options::default()).unwrap().engines().store.rooms;

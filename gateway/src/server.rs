@@ -16,9 +16,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use warp::Filter;
+use warp::filters::BoxedFilter;
 
+use crate::gateway::Gateway;
 use crate::refusal::Close;
-use crate::{Gateway, Routes, api, connect};
+use crate::{api, connect};
+
+/// More routes, tried before the gateway's own: the all-in-one's demo page.
+pub type Routes = BoxedFilter<(warp::reply::Response,)>;
 
 /// The connection of a client that has not sent its first request by then is closed.
 const REQUEST_WITHIN: Duration = Duration::from_secs(15);
@@ -50,7 +55,7 @@ pub(crate) async fn serve(
                 }
             },
         };
-        let (service, draining) = (service.clone(), gateway.draining.clone());
+        let (service, draining) = (service.clone(), gateway.drain.begun.clone());
         let keep_alive = gateway.config.http_keep_alive.into();
         gateway.connections.spawn(async move {
             if let Err(error) = converse(stream, service, keep_alive, draining).await {
@@ -127,14 +132,14 @@ fn with_common_headers<B>(mut response: Response<B>) -> Response<B> {
 
 async fn drain(gateway: &Gateway) {
     tracing::info!(sessions = gateway.sessions.count(), in_hand = gateway.pending.in_hand(), "draining");
-    gateway.draining.cancel();
+    gateway.drain.begun.cancel();
     gateway.sessions.all().iter().for_each(|session| session.drain());
     let deadline: Duration = gateway.config.drain_deadline.into();
     if timeout(deadline.mul_f64(ANSWER_SHARE), gateway.pending.emptied()).await.is_err() {
         let in_hand = gateway.pending.in_hand();
         tracing::warn!(in_hand, "not all messages were answered; their senders will resend them");
     }
-    match timeout(BARRIER_WITHIN, gateway.pass_drain_barrier()).await {
+    match timeout(BARRIER_WITHIN, gateway.presence.pass_drain_barrier(gateway.restored.subscribe())).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             tracing::warn!(%error, "the drain barrier was not passed: presence or the live layer failed")

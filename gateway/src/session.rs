@@ -10,9 +10,8 @@ use futures_util::stream::SplitStream;
 use futures_util::{FutureExt, Sink, SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use naru_engines::live::PresenceEntry;
 use naru_model::Timestamp;
-use naru_model::frame::{ClientFrame, ServerFrame};
+use naru_model::frame::{ClientFrame, RoomPosition, ServerFrame};
 use naru_model::live::{LiveEvent, News};
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
@@ -21,13 +20,13 @@ use tokio_tungstenite::tungstenite::error::{CapacityError, Error as WsError};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
-use crate::Gateway;
+use crate::gateway::Gateway;
 use crate::positions::PositionKind;
 use crate::refusal::{Close, Refusal, to_text};
 use crate::rooms::FRESH;
-use crate::sessions::Session;
+use crate::session_state::Session;
 use crate::token::Identity;
-use crate::{accept, recover, sync};
+use crate::{recover, sync};
 
 pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
@@ -41,15 +40,15 @@ const PINGS_UNANSWERED: u32 = 2;
 
 /// Serves one connection to its end.
 pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Identity) {
-    let session = Session::new(identity, gateway.config.session_queue, gateway.proof_requests.clone());
+    let session = Session::new(identity, gateway.config.session_queue, gateway.proofs.requests.clone());
     tracing::debug!(session = %session.id, user = %session.identity.user, "connected");
     gateway.telemetry.connections.inc();
     gateway.sessions.add(&session);
     // A session that came while the gateway began to drain may have been added after all others were closed.
-    if gateway.draining.is_cancelled() {
+    if gateway.drain.has_begun() {
         session.close(Close::GoingAway);
     }
-    let (entry, is_known) = attach(&gateway, &session).await;
+    let is_known = gateway.presence.attach(&session).await;
     // From `add` on live messages may come; no frame is written before this one.
     session.send_first(welcome(&gateway, &session));
 
@@ -65,13 +64,15 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
         sink
     };
     // Boxed, because hardly any session needs it.
-    let attaching = OptionFuture::from((!is_known).then(|| recover::attach_late(&gateway, &session).boxed()));
+    let attaching = OptionFuture::from(
+        (!is_known).then(|| recover::attach_late(&session, &gateway.presence, &gateway.telemetry).boxed()),
+    );
     let (stream, mut sink, _) = tokio::join!(reading, writing, attaching);
 
     // The session leaves presence, then it gets no more frames, then its queue is written: so a message that was
     // published for this session is either written, or the fanout finds that it reached no session.
     let reason = session.closed().await;
-    if let Err(error) = gateway.engines.presence.detach(&entry).await {
+    if let Err(error) = gateway.presence.detach(&session).await {
         tracing::debug!(%error, "presence did not hear of a disconnect; the lease will");
     }
     gateway.sessions.remove(&session);
@@ -86,22 +87,6 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
     gateway.telemetry.connections.dec();
     gateway.telemetry.count_closed(reason);
     tracing::debug!(session = %session.id, reason = reason.as_str(), "disconnected");
-}
-
-/// Attaches the session to presence before `WELCOME`: every message published after the `WELCOME` finds the session.
-/// Returns whether presence has it.
-async fn attach(gateway: &Gateway, session: &Session) -> (PresenceEntry, bool) {
-    let entry = gateway.presence_entry(session);
-    match gateway.engines.presence.attach(&entry).await {
-        Ok(None) => {}
-        Ok(Some(replaced)) => gateway.evict(&replaced).await,
-        // The client is served all the same; until its session is attached it gets pushes, then it is asked to SYNC.
-        Err(error) => {
-            tracing::warn!(%error, "presence did not hear of a connection; telling it again");
-            return (entry, false);
-        }
-    }
-    (entry, true)
 }
 
 fn welcome(gateway: &Gateway, session: &Session) -> String {
@@ -125,7 +110,7 @@ async fn read(gateway: &Gateway, session: &Arc<Session>, stream: &mut SplitStrea
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut unanswered = 0;
     let mut stopped = pin!(session.stopped());
-    if gateway.draining.is_cancelled() {
+    if gateway.drain.has_begun() {
         session.drain();
     }
     loop {
@@ -154,7 +139,7 @@ async fn read(gateway: &Gateway, session: &Arc<Session>, stream: &mut SplitStrea
                 gateway.telemetry.count_refused(&refusal);
                 session.send(refusal.frame(None));
             }
-            Some(Ok(Message::Pong(payload))) => gateway.prove(session, session.pong(&payload)),
+            Some(Ok(Message::Pong(payload))) => gateway.proofs.prove(session, session.pong(&payload)),
             Some(Ok(Message::Ping(_) | Message::Frame(_))) => {}
             Some(Ok(Message::Close(_))) | None => return Close::ByPeer,
             Some(Err(error)) => return reason(&error),
@@ -187,13 +172,16 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
     };
     let answered = match frame {
         ClientFrame::Chat(chat) => {
-            accept::from_session(gateway, session, chat).await;
+            gateway.acceptor.accept_frame(session, chat).await;
             Ok(())
         }
         // Boxed, because every connection would keep memory for its answer.
-        ClientFrame::Sync(wanted) => sync::answer(gateway, session, wanted).boxed().await,
-        ClientFrame::Received(upto) => gateway.advance_position(session, upto, PositionKind::Received).await,
-        ClientFrame::Read(upto) => gateway.advance_position(session, upto, PositionKind::Read).await,
+        ClientFrame::Sync(wanted) => {
+            let Gateway { engines, room_heads, proofs, .. } = gateway;
+            sync::answer(session, wanted, &engines.store, room_heads, proofs).boxed().await
+        }
+        ClientFrame::Received(position) => advance(gateway, session, position, PositionKind::Received).await,
+        ClientFrame::Read(position) => advance(gateway, session, position, PositionKind::Read).await,
         ClientFrame::Typing { chat_room_id } => typing(gateway, session, chat_room_id).await,
         ClientFrame::Ping => {
             session.send(to_text(&ServerFrame::Pong));
@@ -204,6 +192,17 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
         gateway.telemetry.count_refused(&refusal);
         session.send(refusal.frame(None));
     }
+}
+
+/// Takes a position of the session's user in a room; it proves the room's messages up to it.
+async fn advance(
+    gateway: &Gateway,
+    session: &Session,
+    position: RoomPosition,
+    kind: PositionKind,
+) -> Result<(), Refusal> {
+    gateway.proofs.prove(session, session.received(&position.chat_room_id, position.seq));
+    gateway.positions.advance(session, position, kind).await
 }
 
 async fn typing(
@@ -275,7 +274,7 @@ async fn end(gateway: &Gateway, session: &Session, mut socket: Socket, reason: C
             _ => {
                 while let Some(Ok(message)) = socket.next().await {
                     if let Message::Pong(payload) = message {
-                        gateway.prove(session, session.pong(&payload));
+                        gateway.proofs.prove(session, session.pong(&payload));
                     }
                 }
             }

@@ -110,8 +110,8 @@ impl Unproven {
     }
 
     /// Takes a client's position in a room; returns the messages that it proves.
-    pub(crate) fn received(&mut self, room: &RoomId, upto: Seq) -> Vec<MessageId> {
-        self.take(|message| message.seq <= upto && message.room == *room)
+    pub(crate) fn received(&mut self, room: &RoomId, up_to: Seq) -> Vec<MessageId> {
+        self.take(|message| message.seq <= up_to && message.room == *room)
     }
 
     /// Takes out the messages for which `is_meant` holds.

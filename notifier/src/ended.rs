@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
-use naru_engines::bus::{self, Receipt};
+use naru_engines::bus::{self, AckHandle};
 use naru_engines::store::Store;
 use naru_model::hops::Lane;
 use naru_model::{EventId, Stage};
@@ -21,7 +21,7 @@ const MAX_BATCH: usize = 256;
 
 /// A push whose end has only to be recorded in the store and the queue.
 pub(crate) struct Ended {
-    pub(crate) receipt: Receipt,
+    pub(crate) ack_handle: AckHandle,
     pub(crate) event_id: EventId,
     pub(crate) action: Action,
 }
@@ -41,7 +41,7 @@ impl Ending {
     /// Returns when the queue has the outcome, so that a push keeps its place in the lane until then.
     pub(crate) async fn of(&self, ended: Ended) {
         let (tell, told) = oneshot::channel();
-        // If a panic ended the recorder, the receipt is dropped and the push comes again.
+        // If a panic ended the recorder, the ack handle is dropped and the push comes again.
         if self.0.send((ended, tell)).await.is_ok() {
             let _told = told.await;
         }
@@ -68,8 +68,8 @@ impl Recorder {
 
     async fn end(&self, ended: Vec<Ended>) {
         let (mut taken, mut finished) = (Vec::new(), Vec::new());
-        let mut retries: BTreeMap<Duration, Vec<Receipt>> = BTreeMap::new();
-        for Ended { receipt, event_id, action } in ended {
+        let mut retries: BTreeMap<Duration, Vec<AckHandle>> = BTreeMap::new();
+        for Ended { ack_handle, event_id, action } in ended {
             let stage = match action {
                 Action::Ack { provider_id } => {
                     taken.push((event_id, provider_id));
@@ -77,12 +77,12 @@ impl Recorder {
                 }
                 Action::Park(stage, _) => stage,
                 Action::RetryAfter(delay) => {
-                    retries.entry(delay).or_default().push(receipt);
+                    retries.entry(delay).or_default().push(ack_handle);
                     continue;
                 }
             };
             self.telemetry.ended(self.lane, stage);
-            finished.push(receipt);
+            finished.push(ack_handle);
         }
         let finish = async {
             if !taken.is_empty() {
@@ -92,9 +92,9 @@ impl Recorder {
             }
             ack(&self.telemetry, finished).await;
         };
-        let retries = retries.into_iter().map(|(delay, receipts)| async move {
-            let pushes = receipts.len();
-            retry(&self.telemetry, receipts, delay).await;
+        let retries = retries.into_iter().map(|(delay, ack_handles)| async move {
+            let pushes = ack_handles.len();
+            retry(&self.telemetry, ack_handles, delay).await;
             self.telemetry.retried(self.lane, pushes);
         });
         join(finish, join_all(retries)).await;
@@ -102,12 +102,12 @@ impl Recorder {
 }
 
 /// Acknowledges finished pushes.
-pub(crate) async fn ack(telemetry: &Telemetry, receipts: Vec<Receipt>) {
-    telemetry.log_failure(bus::ack(receipts).await, "pushes were not acknowledged; they come again");
+pub(crate) async fn ack(telemetry: &Telemetry, ack_handles: Vec<AckHandle>) {
+    telemetry.log_failure(bus::ack(ack_handles).await, "pushes were not acknowledged; they come again");
 }
 
 /// Retries pushes, exactly `after` from now.
-pub(crate) async fn retry(telemetry: &Telemetry, receipts: Vec<Receipt>, after: Duration) {
-    let retried = bus::retry(receipts, after).await;
+pub(crate) async fn retry(telemetry: &Telemetry, ack_handles: Vec<AckHandle>, after: Duration) {
+    let retried = bus::retry(ack_handles, after).await;
     telemetry.log_failure(retried, "pushes were not put off; they come again at once");
 }

@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn without_an_answer_those_who_waited_are_not_sent_and_the_next_goes_first() {
+    fn without_an_answer_the_waiting_ones_are_not_sent_and_the_next_goes_first() {
         let gate = Gate::default();
         let first = gate.pass().now_or_never().unwrap().unwrap().expect("the first");
         let mut second = Box::pin(gate.pass());

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 const PROGRAM: Program = Program {
     name: "fanout",
-    about: "Finds the people of a saved message: a push for who is offline, then publish for who is not.",
+    about: "Finds the recipients of a saved message: a push for those that are offline, then publish for the others.",
     overrides: &[("admin_listen", "127.0.0.1:9103")],
 };
 

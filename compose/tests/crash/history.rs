@@ -1,4 +1,4 @@
-//! What the server says at the end, held against what everybody remembers.
+//! What the server says at the end, held against what all clients remember.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -100,7 +100,7 @@ impl History {
         }
     }
 
-    /// Whatever somebody heard is there, as they heard it.
+    /// Each message that a client got is there, as it got it.
     pub fn check_heard(&self, person: &Person) {
         let by_id: HashMap<&str, &Message> =
             self.0.iter().map(|message| (message.id.as_str(), message)).collect();
@@ -138,8 +138,8 @@ impl History {
         assert_eq!(counts, (self.len(), self.len()), "accepted, saved, and in the history");
     }
 
-    /// P5: whoever was never there was pushed everything, and whoever came and went heard it or was pushed it, however
-    /// their sessions ended. (Who writes in a room has thereby read what was said before, and is not pushed it any more: of
+    /// P5: a user who was never there was pushed everything, and a user who came and went got it live or by push, however
+    /// their sessions ended. (A user who writes in a room has thereby read what was said before, and is not pushed it any more: of
     /// writers this checks what came after their last word.)
     pub fn check_recipients(&self, people: &[&Person], pushes: &Pushes, rooms: &[String]) {
         let of = |user: &str| {

@@ -33,7 +33,7 @@ const SENT_ONCE_MORE: usize = 50;
 struct Round {
     /// Starts that are killed before the one that is let through; each after this share of the time a start takes.
     killed_starts: Vec<f64>,
-    /// Whether everybody comes back at once, into the recovery, or only when it has ended.
+    /// Whether all users come back at once, into the recovery, or only when it has ended.
     at_once: bool,
     habits: Vec<Habits>,
     /// The kill comes after this, and then after that long.
@@ -116,7 +116,7 @@ async fn kill_again_and_again(seed: u64, rounds: u64, data: &Path, at: &Cell<u64
         kills += 1;
     }
 
-    // Nobody connects and nobody resends: what was accepted must end its journey by itself.
+    // No client connects or resends: what was accepted must end its journey by itself.
     at.set(rounds + 1);
     let mut server = start(data, &environment).await;
     let stored = Stored::settled(data).await;
@@ -132,8 +132,8 @@ async fn kill_again_and_again(seed: u64, rounds: u64, data: &Path, at: &Cell<u64
     for person in writers.iter().chain([&listener]) {
         history.check_heard(person);
     }
-    let everybody: Vec<&Person> = writers.iter().chain([&listener]).collect();
-    history.check_recipients(&everybody, &pushes, &rooms);
+    let all: Vec<&Person> = writers.iter().chain([&listener]).collect();
+    history.check_recipients(&all, &pushes, &rooms);
     for person in &writers {
         send_once_more(server.url(), person, &history, &mut rng).await;
     }
@@ -184,7 +184,7 @@ async fn kill_a_start(data: &Path, environment: &[(&'static str, String)], after
     child.kill().await.expect("our own child can be killed");
 }
 
-/// Everybody connects and writes, until the server is killed at the chosen moment.
+/// All users connect and write, until the server is killed at the chosen moment.
 async fn live_and_die(
     server: &mut ServerProcess,
     plan: &Round,
@@ -205,7 +205,7 @@ async fn live_and_die(
     join(sessions, kill).await;
 }
 
-/// What must hold as soon as a recovery has ended, without anybody having resent anything.
+/// What must hold as soon as a recovery has ended, without any resend.
 fn check_recovered(stored: &Stored, writers: &mut [Person]) {
     assert_eq!(stored.holes(), 0, "P3: the places are not dense");
     for Person { user, sent, fresh, .. } in writers {

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::support::token_of;
 
-/// Who they are. Six write; the listener is connected whenever there is a server, and never writes; the absent one
+/// The users. Six write; the listener is connected whenever there is a server, and never writes; the absent one
 /// never connects.
 pub const WRITERS: [&str; 6] = ["u0", "u1", "u2", "u3", "u4", "u5"];
 pub const LISTENER: &str = "listener";
@@ -49,7 +49,7 @@ pub struct Person {
     /// How many `ACK`s came, and how many of them for the second time.
     pub acks: usize,
     pub repeated_acks: usize,
-    /// The places of what was acknowledged since somebody looked last.
+    /// The places of what was acknowledged since the last look.
     pub fresh: Vec<usize>,
     rooms: Vec<String>,
     /// The places of what may still be acknowledged, in the order sent.
@@ -221,7 +221,7 @@ impl Person {
                 Incoming::Closed { code, .. } if happenings.over.get() || code == SLOW_CONSUMER => {
                     return Some(code);
                 }
-                closed => panic!("{}: {closed}, and nobody had killed it", self.user),
+                closed => panic!("{}: {closed}, and it was not killed", self.user),
             }
         }
     }

@@ -48,7 +48,7 @@ async fn the_secret_is_made_once() {
     let file = data.join("jwt-secret");
     let secret = fs::read(&file).expect("the secret lies in the data directory");
     let mode = fs::metadata(&file).expect("the same file").permissions().mode();
-    assert_eq!(mode & 0o777, 0o600, "somebody else may read the secret");
+    assert_eq!(mode & 0o777, 0o600, "other users may read the secret");
 
     let mut server = ServerProcess::start(NARU, &data, &[]).await.expect("it starts");
     let while_running = token_by_command(&data, "A").await;

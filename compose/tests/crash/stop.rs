@@ -1,4 +1,4 @@
-//! An orderly stop: what is in hand is answered, everybody is told to go, and nothing is lost on the way out.
+//! An orderly stop: what is in hand is answered, every client is told to go, and nothing is lost on the way out.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ struct Aftermath {
     backend: Webhook,
 }
 
-/// SIGTERM in the middle of the load, a few times on the same data. Each time everybody must be told to come back, and
+/// SIGTERM in the middle of the load, a few times on the same data. Each time every client must be told to come back, and
 /// the process must leave in order and in time.
 async fn stop_under_load() -> Aftermath {
     let data = tempfile::tempdir().expect("a folder for the data");
@@ -39,8 +39,8 @@ async fn stop_under_load() -> Aftermath {
             for members in ROOMS {
                 rooms.push(Http::new(server.url(), &token_of(members[0])).create_room(members).await);
             }
-            let everybody = WRITERS.iter().chain([&LISTENER]).zip(0..);
-            people.extend(everybody.map(|(user, seed)| Person::new(user, &rooms, seed)));
+            let all = WRITERS.iter().chain([&LISTENER]).zip(0..);
+            people.extend(all.map(|(user, seed)| Person::new(user, &rooms, seed)));
         }
         let url = server.url().to_owned();
         let happenings = Happenings::new();
@@ -58,7 +58,7 @@ async fn stop_under_load() -> Aftermath {
         let (closes, asked) = join(sessions, stop).await;
         for close in closes {
             // None: it was too late to connect.
-            assert_eq!(close.unwrap_or(GOING_AWAY), GOING_AWAY, "everybody is told to come back");
+            assert_eq!(close.unwrap_or(GOING_AWAY), GOING_AWAY, "every client is told to come back");
         }
         let status = server.wait_exit(DRAIN_DEADLINE).await;
         assert!(status.success() && asked.elapsed() < DRAIN_DEADLINE, "{status}, {:?}", asked.elapsed());
@@ -84,7 +84,7 @@ async fn terminate_drains() {
         for error in &person.errors {
             let place = error["clientMessageId"].as_str().and_then(|text| text.parse().ok());
             let place: usize = place.unwrap_or_else(|| panic!("an error about nothing: {error}"));
-            // Unknown is never a lie, and who was refused may have sent it again in the next session.
+            // Unknown is never a lie, and a user who was refused may have sent it again in the next session.
             let may_be_there = error["code"] == "UNAVAILABLE" || person.sent[place].saved.is_some();
             assert!(may_be_there || !there.contains_key(&place), "it was saved in spite of {error}");
         }
@@ -92,13 +92,13 @@ async fn terminate_drains() {
     history.check_stored(&Stored::open(data.path()));
 }
 
-/// P5: a stop, too, leaves nobody untold: what was not written to a session any more is pushed.
+/// P5: a stop, too, leaves no recipient untold: what was not written to a session any more is pushed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn terminate_leaves_nobody_untold() {
+async fn terminate_leaves_no_recipient_untold() {
     let Aftermath { data, rooms, writers, listener, mut backend } = stop_under_load().await;
     let server = start(data.path(), &environment(&backend)).await;
     Stored::settled(data.path()).await;
     let history = History::read(server.url(), &rooms).await;
-    let everybody: Vec<&Person> = writers.iter().chain([&listener]).collect();
-    history.check_recipients(&everybody, &Pushes::taken_by(&mut backend), &rooms);
+    let all: Vec<&Person> = writers.iter().chain([&listener]).collect();
+    history.check_recipients(&all, &Pushes::taken_by(&mut backend), &rooms);
 }

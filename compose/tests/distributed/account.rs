@@ -64,7 +64,7 @@ impl World {
         .await;
     }
 
-    /// Who got pushes, each once, by the time everything is closed.
+    /// The users who got pushes, each once, by the time everything is closed.
     async fn pushed(&mut self, expected: &[&str]) {
         self.closed().await;
         let mut pushed: Vec<Value> = Vec::new();

@@ -16,7 +16,7 @@ use crate::costs::{BURST, Bound, Done, Load, Per, WRITERS, bound, burst, hold};
 /// What may be said on services. Bytes are those of all three, in both directions.
 pub const BOUNDS: &[Bound] = &[
     bound("MongoDB: insert intake", 1, 1, Per::Intake, "a batch is stored before anything else happens"),
-    bound("MongoDB: find chat_rooms", 1, 1, Per::Persist, "who is a member now decides what is saved (P8)"),
+    bound("MongoDB: find chat_rooms", 1, 1, Per::Persist, "the present members decide what is saved (P8)"),
     bound(
         "MongoDB: insert chat_messages",
         1,

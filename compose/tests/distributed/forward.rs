@@ -74,10 +74,10 @@ async fn three_gateways_hear_it_and_one_forwards_it() {
     }
     assert_eq!(delivered, [0, 1, 0]);
 
-    // B is nowhere, and nobody takes the pushes yet: when the message is published, its push waits in the queue already.
+    // B has no session, and no notifier takes the pushes yet: when the message is published, its push waits in the queue already.
     drop(notifier);
     ben.close().await;
-    until("nobody sees B", async || {
+    until("B is offline for all", async || {
         let (_, presence) = http(&gateways[0], "A").get("/api/presence?userIds=B").await;
         presence[0]["online"] == false
     })
@@ -95,7 +95,7 @@ async fn three_gateways_hear_it_and_one_forwards_it() {
     cluster.backend.none_waiting();
 }
 
-/// How many events wait in a queue, taken by nobody.
+/// How many events wait in a queue, taken by no consumer.
 async fn waiting(amqp_url: &str, queue: &str) -> u32 {
     use lapin::options::QueueDeclareOptions;
     let connection = lapin::Connection::connect(amqp_url, lapin::ConnectionProperties::default());

@@ -1,5 +1,5 @@
 //! A hundred times kill -9, of each worker and of gateways, while people talk. Nothing that was confirmed may be missing,
-//! nothing that was accepted may be forgotten, nothing may be there twice, and everybody is told.
+//! nothing that was accepted may be forgotten, nothing may be there twice, and every recipient is told.
 //!
 //! All choices are drawn from one seed, which is printed and can be given again as `NARU_TEST_SEED`. It repeats the
 //! choices, not the scheduling of the processes: a fault found with a seed may need a few tries to come again.
@@ -23,7 +23,7 @@ const TALKS: usize = 16;
 const THINKS_FOR: Duration = Duration::from_millis(200);
 /// The longest wait between the chosen moment and the kill.
 const KILL_WITHIN: Duration = Duration::from_millis(3);
-/// Who may be killed: two gateways and one of each other worker.
+/// What may be killed: two gateways and one of each other worker.
 const WORKERS: [&str; 5] = ["gateway", "gateway", "persister", "fanout", "notifier"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -34,7 +34,7 @@ async fn a_hundred_kills_of_any_worker_lose_nothing() {
     eprintln!("NARU_TEST_SEED={seed} NARU_TEST_ROUNDS={rounds}");
     let mut rng = StdRng::seed_from_u64(seed);
 
-    // Whoever has no proof of a delivery is pushed to soon, so that the end need not be waited for.
+    // A recipient without proof of delivery is pushed to soon, so that the end need not be waited for.
     let mut cluster = Cluster::start().await.with("NARU_DELIVERY_GRACE", "1s").with("NARU_PARTITIONS", "4");
     let mut processes: Vec<ServerProcess> = Vec::new();
     for worker in WORKERS {
@@ -56,7 +56,7 @@ async fn a_hundred_kills_of_any_worker_lose_nothing() {
     let took = begun.elapsed();
 
     let memories = traffic.end().await;
-    // Nobody resends any more: what was accepted must end its journey by itself.
+    // No client resends any more: what was accepted must end its journey by itself.
     let database = cluster.database().await;
     let intake = database.collection::<Document>("intake");
     until("nothing accepted is open", async || {

@@ -29,7 +29,7 @@ const MESSAGES: usize = 100;
 const PUSHES: u64 = (PEOPLE * MESSAGES) as u64;
 /// How long FCM takes nothing: half of it it refuses connections, half of it it hangs.
 const AWAY: Duration = Duration::from_secs(60);
-/// Before and meanwhile somebody with an iPhone misses a message this often.
+/// Before and meanwhile a user with an iPhone misses a message this often.
 const EVERY: Duration = Duration::from_millis(30);
 /// How long that goes on before, to know how long a push takes when all is well.
 const CALM: Duration = Duration::from_secs(15);
@@ -60,7 +60,7 @@ async fn a_provider_may_be_away_for_a_minute_and_the_notifier_die_twice() {
 
     handle.set(Provider::Fcm, Conduct::Refuse).await;
     let away_at = Instant::now();
-    town.everybody_misses().await;
+    town.all_recipients_miss().await;
     let moment = |seconds| tokio::time::Instant::from_std(away_at) + Duration::from_secs(seconds);
     sleep_until(moment(15)).await;
     restart(&cluster, &mut notifier, &steady).await;
@@ -142,18 +142,18 @@ impl Town {
         let never = CancellationToken::new();
         let health = Health::new(never.clone());
         let distributed = Distributed::wait_for(&settings, &health, &never);
-        let distributed = distributed.await.expect("services").expect("nobody stops it");
+        let distributed = distributed.await.expect("services").expect("it is not stopped");
         let engines = distributed.engines();
         let person = |number: usize| UserId::new(format!("person{number}")).expect("a user id");
         let people: Vec<_> = (0..PEOPLE).map(person).collect();
         let (writer, iphone) = (person(PEOPLE), person(PEOPLE + 1));
         let room = RoomId::new("the-square").expect("a room id");
-        let everybody = people.iter().cloned().chain([writer, iphone.clone()]);
+        let all = people.iter().cloned().chain([writer, iphone.clone()]);
         let new = NewRoom {
             id: room.clone(),
             kind: RoomKind::Group,
             name: None,
-            member_ids: sorted_members(everybody),
+            member_ids: sorted_members(all),
             maker_id: None,
         };
         engines.store.rooms.create(new).await.expect("a room");
@@ -190,14 +190,14 @@ impl Town {
     }
 
     /// As a fanout says that these people have no session.
-    async fn everybody_misses(&self) {
+    async fn all_recipients_miss(&self) {
         let missed = |number| Offline { message: self.message(number), recipients: self.people.clone() };
         let events = (0..MESSAGES).map(|number| Event::new(missed(number), Trace::start())).collect();
         self.engines.bus.offline.send(events).await.expect("handed over");
     }
 }
 
-/// Somebody with an iPhone who misses a message now and then.
+/// A user with an iPhone who misses a message now and then.
 struct Steady {
     sent: Arc<std::sync::Mutex<HashMap<String, (Instant, bool)>>>,
     /// While this is so, what is missed has to wait, and does not count.
@@ -227,7 +227,7 @@ impl Steady {
                 message.timestamp = Timestamp::now();
                 let id = message.id.to_string();
                 let entry = (Instant::now(), !counts.load(Ordering::SeqCst));
-                to.lock().expect("nobody panics").insert(id, entry);
+                to.lock().expect("no panic under the lock").insert(id, entry);
                 let event = Event::new(Offline { message, recipients: vec![iphone.clone()] }, Trace::start());
                 // Again until the broker has it, as a fanout does.
                 while offline.send(vec![event.clone()]).await.is_err() {}
@@ -239,7 +239,7 @@ impl Steady {
     /// What the notifier that was killed had not pushed yet does not count.
     fn forgive_what_it_had(&self) {
         let taken: HashSet<_> = self.handle.received().iter().map(|push| push.message_id.clone()).collect();
-        let mut sent = self.sent.lock().expect("nobody panics");
+        let mut sent = self.sent.lock().expect("no panic under the lock");
         for (id, (_, counts)) in sent.iter_mut() {
             *counts &= taken.contains(&Some(id.clone()));
         }
@@ -249,7 +249,7 @@ impl Steady {
     fn latencies(&self, after: u64) -> Vec<Duration> {
         // The emulator's clock is the time of day; so is this.
         let (now, today) = (Instant::now(), Timestamp::now().as_millis());
-        let sent = self.sent.lock().expect("nobody panics");
+        let sent = self.sent.lock().expect("no panic under the lock");
         let taken = self.handle.received_after(after);
         let latency = |push: &Arc<naru_phones::Push>| {
             let (sent_at, counts) = sent.get(push.message_id.as_deref()?)?;
@@ -266,7 +266,7 @@ impl Steady {
     async fn stop(self) {
         self.stop.cancel();
         self.task.await.expect("it ends");
-        let sent = self.sent.lock().expect("nobody panics").len() as u64;
+        let sent = self.sent.lock().expect("no panic under the lock").len() as u64;
         let all = async || self.handle.counts(Provider::Apns).taken >= sent;
         timeout(CAUGHT_UP_WITHIN, within(CAUGHT_UP_WITHIN, "every iPhone push has come", all))
             .await

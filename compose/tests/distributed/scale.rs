@@ -18,7 +18,7 @@ const TALKS: usize = TALKS_EACH * PARTITIONS;
 const THINKS_FOR: Duration = Duration::from_millis(1_200);
 /// Within this, the work is shared out: partitions are let go a few at a time.
 const SHARED_WITHIN: Duration = Duration::from_secs(40);
-/// Whoever has less than this share of what an equal has is not doing its part.
+/// A worker with less than this share of what an equal one has is not doing its part.
 const EVEN: f64 = 0.4;
 /// Within this, what a dead worker had is done by others.
 const TAKEOVER: Duration = Duration::from_secs(5);
@@ -55,7 +55,7 @@ async fn three_share_the_work_and_two_take_over_from_one_that_dies() {
     memories.check(&gateways[0]).await;
     let moments = [joined, deaths[0], deaths[1], ended].map(|moment| moment - begun);
     eprintln!("joined, first death, second death, end: {moments:.1?}; troubles: {:?}", memories.troubles());
-    // While the work is shared out nobody waits for a worker to be missed: that wait is the store's, and told.
+    // While the work is shared out no client waits for a worker to be missed: that wait is the store's, and told.
     let sharing = memories.slowest(begun, deaths[0]);
     let takeover = memories.slowest(deaths[0], ended);
     for (Wait { room, number, sent, lasted }, when) in [(&sharing, "before"), (&takeover, "after")] {
@@ -64,7 +64,7 @@ async fn three_share_the_work_and_two_take_over_from_one_that_dies() {
             "the longest wait {when} the first death: {lasted:.1?}, begun at {sent:.1?}, {room} {number}"
         );
     }
-    assert!(takeover.lasted < TAKEOVER, "somebody waited for an acknowledgement: {takeover:?}");
+    assert!(takeover.lasted < TAKEOVER, "a client waited for an acknowledgement: {takeover:?}");
 }
 
 /// Numbers of talks whose rooms are spread evenly over the partitions.

@@ -20,7 +20,7 @@ use crate::support::token_of;
 
 /// A message without an answer is sent again after this.
 const RESEND_AFTER: Duration = Duration::from_secs(3);
-/// Who could not connect, or was told to wait without a time, tries again after this.
+/// A client that could not connect, or was told to wait without a time, tries again after this.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// Talks under way.
@@ -29,7 +29,7 @@ pub struct Traffic {
     listeners: JoinSet<Listener>,
     /// Cancelled when nothing new is to be said.
     hush: CancellationToken,
-    /// Cancelled when nobody listens any more.
+    /// Cancelled when no listener is left.
     over: CancellationToken,
     acknowledged: Arc<AtomicU64>,
     /// When each writer was acknowledged last.
@@ -50,7 +50,7 @@ struct Progress {
     served: watch::Sender<Option<Instant>>,
 }
 
-/// One who writes.
+/// A user who writes.
 pub struct Writer {
     user: String,
     room: String,
@@ -78,7 +78,7 @@ pub struct Wait {
     pub lasted: Duration,
 }
 
-/// One who listens.
+/// A user who listens.
 struct Listener {
     user: String,
     room: String,
@@ -86,7 +86,7 @@ struct Listener {
     troubles: BTreeMap<String, usize>,
 }
 
-/// What everybody remembers.
+/// What all users remember.
 pub struct Memories {
     pub writers: Vec<Writer>,
     listeners: Vec<Listener>,
@@ -155,7 +155,7 @@ impl Traffic {
         until("more messages are acknowledged", async || self.acknowledged() >= wanted).await;
     }
 
-    /// Lets everybody finish what they are saying, then hear what there is to hear.
+    /// Lets all users finish what they are saying, then hear what there is to hear.
     pub async fn end(self) -> Memories {
         self.hush.cancel();
         let writers = self.writers.join_all().await;
@@ -267,7 +267,7 @@ impl Writer {
         }
     }
 
-    /// P2: whoever is told twice of a message is told the same.
+    /// P2: a client that is told twice of a message is told the same.
     fn told_again(&mut self, frame: &Value, saved: (String, u64)) {
         let number = frame["clientMessageId"].as_str().and_then(|name| name.parse::<usize>().ok());
         let before = number.and_then(|number| self.acknowledged.get(number));
@@ -394,7 +394,7 @@ impl Memories {
         untold
     }
 
-    /// Waits until everybody has heard or was pushed everything that is there.
+    /// Waits until every user has got, live or by push, all that is there.
     ///
     /// # Panics
     /// When a push that is due does not come.
@@ -419,7 +419,7 @@ impl Memories {
     pub fn slowest(&self, from: Instant, to: Instant) -> Wait {
         let waits = self.writers.iter().flat_map(Writer::waits);
         let within = waits.filter(|wait| wait.sent < to && wait.sent + wait.lasted > from);
-        within.max_by_key(|wait| wait.lasted).expect("somebody wrote")
+        within.max_by_key(|wait| wait.lasted).expect("a message was written")
     }
 
     /// What went wrong for those who write, and for those who listen.

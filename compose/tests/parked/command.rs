@@ -148,7 +148,7 @@ async fn what_cannot_work_is_said() {
     let (here, elsewhere) = (world.server.url(), empty.path().join("data"));
     let own = [("NARU_DATA_DIR", world.dir()), ("NARU_JWT_SECRET", SECRET)];
 
-    // Nobody there: it says where it looked, by configuration and by flag.
+    // No server there: it says where it looked, by configuration and by flag.
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let nowhere = free.local_addr().expect("an address").to_string();
     drop(free);
@@ -167,7 +167,7 @@ async fn what_cannot_work_is_said() {
     let line = refusal(&["parked", "list", "--url", "localhost:8080"], &own).await;
     assert!(line.contains("no http:// or https:// URL"), "{line}");
 
-    // Somebody else there.
+    // Another server there.
     let stranger = Webhook::start().await;
     stranger.script([Answer::body(200, "hello"), Answer::status(404)]);
     for _ in 0..2 {

@@ -8,7 +8,7 @@ use naru_model::{ClientMessageId, Message, RoomId, Seq, UserId};
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, Call, json, rooms, unless_empty};
-use crate::accept::{self, Draft};
+use crate::accept::SendRequest;
 use crate::refusal::Refusal;
 
 /// How many messages one page holds: at most, and by default.
@@ -67,7 +67,7 @@ pub(super) async fn send(call: &Call<'_>, chat_room_id: RoomId) -> Answer {
     let own_name = || {
         if sender_id == caller.user { caller.name.clone() } else { sender_id.as_str().into() }
     };
-    let draft = Draft {
+    let request = SendRequest {
         sender_name: sender_name.filter(|name| !name.is_empty()).unwrap_or_else(own_name),
         chat_room_id,
         sender_id,
@@ -75,5 +75,5 @@ pub(super) async fn send(call: &Call<'_>, chat_room_id: RoomId) -> Answer {
         client_message_id,
         is_limited: !caller.is_service,
     };
-    Ok(json(StatusCode::OK, &accept::from_http(call.gateway, draft).await?))
+    Ok(json(StatusCode::OK, &call.gateway.acceptor.accept_request(request).await?))
 }

@@ -24,8 +24,8 @@ use warp::filters::BoxedFilter;
 use warp::path::FullPath;
 use warp::reply::Response;
 
-use crate::Gateway;
 use crate::connect::log_refused_origin;
+use crate::gateway::Gateway;
 use crate::refusal::Refusal;
 use crate::token::{Identity, bearer};
 

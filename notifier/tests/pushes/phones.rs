@@ -367,7 +367,7 @@ async fn an_answer_that_was_lost_makes_a_push_that_can_be_recognised() {
     town.registers("pixel", Platform::Fcm, "pixel").await;
     town.registers("iphone", Platform::Apns, &hex("1")).await;
     for token in ["pixel".to_owned(), hex("1")] {
-        handle.answer_once(&token, [Answer::TakenUnheard]);
+        handle.answer_once(&token, [Answer::TakenUnanswered]);
     }
     let notifier = town.start(town.config());
     town.misses("hello").await;
@@ -394,7 +394,7 @@ async fn a_burst_goes_through_one_connection_with_one_token() {
     let (fcm, apns) = (handle.counts(At::Fcm), handle.counts(At::Apns));
     assert_eq!((fcm.taken, fcm.repeated, fcm.oauth_tokens_issued), (200, 0, 1));
     assert_eq!((apns.taken, apns.repeated, apns.jwts_seen, apns.connections), (200, 0, 1, 1));
-    assert!(apns.most_streams_at_once > 8, "{apns:?}");
+    assert!(apns.max_streams_at_once > 8, "{apns:?}");
 }
 
 #[tokio::test]
@@ -412,7 +412,7 @@ async fn one_stream_at_a_time_is_enough() {
     notifier.finished().await;
     for at in [At::Fcm, At::Apns] {
         let counts = handle.counts(at);
-        assert_eq!((counts.taken, counts.repeated, counts.most_streams_at_once), (50, 0, 1), "{at:?}");
+        assert_eq!((counts.taken, counts.repeated, counts.max_streams_at_once), (50, 0, 1), "{at:?}");
     }
 }
 

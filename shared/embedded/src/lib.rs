@@ -21,6 +21,7 @@ mod database;
 pub mod directory;
 mod leases;
 mod live;
+mod lock;
 mod open;
 mod presence;
 mod proofs;

@@ -49,7 +49,7 @@ CREATE TABLE chat_rooms (
     memberVersion INTEGER NOT NULL DEFAULT 1
 ) STRICT, WITHOUT ROWID;
 
--- Who was a member from which version on, and until before which one (none: still). Never removed, so the members at
+-- The members, each from which version on, and until before which one (none: still). Never removed, so the members at
 -- any version can be told for ever.
 CREATE TABLE memberships (
     chatRoomId TEXT NOT NULL,

@@ -55,7 +55,7 @@ fn offline(accepted: &Accepted) -> Event<Offline> {
 }
 
 async fn ack<T: Payload>(deliveries: Vec<Delivery<T>>) {
-    bus::ack(deliveries.into_iter().map(|delivery| delivery.receipt)).await.unwrap();
+    bus::ack(deliveries.into_iter().map(|delivery| delivery.ack_handle)).await.unwrap();
 }
 
 /// The body of the process that [`a_killed_process_has_lost_nothing_it_confirmed`] kills: four tasks that append,
@@ -161,8 +161,8 @@ async fn a_retry_keeps_its_time_and_its_count_over_a_restart() {
         drop(batch);
         let mut receiver = engines.bus.offline.receiver().await.unwrap();
         let batch = receiver.receive(10).await.unwrap();
-        let receipts = batch.into_iter().map(|delivery| delivery.receipt);
-        bus::retry(receipts, Duration::from_millis(300)).await.unwrap();
+        let ack_handles = batch.into_iter().map(|delivery| delivery.ack_handle);
+        bus::retry(ack_handles, Duration::from_millis(300)).await.unwrap();
     }
     let engines = open(dir.path()).engines();
     let mut receiver = engines.bus.offline.receiver().await.unwrap();

@@ -2,9 +2,8 @@
 //! SQL do not appear here.
 
 #[cfg(test)]
-mod given;
+pub(crate) mod given;
 mod inbox;
-mod work;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +13,6 @@ use naru_model::Event;
 use naru_model::hops::{Accepted, Lane, Offline, Payload, PushJob, Saved};
 
 pub use self::inbox::{Inbox, Place, Removed, Taken};
-pub use self::work::{Work, work_on};
 use crate::EngineResult;
 
 /// Every hop of `naru_model::hops`, each a queue of its own payload.
@@ -55,7 +53,9 @@ impl Bus {
 ///   room; events of one room are never in two unacknowledged batches at once; an event that is dropped or retried
 ///   there is redelivered before later ones of its room. A hand-over to another receiver may reorder.
 /// - **B5 shared** – receivers of one queue share its events: each event goes to one of them.
-/// - **B6 bounded** – `send` waits while the queue is full; a queue never grows without bound.
+/// - **B6 bounded** – `send` waits while the engine can't take more events, and fails without an effect on those before if
+///   that lasts. The engine sets the bound: its own capacity, a disk or a broker's memory. Embedded ordered hops have one for
+///   each queue.
 #[async_trait]
 pub trait Queue<T: Payload>: Send + Sync {
     /// Hands events over, in order; returns when the engine has them (B1, B2, B6). An engine carries the events of one
@@ -85,7 +85,7 @@ pub struct Delivery<T: Payload> {
     /// The number of this attempt, from 1. It counts retries, not crashes.
     pub attempt: u32,
     /// Acknowledges the event.
-    pub receipt: Receipt,
+    pub ack_handle: AckHandle,
 }
 
 /// An engine's interface for the outcomes of deliveries.
@@ -108,26 +108,26 @@ pub trait Acknowledge: Send + Sync + std::fmt::Debug {
 }
 
 /// The handle that acknowledges one delivery; it must be used.
-#[must_use = "a receipt that is dropped brings its delivery again"]
+#[must_use = "an ack handle that is dropped brings its delivery again"]
 #[derive(Debug)]
-pub struct Receipt {
+pub struct AckHandle {
     tag: u64,
     engine: Option<Arc<dyn Acknowledge>>,
 }
 
-impl Receipt {
-    /// For engines: the receipt of the delivery with this `tag` of `engine`.
+impl AckHandle {
+    /// For engines: the ack handle of the delivery with this `tag` of `engine`.
     pub fn new(tag: u64, engine: Arc<dyn Acknowledge>) -> Self {
         Self { tag, engine: Some(engine) }
     }
 
-    fn redeem(mut self) -> Option<(Arc<dyn Acknowledge>, u64)> {
+    fn into_parts(mut self) -> Option<(Arc<dyn Acknowledge>, u64)> {
         let engine = self.engine.take()?;
         Some((engine, self.tag))
     }
 }
 
-impl Drop for Receipt {
+impl Drop for AckHandle {
     fn drop(&mut self) {
         if let Some(engine) = self.engine.take() {
             engine.dropped(self.tag);
@@ -139,8 +139,8 @@ impl Drop for Receipt {
 ///
 /// # Errors
 /// When the engine can't be reached; the deliveries then come again.
-pub async fn ack(receipts: impl IntoIterator<Item = Receipt>) -> EngineResult<()> {
-    match redeem(receipts) {
+pub async fn ack(ack_handles: impl IntoIterator<Item = AckHandle>) -> EngineResult<()> {
+    match tags(ack_handles) {
         Some((engine, tags)) => engine.ack(tags).await,
         None => Ok(()),
     }
@@ -150,18 +150,18 @@ pub async fn ack(receipts: impl IntoIterator<Item = Receipt>) -> EngineResult<()
 ///
 /// # Errors
 /// When the engine can't be reached; the deliveries then come again, perhaps at once.
-pub async fn retry(receipts: impl IntoIterator<Item = Receipt>, after: Duration) -> EngineResult<()> {
-    match redeem(receipts) {
+pub async fn retry(ack_handles: impl IntoIterator<Item = AckHandle>, after: Duration) -> EngineResult<()> {
+    match tags(ack_handles) {
         Some((engine, tags)) => engine.retry(tags, after).await,
         None => Ok(()),
     }
 }
 
-fn redeem(receipts: impl IntoIterator<Item = Receipt>) -> Option<(Arc<dyn Acknowledge>, Vec<u64>)> {
-    let mut redeemed = receipts.into_iter().filter_map(Receipt::redeem);
-    let (engine, first) = redeemed.next()?;
-    let rest = redeemed.map(|(other, tag)| {
-        debug_assert!(Arc::ptr_eq(&engine, &other), "receipts of one call come from one receiver");
+fn tags(ack_handles: impl IntoIterator<Item = AckHandle>) -> Option<(Arc<dyn Acknowledge>, Vec<u64>)> {
+    let mut parts = ack_handles.into_iter().filter_map(AckHandle::into_parts);
+    let (engine, first) = parts.next()?;
+    let rest = parts.map(|(other, tag)| {
+        debug_assert!(Arc::ptr_eq(&engine, &other), "ack handles of one call come from one receiver");
         tag
     });
     let tags = std::iter::once(first).chain(rest).collect();

@@ -46,9 +46,9 @@ pub enum ClientFrame {
     /// Requests the messages that the client misses.
     Sync(Sync),
     /// All messages up to here are on this device.
-    Received(Upto),
+    Received(RoomPosition),
     /// All messages up to here were read.
-    Read(Upto),
+    Read(RoomPosition),
     /// The user is typing.
     Typing { chat_room_id: RoomId },
     /// Requests a `PONG`.
@@ -87,7 +87,7 @@ pub struct SyncFrom {
 /// A position in a room.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Upto {
+pub struct RoomPosition {
     pub chat_room_id: RoomId,
     /// All messages up to here.
     pub seq: Seq,

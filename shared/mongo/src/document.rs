@@ -247,7 +247,7 @@ impl TryFrom<RoomDocument> for StoredRoom {
                 (RoomKind::Direct, None, sorted_members([user1, user2]), MemberVersion::FIRST)
             }
             (None, None) => {
-                let members = document.member_ids.ok_or("a room of nobody")?;
+                let members = document.member_ids.ok_or("a room without members")?;
                 let version = document.member_version.ok_or("a group without a version")?;
                 (RoomKind::Group, document.name, members, version)
             }

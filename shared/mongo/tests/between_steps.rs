@@ -125,7 +125,7 @@ async fn each_room_is_bumped_to_its_own_newest_message_and_none_is_lowered() {
 }
 
 #[tokio::test]
-async fn a_change_of_members_that_died_half_way_disturbs_nobody() {
+async fn a_change_of_members_that_died_half_way_disturbs_no_later_one() {
     let fresh = Fresh::new();
     let store = fresh.store().await;
     let id = room("here");

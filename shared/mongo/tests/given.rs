@@ -10,7 +10,7 @@ use naru_model::{ClientMessageId, Message, MessageId, RoomId, RoomKind, Seq, Tim
 use naru_mongo::{Mongo, Options};
 use naru_services::Kind;
 
-/// A database that nobody else has, on the server that all tests share. Dropping it drops its data.
+/// A database of its own, on the server that all tests share. Dropping it drops its data.
 pub struct Fresh {
     pub name: String,
 }

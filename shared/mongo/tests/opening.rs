@@ -78,8 +78,8 @@ async fn a_url_that_is_none_is_refused_without_being_repeated() {
 async fn what_the_url_says_is_not_overruled() {
     let nowhere = "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=200&connectTimeoutMS=100";
     let began = std::time::Instant::now();
-    let error = Mongo::open(nowhere, "naru", Options::default()).await.err().expect("nobody is there");
+    let error = Mongo::open(nowhere, "naru", Options::default()).await.err().expect("no server is there");
     let EngineError::Unavailable { applied, .. } = error else { panic!("{error:?}") };
-    assert_eq!(applied, Applied::No, "there was nobody to send it to");
+    assert_eq!(applied, Applied::No, "there was no server to send it to");
     assert!(began.elapsed() < Duration::from_secs(2), "the URL's 200 ms, not the default 3 s");
 }

@@ -141,7 +141,7 @@ async fn a_server_that_hangs_is_unavailable_within_the_limit() {
     let error = store.intake.get(&[entry.id]).await.unwrap_err();
     assert_eq!(applied(&error), Applied::No, "a read has no effect: {error:?}");
     service.thaw();
-    // Repeated with the same id, by one who has more time, it is in once, whatever became of the first try.
+    // Repeated with the same id, with more time, it is in once, whatever became of the first try.
     let store = open(&service).await.store();
     let answer = store.intake.append(from_ref(&entry)).await.unwrap().remove(0);
     assert!(matches!(answer, Appended::New | Appended::Resend(_)), "{answer:?}");

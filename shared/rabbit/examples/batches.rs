@@ -41,7 +41,7 @@ async fn main() {
                 while received < size {
                     let batch = receiver.receive(512).await.unwrap();
                     received += batch.len();
-                    ack(batch.into_iter().map(|delivery| delivery.receipt)).await.unwrap();
+                    ack(batch.into_iter().map(|delivery| delivery.ack_handle)).await.unwrap();
                 }
                 totals.push(began.elapsed());
             }

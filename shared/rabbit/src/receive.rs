@@ -28,7 +28,7 @@ use futures_util::stream::ReadyChunks;
 use lapin::options::BasicCancelOptions;
 use lapin::types::ShortString;
 use lapin::{Channel, Consumer};
-use naru_engines::bus::{Acknowledge, Delivery, Receipt, Receiver, Taken};
+use naru_engines::bus::{AckHandle, Acknowledge, Delivery, Receiver, Taken};
 use naru_engines::{Applied, BoxError, EngineError, EngineResult};
 use naru_model::hops::{Hop, Kind, Payload};
 use naru_model::{Event, Timestamp};
@@ -43,7 +43,7 @@ use crate::declare::Failure;
 use crate::envelope;
 use crate::link::Session;
 use crate::outage::Outage;
-use crate::state::{Placed, ReceiverState, lock};
+use crate::state::{Placed, ReceiverState, Shared, lock};
 use crate::subscription::{CHUNK, close, consume, failed, subscribe};
 
 /// A receiver of a durable hop buffers nothing once `receive` was not called for so long.
@@ -65,16 +65,6 @@ pub(crate) struct RabbitReceiver<T: Payload> {
     acknowledger: Arc<Acknowledger<T>>,
     /// Its subscriptions end with it.
     _subscriptions: DropGuard,
-}
-
-pub(crate) struct Shared<T: Payload> {
-    pub(crate) hop: Hop,
-    pub(crate) broker: Arc<Broker>,
-    pub(crate) state: Mutex<ReceiverState<T>>,
-    /// There is more to receive, or `receive` waits.
-    changed: Notify,
-    /// A message may be finished.
-    finished: Notify,
 }
 
 /// Why a subscription ended without a failure.
@@ -153,8 +143,8 @@ impl<T: Payload> Receiver<T> for RabbitReceiver<T> {
             match taken {
                 Ok(batch) => {
                     let deliver = |Taken { tag, event, attempt }| {
-                        let receipt = Receipt::new(tag, self.acknowledger.clone());
-                        Delivery { event, attempt, receipt }
+                        let ack_handle = AckHandle::new(tag, self.acknowledger.clone());
+                        Delivery { event, attempt, ack_handle }
                     };
                     return Ok(batch.into_iter().map(deliver).collect());
                 }

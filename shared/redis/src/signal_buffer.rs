@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_can_be_taken_wakes_whoever_waits() {
+    fn any_signal_that_can_be_taken_wakes_the_waiting_reader() {
         type Change = fn(&SignalBuffer, u64);
         let changes: [(Change, &str); 3] = [
             (|buffer, generation| push(buffer, generation, "a"), "IR"),

@@ -5,14 +5,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use naru_engines::bus::{Acknowledge, Delivery, Inbox, Queue, Receipt, Receiver, Taken};
+use naru_engines::bus::{AckHandle, Acknowledge, Delivery, Inbox, Queue, Receiver, Taken};
 use naru_engines::{Applied, EngineError, EngineResult};
 use naru_model::hops::{Kind, Payload};
 use naru_model::{Event, partition_of};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep_until};
 
-use crate::database::{ENGINE, lock};
+use crate::database::ENGINE;
+use crate::lock::lock;
 
 pub(crate) struct MemoryQueue<T: Payload>(Arc<Memory<T>>);
 
@@ -93,7 +94,7 @@ impl<T: Payload> Receiver<T> for MemoryReceiver<T> {
                     let deliver = |Taken { tag, event, attempt }| Delivery {
                         event,
                         attempt,
-                        receipt: Receipt::new(tag, memory.clone()),
+                        ack_handle: AckHandle::new(tag, memory.clone()),
                     };
                     return Ok(batch.into_iter().map(deliver).collect());
                 }

@@ -81,8 +81,8 @@ fn append_run(connection: &Connection, run: &[Message]) -> Result<Run> {
         }
         stored += 1;
         latest = activity;
-        let upto = read.entry((&message.chat_room_id, &message.sender_id)).or_default();
-        *upto = message.seq.max(*upto);
+        let up_to = read.entry((&message.chat_room_id, &message.sender_id)).or_default();
+        *up_to = message.seq.max(*up_to);
     }
 
     let sql = "UPDATE members SET read = ?3 WHERE chatRoomId = ?1 AND userId = ?2 AND read < ?3";

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use naru_engines::bus::{Acknowledge, Bus, Delivery, Queue, Receipt, Receiver, ack, retry};
+use naru_engines::bus::{AckHandle, Acknowledge, Bus, Delivery, Queue, Receiver, ack, retry};
 use naru_engines::live::{IsHere, Leases, Live, Presence, PresenceEntry, Proofs, Seen, Signal, Subscription};
 use naru_engines::store::{
     Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakeRecord,
@@ -92,7 +92,7 @@ pub(crate) enum Defect {
     ElsewhereForEveryone,
     ElsewhereIsLost,
     WhoIsHereIsAskedOnce,
-    ConfirmedToEveryone,
+    ConfirmedToAllGateways,
 
     DeadLeasesCount,
     AttachShowsLate,
@@ -538,18 +538,18 @@ impl<T: Payload> Receiver<T> for FaultyReceiver<T> {
         let max = if defect == Defect::BatchTooLarge { 1_000 } else { max };
         let mut deliveries = Vec::new();
         let batch = self.next_tag;
-        for Delivery { event, attempt, receipt } in self.inner.receive(max).await? {
+        for Delivery { event, attempt, ack_handle } in self.inner.receive(max).await? {
             let attempt = if defect == Defect::RetryIsNoAttempt { 1 } else { attempt };
-            let receipt = if matches!(defect, Defect::AckedAtReceive | Defect::RoomInTwoHands) {
-                ack([receipt]).await?;
+            let ack_handle = if matches!(defect, Defect::AckedAtReceive | Defect::RoomInTwoHands) {
+                ack([ack_handle]).await?;
                 None
             } else {
-                Some(receipt)
+                Some(ack_handle)
             };
-            let held = HeldDelivery { batch, event: event.clone(), receipt };
+            let held = HeldDelivery { batch, event: event.clone(), ack_handle };
             locked(&self.held.deliveries).insert(self.next_tag, held);
-            let receipt = Receipt::new(self.next_tag, self.held.clone());
-            deliveries.push(Delivery { event, attempt, receipt });
+            let ack_handle = AckHandle::new(self.next_tag, self.held.clone());
+            deliveries.push(Delivery { event, attempt, ack_handle });
             self.next_tag += 1;
         }
         Ok(deliveries)
@@ -568,7 +568,7 @@ struct HeldDelivery<T: Payload> {
     batch: u64,
     event: Event<T>,
     /// None: it was acknowledged when it was received.
-    receipt: Option<Receipt>,
+    ack_handle: Option<AckHandle>,
 }
 
 impl<T: Payload> Held<T> {
@@ -593,8 +593,8 @@ impl<T: Payload> std::fmt::Debug for Held<T> {
 #[async_trait]
 impl<T: Payload> Acknowledge for Held<T> {
     async fn ack(&self, tags: Vec<u64>) -> EngineResult<()> {
-        for HeldDelivery { event, receipt, .. } in self.take(&tags) {
-            ack(receipt).await?;
+        for HeldDelivery { event, ack_handle, .. } in self.take(&tags) {
+            ack(ack_handle).await?;
             if self.defect == Defect::AckedComesAgain {
                 self.queue.send(vec![event]).await?;
             }
@@ -612,9 +612,9 @@ impl<T: Payload> Acknowledge for Held<T> {
             }
             _ => after,
         };
-        for HeldDelivery { event, receipt, .. } in self.take(&tags) {
-            match receipt {
-                Some(receipt) => retry([receipt], after).await?,
+        for HeldDelivery { event, ack_handle, .. } in self.take(&tags) {
+            match ack_handle {
+                Some(ack_handle) => retry([ack_handle], after).await?,
                 None => self.queue.send(vec![event]).await?,
             }
         }
@@ -626,7 +626,7 @@ impl<T: Payload> Acknowledge for Held<T> {
         if let (Defect::RoomInTwoHands | Defect::DroppedToTheEnd, Some(held)) = (self.defect, held) {
             let queue = self.queue.clone();
             tokio::spawn(async move {
-                ack(held.receipt).await?;
+                ack(held.ack_handle).await?;
                 queue.send(vec![held.event]).await
             });
         }
@@ -652,9 +652,9 @@ impl Live for FaultyEngine<dyn Live> {
     }
 
     async fn confirm(&self, gateway: &GatewayId, confirmations: Vec<Confirmation>) -> EngineResult<()> {
-        let everyone = self.kept().gateways.clone();
+        let gateways = self.kept().gateways.clone();
         for other in
-            everyone.iter().filter(|other| self.defect == Defect::ConfirmedToEveryone && *other != gateway)
+            gateways.iter().filter(|other| self.defect == Defect::ConfirmedToAllGateways && *other != gateway)
         {
             self.inner.confirm(other, confirmations.clone()).await?;
         }

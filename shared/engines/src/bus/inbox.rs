@@ -50,7 +50,7 @@ struct Waiting<T: Payload> {
 /// An event that was taken.
 #[derive(Debug)]
 pub struct Taken<T: Payload> {
-    /// The tag of its receipt.
+    /// The tag of its ack handle.
     pub tag: u64,
     pub event: Event<T>,
     /// The number of this attempt.

@@ -1,6 +1,6 @@
 //! Members' positions.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use async_trait::async_trait;
 use bson::{Document, doc};
@@ -35,7 +35,7 @@ impl Positions for Database {
             let furthest = furthest.entry(&step.room).or_default();
             *furthest = step.received.max(step.read).max(*furthest);
         }
-        let whom: HashSet<Who<'_>> = steps.iter().map(|step| (&step.room, &step.user)).collect();
+        let whom: HashSet<MemberKey<'_>> = steps.iter().map(|step| (&step.room, &step.user)).collect();
         let (reached, rooms, mut seen) = try_join3(
             self.reached(&furthest),
             self.rooms(furthest.keys().copied()),
@@ -58,28 +58,28 @@ impl Positions for Database {
         };
         let places: Vec<Progress> = steps.iter().map(cut).collect();
 
-        let said = |who: Who<'_>| seen.get(&who).map(|place| place.read).unwrap_or_default();
+        let said = |key: MemberKey<'_>| seen.get(&key).map(|place| place.read).unwrap_or_default();
         let whom = steps.iter().map(|step| (&step.room, &step.user)).zip(&places);
-        let reading = whom.filter(|(who, place)| place.read > said(*who));
-        let reading = reading.map(|(who, _)| ((who.0.clone(), who.1.clone()), said(who)));
+        let reading = whom.filter(|(key, place)| place.read > said(*key));
+        let reading = reading.map(|(key, _)| ((key.0.clone(), key.1.clone()), said(key)));
         let read = self.read_by(reading.collect()).await?;
 
-        let mut merged: HashMap<Who<'_>, Forward<'_>> = HashMap::new();
+        let mut merged: HashMap<MemberKey<'_>, Forward<'_>> = HashMap::new();
         for (step, place) in steps.iter().zip(&places).filter(|(_, place)| place.received > Seq::ZERO) {
             merged.entry((&step.room, &step.user)).or_default().add(step.device.as_ref(), *place);
         }
-        let mut left: Vec<(Who<'_>, Forward<'_>)> = merged.into_iter().collect();
+        let mut left: Vec<(MemberKey<'_>, Forward<'_>)> = merged.into_iter().collect();
         for attempt in 0..TRIES {
             if left.is_empty() {
                 break;
             }
             if attempt > 0 {
-                let whom = left.iter().map(|(who, _)| *who).collect();
+                let whom = left.iter().map(|(key, _)| *key).collect();
                 seen.extend(self.places(whom).await.map_err(after_effect)?);
             }
-            let at = |who| seen.get(who).copied().unwrap_or_default();
+            let at = |key| seen.get(key).copied().unwrap_or_default();
             let updates: Vec<Update> =
-                left.iter().map(|(who, forward)| forward.from(*who, at(who))).collect();
+                left.iter().map(|(key, forward)| forward.from(*key, at(key))).collect();
             let beaten = self.try_updates(MEMBERS, &updates).await.map_err(after_effect)?;
             let beaten: HashSet<usize> = beaten.into_iter().collect();
             let mut place = 0..;
@@ -106,23 +106,23 @@ impl Positions for Database {
         if asked.is_empty() {
             return Ok(Vec::new());
         }
-        let mut rooms: BTreeMap<&RoomId, Vec<&UserId>> = BTreeMap::new();
-        let mut before: HashMap<Who<'_>, Seq> = HashMap::new();
+        let mut rooms: BTreeMap<&RoomId, BTreeSet<&UserId>> = BTreeMap::new();
+        let mut before: HashMap<MemberKey<'_>, Seq> = HashMap::new();
         for (room, user, from) in asked {
-            rooms.entry(room).or_default().push(user);
+            rooms.entry(room).or_default().insert(user);
             let last = Seq(from.0.saturating_sub(1));
             before.entry((room, user)).and_modify(|before| *before = last.min(*before)).or_insert(last);
         }
-        let of_room = |(room, users): (&RoomId, Vec<&UserId>)| {
+        let of_room = |(room, users): (&RoomId, BTreeSet<&UserId>)| {
             doc! { "userId": { "$in": texts(users) }, "chatRoomId": room.as_str() }
         };
         let either: Vec<Document> = rooms.into_iter().map(of_room).collect();
-        let members = self.members(doc! { "$or": either }, asked.len()).await?;
-        let members: HashMap<Who<'_>, _> =
+        let members = self.members(doc! { "$or": either }, before.len()).await?;
+        let members: HashMap<MemberKey<'_>, _> =
             members.iter().map(|member| ((&member.chat_room_id, &member.user_id), member)).collect();
-        let said = |who: Who<'_>| members.get(&who).map(|member| member.read).unwrap_or_default();
+        let said = |key: MemberKey<'_>| members.get(&key).map(|member| member.read).unwrap_or_default();
         let after =
-            |(who, before): (&Who<'_>, &Seq)| ((who.0.clone(), who.1.clone()), said(*who).max(*before));
+            |(key, before): (&MemberKey<'_>, &Seq)| ((key.0.clone(), key.1.clone()), said(*key).max(*before));
         let sent = self.sent_after(before.iter().map(after).collect()).await?;
         let position = |(room, user, _): &(RoomId, UserId, Seq)| {
             let member = members.get(&(room, user));
@@ -194,7 +194,7 @@ impl Positions for Database {
     }
 }
 
-type Who<'a> = (&'a RoomId, &'a UserId);
+type MemberKey<'a> = (&'a RoomId, &'a UserId);
 
 /// A room, and its members among the users asked for.
 #[derive(Deserialize)]
@@ -245,7 +245,7 @@ impl Database {
     }
 
     /// These members' positions; none for a member without a document.
-    async fn places<'a>(&self, whom: Vec<Who<'a>>) -> EngineResult<HashMap<Who<'a>, Progress>> {
+    async fn places<'a>(&self, whom: Vec<MemberKey<'a>>) -> EngineResult<HashMap<MemberKey<'a>, Progress>> {
         if whom.is_empty() {
             return Ok(HashMap::new());
         }
@@ -258,7 +258,7 @@ impl Database {
                 ((&member.chat_room_id, &member.user_id), place)
             })
             .collect();
-        Ok(whom.into_iter().filter_map(|who| places.get(&who).map(|place| (who, *place))).collect())
+        Ok(whom.into_iter().filter_map(|key| places.get(&key).map(|place| (key, *place))).collect())
     }
 }
 
@@ -300,7 +300,7 @@ impl<'a> Forward<'a> {
 
     /// The move of a member whose position is still the one that was read. At any other it would make a second document,
     /// which the unique index refuses: so the server reports which of many moves it did not make.
-    fn from(&self, (room, user): Who<'_>, seen: Progress) -> Update {
+    fn from(&self, (room, user): MemberKey<'_>, seen: Progress) -> Update {
         // A missing field counts as 0.
         let still = |seq: Seq| match seq {
             Seq::ZERO => doc! { "$in": [0_i64, null] },

@@ -228,10 +228,10 @@ pub(crate) fn offline() -> Event<Offline> {
 }
 
 pub(crate) async fn done<T: hops::Payload>(batch: Vec<Delivery<T>>) -> Vec<Event<T>> {
-    let (events, receipts): (_, Vec<_>) =
-        batch.into_iter().map(|delivery| (delivery.event, delivery.receipt)).unzip();
+    let (events, ack_handles): (_, Vec<_>) =
+        batch.into_iter().map(|delivery| (delivery.event, delivery.ack_handle)).unzip();
     // What can't be acknowledged comes again, which is for the test to see.
-    let _comes_again = ack(receipts).await;
+    let _comes_again = ack(ack_handles).await;
     events
 }
 

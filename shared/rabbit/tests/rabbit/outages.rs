@@ -79,8 +79,8 @@ impl Load {
 
     /// Until so many more rounds were confirmed.
     async fn rounds(&mut self, more: u32) {
-        let upto = *self.sent.borrow() + more;
-        self.sent.wait_for(|sent| *sent >= upto).await.unwrap();
+        let up_to = *self.sent.borrow() + more;
+        self.sent.wait_for(|sent| *sent >= up_to).await.unwrap();
     }
 
     /// How long after `since` the first event arrived.
@@ -191,7 +191,7 @@ async fn what_waits_for_its_next_try_outlives_the_broker() {
         held.extend(soon("the first try", receiver.receive(COUNT)).await.unwrap());
     }
     let asked = Instant::now();
-    retry(held.into_iter().map(|delivery| delivery.receipt), STEP).await.unwrap();
+    retry(held.into_iter().map(|delivery| delivery.ack_handle), STEP).await.unwrap();
     broker.kill();
     broker.start_again();
 
@@ -204,7 +204,7 @@ async fn what_waits_for_its_next_try_outlives_the_broker() {
                 assert!(asked.elapsed() + Duration::from_millis(2) >= STEP, "too early");
                 again.insert(delivery.event.event_id.0, delivery.event);
             }
-            let _comes_again = ack([delivery.receipt]).await;
+            let _comes_again = ack([delivery.ack_handle]).await;
         }
     }
     assert_eq!(again, events);
@@ -236,7 +236,7 @@ async fn a_broker_may_be_late() {
     broker.stop();
 }
 
-/// A broker without memory stops reading from those who send, and says nothing to a send.
+/// A broker without memory stops reading from publishers, and says nothing to a send.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_without_memory_takes_nothing_and_loses_nothing() {
     let broker = Service::start(Kind::Rabbitmq);
@@ -264,6 +264,33 @@ async fn a_broker_without_memory_takes_nothing_and_loses_nothing() {
     while !missing.is_empty() {
         missing.remove(&next(&mut receiver).await.event_id);
     }
+}
+
+/// An operator's policy may bound a queue, which then refuses what is too much.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_is_full_for_a_while_costs_time_and_no_error() {
+    let broker = Service::start(Kind::Rabbitmq);
+    let place = Place::at(broker.url());
+    let bounded = r#"{"max-length":1,"overflow":"reject-publish"}"#;
+    control(&broker, &["set_policy", "bounded", r"\.offline$", bounded, "--apply-to", "queues"]);
+    let process = place.process().await;
+    let queue = process.bus().offline;
+    let mut sending = {
+        let queue = queue.clone();
+        tokio::spawn(async move {
+            for _ in 0..5 {
+                queue.send(vec![offline()]).await?;
+            }
+            Ok::<_, EngineError>(())
+        })
+    };
+    let waits = timeout(Duration::from_secs(1), &mut sending).await;
+    assert!(waits.is_err(), "{waits:?}");
+    let mut receiver = queue.receiver().await.unwrap();
+    for _ in 0..5 {
+        next(&mut receiver).await;
+    }
+    sending.await.unwrap().unwrap();
 }
 
 /// `rabbitmqctl`, with the broker's own settings: its name and cookie are of the test's making.

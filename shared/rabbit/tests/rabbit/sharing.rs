@@ -21,7 +21,7 @@ const TAKEN_OVER: Duration = Duration::from_secs(5);
 /// What all receivers together have seen.
 #[derive(Default)]
 struct Book {
-    /// Who received of a partition last, and when.
+    /// Which consumer received of a partition last, and when.
     owner: HashMap<u32, (usize, Instant)>,
     arrived: HashMap<RoomId, Vec<(usize, u32)>>,
 }
@@ -34,7 +34,7 @@ impl Book {
     }
 }
 
-/// A worker as [`naru_engines::bus::work_on`] makes one: several batches at a time, never a room in two of them.
+/// A worker as [`naru_engines::work::work_on`] makes one: several batches at a time, never a room in two of them.
 fn work(process: &Process, owner: usize, book: &Arc<Mutex<Book>>) -> JoinHandle<()> {
     let (queue, book) = (process.bus().accepted, book.clone());
     tokio::spawn(async move {
@@ -50,7 +50,7 @@ fn work(process: &Process, owner: usize, book: &Arc<Mutex<Book>>) -> JoinHandle<
             let (in_hand, book) = (in_hand.clone(), book.clone());
             tokio::spawn(async move {
                 sleep(Duration::from_millis(5)).await;
-                let mut receipts = Vec::new();
+                let mut ack_handles = Vec::new();
                 {
                     let mut book = book.lock().unwrap();
                     for delivery in batch {
@@ -58,11 +58,11 @@ fn work(process: &Process, owner: usize, book: &Arc<Mutex<Book>>) -> JoinHandle<
                         let partition = partition(&room);
                         book.owner.insert(partition, (owner, Instant::now()));
                         book.arrived.entry(room).or_default().push((owner, number(&delivery.event)));
-                        receipts.push(delivery.receipt);
+                        ack_handles.push(delivery.ack_handle);
                     }
                 }
                 in_hand.lock().unwrap().retain(|room| !rooms.contains(room));
-                let _comes_again = ack(receipts).await;
+                let _comes_again = ack(ack_handles).await;
             });
         }
     })

@@ -43,7 +43,7 @@ async fn what_no_queue_takes_is_not_sent_and_the_next_try_finds_a_queue() {
 
     let error = bus.accepted.send(vec![accepted(&room, 2)]).await.unwrap_err();
     assert!(error.is_transient() && error.to_string().contains("there is no queue"), "{error}");
-    let error = retry([in_hand.receipt], STEPS[0]).await.unwrap_err();
+    let error = retry([in_hand.ack_handle], STEPS[0]).await.unwrap_err();
     assert!(error.is_transient(), "{error}");
     assert_eq!(next(&mut offline_receiver).await, in_hand.event, "it waits here");
 
@@ -61,8 +61,10 @@ async fn what_is_finished_is_acked_soon_though_nothing_follows() {
     process.bus().offline.send(vec![offline()]).await.unwrap();
     let mut ordered = process.bus().accepted.receiver().await.unwrap();
     let mut durable = process.bus().offline.receiver().await.unwrap();
-    ack(soon("events", ordered.receive(9)).await.unwrap().into_iter().map(|one| one.receipt)).await.unwrap();
-    ack(soon("an event", durable.receive(9)).await.unwrap().into_iter().map(|one| one.receipt))
+    ack(soon("events", ordered.receive(9)).await.unwrap().into_iter().map(|one| one.ack_handle))
+        .await
+        .unwrap();
+    ack(soon("an event", durable.receive(9)).await.unwrap().into_iter().map(|one| one.ack_handle))
         .await
         .unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -403,7 +405,7 @@ async fn delays_are_kept_exactly() {
     for delay in delays {
         let pair = first.split_off(first.len() - 2);
         asked.extend(pair.iter().map(|one| (one.event.event_id, (Instant::now(), delay))));
-        retry(pair.into_iter().map(|one| one.receipt), delay).await.unwrap();
+        retry(pair.into_iter().map(|one| one.ack_handle), delay).await.unwrap();
     }
     while !asked.is_empty() {
         let batch = soon("the second try", receiver.receive(100)).await.unwrap();
@@ -436,7 +438,7 @@ async fn a_receiver_that_is_not_asked_keeps_nothing_from_the_others() {
     }
     // It is asked again: what it had in hand is still its own, and it receives.
     drop(other);
-    ack([in_hand.receipt]).await.unwrap();
+    ack([in_hand.ack_handle]).await.unwrap();
     let last = offline();
     bus.offline.send(vec![last.clone()]).await.unwrap();
     assert_eq!(next(&mut slow).await, last);

@@ -214,5 +214,5 @@ async fn a_dropped_subscription_leaves_the_server() {
         while subscribed(&mut other).await > 0 {}
     })
     .await
-    .expect("nobody is subscribed");
+    .expect("no gateway is subscribed");
 }

@@ -31,7 +31,7 @@ impl Cluster {
         thread::spawn(move || {
             let ports = free_ports::<6>();
             let nodes = [0, 1, 2].map(|node| start_node(ports[node], ports[node + 3]));
-            sender.send((ports, nodes)).expect("somebody waits");
+            sender.send((ports, nodes)).expect("the receiver waits");
             loop {
                 thread::park();
             }

@@ -35,7 +35,7 @@ fn layer(redis: &Redis) -> LiveLayer {
     }
 }
 
-/// A connection of somebody who is not Naru.
+/// A connection that is not Naru's.
 async fn other_client(url: &str) -> redis::aio::MultiplexedConnection {
     redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap()
 }
@@ -72,8 +72,8 @@ async fn publish(layer: &LiveLayer, room: &RoomId, seqs: std::ops::Range<u64>) -
 
 /// Subscribes as a gateway on which every user is.
 async fn subscribe(layer: &LiveLayer, gateway: &GatewayId) -> Box<dyn Subscription> {
-    let everybody: IsHere = Arc::new(|_| true);
-    layer.live.subscribe(gateway, everybody).await.unwrap()
+    let all_users: IsHere = Arc::new(|_| true);
+    layer.live.subscribe(gateway, all_users).await.unwrap()
 }
 
 async fn next(subscription: &mut Box<dyn Subscription>) -> Signal {

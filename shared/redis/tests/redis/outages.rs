@@ -45,7 +45,7 @@ async fn a_killed_server_is_found_again_and_all_that_follows_is_received() {
 }
 
 #[tokio::test]
-async fn a_server_that_hangs_is_noticed_and_makes_nobody_wait_for_long() {
+async fn a_server_that_hangs_is_noticed_and_no_call_waits_for_long() {
     let service = Service::start(Kind::Redis);
     let naru = open(&service.url()).await;
     let room = new_room();

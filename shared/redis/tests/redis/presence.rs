@@ -106,7 +106,7 @@ async fn sessions_of_a_gateway_are_removed_after_a_day_of_silence() {
 }
 
 #[tokio::test]
-async fn asking_who_is_online_removes_such_sessions_too() {
+async fn a_look_up_of_presence_removes_such_sessions_too() {
     let mut ada = Connected::new().await;
     let gateway = format!("naru:gateway:{}", ada.session.gateway);
     let others = Connected::new().await;
@@ -132,7 +132,7 @@ async fn asking_who_is_online_removes_such_sessions_too() {
 }
 
 #[tokio::test]
-async fn a_gateway_nobody_remembers_is_given_time_to_come_back() {
+async fn a_forgotten_gateway_is_given_time_to_come_back() {
     let mut ada = Connected::new().await;
     let gateway = format!("naru:gateway:{}", ada.session.gateway);
     ada.raw::<()>(&["DEL", &gateway]).await;

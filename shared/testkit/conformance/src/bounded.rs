@@ -57,7 +57,7 @@ mod hops {
         while received < capacity + MORE {
             let batch = receiver.receive(64).await.unwrap();
             received += batch.len();
-            ack(batch.into_iter().map(|delivery| delivery.receipt)).await.unwrap();
+            ack(batch.into_iter().map(|delivery| delivery.ack_handle)).await.unwrap();
         }
         sender.await.unwrap();
     }

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use super::given::{accepted, device, room, user};
 use super::{Of, reopened};
-use naru_engines::bus::{Bus, Delivery, Queue, Receipt, Receiver, ack, retry};
+use naru_engines::bus::{AckHandle, Bus, Delivery, Queue, Receiver, ack, retry};
 
 /// A delay short enough to wait for. An engine whose delays come in rungs is opened with this and [`LONG`] among them.
 pub const SHORT: Duration = Duration::from_millis(150);
@@ -206,9 +206,9 @@ pub(super) async fn drained<T: Payload>(
     let mut events = Vec::new();
     while events.len() < count {
         let batch = receiver.receive(max.min(count - events.len())).await.unwrap();
-        let (batch, receipts) = split(batch);
+        let (batch, ack_handles) = split(batch);
         events.extend(batch);
-        ack(receipts).await.unwrap();
+        ack(ack_handles).await.unwrap();
     }
     events
 }
@@ -221,17 +221,17 @@ async fn drained_at_least<T: Payload + PartialEq>(
 ) {
     let (mut missing, mut perhaps) = (these.to_vec(), perhaps.to_vec());
     while !missing.is_empty() {
-        let (batch, receipts) = split(receiver.receive(9).await.unwrap());
+        let (batch, ack_handles) = split(receiver.receive(9).await.unwrap());
         for event in batch {
             let expected = [&mut missing, &mut perhaps].into_iter().find(|events| events.contains(&event));
             expected.expect("it was sent, and comes once").retain(|other| *other != event);
         }
-        ack(receipts).await.unwrap();
+        ack(ack_handles).await.unwrap();
     }
 }
 
-fn split<T: Payload>(batch: Vec<Delivery<T>>) -> (Vec<Event<T>>, Vec<Receipt>) {
-    batch.into_iter().map(|delivery| (delivery.event, delivery.receipt)).unzip()
+fn split<T: Payload>(batch: Vec<Delivery<T>>) -> (Vec<Event<T>>, Vec<AckHandle>) {
+    batch.into_iter().map(|delivery| (delivery.event, delivery.ack_handle)).unzip()
 }
 
 /// Every second item, and the others.

@@ -66,7 +66,7 @@ macro_rules! conformance_cases {
                 r2_changes_at_the_same_time_each_make_a_version,
                 r2_a_change_that_is_refused_changes_nothing,
                 r3_current_shows_a_finished_change,
-                r3_who_was_removed_is_out_of_the_room,
+                r3_a_removed_member_is_out_of_the_room,
                 r5_rooms_are_listed_latest_activity_first,
                 r5_a_walk_meets_every_room_that_did_not_move,
                 r6_settings_are_the_members_own,
@@ -82,12 +82,12 @@ macro_rules! conformance_cases {
                 p6_members_of_many_rooms_are_told_apart,
             }
             devices {
-                d1_a_token_belongs_to_whom_claimed_it_last,
+                d1_a_token_belongs_to_its_last_claimant,
                 d1_of_many_at_the_same_time_one_has_the_token,
                 d2_claiming_again_replaces_the_token,
                 d3_only_an_older_token_is_removed,
                 d3_a_removed_device_is_gone,
-                d4_who_was_not_seen_is_forgotten,
+                d4_a_device_that_was_not_seen_is_forgotten,
             }
             pushes {
                 u1_what_was_recorded_is_done,

@@ -15,7 +15,7 @@ use naru_model::{
 };
 
 use super::{Call, Interceptor, locked};
-use naru_engines::bus::{self, Acknowledge, Bus, Delivery, Queue, Receipt, Receiver};
+use naru_engines::bus::{self, AckHandle, Acknowledge, Bus, Delivery, Queue, Receiver};
 use naru_engines::live::{IsHere, Leases, Live, Presence, PresenceEntry, Proofs, Seen, Signal, Subscription};
 use naru_engines::store::{
     Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakeRecord,
@@ -49,7 +49,7 @@ pub fn intercepted_store(store: Store, interceptor: Arc<dyn Interceptor>) -> Sto
     }
 }
 
-/// Puts an interceptor around every call of a bus, its receivers and its receipts.
+/// Puts an interceptor around every call of a bus, its receivers and its ack handles.
 pub fn intercepted_bus(bus: Bus, interceptor: Arc<dyn Interceptor>) -> Bus {
     Bus {
         accepted: Intercepted::around(hops::ACCEPTED.name, bus.accepted, &interceptor),
@@ -187,7 +187,7 @@ impl<T: Payload> Queue<T> for Intercepted<dyn Queue<T>> {
     async fn receiver(&self) -> EngineResult<Box<dyn Receiver<T>>> {
         let inner = self.call("receiver", Vec::new(), self.inner.receiver()).await?;
         let held =
-            Held { part: self.part, interceptor: self.interceptor.clone(), receipts: Mutex::default() };
+            Held { part: self.part, interceptor: self.interceptor.clone(), ack_handles: Mutex::default() };
         Ok(Box::new(TappedReceiver { inner, held: Arc::new(held), tags: AtomicU64::new(0) }))
     }
 }
@@ -201,7 +201,7 @@ struct TappedReceiver<T: Payload> {
 #[async_trait]
 impl<T: Payload> Receiver<T> for TappedReceiver<T> {
     async fn receive(&mut self, max: usize) -> EngineResult<Vec<Delivery<T>>> {
-        let Held { part, interceptor, receipts } = &*self.held;
+        let Held { part, interceptor, ack_handles } = &*self.held;
         let mut call = Call { part, method: "receive", rooms: Vec::new() };
         interceptor.before(&call).await?;
         let batch = self.inner.receive(max).await?;
@@ -210,25 +210,25 @@ impl<T: Payload> Receiver<T> for TappedReceiver<T> {
         interceptor.after(&call).await?;
         let wrap = |delivery: Delivery<T>| {
             let tag = self.tags.fetch_add(1, Ordering::Relaxed);
-            locked(receipts).insert(tag, delivery.receipt);
-            Delivery { receipt: Receipt::new(tag, self.held.clone()), ..delivery }
+            locked(ack_handles).insert(tag, delivery.ack_handle);
+            Delivery { ack_handle: AckHandle::new(tag, self.held.clone()), ..delivery }
         };
         Ok(batch.into_iter().map(wrap).collect())
     }
 }
 
-/// The engine's receipts, each by the tag of the one handed out.
+/// The engine's ack handles, each by the tag of the one handed out.
 struct Held {
     part: &'static str,
     interceptor: Arc<dyn Interceptor>,
-    receipts: Mutex<HashMap<u64, Receipt>>,
+    ack_handles: Mutex<HashMap<u64, AckHandle>>,
 }
 
 impl Held {
-    /// The receipts of these tags. Dropping a receipt notifies the engine, which must not happen under the lock.
-    fn take(&self, tags: Vec<u64>) -> Vec<Receipt> {
-        let mut receipts = locked(&self.receipts);
-        tags.iter().filter_map(|tag| receipts.remove(tag)).collect()
+    /// The ack handles of these tags. Dropping an ack handle notifies the engine, which must not happen under the lock.
+    fn take(&self, tags: Vec<u64>) -> Vec<AckHandle> {
+        let mut ack_handles = locked(&self.ack_handles);
+        tags.iter().filter_map(|tag| ack_handles.remove(tag)).collect()
     }
 }
 

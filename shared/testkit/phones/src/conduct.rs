@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use crate::answer::Answer;
-
 /// How a provider behaves towards all clients. It holds for open connections as well as for new ones.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Conduct {
     /// Normal.
     #[default]
@@ -18,29 +16,27 @@ pub enum Conduct {
     Hang,
     /// Every answer comes this much later.
     Slow(Duration),
-    /// Each connection gets a GOAWAY (on HTTP/1.1: `connection: close`) this long after it was opened, or after this was
-    /// set: its accepted requests are finished, then it is closed.
+    /// Each connection gets a GOAWAY this long after it was opened, or after this was set: its accepted requests are
+    /// finished, then it is closed.
     GoAway(Duration),
     /// A connection carries at most this many requests at once (`SETTINGS_MAX_CONCURRENT_STREAMS`). Open ones get a GOAWAY,
     /// so that new ones are opened.
     Streams(u32),
-    /// Every push gets this answer, valid or not. Access tokens are issued as usual.
-    Failing(Answer),
 }
 
 impl Conduct {
     /// How many requests a connection carries at once. Usually 1,000, as APNs has been seen to announce.
-    pub(crate) const fn streams(&self) -> u32 {
+    pub(crate) const fn max_streams(self) -> u32 {
         match self {
-            Self::Streams(streams) => *streams,
+            Self::Streams(streams) => streams,
             _ => 1_000,
         }
     }
 
     /// When a connection gets its GOAWAY.
-    pub(crate) const fn go_away(&self) -> Option<Duration> {
+    pub(crate) const fn go_away(self) -> Option<Duration> {
         match self {
-            Self::GoAway(after) => Some(*after),
+            Self::GoAway(after) => Some(after),
             _ => None,
         }
     }

@@ -16,11 +16,8 @@ pub enum StartError {
     /// An address could not be bound.
     #[error("cannot listen on {address}: {source}")]
     Listen { address: SocketAddr, source: io::Error },
-    /// A key could not be made: the system gave no randomness.
-    #[error("a key could not be made")]
-    Key,
-    /// A certificate could not be made.
-    #[error("a certificate could not be made")]
+    /// A key or a certificate could not be made.
+    #[error("a key or a certificate could not be made")]
     Certificate(#[from] rcgen::Error),
     /// The certificate could not be used for TLS.
     #[error("the certificate cannot be used")]

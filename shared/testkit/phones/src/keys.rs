@@ -15,14 +15,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use aws_lc_rs::encoding::AsDer;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
-use aws_lc_rs::{rand, rsa};
 use jsonwebtoken::DecodingKey;
 use pem::{EncodeConfig, LineEnding, Pem};
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PKCS_RSA_SHA256,
 };
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
@@ -33,7 +30,9 @@ use crate::error::StartError;
 /// The project that the service account belongs to.
 pub const PROJECT: &str = "naru-demo";
 /// The service account.
-pub const CLIENT_EMAIL: &str = "naru@naru-demo.iam.gserviceaccount.com";
+pub(crate) const CLIENT_EMAIL: &str = "naru@naru-demo.iam.gserviceaccount.com";
+/// The identifier of its key.
+pub(crate) const SERVICE_ACCOUNT_KEY_ID: &str = "naru-demo-key";
 /// The identifier of the APNs key.
 pub const KEY_ID: &str = "NARUDEMO01";
 /// The team that the key belongs to.
@@ -48,50 +47,39 @@ const PUBLIC: u32 = 0o644;
 
 /// The content of the folder.
 pub(crate) struct Keys {
-    dir: PathBuf,
+    /// The certificate of the authority, to be trusted.
+    pub(crate) ca_file: PathBuf,
+    pub(crate) service_account_file: PathBuf,
+    pub(crate) apns_key_file: PathBuf,
     authority: KeyPair,
-    service_account: rsa::KeyPair,
-    service_account_key: Pem,
-    service_account_key_id: String,
-    apns: EcdsaKeyPair,
+    service_account: KeyPair,
+    apns: KeyPair,
 }
 
 impl Keys {
-    /// Reads the existing files and makes the missing ones.
+    /// Reads the existing keys and makes the missing ones.
     pub(crate) fn open(dir: &Path) -> Result<Self, StartError> {
-        fs::create_dir_all(dir).map_err(|source| StartError::File { path: dir.to_owned(), source })?;
-        let dir = dir.canonicalize().map_err(|source| StartError::File { path: dir.to_owned(), source })?;
-        let authority = authority(&dir)?;
-        let apns = apns(&dir)?;
-        let (service_account, service_account_key, service_account_key_id) = service_account(&dir)?;
-        Ok(Self { dir, authority, service_account, service_account_key, service_account_key_id, apns })
-    }
-
-    /// The certificate of the authority, to be trusted.
-    pub(crate) fn ca_file(&self) -> PathBuf {
-        self.dir.join("ca.pem")
-    }
-
-    pub(crate) fn service_account_file(&self) -> PathBuf {
-        self.dir.join("service-account.json")
-    }
-
-    pub(crate) fn apns_file(&self) -> PathBuf {
-        apns_file(&self.dir)
-    }
-
-    pub(crate) fn service_account_key_id(&self) -> &str {
-        &self.service_account_key_id
+        let of_dir = |source| StartError::File { path: dir.to_owned(), source };
+        fs::create_dir_all(dir).map_err(of_dir)?;
+        let dir = dir.canonicalize().map_err(of_dir)?;
+        let (ca_file, service_account_file) = (dir.join("ca.pem"), dir.join("service-account.json"));
+        let apns_key_file = dir.join(format!("AuthKey_{KEY_ID}.p8"));
+        let authority = key(&dir.join("ca.key"))?;
+        // A client that trusts an earlier certificate of this key trusts this one, too.
+        let certificate = authority_params().self_signed(&authority)?;
+        write(&ca_file, &encode("CERTIFICATE", certificate.der().to_vec()), PUBLIC)?;
+        let (service_account, apns) = (service_account(&service_account_file)?, key(&apns_key_file)?);
+        Ok(Self { ca_file, service_account_file, apns_key_file, authority, service_account, apns })
     }
 
     /// Verifies the service account's signatures.
     pub(crate) fn service_account_verifier(&self) -> DecodingKey {
-        DecodingKey::from_rsa_der(self.service_account.public_key().as_ref())
+        DecodingKey::from_rsa_der(self.service_account.public_key_raw())
     }
 
     /// Verifies the APNs key's signatures.
     pub(crate) fn apns_verifier(&self) -> DecodingKey {
-        DecodingKey::from_ec_der(self.apns.public_key().as_ref())
+        DecodingKey::from_ec_der(self.apns.public_key_raw())
     }
 
     /// A new certificate for a server of this name, of `localhost` and of the loopback addresses; for 397 days.
@@ -110,62 +98,23 @@ impl Keys {
         params.not_before = (SystemTime::now() - DAY).into();
         params.not_after = (SystemTime::now() + 397 * DAY).into();
         let key = KeyPair::generate()?;
-        let issuer = Issuer::new(authority_params(), &self.authority);
-        let certificate = params.signed_by(&key, &issuer)?;
+        let certificate = params.signed_by(&key, &Issuer::new(authority_params(), &self.authority))?;
         let key = PrivatePkcs8KeyDer::from(key.serialize_der());
         Ok((vec![certificate.der().clone()], key.into()))
     }
 
-    /// Writes the service account's file, if it does not name this `token_uri` already.
-    pub(crate) fn name_token_uri(&self, token_uri: &str) -> Result<(), StartError> {
+    /// Writes the service account's file.
+    pub(crate) fn write_service_account(&self, token_uri: &str) -> Result<(), StartError> {
         let account = json!({
             "type": "service_account",
             "project_id": PROJECT,
-            "private_key_id": self.service_account_key_id,
-            "private_key": encode(&self.service_account_key),
+            "private_key_id": SERVICE_ACCOUNT_KEY_ID,
+            "private_key": encode("PRIVATE KEY", self.service_account.serialize_der()),
             "client_email": CLIENT_EMAIL,
-            "client_id": "100000000000000000001",
-            "auth_uri": "https://accounts.google.com/o/oauth2/auth",
             "token_uri": token_uri,
-            "auth_provider_x509_cert_url": "https://www.googleapis.com/oauth2/v1/certs",
-            "universe_domain": "googleapis.com",
         });
-        let path = self.service_account_file();
-        let written = read(&path)?.and_then(|text| serde_json::from_str::<Value>(&text).ok());
-        if written.as_ref() == Some(&account) {
-            return Ok(());
-        }
-        write(&path, &format!("{account:#}\n"), PRIVATE)
+        write(&self.service_account_file, &format!("{account:#}\n"), PRIVATE)
     }
-}
-
-/// The authority's key. Its certificate follows from the key, and is written beside it.
-fn authority(dir: &Path) -> Result<KeyPair, StartError> {
-    let path = dir.join("ca.key");
-    let key = match read(&path)? {
-        Some(text) => KeyPair::try_from(private_key(&path, &text)?.into_contents())
-            .map_err(|_| StartError::Unusable { path: path.clone() })?,
-        None => {
-            let key = KeyPair::generate()?;
-            write(&path, &encode(&Pem::new("PRIVATE KEY", key.serialize_der())), PRIVATE)?;
-            key
-        }
-    };
-    let certificate = dir.join("ca.pem");
-    // A certificate without its key is useless; a key without one, as after a crash here, gets a new one.
-    if read(&certificate)?.is_none_or(|text| !is_of(&text, &key)) {
-        let made: Certificate = authority_params().self_signed(&key)?;
-        write(&certificate, &encode(&Pem::new("CERTIFICATE", made.der().to_vec())), PUBLIC)?;
-    }
-    Ok(key)
-}
-
-/// Whether a certificate is for this key.
-fn is_of(certificate: &str, key: &KeyPair) -> bool {
-    use rcgen::PublicKeyData as _;
-
-    let key = key.subject_public_key_info();
-    pem::parse(certificate).is_ok_and(|pem| pem.contents().windows(key.len()).any(|window| window == key))
 }
 
 /// The same at every start: the issuer in the server's certificate is made from these.
@@ -173,57 +122,39 @@ fn authority_params() -> CertificateParams {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, "Naru's push provider emulator: its authority");
     params.not_before = rcgen::date_time_ymd(2024, 1, 1);
     params.not_after = rcgen::date_time_ymd(2124, 1, 1);
     params
 }
 
-fn apns_file(dir: &Path) -> PathBuf {
-    dir.join(format!("AuthKey_{KEY_ID}.p8"))
-}
-
-fn apns(dir: &Path) -> Result<EcdsaKeyPair, StartError> {
-    let path = apns_file(dir);
-    let algorithm = &ECDSA_P256_SHA256_FIXED_SIGNING;
-    if let Some(text) = read(&path)? {
-        let key = private_key(&path, &text)?;
-        return EcdsaKeyPair::from_pkcs8(algorithm, key.contents())
-            .map_err(|_| StartError::Unusable { path });
+/// The P-256 key of a file; a new one if there is none.
+fn key(path: &Path) -> Result<KeyPair, StartError> {
+    if let Some(text) = read(path)? {
+        return decode(path, &text);
     }
-    let key = EcdsaKeyPair::generate(algorithm).map_err(|_| StartError::Key)?;
-    let der = key.to_pkcs8v1().map_err(|_| StartError::Key)?;
-    write(&path, &encode(&Pem::new("PRIVATE KEY", der.as_ref())), PRIVATE)?;
+    let key = KeyPair::generate()?;
+    write(path, &encode("PRIVATE KEY", key.serialize_der()), PRIVATE)?;
     Ok(key)
 }
 
-/// The service account's key, its PEM, and its identifier. A new key is written when the `token_uri` is known.
-fn service_account(dir: &Path) -> Result<(rsa::KeyPair, Pem, String), StartError> {
-    let path = dir.join("service-account.json");
-    if let Some(text) = read(&path)? {
-        let unusable = || StartError::Unusable { path: path.clone() };
-        let account: Value = serde_json::from_str(&text).map_err(|_| unusable())?;
-        let field = |name: &str| account[name].as_str().ok_or_else(unusable);
-        let written = private_key(&path, field("private_key")?)?;
-        let key = rsa::KeyPair::from_pkcs8(written.contents()).map_err(|_| unusable())?;
-        return Ok((key, written, field("private_key_id")?.to_owned()));
-    }
-    let key = rsa::KeyPair::generate(rsa::KeySize::Rsa2048).map_err(|_| StartError::Key)?;
-    let der = key.as_der().map_err(|_| StartError::Key)?;
-    let mut id = [0; 20];
-    rand::fill(&mut id).map_err(|_| StartError::Key)?;
-    let id = id.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok((key, Pem::new("PRIVATE KEY", der.as_ref()), id))
+/// The RSA key of the service account's file. A new one is written when the `token_uri` is known.
+fn service_account(path: &Path) -> Result<KeyPair, StartError> {
+    let Some(text) = read(path)? else {
+        return Ok(KeyPair::generate_for(&PKCS_RSA_SHA256)?);
+    };
+    let account: Value = serde_json::from_str(&text).unwrap_or_default();
+    decode(path, account["private_key"].as_str().unwrap_or_default())
 }
 
-fn private_key(path: &Path, text: &str) -> Result<Pem, StartError> {
-    let pem = pem::parse(text).ok().filter(|pem| pem.tag() == "PRIVATE KEY");
-    pem.ok_or_else(|| StartError::Unusable { path: path.to_owned() })
+fn decode(path: &Path, text: &str) -> Result<KeyPair, StartError> {
+    let key = pem::parse(text).ok().and_then(|pem| KeyPair::try_from(pem.into_contents()).ok());
+    key.ok_or_else(|| StartError::Unusable { path: path.to_owned() })
 }
 
-fn encode(pem: &Pem) -> String {
-    pem::encode_config(pem, EncodeConfig::new().set_line_ending(LineEnding::LF))
+fn encode(tag: &str, der: Vec<u8>) -> String {
+    pem::encode_config(&Pem::new(tag, der), EncodeConfig::new().set_line_ending(LineEnding::LF))
 }
 
 /// The whole file; `None` if it does not exist.
@@ -248,27 +179,4 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), StartError> {
         Ok::<(), io::Error>(())
     };
     attempt().map_err(|source| StartError::File { path: path.to_owned(), source })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::MetadataExt;
-
-    use super::*;
-
-    #[test]
-    fn the_account_is_written_again_only_for_another_token_uri() {
-        let dir = tempfile::tempdir().unwrap();
-        let keys = Keys::open(dir.path()).unwrap();
-        let file = || fs::metadata(keys.service_account_file()).unwrap().ino();
-        keys.name_token_uri("https://localhost:1/token").unwrap();
-        let first = file();
-        keys.name_token_uri("https://localhost:1/token").unwrap();
-        assert_eq!(file(), first);
-        // A new file replaces the old one: a process that has the old one open continues to read it.
-        let open = fs::File::open(keys.service_account_file()).unwrap();
-        keys.name_token_uri("https://localhost:2/token").unwrap();
-        assert_ne!(file(), first);
-        assert!(io::read_to_string(open).unwrap().contains("https://localhost:1/token"));
-    }
 }

@@ -3,97 +3,73 @@
 //! Source: Google, "Using OAuth 2.0 for Server to Server Applications" (the assertion, the answer, `invalid_grant` and
 //! `invalid_scope`), RFC 7523 and RFC 6749, section 5.2 (the other errors).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hyper::header::CONTENT_TYPE;
-use hyper::http::request::Parts;
+use hyper::header::{CONTENT_TYPE, HeaderMap};
 use jsonwebtoken::{Algorithm, DecodingKey};
+use serde::Deserialize;
 use serde_json::json;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::jwt::{self, Fault, Signed};
-use crate::keys::{CLIENT_EMAIL, Keys};
-use crate::record::{Counters, count};
+use crate::auth::{Signed, now_seconds};
+use crate::keys::{CLIENT_EMAIL, SERVICE_ACCOUNT_KEY_ID};
+use crate::provider::Provider;
+use crate::record::Record;
 use crate::reply::{self, Reply};
 
 /// Stands for the OAuth2 endpoint in the place of a token, in [`crate::Handle::answer`] and its like.
 pub const TOKEN_ENDPOINT: &str = "/token";
 
-/// Either scope lets the bearer send (FCM REST reference, `projects.messages.send`, "Authorization scopes").
-const SCOPES: [&str; 2] =
-    ["https://www.googleapis.com/auth/firebase.messaging", "https://www.googleapis.com/auth/cloud-platform"];
+/// FCM REST reference, `projects.messages.send`, "Authorization scopes".
+const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
 const GRANT_TYPE: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
-/// An assertion is valid for this many seconds at most.
-const LONGEST: i64 = 3_600;
+const FORM: &str = "application/x-www-form-urlencoded";
+/// For how many seconds an assertion may be valid.
+const MAX_VALIDITY_SECONDS: i64 = 3_600;
 /// By how many seconds the signer's clock may be ahead.
-const SKEW: i64 = 300;
-const SHORT_LIVED: &str = "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable timeframe. \
-                           Check your iat and exp values in the JWT claim.";
+const MAX_SKEW_SECONDS: i64 = 300;
+/// How long an access token is valid.
+const LIFETIME: Duration = Duration::from_secs(3_600);
 
 /// Issues access tokens and checks them.
 pub(crate) struct Authority {
     token_uri: String,
-    key_id: String,
     verifier: DecodingKey,
-    lifetime: Duration,
-    state: Mutex<State>,
+    /// When each access token expires.
+    issued: Mutex<HashMap<String, Instant>>,
 }
 
-#[derive(Default)]
-struct State {
-    /// When each token expires.
-    issued: HashMap<String, Instant>,
-    assertions: HashSet<String>,
+#[derive(Deserialize)]
+struct Form {
+    grant_type: String,
+    assertion: String,
 }
 
-/// The state of a bearer's access token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Access {
-    Good,
-    Expired,
-    Unknown,
-}
+/// An error of RFC 6749, section 5.2, and its description.
+type OauthError = (&'static str, &'static str);
 
 impl Authority {
-    pub(crate) fn new(keys: &Keys, token_uri: String, lifetime: Duration) -> Self {
-        Self {
-            token_uri,
-            key_id: keys.service_account_key_id().to_owned(),
-            verifier: keys.service_account_verifier(),
-            lifetime,
-            state: Mutex::default(),
-        }
+    pub(crate) fn new(verifier: DecodingKey, token_uri: String) -> Self {
+        Self { token_uri, verifier, issued: Mutex::default() }
     }
 
-    /// Checks an access token.
-    pub(crate) fn access(&self, token: &str) -> Access {
-        match self.lock().issued.get(token) {
-            Some(end) if *end > Instant::now() => Access::Good,
-            Some(_) => Access::Expired,
-            None => Access::Unknown,
-        }
-    }
-
-    /// Ends all access tokens: they are expired from now on.
-    pub(crate) fn expire_all(&self) {
-        let now = Instant::now();
-        for end in self.lock().issued.values_mut() {
-            *end = now;
-        }
+    /// Whether an access token was issued and has not expired.
+    pub(crate) fn is_valid(&self, token: &str) -> bool {
+        self.issued().get(token).is_some_and(|end| *end > Instant::now())
     }
 
     /// Answers `POST /token`.
-    pub(crate) fn answer(&self, head: &Parts, body: &[u8], counters: &Counters) -> Reply {
-        match self.exchange(head, body, counters) {
-            Ok(access_token) => {
-                count(&counters.oauth_tokens_issued);
+    pub(crate) fn answer(&self, headers: &HeaderMap, body: &[u8], record: &Record) -> Reply {
+        match self.check(headers, body, record) {
+            Ok(()) => {
+                record.count(Provider::Fcm, |counts| counts.oauth_tokens_issued += 1);
                 // Google answers a second less than the hour.
-                let seconds = self.lifetime.as_secs().saturating_sub(1);
+                let seconds = LIFETIME.as_secs() - 1;
                 let value =
-                    json!({"access_token": access_token, "expires_in": seconds, "token_type": "Bearer"});
+                    json!({"access_token": self.issue(), "expires_in": seconds, "token_type": "Bearer"});
                 reply::json(200, &value)
             }
             Err((error, description)) => {
@@ -102,79 +78,70 @@ impl Authority {
         }
     }
 
-    fn exchange(&self, head: &Parts, body: &[u8], counters: &Counters) -> Result<String, Refusal> {
-        let form = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let fields: HashMap<String, String> = match form.split(';').next().map(str::trim) {
-            Some("application/x-www-form-urlencoded") => {
-                serde_urlencoded::from_bytes(body).map_err(|_| invalid_request("the form cannot be read"))?
-            }
-            _ => HashMap::new(),
-        };
-        let field =
-            |name: &str| fields.get(name).map(String::as_str).filter(|value: &&str| !value.is_empty());
-        match field("grant_type") {
-            Some(GRANT_TYPE) => {}
-            Some(other) => return Err(("unsupported_grant_type", format!("Invalid grant_type: {other}"))),
-            None => return Err(invalid_request("Required parameter is missing: grant_type")),
+    fn check(&self, headers: &HeaderMap, body: &[u8], record: &Record) -> Result<(), OauthError> {
+        if headers.get(CONTENT_TYPE).is_none_or(|value| value != FORM) {
+            return Err(("invalid_request", "Required parameter is missing: grant_type"));
         }
-        let assertion =
-            field("assertion").ok_or_else(|| invalid_request("Required parameter is missing: assertion"))?;
-        let signed =
-            jwt::verify(assertion, Algorithm::RS256, &self.verifier).map_err(|fault| match fault {
-                Fault::Malformed => invalid_grant("Invalid JWT: the assertion cannot be read."),
-                Fault::Signature => invalid_grant("Invalid JWT Signature."),
-            })?;
-        if self.lock().assertions.insert(assertion.to_owned()) {
-            count(&counters.jwts_seen);
+        let form: Form = serde_urlencoded::from_bytes(body)
+            .map_err(|_| ("invalid_request", "A required parameter is missing."))?;
+        if form.grant_type != GRANT_TYPE {
+            return Err(("unsupported_grant_type", "Invalid grant_type."));
         }
-        self.check(&signed)?;
-        Ok(self.issue())
+        let signed = Signed::verify(&form.assertion, Algorithm::RS256, &self.verifier)
+            .ok_or(("invalid_grant", "Invalid JWT Signature."))?;
+        record.count_jwt(Provider::Fcm, &form.assertion);
+        self.check_claims(&signed)
     }
 
-    /// Checks an assertion's claims.
-    fn check(&self, signed: &Signed) -> Result<(), Refusal> {
+    fn check_claims(&self, signed: &Signed) -> Result<(), OauthError> {
         // The assertion names a key that the account does not have.
-        if signed.key_id.as_ref() != Some(&self.key_id) {
-            return Err(invalid_grant("Invalid JWT Signature."));
+        if signed.key_id.as_deref() != Some(SERVICE_ACCOUNT_KEY_ID) {
+            return Err(("invalid_grant", "Invalid JWT Signature."));
         }
         if signed.text("iss") != Some(CLIENT_EMAIL) {
-            return Err(invalid_grant("Invalid grant: account not found"));
+            return Err(("invalid_grant", "Invalid grant: account not found"));
         }
         if signed.text("aud") != Some(&self.token_uri) {
-            let right = &self.token_uri;
-            let text = format!("Invalid JWT: Failed audience check. The right audience is {right}");
-            return Err(("invalid_grant", text));
+            return Err(("invalid_grant", "Invalid JWT: Failed audience check."));
         }
         let (issued, expires) = signed.seconds("iat").zip(signed.seconds("exp")).unwrap_or_default();
-        let now = jwt::now_seconds();
-        if issued > now + SKEW || expires <= now || expires <= issued || expires - issued > LONGEST {
-            return Err(invalid_grant(SHORT_LIVED));
+        let now = now_seconds();
+        if issued > now + MAX_SKEW_SECONDS
+            || expires <= now
+            || !(1..=MAX_VALIDITY_SECONDS).contains(&(expires - issued))
+        {
+            let description = "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable \
+                               timeframe. Check your iat and exp values in the JWT claim.";
+            return Err(("invalid_grant", description));
         }
-        let mut scopes = signed.text("scope").unwrap_or_default().split(' ');
-        if !scopes.any(|scope| SCOPES.contains(&scope)) {
-            return Err(("invalid_scope", "Invalid OAuth scope or ID token audience provided.".to_owned()));
+        if signed.text("scope") != Some(SCOPE) {
+            return Err(("invalid_scope", "Invalid OAuth scope or ID token audience provided."));
         }
         Ok(())
     }
 
     fn issue(&self) -> String {
-        let token = format!("ya29.{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
-        self.lock().issued.insert(token.clone(), Instant::now() + self.lifetime);
+        let token = format!("ya29.{}", Uuid::new_v4().simple());
+        self.issued().insert(token.clone(), Instant::now() + LIFETIME);
         token
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn issued(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.issued.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// An error of RFC 6749, section 5.2, and its description.
-type Refusal = (&'static str, String);
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn invalid_request(text: &str) -> Refusal {
-    ("invalid_request", text.to_owned())
-}
-
-fn invalid_grant(text: &str) -> Refusal {
-    ("invalid_grant", text.to_owned())
+    #[tokio::test(start_paused = true)]
+    async fn an_access_token_is_valid_for_an_hour() {
+        let authority = Authority::new(DecodingKey::from_secret(&[]), String::new());
+        let token = authority.issue();
+        tokio::time::advance(LIFETIME - Duration::from_secs(1)).await;
+        assert!(authority.is_valid(&token) && !authority.is_valid("ya29.forged"));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!authority.is_valid(&token));
+    }
 }

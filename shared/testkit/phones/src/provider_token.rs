@@ -12,67 +12,96 @@ use jsonwebtoken::{Algorithm, DecodingKey};
 use tokio::time::Instant;
 
 use crate::answer::ApnsReason;
-use crate::jwt;
-use crate::keys::{KEY_ID, Keys, TEAM_ID};
-use crate::record::{Counters, count};
+use crate::auth::{Signed, now_seconds};
+use crate::keys::{KEY_ID, TEAM_ID};
+use crate::provider::Provider;
+use crate::record::Record;
 
 /// For how many seconds a token is valid.
-const LONGEST: i64 = 3_600;
+const MAX_AGE_SECONDS: i64 = 3_600;
 /// By how many seconds the signer's clock may be ahead.
-const SKEW: i64 = 60;
-/// How many tokens are taken before the interval between them counts, so that a provider may be restarted.
+const MAX_SKEW_SECONDS: i64 = 60;
+/// How many tokens are taken before the interval between them counts, so that a notifier may be restarted.
 const FREE: usize = 2;
+/// The shortest time between two new tokens after those.
+const INTERVAL: Duration = Duration::from_secs(20 * 60);
 
 /// Checks provider tokens, and how often they change.
 pub(crate) struct ProviderTokens {
     verifier: DecodingKey,
-    interval: Duration,
-    seen: Mutex<Seen>,
+    taken: Mutex<Taken>,
 }
 
 #[derive(Default)]
-struct Seen {
-    /// The tokens with a good signature.
-    tokens: HashSet<String>,
-    /// When the taken tokens were issued, in seconds since 1970, and when the newest was first taken.
-    taken: HashSet<i64>,
+struct Taken {
+    /// When the taken tokens were issued, in seconds since 1970.
+    issued: HashSet<i64>,
+    /// When the newest was first taken.
     newest: Option<Instant>,
 }
 
 impl ProviderTokens {
-    /// A new token is taken `interval` after the one before. There is one key, so the interval is per key.
-    pub(crate) fn new(keys: &Keys, interval: Duration) -> Self {
-        Self { verifier: keys.apns_verifier(), interval, seen: Mutex::default() }
+    pub(crate) fn new(verifier: DecodingKey) -> Self {
+        Self { verifier, taken: Mutex::default() }
     }
 
     /// Checks the token of a request.
-    pub(crate) fn check(&self, token: &str, counters: &Counters) -> Result<(), ApnsReason> {
-        let signed = jwt::verify(token, Algorithm::ES256, &self.verifier)
-            .map_err(|_| ApnsReason::InvalidProviderToken)?;
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.tokens.insert(token.to_owned()) {
-            count(&counters.jwts_seen);
-        }
+    pub(crate) fn check(&self, token: &str, record: &Record) -> Result<(), ApnsReason> {
+        let signed = Signed::verify(token, Algorithm::ES256, &self.verifier)
+            .ok_or(ApnsReason::InvalidProviderToken)?;
+        record.count_jwt(Provider::Apns, token);
         let issued = signed.seconds("iat").ok_or(ApnsReason::InvalidProviderToken)?;
-        let now = jwt::now_seconds();
+        let now = now_seconds();
         if signed.key_id.as_deref() != Some(KEY_ID)
             || signed.text("iss") != Some(TEAM_ID)
-            || issued > now + SKEW
+            || issued > now + MAX_SKEW_SECONDS
         {
             return Err(ApnsReason::InvalidProviderToken);
         }
-        if now - issued > LONGEST {
+        if now - issued > MAX_AGE_SECONDS {
             return Err(ApnsReason::ExpiredProviderToken);
         }
-        if seen.taken.contains(&issued) {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if taken.issued.contains(&issued) {
             return Ok(());
         }
-        let too_soon = seen.newest.is_some_and(|newest| newest.elapsed() < self.interval);
-        if seen.taken.len() >= FREE && too_soon {
+        let too_soon = taken.newest.is_some_and(|newest| newest.elapsed() < INTERVAL);
+        if taken.issued.len() >= FREE && too_soon {
             return Err(ApnsReason::TooManyProviderTokenUpdates);
         }
-        seen.taken.insert(issued);
-        seen.newest = Some(Instant::now());
+        taken.issued.insert(issued);
+        taken.newest = Some(Instant::now());
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jsonwebtoken::{EncodingKey, Header, encode};
+    use rcgen::KeyPair;
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_that_change_too_often_are_refused_until_the_interval_is_over() {
+        let key = KeyPair::generate().unwrap();
+        let tokens = ProviderTokens::new(DecodingKey::from_ec_der(key.public_key_raw()));
+        let record = Record::default();
+        let issued = now_seconds();
+        let check = |age: i64| {
+            let header = Header { kid: Some(KEY_ID.to_owned()), ..Header::new(Algorithm::ES256) };
+            let claims = json!({"iss": TEAM_ID, "iat": issued - age});
+            let signer = EncodingKey::from_ec_der(&key.serialize_der());
+            tokens.check(&encode(&header, &claims, &signer).unwrap(), &record)
+        };
+        assert_eq!((check(30), check(20)), (Ok(()), Ok(())));
+        assert_eq!(check(10), Err(ApnsReason::TooManyProviderTokenUpdates));
+        assert_eq!(check(30), Ok(()), "it is not new");
+        tokio::time::advance(INTERVAL).await;
+        assert_eq!(check(10), Ok(()));
+        assert_eq!(check(0), Err(ApnsReason::TooManyProviderTokenUpdates));
+        // The same claims signed again are another token, and not a newer one.
+        assert_eq!(record.counts(Provider::Apns).jwts_seen, 6);
     }
 }

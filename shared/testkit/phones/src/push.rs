@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use hyper::header::{HeaderMap, USER_AGENT};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -15,7 +16,7 @@ pub struct Push {
     /// Its place among all pushes that were taken, of both providers: 1, 2, 3 …
     pub number: u64,
     pub provider: Provider,
-    /// The device's token. FCM's other targets as they are: a topic, a condition, a Firebase installation.
+    /// The device's token.
     pub token: String,
     /// The title that is shown.
     pub title: Option<String>,
@@ -29,9 +30,9 @@ pub struct Push {
     pub message_id: Option<String>,
     /// The number on the app's icon.
     pub badge: Option<u64>,
-    /// `apns-id`, as given or made, or the name that FCM gave.
+    /// `apns-id`, or the name that FCM gave.
     pub id: String,
-    /// Whether a push with the same `apns-id`, or the same FCM token and tag, was taken before.
+    /// Whether a push with the same `apns-id`, or the same FCM token and tag, was taken before and is still kept.
     pub repeated: bool,
     /// The headers that begin with `apns-`, and `user-agent`.
     pub headers: BTreeMap<String, String>,
@@ -54,20 +55,33 @@ pub(crate) struct Draft {
 
 impl Draft {
     pub(crate) fn into_push(self, number: u64, repeated: bool) -> Push {
-        let shown = match self.provider {
-            Provider::Fcm => Shown::of_fcm(&self.json),
-            Provider::Apns => Shown::of_apns(&self.json),
+        let text = |path: &str| self.json.pointer(path).and_then(Value::as_str).map(str::to_owned);
+        let [title, body, loc_key, chat_room_id, message_id] = match self.provider {
+            Provider::Fcm => [
+                text("/message/notification/title"),
+                text("/message/notification/body"),
+                text("/message/android/notification/body_loc_key"),
+                text("/message/data/chatRoomId"),
+                text("/message/data/messageId"),
+            ],
+            Provider::Apns => [
+                text("/aps/alert/title"),
+                text("/aps/alert/body"),
+                text("/aps/alert/loc-key"),
+                text("/chatRoomId"),
+                text("/messageId"),
+            ],
         };
         Push {
             number,
             provider: self.provider,
             token: self.token,
-            title: shown.title,
-            body: shown.body,
-            loc_key: shown.loc_key,
-            chat_room_id: shown.chat_room_id,
-            message_id: shown.message_id,
-            badge: shown.badge,
+            title,
+            body,
+            loc_key,
+            chat_room_id,
+            message_id,
+            badge: self.json["aps"]["badge"].as_u64(),
             id: self.id,
             repeated,
             headers: self.headers,
@@ -77,58 +91,11 @@ impl Draft {
     }
 }
 
-/// The fields that a phone reads from a payload.
-struct Shown {
-    title: Option<String>,
-    body: Option<String>,
-    loc_key: Option<String>,
-    chat_room_id: Option<String>,
-    message_id: Option<String>,
-    badge: Option<u64>,
-}
-
-impl Shown {
-    /// On an Android phone a field in `android` overrides the same beside it. Names may be in either of protobuf's cases.
-    fn of_fcm(json: &Value) -> Self {
-        let message = &json["message"];
-        let android = &message["android"];
-        let notification = |name: &str| {
-            either(&android["notification"], name).or_else(|| either(&message["notification"], name))
-        };
-        let data = |name: &str| text(&android["data"][name]).or_else(|| text(&message["data"][name]));
-        Self {
-            title: notification("title"),
-            body: notification("body"),
-            loc_key: notification("body_loc_key").or_else(|| notification("title_loc_key")),
-            chat_room_id: data("chatRoomId"),
-            message_id: data("messageId"),
-            badge: ["notification_count", "notificationCount"]
-                .into_iter()
-                .find_map(|name| android["notification"][name].as_u64()),
-        }
-    }
-
-    fn of_apns(json: &Value) -> Self {
-        let aps = &json["aps"];
-        let alert = &aps["alert"];
-        Self {
-            title: text(&alert["title"]),
-            body: text(alert).or_else(|| text(&alert["body"])),
-            loc_key: text(&alert["loc-key"]).or_else(|| text(&alert["title-loc-key"])),
-            chat_room_id: text(&json["chatRoomId"]),
-            message_id: text(&json["messageId"]),
-            badge: aps["badge"].as_u64(),
-        }
-    }
-}
-
-fn text(value: &Value) -> Option<String> {
-    value.as_str().map(str::to_owned)
-}
-
-/// A field by its name in snake_case, or by the same in lowerCamelCase.
-fn either(object: &Value, name: &str) -> Option<String> {
-    text(&object[name]).or_else(|| text(&object[crate::schema::camel_case(name)]))
+/// The headers that are recorded.
+pub(crate) fn headers(all: &HeaderMap) -> BTreeMap<String, String> {
+    let recorded = all.iter().filter(|(name, _)| name.as_str().starts_with("apns-") || *name == USER_AGENT);
+    let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+    recorded.map(|(name, value)| (name.to_string(), text(value.as_bytes()))).collect()
 }
 
 pub(crate) fn now_millis() -> u64 {

@@ -1,128 +1,150 @@
 //! A request: answered by its provider's conduct, its validity, and the answer set for its token, in this order.
 
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::http::request::Parts;
 use hyper::{Method, Request};
+use tokio::sync::watch;
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
-use crate::answer::{Answer, ApnsReason};
+use crate::answer::Answer;
 use crate::conduct::Conduct;
-use crate::connection::Connection;
 use crate::oauth::TOKEN_ENDPOINT;
 use crate::provider::Provider;
-use crate::record::count;
+use crate::push::Draft;
 use crate::reply::{self, Reply};
+use crate::state::State;
 use crate::{apns, fcm, google};
 
-/// The most of a body that is read, in bytes: a larger body is too large for either provider.
-const MAX_BYTES: usize = 256 * 1_024;
+/// How many bytes of a body are read: a larger one is far too large for either provider.
+const MAX_BODY_BYTES: usize = 256 * 1_024;
 
-/// Answers a request, or never returns.
-pub(crate) async fn answer(connection: &Connection, request: Request<Incoming>) -> Reply {
-    let _stream = connection.enter();
-    let (head, body) = request.into_parts();
-    let body = match Limited::new(body, MAX_BYTES).collect().await {
-        Ok(body) => Some(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => None,
-        // The body ended early: its client has disconnected.
-        Err(_) => connection.close().await,
-    };
-    let conduct = connection.conduct.borrow().clone();
-    let failing = match conduct {
-        Conduct::Hang => return std::future::pending().await,
-        Conduct::Slow(delay) => {
-            sleep(delay).await;
-            None
-        }
-        Conduct::Failing(answer) => Some(answer),
-        _ => None,
-    };
-    let reply = match (connection.provider, &body) {
-        (Provider::Fcm, Some(body)) if head.uri.path() == TOKEN_ENDPOINT && head.method == Method::POST => {
-            oauth(connection, &head, body).await
-        }
-        (Provider::Fcm, Some(body)) => send(connection, &head, body, failing).await,
-        (Provider::Apns, Some(body)) => device(connection, &head, body, failing).await,
-        (Provider::Fcm, None) => *google::too_large(),
-        (Provider::Apns, None) => apns::refused(apns::id(&head).as_ref(), ApnsReason::PayloadTooLarge, None),
-    };
-    if !reply.status().is_success() {
-        count(&connection.shared.record.counters(connection.provider).refused);
+/// What answers the requests of one connection.
+pub(crate) struct Requests {
+    provider: Provider,
+    conduct: watch::Receiver<Conduct>,
+    state: Arc<State>,
+    /// How many requests are under way.
+    streams: AtomicU64,
+    /// Cancelled by a request that is answered by closing the connection.
+    pub(crate) closing: CancellationToken,
+}
+
+impl Requests {
+    pub(crate) fn new(provider: Provider, conduct: watch::Receiver<Conduct>, state: Arc<State>) -> Self {
+        Self { provider, conduct, state, streams: AtomicU64::new(0), closing: CancellationToken::new() }
     }
-    reply
+
+    /// Answers a request, or never returns.
+    pub(crate) async fn answer(&self, request: Request<Incoming>) -> Reply {
+        let _stream = self.count_stream();
+        let (mut head, body) = request.into_parts();
+        // A body that ends early has a client that is gone; one that is larger than this is none of Naru's.
+        let Ok(body) = Limited::new(body, MAX_BODY_BYTES).collect().await else { self.close().await };
+        let conduct = *self.conduct.borrow();
+        match conduct {
+            Conduct::Hang => return pending().await,
+            Conduct::Slow(delay) => sleep(delay).await,
+            _ => {}
+        }
+        let body = body.to_bytes();
+        let reply = match self.provider {
+            Provider::Fcm if head.method == Method::POST && head.uri.path() == TOKEN_ENDPOINT => {
+                self.access_token(&head, &body).await
+            }
+            Provider::Fcm => self.send(&head, &body).await,
+            Provider::Apns => {
+                let id = apns::id(&mut head);
+                apns::with_id(self.device(&head, &body).await, id)
+            }
+        };
+        if !reply.status().is_success() {
+            self.state.record.count(self.provider, |counts| counts.refused += 1);
+        }
+        reply
+    }
+
+    /// `POST /token`.
+    async fn access_token(&self, head: &Parts, body: &[u8]) -> Reply {
+        let answer = self.state.script.next(TOKEN_ENDPOINT);
+        self.perform(answer, || self.state.authority.answer(&head.headers, body, &self.state.record)).await
+    }
+
+    /// `POST /v1/projects/{project}/messages:send`.
+    async fn send(&self, head: &Parts, body: &[u8]) -> Reply {
+        match fcm::check(head, body, &self.state.authority) {
+            Ok(draft) => {
+                let reply = fcm::taken(&draft.id);
+                self.push(draft, reply).await
+            }
+            Err(refusal) => *refusal,
+        }
+    }
+
+    /// `POST /3/device/{token}`.
+    async fn device(&self, head: &Parts, body: &[u8]) -> Reply {
+        match apns::check(head, body, &self.state.provider_tokens, &self.state.record) {
+            Ok(draft) => self.push(draft, reply::bytes(200, "")).await,
+            Err(reason) => apns::refused(reason, None),
+        }
+    }
+
+    /// Answers a valid push; `taken` is the usual answer.
+    async fn push(&self, draft: Draft, taken: Reply) -> Reply {
+        let answer = self.state.script.next(&draft.token);
+        let answer = answer.or_else(|| Answer::by_name(self.provider, &draft.token));
+        let take = || {
+            self.state.record.take(draft);
+            taken
+        };
+        self.perform(answer, take).await
+    }
+
+    /// Gives an answer; `take` makes the usual one.
+    async fn perform(&self, answer: Option<Answer>, take: impl FnOnce() -> Reply) -> Reply {
+        match answer {
+            None => take(),
+            Some(Answer::TakenUnanswered) => {
+                drop(take());
+                self.close().await
+            }
+            Some(Answer::Close) => self.close().await,
+            Some(Answer::Fcm { code, retry_after }) => {
+                reply::with_retry_after(*google::refused(code), retry_after)
+            }
+            Some(Answer::Apns { reason, retry_after, timestamp }) => {
+                reply::with_retry_after(apns::refused(reason, timestamp), retry_after)
+            }
+            Some(Answer::Raw { status, body }) => reply::bytes(status, body),
+        }
+    }
+
+    /// Closes the connection in the place of an answer.
+    async fn close(&self) -> ! {
+        self.closing.cancel();
+        pending().await
+    }
+
+    /// Counts a request, which is under way until the result is dropped.
+    fn count_stream(&self) -> Stream<'_> {
+        let streams = self.streams.fetch_add(1, Ordering::SeqCst) + 1;
+        self.state.record.count(self.provider, |counts| {
+            counts.requests += 1;
+            counts.max_streams_at_once = counts.max_streams_at_once.max(streams);
+        });
+        Stream(&self.streams)
+    }
 }
 
-/// `POST /token`.
-async fn oauth(connection: &Connection, head: &Parts, body: &[u8]) -> Reply {
-    let shared = &connection.shared;
-    let answer = shared.script.asked_for(TOKEN_ENDPOINT).unwrap_or(Answer::Taken);
-    let issue = || shared.authority.answer(head, body, shared.record.counters(Provider::Fcm));
-    perform(connection, answer, "", issue).await
-}
+struct Stream<'a>(&'a AtomicU64);
 
-/// `POST /v1/projects/{project}/messages:send`.
-async fn send(connection: &Connection, head: &Parts, body: &[u8], failing: Option<Answer>) -> Reply {
-    let shared = &connection.shared;
-    let judged = fcm::check(head, body, &shared.authority);
-    let answer = match (&judged, failing) {
-        (_, Some(answer)) if !answer.takes() => answer,
-        (Ok(_), Some(answer)) => answer,
-        (Ok(judged), None) => shared.script.next(Provider::Fcm, &judged.draft.token),
-        (Err(_), _) => Answer::Taken,
-    };
-    let take = || match judged {
-        Ok(judged) if judged.validate_only => fcm::checked(),
-        Ok(judged) => {
-            let reply = fcm::taken(&judged.draft.id);
-            shared.record.take(judged.draft);
-            reply
-        }
-        Err(refused) => *refused,
-    };
-    perform(connection, answer, "", take).await
-}
-
-/// `POST /3/device/{token}`.
-async fn device(connection: &Connection, head: &Parts, body: &[u8], failing: Option<Answer>) -> Reply {
-    let shared = &connection.shared;
-    let counters = shared.record.counters(Provider::Apns);
-    let id = apns::id(head);
-    let judged = apns::check(head, body, &id, &shared.provider_tokens, counters);
-    let answer = match (&judged, failing) {
-        (_, Some(answer)) if !answer.takes() => answer,
-        (Ok(_), Some(answer)) => answer,
-        (Ok(draft), None) => shared.script.next(Provider::Apns, &draft.token),
-        (Err(_), _) => Answer::Taken,
-    };
-    let take = || match judged {
-        Ok(draft) => {
-            shared.record.take(draft);
-            apns::taken(&id)
-        }
-        Err(reason) => apns::refused(&id, reason, None),
-    };
-    perform(connection, answer, &id, take).await
-}
-
-/// Gives an answer; `take` makes the usual one. `id` is the `apns-id` of the request, if it has one.
-async fn perform(connection: &Connection, answer: Answer, id: &str, take: impl FnOnce() -> Reply) -> Reply {
-    match answer {
-        Answer::Taken => take(),
-        Answer::Slow(delay) => {
-            sleep(delay).await;
-            take()
-        }
-        Answer::TakenUnheard => {
-            drop(take());
-            connection.close().await
-        }
-        Answer::Close => connection.close().await,
-        Answer::Hang => std::future::pending().await,
-        Answer::Fcm { code, retry_after } => reply::with_retry_after(*google::refused(code), retry_after),
-        Answer::Apns { reason, retry_after, timestamp } => {
-            reply::with_retry_after(apns::refused(id, reason, timestamp), retry_after)
-        }
-        Answer::Raw { status, headers, body } => reply::raw(status, &headers, body),
+impl Drop for Stream<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }

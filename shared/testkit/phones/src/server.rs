@@ -1,5 +1,6 @@
 //! A provider's listener: which clients may connect, and for how long.
 
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,16 +13,16 @@ use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::Shared;
 use crate::conduct::Conduct;
 use crate::connection;
 use crate::error::StartError;
 use crate::provider::Provider;
+use crate::state::State;
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 1_024;
 /// How long to wait before the system is asked again for a port or a file descriptor.
-const PAUSE: Duration = Duration::from_millis(10);
+pub(crate) const PAUSE: Duration = Duration::from_millis(10);
 
 /// A change of a provider's conduct, and the caller that waits for it to be in force.
 pub(crate) struct Command {
@@ -36,54 +37,22 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Accepts connections on the listener of [`listen`].
-    pub(crate) fn start(
-        provider: Provider,
-        listener: TcpListener,
-        address: SocketAddr,
-        tls: TlsAcceptor,
-        shared: Arc<Shared>,
-    ) -> Self {
-        let (commands, taken) = mpsc::channel(1);
-        let door = Door::Open(listener);
-        let conduct = watch::Sender::default();
-        let task = Task { provider, address, tls, shared, conduct, door, connections: JoinSet::new() };
-        Self { commands, _task: AbortOnDropHandle::new(tokio::spawn(task.run(taken))) }
+    /// Accepts connections on this port.
+    pub(crate) fn start(provider: Provider, port: Port, tls: TlsAcceptor, state: Arc<State>) -> Self {
+        let (commands, received) = mpsc::channel(1);
+        let (conduct, connections) = (watch::Sender::default(), JoinSet::new());
+        let task = Task { provider, port, tls, state, conduct, connections };
+        Self { commands, _task: AbortOnDropHandle::new(tokio::spawn(task.run(received))) }
     }
-}
-
-/// Listens on this address; returns it with the actual port where that was 0.
-pub(crate) fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
-    let attempt = || {
-        let listener = bind(address)?.listen(BACKLOG)?;
-        let address = listener.local_addr()?;
-        Ok((listener, address))
-    };
-    attempt().map_err(|source| StartError::Listen { address, source })
-}
-
-fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // Connections from before the port was shut may still exist.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    Ok(socket)
 }
 
 struct Task {
     provider: Provider,
-    address: SocketAddr,
+    port: Port,
     tls: TlsAcceptor,
-    shared: Arc<Shared>,
+    state: Arc<State>,
     conduct: watch::Sender<Conduct>,
-    door: Door,
     connections: JoinSet<()>,
-}
-
-enum Door {
-    Open(TcpListener),
-    /// The port is kept, so that no other process gets it, without a listener: connections are refused.
-    Shut(Option<TcpSocket>),
 }
 
 impl Task {
@@ -93,10 +62,10 @@ impl Task {
                 command = commands.recv() => {
                     let Some(Command { conduct, done }) = command else { return };
                     self.change(conduct).await;
-                    let _nobody_waits = done.send(());
+                    let _the_caller_is_gone = done.send(());
                 }
-                accepted = self.door.accept() => match accepted {
-                    Ok(stream) => self.greet(stream),
+                accepted = self.port.accept() => match accepted {
+                    Ok(stream) => self.serve(stream),
                     Err(_) => sleep(PAUSE).await,
                 },
                 Some(_) = self.connections.join_next() => {}
@@ -104,55 +73,76 @@ impl Task {
         }
     }
 
-    fn greet(&mut self, stream: TcpStream) {
-        if *self.conduct.borrow() == Conduct::Closed {
-            return;
+    fn serve(&mut self, stream: TcpStream) {
+        if *self.conduct.borrow() != Conduct::Closed {
+            let (tls, conduct, state) = (self.tls.clone(), self.conduct.subscribe(), self.state.clone());
+            self.connections.spawn(connection::serve(self.provider, stream, tls, conduct, state));
         }
-        let conduct = self.conduct.subscribe();
-        let (tls, shared) = (self.tls.clone(), self.shared.clone());
-        self.connections.spawn(connection::serve(self.provider, stream, tls, conduct, shared));
     }
 
     /// Returns when the conduct is in force.
     async fn change(&mut self, conduct: Conduct) {
-        let drops = matches!(conduct, Conduct::Refuse | Conduct::Closed);
         if conduct == Conduct::Refuse {
-            self.door.shut(self.address);
+            self.port.refuse();
         }
-        self.conduct.send_replace(conduct.clone());
-        if drops {
+        self.conduct.send_replace(conduct);
+        if matches!(conduct, Conduct::Refuse | Conduct::Closed) {
             self.connections.shutdown().await;
         }
         if conduct != Conduct::Refuse {
-            self.door.open(self.address).await;
+            self.port.listen().await;
         }
     }
 }
 
-impl Door {
-    async fn accept(&self) -> io::Result<TcpStream> {
-        match self {
-            Self::Open(listener) => Ok(listener.accept().await?.0),
-            Self::Shut(_) => std::future::pending().await,
+/// A port of this process, with a listener or without: then connections are refused.
+pub(crate) struct Port {
+    pub(crate) address: SocketAddr,
+    listener: Option<TcpListener>,
+    /// Keeps the port while there is no listener, so that no other process gets it.
+    reserved: Option<TcpSocket>,
+}
+
+impl Port {
+    /// Listens on this address; port 0 stands for any.
+    pub(crate) fn open(address: SocketAddr) -> Result<Self, StartError> {
+        let attempt = || {
+            let listener = bind(address)?.listen(BACKLOG)?;
+            Ok(Self { address: listener.local_addr()?, listener: Some(listener), reserved: None })
+        };
+        attempt().map_err(|source| StartError::Listen { address, source })
+    }
+
+    pub(crate) async fn accept(&self) -> io::Result<TcpStream> {
+        match &self.listener {
+            Some(listener) => Ok(listener.accept().await?.0),
+            None => pending().await,
         }
     }
 
-    fn shut(&mut self, address: SocketAddr) {
-        if matches!(self, Self::Open(_)) {
-            // The listener is dropped first, or the port could not be bound.
-            *self = Self::Shut(None);
-            *self = Self::Shut(bind(address).ok());
+    fn refuse(&mut self) {
+        // The listener is dropped first, or the port could not be bound.
+        if self.listener.take().is_some() {
+            self.reserved = bind(self.address).ok();
         }
     }
 
-    /// Returns when it is open: at once, unless another process took the port at the moment it was shut.
-    async fn open(&mut self, address: SocketAddr) {
-        while let Self::Shut(kept) = self {
-            let socket = kept.take().map_or_else(|| bind(address), Ok);
+    /// Returns when it listens: at once, unless another process took the port at the moment the listener was dropped.
+    async fn listen(&mut self) {
+        while self.listener.is_none() {
+            let socket = self.reserved.take().map_or_else(|| bind(self.address), Ok);
             match socket.and_then(|socket| socket.listen(BACKLOG)) {
-                Ok(listener) => *self = Self::Open(listener),
+                Ok(listener) => self.listener = Some(listener),
                 Err(_) => sleep(PAUSE).await,
             }
         }
     }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // Connections of an earlier listener may still exist.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
 }

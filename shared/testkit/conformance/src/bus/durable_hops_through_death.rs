@@ -38,9 +38,9 @@ pub(super) async fn b2_the_rest_of_what_was_sent_together_survives_death<T: Payl
     let mut receiver = on.receiver().await;
     let (done, mut rest) = every_second(held(&mut receiver, 7).await);
     let retried = rest.remove(0);
-    let (done, receipts) = split(done);
-    ack(receipts).await.unwrap();
-    retry([retried.receipt], SHORT).await.unwrap();
+    let (done, ack_handles) = split(done);
+    ack(ack_handles).await.unwrap();
+    retry([retried.ack_handle], SHORT).await.unwrap();
     drop((rest, receiver, on));
 
     let bus = reopened(subject, bus).await;
@@ -61,7 +61,7 @@ pub(super) async fn b2_a_retry_and_its_delay_survive_death<T: Payload + PartialE
     on.send(&events).await;
     let mut receiver = on.receiver().await;
     let asked = Instant::now();
-    retry([one(&mut receiver).await.receipt], SHORT).await.unwrap();
+    retry([one(&mut receiver).await.ack_handle], SHORT).await.unwrap();
     drop((receiver, on));
 
     let bus = reopened(subject, bus).await;
@@ -71,5 +71,5 @@ pub(super) async fn b2_a_retry_and_its_delay_survive_death<T: Payload + PartialE
     assert_eq!((again.attempt, &again.event), (2, &events[0]), "on {}", on.hop.name);
     let waited = asked.elapsed() + ROUNDING;
     assert!(waited >= SHORT, "on {}: after {waited:?}, {SHORT:?} was asked", on.hop.name);
-    ack([again.receipt]).await.unwrap();
+    ack([again.ack_handle]).await.unwrap();
 }

@@ -111,9 +111,9 @@ pub(super) async fn c1_a_cancelled_receive_loses_nothing<T: Payload + PartialEq>
     // The time limit grows and falls back: the wait ends before, while and after an event is available.
     for wait in (0..12).cycle() {
         if let Ok(batch) = timeout(Duration::from_millis(wait), receiver.receive(2)).await {
-            for Delivery { event, receipt, .. } in batch.unwrap() {
+            for Delivery { event, ack_handle, .. } in batch.unwrap() {
                 received.push(event);
-                ack([receipt]).await.unwrap();
+                ack([ack_handle]).await.unwrap();
             }
         }
         if received.len() >= events.len() {
@@ -130,7 +130,7 @@ pub(super) async fn c2_what_a_dropped_receiver_held_comes_again<T: Payload + Par
     let mut first = on.receiver().await;
     let mut kept = held(&mut first, 4).await;
     let done = kept.remove(0);
-    ack([done.receipt]).await.unwrap();
+    ack([done.ack_handle]).await.unwrap();
     drop(first);
     drop(kept);
     let mut second = on.receiver().await;
@@ -144,9 +144,9 @@ pub(super) async fn s1_what_is_acknowledged_does_not_come_again<T: Payload + Par
     on.send(&events).await;
     let mut receiver = on.receiver().await;
     let (done, rest) = every_second(held(&mut receiver, 4).await);
-    ack(done.into_iter().map(|delivery| delivery.receipt)).await.unwrap();
-    let (again, receipts) = split(rest);
-    drop(receipts);
+    ack(done.into_iter().map(|delivery| delivery.ack_handle)).await.unwrap();
+    let (again, ack_handles) = split(rest);
+    drop(ack_handles);
     assert_eq!(sorted(drained(&mut receiver, 2, 9).await), sorted(again));
     nothing_more(&on, receiver).await;
 }
@@ -163,8 +163,8 @@ pub(super) async fn s1_of_what_was_sent_together_only_the_rest_comes_again<T: Pa
         Kind::Durable => held(&mut receiver, 7).await,
     };
     let (done, dropped) = every_second(batch);
-    let (done, receipts) = split(done);
-    ack(receipts).await.unwrap();
+    let (done, ack_handles) = split(done);
+    ack(ack_handles).await.unwrap();
     drop(dropped);
     rest.retain(|event| !done.contains(event));
     let received = drained(&mut receiver, rest.len(), 9).await;
@@ -194,7 +194,7 @@ pub(super) async fn s2_a_retry_comes_not_before_its_time_with_one_attempt_more<T
         let delivery = one(&mut receiver).await;
         assert_eq!((delivery.attempt, &delivery.event), (attempt, &events[0]));
         let asked = Instant::now();
-        retry([delivery.receipt], SHORT).await.unwrap();
+        retry([delivery.ack_handle], SHORT).await.unwrap();
         let again = one(&mut receiver).await;
         let waited = asked.elapsed() + ROUNDING;
         assert!((SHORT..SHORT + SOON).contains(&waited), "again after {waited:?}, {SHORT:?} was asked");
@@ -216,18 +216,18 @@ pub(super) async fn s2_what_was_sent_together_is_retried_each_after_its_own_dela
     // The longest delay first: it does not hold up the others.
     let mut expected = Vec::new();
     for delay in [LONG, 3 * SHORT, SHORT] {
-        let Delivery { event, receipt, .. } = batch.remove(0);
-        retry([receipt], delay).await.unwrap();
+        let Delivery { event, ack_handle, .. } = batch.remove(0);
+        retry([ack_handle], delay).await.unwrap();
         expected.push((delay, event));
     }
-    ack([done.receipt]).await.unwrap();
+    ack([done.ack_handle]).await.unwrap();
     for _ in 0..2 {
         let again = one(&mut receiver).await;
         let waited = asked.elapsed() + ROUNDING;
         let (delay, _) = expected.iter().find(|(_, event)| *event == again.event).expect("it was retried");
         assert_eq!(again.attempt, 2);
         assert!((*delay..*delay + SOON).contains(&waited), "again after {waited:?}, {delay:?} was asked");
-        ack([again.receipt]).await.unwrap();
+        ack([again.ack_handle]).await.unwrap();
     }
 }
 
@@ -238,9 +238,9 @@ pub(super) async fn s3_what_is_dropped_comes_with_the_same_attempt<T: Payload + 
     drop(one(&mut receiver).await);
     let again = one(&mut receiver).await;
     assert_eq!((again.attempt, &again.event), (1, &events[0]), "dropped");
-    retry([again.receipt], Duration::ZERO).await.unwrap();
+    retry([again.ack_handle], Duration::ZERO).await.unwrap();
     drop(one(&mut receiver).await);
     let again = one(&mut receiver).await;
     assert_eq!((again.attempt, &again.event), (2, &events[0]), "retried, then dropped");
-    ack([again.receipt]).await.unwrap();
+    ack([again.ack_handle]).await.unwrap();
 }

@@ -33,7 +33,7 @@ pub(super) async fn b4_a_room_is_never_in_two_unacknowledged_batches<T: Payload 
     assert_eq!(first, events[..first.len()]);
     if batch.len() > 1 {
         // Acknowledging a part of a batch does not release the room.
-        ack([batch.remove(0).receipt]).await.unwrap();
+        ack([batch.remove(0).ack_handle]).await.unwrap();
     }
 
     // Both receive, and meanwhile only events of other rooms come.
@@ -44,9 +44,9 @@ pub(super) async fn b4_a_room_is_never_in_two_unacknowledged_batches<T: Payload 
             batch = one.receive(9) => batch.unwrap(),
             batch = other.receive(9) => batch.unwrap(),
         };
-        for Delivery { event, receipt, .. } in arrived {
+        for Delivery { event, ack_handle, .. } in arrived {
             assert_eq!(event, passing, "the only one whose room has no unacknowledged batch");
-            ack([receipt]).await.unwrap();
+            ack([ack_handle]).await.unwrap();
         }
     }
 
@@ -66,7 +66,7 @@ pub(super) async fn b4_what_is_dropped_comes_before_later_ones<T: Payload + Part
     let done = batch.remove(0);
     assert_eq!(done.event, events[0]);
     drop(batch);
-    ack([done.receipt]).await.unwrap();
+    ack([done.ack_handle]).await.unwrap();
     assert_eq!(drained(&mut receiver, 5, 2).await, events[1..]);
 }
 
@@ -77,12 +77,12 @@ pub(super) async fn b4_what_is_retried_comes_before_later_ones<T: Payload + Part
     let first = one(&mut receiver).await;
     assert_eq!(first.event, events[0]);
     let asked = Instant::now();
-    retry([first.receipt], SHORT).await.unwrap();
+    retry([first.ack_handle], SHORT).await.unwrap();
     let again = one(&mut receiver).await;
     assert_eq!((again.attempt, &again.event), (2, &events[0]));
     let waited = asked.elapsed() + ROUNDING;
     assert!(waited >= SHORT, "again after {waited:?}, {SHORT:?} was asked");
-    ack([again.receipt]).await.unwrap();
+    ack([again.ack_handle]).await.unwrap();
     assert_eq!(drained(&mut receiver, 3, 2).await, events[1..]);
 }
 

@@ -53,7 +53,7 @@ pub(super) async fn l1_what_is_for_others_may_come_as_elsewhere(subject: Of<'_, 
         let typing = News::Typing { chat_room_id: room.clone(), user_id: user() };
         let typing = LiveEvent { recipients: [ben.clone()].into(), origin: None, news: typing };
         let recipients: [&[&UserId]; 6] = [&[&ada], &[&ben], &[&ben, &ada], &[&ben], &[&ada], &[&ben]];
-        let messages = chat(&room, 0..6).into_iter().zip(recipients).map(|(event, who)| to(who, event));
+        let messages = chat(&room, 0..6).into_iter().zip(recipients).map(|(event, user)| to(user, event));
         let messages: Vec<_> = messages.collect();
         layer
             .live
@@ -191,8 +191,8 @@ pub(super) async fn l3_a_subscription_that_is_not_read_delays_no_other(subject: 
 pub(super) async fn l4_confirmations_and_evictions_reach_the_named_gateway_only(subject: Of<'_, LiveLayer>) {
     let layer = subject.open().await;
     let (here, there) = (GatewayId::generate(), GatewayId::generate());
-    let mut at_here = layer.live.subscribe(&here, everyone()).await.unwrap();
-    let mut at_there = subject.beside(&layer).await.live.subscribe(&there, everyone()).await.unwrap();
+    let mut at_here = layer.live.subscribe(&here, all_users()).await.unwrap();
+    let mut at_there = subject.beside(&layer).await.live.subscribe(&there, all_users()).await.unwrap();
     let session = SessionId::generate();
     let confirmations: Vec<_> = [1, 2]
         .map(|seq| Confirmation { id: MessageId::generate(), outcome: Outcome::Saved { seq: Seq(seq) } })
@@ -231,10 +231,10 @@ pub(super) async fn l4_confirmations_and_evictions_reach_the_named_gateway_only(
 
 /// A subscription of a gateway with a session of every user.
 async fn subscribed(layer: &LiveLayer) -> Box<dyn Subscription> {
-    layer.live.subscribe(&GatewayId::generate(), everyone()).await.unwrap()
+    layer.live.subscribe(&GatewayId::generate(), all_users()).await.unwrap()
 }
 
-fn everyone() -> IsHere {
+fn all_users() -> IsHere {
     Arc::new(|_| true)
 }
 

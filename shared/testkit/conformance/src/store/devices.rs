@@ -10,7 +10,7 @@ use super::given::{device, user};
 use super::{Of, Store, reopened, together};
 use naru_engines::store::{Device, Platform};
 
-pub(super) async fn d1_a_token_belongs_to_whom_claimed_it_last(subject: Of<'_, Store>) {
+pub(super) async fn d1_a_token_belongs_to_its_last_claimant(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let (ada, ben) = (registered(&user()), registered(&user()));
     let spare = Device {
@@ -101,7 +101,7 @@ pub(super) async fn d3_a_removed_device_is_gone(subject: Of<'_, Store>) {
     assert_eq!(of_users(&store, &[&gone.user, &kept.user]).await, sorted([&kept, &namesake]));
 }
 
-pub(super) async fn d4_who_was_not_seen_is_forgotten(subject: Of<'_, Store>) {
+pub(super) async fn d4_a_device_that_was_not_seen_is_forgotten(subject: Of<'_, Store>) {
     let store = subject.open().await;
     // Times so early that no other case's device is older.
     let at =

@@ -94,13 +94,13 @@ pub(super) async fn r2_the_members_at_a_version_never_change(subject: Of<'_, Sto
         let room = change(&store, &room, change_of.clone()).await;
         assert_eq!(room.member_version, MemberVersion(version), "after {change_of:?}");
     }
-    let everyone = sorted_members([ada.clone(), ben.clone(), dan.clone(), eve.clone()]);
+    let all_four = sorted_members([ada.clone(), ben.clone(), dan.clone(), eve.clone()]);
     let expected = [
         None,
         Some(sorted_members([ada.clone(), ben, eve.clone()])),
-        Some(everyone.clone()),
+        Some(all_four.clone()),
         Some(sorted_members([ada, dan, eve])),
-        Some(everyone),
+        Some(all_four),
         None,
     ];
     let beside = subject.beside(&store).await;
@@ -174,7 +174,7 @@ pub(super) async fn r3_current_shows_a_finished_change(subject: Of<'_, Store>) {
     }
 }
 
-pub(super) async fn r3_who_was_removed_is_out_of_the_room(subject: Of<'_, Store>) {
+pub(super) async fn r3_a_removed_member_is_out_of_the_room(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let beside = subject.beside(&store).await;
     let (room, [ada, ben]) = group(&store).await;

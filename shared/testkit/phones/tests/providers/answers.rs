@@ -1,14 +1,11 @@
 //! Answers on demand: by a token's name, and as a test asks.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use naru_phones::{Answer, ApnsReason, FcmError, Provider};
+use naru_phones::{Answer, ApnsReason, Provider};
 use serde_json::json;
 
-use crate::world::{APNS_TOKEN, FCM_TOKEN, World, alert, in_time, notification, soon};
-
-/// For how long nothing must come from whom nothing is to come.
-const SILENCE: Duration = Duration::from_millis(200);
+use crate::world::{APNS_TOKEN, FCM_TOKEN, World, alert, in_time, notification};
 
 #[tokio::test]
 async fn fcm_tokens_by_name() {
@@ -57,88 +54,27 @@ async fn apns_tokens_by_name() {
 }
 
 #[tokio::test]
-async fn some_names_are_slow_and_some_never_answer() {
-    let world = World::new().await;
-    let bearer = world.access_token().await;
-    let slow = format!("00000200{}", &APNS_TOKEN[8..]);
-    for request in [
-        world.send_request(&bearer, &json!({"message": notification("a~slow")})),
-        world.device_request(&slow, &[], &alert()),
-    ] {
-        let started = Instant::now();
-        assert_eq!(in_time(request).await.expect("an answer").status, 200);
-        assert!(started.elapsed() >= Duration::from_secs(1));
-    }
-    let silent = format!("00000408{}", &APNS_TOKEN[8..]);
-    for request in [
-        world.send_request(&bearer, &json!({"message": notification("a~hang")})),
-        world.device_request(&silent, &[], &alert()),
-    ] {
-        assert!(in_time(request.timeout(SILENCE)).await.expect_err("silence").is_timeout());
-    }
-    assert_eq!(world.handle.taken(), 2);
-}
-
-#[tokio::test]
-async fn every_error_of_fcm_can_be_asked_for() {
-    let world = World::new().await;
-    for code in FcmError::ALL {
-        world.handle.answer(FCM_TOKEN, Answer::fcm(*code).retry_after(3));
-        let answered = world.send(&notification(FCM_TOKEN)).await;
-        let (status, _, said) = answered.error();
-        assert_eq!((status, said.as_str()), (code.status(), code.as_str()));
-        assert_eq!(answered.header("retry-after"), Some("3"));
-    }
-}
-
-#[tokio::test]
-async fn every_reason_of_apns_can_be_asked_for() {
-    let world = World::new().await;
-    for reason in ApnsReason::ALL {
-        world.handle.answer(APNS_TOKEN, Answer::apns(*reason).since(1_700_000_000_000).retry_after(3));
-        let answered = world.push(&APNS_TOKEN.to_uppercase()).await;
-        assert_eq!(answered.reason(), (reason.status(), reason.as_str().to_owned()));
-        assert_eq!(answered.header("retry-after"), Some("3"));
-        let timestamp = (reason.status() == 410).then_some(1_700_000_000_000);
-        assert_eq!(answered.json()["timestamp"].as_u64(), timestamp);
-    }
-}
-
-#[tokio::test]
 async fn answers_come_in_their_order_and_then_as_before() {
     let world = World::new().await;
-    let unavailable = Answer::apns(ApnsReason::ServiceUnavailable);
-    world.handle.answer(APNS_TOKEN, unavailable);
-    world.handle.answer_once(APNS_TOKEN, [Answer::apns(ApnsReason::TooManyRequests), Answer::Taken]);
-    world.handle.answer_once(APNS_TOKEN, [Answer::raw(302, "elsewhere")]);
-    let mut statuses = Vec::new();
-    for _ in 0..5 {
-        statuses.push(world.push(APNS_TOKEN).await.status);
+    // The name asks for another answer.
+    let gone = format!("00000410{}", &APNS_TOKEN[8..]);
+    world
+        .handle
+        .answer(&gone, Answer::apns(ApnsReason::Unregistered).since(1_700_000_000_000).retry_after(3));
+    world.handle.answer_once(&gone, [Answer::apns(ApnsReason::TooManyRequests)]);
+    world.handle.answer_once(&gone, [Answer::raw(302, "elsewhere")]);
+    assert_eq!(world.push(&gone).await.status, 429);
+    let raw = world.push(&gone).await;
+    assert_eq!((raw.status, raw.text.as_str()), (302, "elsewhere"));
+    for _ in 0..2 {
+        let answered = world.push(&gone).await;
+        assert_eq!((answered.status, answered.header("retry-after")), (410, Some("3")));
+        assert_eq!(answered.json()["timestamp"], 1_700_000_000_000_u64);
     }
-    assert_eq!(statuses, [429, 200, 302, 503, 503]);
     // Another token's answers are its own.
-    assert_eq!(world.push(&"a".repeat(64)).await.status, 200);
-    assert!(world.handle.answer_as_usual(APNS_TOKEN));
-    assert!(!world.handle.answer_as_usual(APNS_TOKEN));
     assert_eq!(world.push(APNS_TOKEN).await.status, 200);
-}
-
-#[tokio::test]
-async fn what_is_asked_for_outweighs_a_name() {
-    let world = World::new().await;
-    world.handle.answer("a~unregistered", Answer::Taken);
-    assert_eq!(world.send(&notification("a~unregistered")).await.status, 200);
-}
-
-#[tokio::test]
-async fn raw_answers_are_word_for_word() {
-    let world = World::new().await;
-    let headers = vec![("Retry-After".to_owned(), "Sun, 22 Nov 2026 09:30:07 GMT".to_owned())];
-    let body = "<html>busy</html>".to_owned();
-    world.handle.answer(FCM_TOKEN, Answer::Raw { status: 502, headers, body });
-    let answered = world.send(&notification(FCM_TOKEN)).await;
-    assert_eq!((answered.status, answered.text.as_str()), (502, "<html>busy</html>"));
-    assert_eq!(answered.header("retry-after"), Some("Sun, 22 Nov 2026 09:30:07 GMT"));
+    world.handle.answer_as_usual(&gone);
+    assert_eq!(world.push(&gone).await.header("retry-after"), None);
 }
 
 #[tokio::test]
@@ -154,13 +90,13 @@ async fn a_connection_is_closed_in_the_place_of_an_answer() {
 }
 
 #[tokio::test]
-async fn a_push_that_was_taken_unheard_is_recognised_when_it_comes_again() {
+async fn a_push_that_was_taken_and_not_answered_is_recognised_when_it_comes_again() {
     let world = World::new().await;
     let bearer = world.access_token().await;
     let id = [("apns-id", Some("123e4567-e89b-12d3-a456-4266554400a0"))];
     let message = json!({"message": {"token": FCM_TOKEN, "android": {"notification": {"tag": "7"}}}});
-    world.handle.answer_once(APNS_TOKEN, [Answer::TakenUnheard]);
-    world.handle.answer_once(FCM_TOKEN, [Answer::TakenUnheard]);
+    world.handle.answer_once(APNS_TOKEN, [Answer::TakenUnanswered]);
+    world.handle.answer_once(FCM_TOKEN, [Answer::TakenUnanswered]);
     let requests: [&dyn Fn() -> reqwest::RequestBuilder; 2] =
         [&|| world.device_request(APNS_TOKEN, &id, &alert()), &|| world.send_request(&bearer, &message)];
     for request in requests {
@@ -169,28 +105,8 @@ async fn a_push_that_was_taken_unheard_is_recognised_when_it_comes_again() {
     }
     let repeated: Vec<bool> = world.handle.received().iter().map(|push| push.repeated).collect();
     assert_eq!(repeated, [false, true, false, true]);
-    for provider in Provider::ALL {
+    for provider in [Provider::Fcm, Provider::Apns] {
         let counts = world.handle.counts(provider);
         assert_eq!((counts.taken, counts.repeated), (2, 1));
     }
-}
-
-#[tokio::test]
-async fn a_hanging_request_leaves_the_others_of_its_connection_alone() {
-    let world = World::new().await;
-    world.push(APNS_TOKEN).await;
-    world.handle.answer_once(APNS_TOKEN, [Answer::Hang]);
-    let hanging = tokio::spawn(world.device_request(APNS_TOKEN, &[], &alert()).send());
-    let other = "b".repeat(64);
-    soon(async {
-        while world.handle.counts(Provider::Apns).requests < 2 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
-    assert_eq!(world.push(&other).await.status, 200);
-    assert!(!hanging.is_finished());
-    let counts = world.handle.counts(Provider::Apns);
-    assert_eq!((counts.connections, counts.most_streams_at_once), (1, 2));
-    hanging.abort();
 }

@@ -1,61 +1,80 @@
-//! What was taken, and the waiting for it.
+//! What the providers took: by their handle, and over HTTP.
+
+use std::net::Ipv4Addr;
 
 use naru_phones::Provider;
+use serde_json::{Value, json};
 
-use crate::world::{APNS_TOKEN, FCM_TOKEN, World, notification, soon};
+use crate::world::{APNS_TOKEN, Answered, FCM_TOKEN, World, in_time, notification, soon};
+
+async fn world() -> World {
+    World::with(|options| options.admin = Some((Ipv4Addr::LOCALHOST, 0).into())).await
+}
+
+async fn get(world: &World, path: &str) -> Answered {
+    let url = format!("{}{path}", world.phones.admin_url().expect("an admin"));
+    in_time(world.client.get(url)).await.expect("an answer")
+}
 
 #[tokio::test]
-async fn pushes_are_numbered_over_both_providers() {
-    let world = World::new().await;
-    world.push(APNS_TOKEN).await;
+async fn there_is_none_unless_it_is_asked_for() {
+    assert_eq!(World::new().await.phones.admin_url(), None);
+}
+
+#[tokio::test]
+async fn pushes_are_listed() {
+    let world = world().await;
+    assert_eq!(get(&world, "/healthz").await.text, "ok\n");
+    assert_eq!(get(&world, "/readyz").await.text, "ok\n");
+    assert_eq!(get(&world, "/pushes").await.json(), json!({"pushes": []}));
     world.send(&notification(FCM_TOKEN)).await;
     world.push(APNS_TOKEN).await;
-    let seen: Vec<(u64, Provider)> =
-        world.handle.received().iter().map(|push| (push.number, push.provider)).collect();
-    assert_eq!(seen, [(1, Provider::Apns), (2, Provider::Fcm), (3, Provider::Apns)]);
-    assert_eq!(world.handle.received_after(2).len(), 1);
-    assert_eq!(world.handle.taken(), 3);
+    let listed = get(&world, "/pushes").await.json();
+    assert_eq!(listed["pushes"].as_array().expect("a list").len(), 2);
+    let push = &listed["pushes"][0];
+    assert_eq!(
+        (&push["number"], &push["provider"], &push["token"]),
+        (&json!(1), &json!("fcm"), &json!(FCM_TOKEN))
+    );
+    assert_eq!(
+        (&push["title"], &push["body"], &push["badge"]),
+        (&json!("Ada"), &json!("Hello"), &Value::Null)
+    );
+    assert!(push["receivedAt"].is_u64() && push["json"]["message"].is_object());
+    assert_eq!(get(&world, "/nowhere").await.status, 404);
 }
 
 #[tokio::test]
-async fn what_is_waited_for_comes() {
-    let world = World::new().await;
-    let handle = world.handle.clone();
-    let next = tokio::spawn(async move { handle.next(1).await });
-    let handle = world.handle.clone();
-    let found = tokio::spawn(async move { handle.find(|push| push.provider == Provider::Fcm).await });
-    let handle = world.handle.clone();
-    let three = tokio::spawn(async move { handle.wait_for(3).await });
+async fn counts_are_shown() {
+    let world = world().await;
     world.push(APNS_TOKEN).await;
-    world.push(&"b".repeat(64)).await;
-    assert_eq!(soon(next).await.expect("no panic").token, "b".repeat(64));
-    assert!(!found.is_finished() && !three.is_finished());
+    let counts = get(&world, "/counts").await.json();
+    assert_eq!(
+        (&counts["taken"], &counts["apns"]["taken"], &counts["fcm"]["taken"]),
+        (&json!(1), &json!(1), &json!(0))
+    );
+    for name in ["connections", "requests", "jwtsSeen", "maxStreamsAtOnce"] {
+        assert_eq!(counts["apns"][name], 1, "{name}");
+    }
+    for name in ["refused", "oauthTokensIssued", "repeated"] {
+        assert_eq!(counts["apns"][name], 0, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn pushes_are_numbered_over_both_providers_and_can_be_waited_for() {
+    let world = World::new().await;
+    let (first, second) = (world.handle.clone(), world.handle.clone());
+    let next = tokio::spawn(async move { first.next(1).await });
+    let both = tokio::spawn(async move { second.wait_for(2).await });
+    world.push(APNS_TOKEN).await;
+    assert!(!next.is_finished() && !both.is_finished());
     world.send(&notification(FCM_TOKEN)).await;
-    assert_eq!(soon(found).await.expect("no panic").number, 3);
-    soon(three).await.expect("no panic");
-    // What was there before is found too.
-    assert_eq!(soon(world.handle.next(0)).await.number, 1);
-}
-
-#[tokio::test]
-async fn a_subscriber_hears_what_comes_from_then_on() {
-    let world = World::new().await;
-    world.push(APNS_TOKEN).await;
-    let mut pushes = world.handle.subscribe();
-    world.push(APNS_TOKEN).await;
-    assert_eq!(soon(pushes.next()).await.expect("a push").number, 2);
-}
-
-#[tokio::test]
-async fn the_same_again_is_counted_by_its_identity_only() {
-    let world = World::new().await;
-    // Neither has an identity: two messages may say the same.
-    for _ in 0..2 {
-        world.push(APNS_TOKEN).await;
-        world.send(&notification(FCM_TOKEN)).await;
-    }
-    for provider in Provider::ALL {
-        let counts = world.handle.counts(provider);
-        assert_eq!((counts.taken, counts.repeated), (2, 0));
-    }
+    let push = soon(next).await.expect("no panic");
+    assert_eq!((push.number, push.provider), (2, Provider::Fcm));
+    soon(both).await.expect("no panic");
+    // What was there before is found, too.
+    assert_eq!(soon(world.handle.next(0)).await.provider, Provider::Apns);
+    assert_eq!((world.handle.received().len(), world.handle.received_after(1).len()), (2, 1));
+    assert_eq!(world.handle.taken(), 2);
 }

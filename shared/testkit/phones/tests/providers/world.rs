@@ -206,7 +206,7 @@ impl World {
     }
 }
 
-/// A client that trusts the emulator's authority and nobody else.
+/// A client that trusts the emulator's authority and no other.
 pub fn client(phones: &Phones) -> ClientBuilder {
     let ca = fs::read(phones.ca_file()).expect("a file");
     let ca = Certificate::from_pem(&ca).expect("a certificate");

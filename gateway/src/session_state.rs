@@ -1,13 +1,13 @@
-//! The sessions of this gateway, and the queue of each.
+//! What a gateway holds of one session: the queue of its frames, and what it has sent and not proven. `session` serves it.
 //!
 //! A task that writes to a session never waits for it. A session whose queue is full has a client that does not read; it
 //! is closed, and the client gets all messages from the store when it connects again.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use naru_model::{MessageId, RoomId, Seq, SessionId, UserId};
+use naru_model::{MessageId, RoomId, Seq, SessionId};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
@@ -18,15 +18,15 @@ use crate::sending::{Sending, Ticket};
 use crate::token::Identity;
 use crate::unproven::{ToProve, Unproven};
 
-/// The registry has this many locks, so that connecting clients and deliveries seldom contend for one.
-const SHARDS: usize = 16;
 /// An empty queue frees its memory beyond this many places: most sessions are idle most of the time.
 const KEPT_PLACES: usize = 4;
+
 pub(crate) struct Session {
     pub(crate) id: SessionId,
     pub(crate) identity: Identity,
     queue: Mutex<Queue>,
-    places: usize,
+    /// How many frames the queue holds.
+    pub(crate) places: usize,
     filled: Notify,
     /// Sends that are not answered yet: each answer will take a place in the queue.
     unanswered: AtomicUsize,
@@ -152,8 +152,8 @@ impl Session {
     }
 
     /// Takes a client's position in a room; returns the messages up to it that were not proven before.
-    pub(crate) fn received(&self, room: &RoomId, upto: Seq) -> Vec<MessageId> {
-        self.queue().unproven.received(room, upto)
+    pub(crate) fn received(&self, room: &RoomId, up_to: Seq) -> Vec<MessageId> {
+        self.queue().unproven.received(room, up_to)
     }
 
     /// Asks for proof of written messages when it is the session's turn. Returns whether messages are still unproven.
@@ -319,90 +319,9 @@ impl Session {
     }
 }
 
-/// The sessions of some users.
-type Shard = HashMap<UserId, Vec<Arc<Session>>>;
-
-/// All sessions of this gateway, by user.
-pub(crate) struct Sessions {
-    shards: [Mutex<Shard>; SHARDS],
-    count: AtomicUsize,
-    emptied: Notify,
-}
-
-impl Sessions {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            shards: std::array::from_fn(|_| Mutex::default()),
-            count: AtomicUsize::new(0),
-            emptied: Notify::new(),
-        })
-    }
-
-    pub(crate) fn count(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn add(&self, session: &Arc<Session>) {
-        let user = &session.identity.user;
-        self.shard(user.as_str()).entry(user.clone()).or_default().push(session.clone());
-        self.count.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn remove(&self, session: &Session) {
-        let user = &session.identity.user;
-        let mut shard = self.shard(user.as_str());
-        let Some(of_user) = shard.get_mut(user) else {
-            return;
-        };
-        of_user.retain(|other| other.id != session.id);
-        if of_user.is_empty() {
-            shard.remove(user);
-        }
-        if self.count.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.emptied.notify_waiters();
-        }
-    }
-
-    /// Calls `visit` with each session of a user.
-    pub(crate) fn each_of(&self, user: &UserId, visit: impl FnMut(&Arc<Session>)) {
-        self.shard(user.as_str()).get(user).into_iter().flatten().for_each(visit);
-    }
-
-    /// Whether a user has a session here.
-    pub(crate) fn has(&self, user: &str) -> bool {
-        self.shard(user).contains_key(user)
-    }
-
-    /// All sessions, as they are now.
-    pub(crate) fn all(&self) -> Vec<Arc<Session>> {
-        let lock = |shard: &Mutex<Shard>| {
-            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            shard.values().flatten().cloned().collect::<Vec<_>>()
-        };
-        self.shards.iter().flat_map(lock).collect()
-    }
-
-    /// Waits until there are no sessions.
-    pub(crate) async fn emptied(&self) {
-        loop {
-            let notified = self.emptied.notified();
-            if self.count() == 0 {
-                return;
-            }
-            notified.await;
-        }
-    }
-
-    /// The map itself hashes with a secret; the hash that selects a user's shard need not be secret.
-    fn shard(&self, user: &str) -> MutexGuard<'_, Shard> {
-        let hash = user.bytes().fold(0_usize, |hash, byte| hash.wrapping_mul(31) ^ usize::from(byte));
-        self.shards[hash % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use naru_model::Timestamp;
+    use naru_model::{Timestamp, UserId};
 
     use super::*;
 

@@ -11,8 +11,8 @@ use naru_model::hops::Payload;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-use super::{Delivery, Queue, Receipt, ack, retry};
 use crate::EngineResult;
+use crate::bus::{AckHandle, Delivery, Queue, ack, retry};
 
 /// How a worker receives batches.
 #[derive(Clone, Copy, Debug)]
@@ -106,12 +106,12 @@ where
         let attempt = batch.iter().map(|delivery| delivery.attempt).max().unwrap_or(1);
         let events = batch.iter().map(|delivery| delivery.event.clone()).collect();
         match work(events).await {
-            Ok(()) => told(options, ack(receipts(batch)).await),
+            Ok(()) => told(options, ack(ack_handles(batch)).await),
             Err(error) if error.is_transient() => {
                 let (delay, worker, events) = ((options.backoff)(attempt), options.name, batch.len());
                 tracing::warn!(worker, %error, attempt, events, ?delay, "a batch failed; it comes again");
                 pause = pause.max(Some(delay));
-                told(options, retry(receipts(batch), delay).await);
+                told(options, retry(ack_handles(batch), delay).await);
             }
             Err(_) if batch.len() > 1 => {
                 let mut first = batch;
@@ -121,20 +121,20 @@ where
             }
             Err(error) if options.is_rederivable => {
                 tracing::error!(worker = options.name, %error, "an event can't be handled; it is left to the sweep");
-                told(options, ack(receipts(batch)).await);
+                told(options, ack(ack_handles(batch)).await);
             }
             Err(error) => {
                 let (delay, worker) = (wait_at_fault(attempt), options.name);
                 tracing::error!(worker, %error, attempt, ?delay, "an event can't be handled; it comes again");
-                told(options, retry(receipts(batch), delay).await);
+                told(options, retry(ack_handles(batch), delay).await);
             }
         }
     }
     pause
 }
 
-fn receipts<T: Payload>(batch: Vec<Delivery<T>>) -> impl Iterator<Item = Receipt> {
-    batch.into_iter().map(|delivery| delivery.receipt)
+fn ack_handles<T: Payload>(batch: Vec<Delivery<T>>) -> impl Iterator<Item = AckHandle> {
+    batch.into_iter().map(|delivery| delivery.ack_handle)
 }
 
 fn told(options: Work, answer: EngineResult<()>) {

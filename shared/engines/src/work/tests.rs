@@ -120,7 +120,7 @@ impl Receiver<Numbered> for ScriptedReceiver {
         let deliver = |(number, attempt): &(u64, u32)| Delivery {
             event: numbered("r", *number),
             attempt: *attempt,
-            receipt: Receipt::new(*number, self.log.clone()),
+            ack_handle: AckHandle::new(*number, self.log.clone()),
         };
         Ok(batch.iter().map(deliver).collect())
     }

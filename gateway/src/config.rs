@@ -1,0 +1,32 @@
+//! The keys of the configuration that a gateway reads.
+
+use std::net::SocketAddr;
+
+use naru_runtime::config::{Span, optional};
+use serde::Deserialize;
+
+use crate::origin::AllowedOrigins;
+use crate::proof_requests::DeliveryProof;
+
+/// See `defaults.toml`, which explains each key.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Config {
+    pub listen: SocketAddr,
+    #[serde(deserialize_with = "optional")]
+    pub admin_listen: Option<SocketAddr>,
+    pub allowed_origins: AllowedOrigins,
+    pub max_content_bytes: usize,
+    pub max_frame_bytes: usize,
+    pub max_room_members: usize,
+    pub max_connections: usize,
+    pub max_pending_sends: usize,
+    pub session_queue: usize,
+    pub rate_messages_per_second: u32,
+    pub rate_burst: u32,
+    pub http_keep_alive: Span,
+    pub ping_interval: Span,
+    pub delivery_grace: Span,
+    pub delivery_proof: DeliveryProof,
+    pub push_ttl: Span,
+    pub drain_deadline: Span,
+}

@@ -1,0 +1,46 @@
+//! What the handlers of sessions and HTTP requests share: the parts of a gateway. It is plain data: each part owns its state
+//! and its functions, and takes no other part than those that it needs.
+
+use std::sync::Arc;
+
+use naru_engines::Engines;
+use naru_runtime::Health;
+use naru_runtime::telemetry::Metrics;
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+use crate::accept::Acceptor;
+use crate::config::Config;
+use crate::drain::Drain;
+use crate::pending::Pending;
+use crate::positions::Positions;
+use crate::presence::Presence;
+use crate::proof::Proofs;
+use crate::registry::SessionRegistry;
+use crate::room_heads::RoomHeads;
+use crate::rooms::RoomCache;
+use crate::telemetry::Telemetry;
+use crate::token::Verifier;
+
+/// See the module.
+pub(crate) struct Gateway {
+    pub(crate) config: Config,
+    pub(crate) engines: Engines,
+    pub(crate) verifier: Verifier,
+    pub(crate) sessions: Arc<SessionRegistry>,
+    pub(crate) pending: Arc<Pending>,
+    pub(crate) presence: Presence,
+    pub(crate) acceptor: Acceptor,
+    pub(crate) rooms: Arc<RoomCache>,
+    pub(crate) room_heads: RoomHeads,
+    pub(crate) positions: Positions,
+    pub(crate) proofs: Proofs,
+    pub(crate) drain: Drain,
+    /// Counts the interruptions of the live layer that are over.
+    pub(crate) restored: watch::Sender<u64>,
+    /// Sessions and HTTP connections.
+    pub(crate) connections: TaskTracker,
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) health: Health,
+    pub(crate) metrics: Metrics,
+}

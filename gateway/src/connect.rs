@@ -17,11 +17,11 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
+use crate::api;
 use crate::gateway::Gateway;
 use crate::refusal::Refusal;
 use crate::session;
 use crate::token::bearer;
-use crate::api;
 
 /// The one version of the protocol that is spoken.
 const VERSION: &str = "13";

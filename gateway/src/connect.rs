@@ -95,7 +95,7 @@ pub(crate) fn refused(refusal: &Refusal) -> warp::reply::Response {
     response
 }
 
-/// A page that is refused knows only that it is; what to configure is in the log.
+/// The page is told only that it was refused; the log names the key to configure.
 pub(crate) fn log_refused_origin(headers: &HeaderMap) {
     static LAST: Mutex<Option<Instant>> = Mutex::new(None);
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);

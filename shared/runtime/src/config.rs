@@ -358,7 +358,7 @@ fn shown(key: &str, value: &Value) -> Value {
 }
 
 /// The parameter of a URL that is shown: the name of a replica set, which MongoDB's default has.
-const HARMLESS: &str = "replicaSet";
+const SHOWN_PARAMETER: &str = "replicaSet";
 
 /// Hides the password of `scheme://user:password@host`, and the values of the parameters behind `?`, where many services
 /// take a key. Everything up to the last `@` counts as user and password: a password that was not percent-encoded may hold
@@ -375,7 +375,7 @@ fn without_credentials(url: &str) -> Cow<'_, str> {
     };
     let (base, query) = rest.split_at(rest.find(['?', '#']).unwrap_or(rest.len()));
     let parameters = query.split_inclusive(['?', '#', '&']).map(|part| match part.split_once('=') {
-        Some((HARMLESS, _)) => part.to_owned(),
+        Some((SHOWN_PARAMETER, _)) => part.to_owned(),
         Some((name, value)) => {
             format!("{name}={HIDDEN}{}", if value.ends_with('&') { "&" } else { "" })
         }

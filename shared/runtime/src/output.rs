@@ -17,7 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 
 /// How long a full pipe may take to accept more: a reader that is only slow loses no line.
-const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+const WRITABLE_WITHIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// A pipe that polls as writable takes this much without blocking: a page.
 const WITHOUT_BLOCKING: usize = 4096;
 
@@ -58,9 +58,9 @@ fn print(stream: &mut (impl Write + AsFd), line: &[u8]) {
 
 fn try_print(stream: &mut (impl Write + AsFd), line: &[u8]) -> io::Result<()> {
     for part in line.chunks(WITHOUT_BLOCKING) {
-        let patience = if STALLED.load(Ordering::Relaxed) { Timespec::default() } else { PATIENCE };
+        let wait = if STALLED.load(Ordering::Relaxed) { Timespec::default() } else { WRITABLE_WITHIN };
         let is_writable =
-            retry_on_intr(|| poll(&mut [PollFd::new(stream, PollFlags::OUT)], Some(&patience)))? > 0;
+            retry_on_intr(|| poll(&mut [PollFd::new(stream, PollFlags::OUT)], Some(&wait)))? > 0;
         STALLED.store(!is_writable, Ordering::Relaxed);
         if !is_writable {
             return Err(io::ErrorKind::WouldBlock.into());

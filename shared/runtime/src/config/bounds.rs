@@ -92,7 +92,7 @@ pub(super) const BOUNDS: &[(&str, Bound, &str)] = &[
     (
         "push_webhook_timeout",
         Bound::Time(Duration::from_millis(10), Duration::from_secs(600)),
-        "every call would fail, or outlast the queue's patience",
+        "every call would fail, or hold up its push for too long",
     ),
 ];
 

@@ -7,6 +7,7 @@ mod crash;
 mod distributed;
 mod faults;
 mod http;
+mod identity;
 mod interruption;
 mod journey;
 mod output;

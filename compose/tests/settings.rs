@@ -26,6 +26,10 @@ const WITH_PUSHES: Programs = &[NARU, NOTIFIER];
 /// another one.
 const SETTINGS: &[(&str, &[&str], Programs)] = &[
     ("listen", &["nowhere", ""], WITH_CLIENTS),
+    ("tls_certificate", &["/no/such"], WITH_CLIENTS),
+    ("tls_key", &["/no/such"], WITH_CLIENTS),
+    ("trusted_proxies", &["nowhere", "10.0.0.0/33"], WITH_CLIENTS),
+    ("proxy_header", &["x-real-ip", ""], WITH_CLIENTS),
     ("admin_listen", &["nowhere"], ALL),
     ("engine", &["cloud", ""], &[NARU]),
     ("data_dir", &[""], ALL),
@@ -34,11 +38,15 @@ const SETTINGS: &[(&str, &[&str], Programs)] = &[
     ("amqp_url", &["", "nowhere", "amqp://"], ALL),
     ("partitions", &["0", "65", "-1"], ALL),
     ("redis_url", &["", "nowhere"], ALL),
-    ("jwt_secret", &[], ALL),
+    ("jwt_secret", &["of 10 bytes"], WITH_CLIENTS),
     ("jwt_algorithm", &["none", "HS1"], WITH_CLIENTS),
     ("jwt_public_key_file", &["/no/such"], WITH_CLIENTS),
     ("jwt_jwks_file", &["/no/such"], WITH_CLIENTS),
     ("jwt_jwks_url", &["nowhere"], ALL),
+    ("jwt_jwks_refresh", &["0s", "2days", "soon", ""], ALL),
+    ("jwt_jwks_max_age", &["0s", "600years", "soon", ""], ALL),
+    ("jwt_issuer", &[], ALL),
+    ("jwt_audience", &[], ALL),
     ("jwt_leeway", &["soon", "", "2days"], ALL),
     ("allowed_origins", &["chat.example.com", "https://chat.example.com/chat"], WITH_CLIENTS),
     ("max_content_bytes", &["0", "-1", "16777217"], ALL),
@@ -78,6 +86,8 @@ const SETTINGS: &[(&str, &[&str], Programs)] = &[
 /// Values that are legal by themselves and not together: two keys with a value each, and the key that is named.
 const PAIRS: &[(&[(&str, &str)], &str)] = &[
     (&[("max_content_bytes", "9000"), ("max_frame_bytes", "8000")], "max_content_bytes"),
+    (&[("jwt_jwks_refresh", "1h"), ("jwt_jwks_max_age", "1h")], "jwt_jwks_refresh"),
+    (&[("tls_certificate", "/no/such"), ("tls_key", "/no/such")], "/no/such"),
     (&[("delivery_grace", "1m"), ("push_ttl", "1m")], "delivery_grace"),
     (
         &[("push_webhook_timeout", "10s"), ("push_ttl", "10s"), ("delivery_grace", "1s")],

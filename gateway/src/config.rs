@@ -1,10 +1,12 @@
 //! The keys of the configuration that a gateway reads.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use naru_runtime::config::{Span, optional};
 use serde::Deserialize;
 
+use crate::client_address::{Network, ProxyHeader};
 use crate::origin::AllowedOrigins;
 use crate::proof_requests::DeliveryProof;
 
@@ -14,6 +16,12 @@ pub struct Config {
     pub listen: SocketAddr,
     #[serde(deserialize_with = "optional")]
     pub admin_listen: Option<SocketAddr>,
+    #[serde(deserialize_with = "optional")]
+    pub tls_certificate: Option<PathBuf>,
+    #[serde(deserialize_with = "optional")]
+    pub tls_key: Option<PathBuf>,
+    pub trusted_proxies: Vec<Network>,
+    pub proxy_header: ProxyHeader,
     pub allowed_origins: AllowedOrigins,
     pub max_content_bytes: usize,
     pub max_frame_bytes: usize,

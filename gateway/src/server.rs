@@ -1,23 +1,27 @@
 //! Accepts connections, and on shutdown ends them in order.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::header::{CACHE_CONTROL, HeaderMap, HeaderValue, UPGRADE, X_CONTENT_TYPE_OPTIONS};
-use http::{Method, Request, Response};
+use futures_util::TryFutureExt;
+use http::header::{HeaderMap, UPGRADE};
+use http::{Method, Request};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::{Service as _, service_fn};
+use hyper::service::{Service, service_fn};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 
+use crate::client_address::{ClientAddress, client_address};
 use crate::gateway::Gateway;
 use crate::refusal::Close;
 use crate::{api, connect};
@@ -44,10 +48,10 @@ pub(crate) async fn serve(
 ) {
     let service = TowerToHyperService::new(warp::service(all_routes(&gateway, routes)));
     loop {
-        let stream = tokio::select! {
+        let (stream, peer) = tokio::select! {
             () = shutdown.cancelled() => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "a connection was not accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -55,11 +59,17 @@ pub(crate) async fn serve(
                 }
             },
         };
-        let (service, draining) = (service.clone(), gateway.drain.begun.clone());
-        let keep_alive = gateway.config.http_keep_alive.into();
+        let (owner, service) = (gateway.clone(), service.clone());
         gateway.connections.spawn(async move {
-            if let Err(error) = converse(stream, service, keep_alive, draining).await {
-                tracing::debug!(%error, "an HTTP connection ended");
+            // Frames are small and latency counts: no frame waits for an acknowledgement of the one before.
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "TCP_NODELAY was not set");
+            }
+            let Some(tls) = &owner.tls else { return converse(&owner, stream, peer, service).await };
+            match owner.drain.begun.run_until_cancelled(tls.accept(stream)).await {
+                Some(Ok(stream)) => converse(&owner, stream, peer, service).await,
+                Some(Err(error)) => tracing::debug!(%error, %peer, "a TLS handshake failed"),
+                None => {}
             }
         });
     }
@@ -69,33 +79,34 @@ pub(crate) async fn serve(
 }
 
 async fn converse<S, B>(
-    stream: TcpStream,
+    gateway: &Gateway,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: SocketAddr,
     service: TowerToHyperService<S>,
-    keep_alive: Duration,
-    draining: CancellationToken,
-) -> hyper::Result<()>
-where
-    S: tower_service::Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+) where
+    S: tower_service::Service<Request<Incoming>, Response = http::Response<B>> + Clone + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     B: hyper::body::Body + Send + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    // Frames are small and latency counts: no frame waits for an acknowledgement of the one before.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY was not set");
-    }
+    let (trusted, header) = (&gateway.config.trusted_proxies, gateway.config.proxy_header);
     let has_asked = AtomicBool::new(false);
-    let service = service_fn(|request| {
+    let service = service_fn(|mut request: Request<Incoming>| {
         has_asked.store(true, Ordering::Relaxed);
-        let answer = service.call(prepared(request));
-        async { answer.await.map(with_common_headers) }
+        as_get(&mut request);
+        let client = client_address(peer, request.headers(), trusted, header);
+        request.extensions_mut().insert(client);
+        service.call(request).map_ok(|mut response| {
+            naru_runtime::admin::guard(response.headers_mut());
+            response
+        })
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         // From the end of an answer to the end of the next request's head: how long an idle connection is kept.
-        .header_read_timeout(keep_alive)
+        .header_read_timeout(gateway.config.http_keep_alive.0)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
@@ -105,29 +116,25 @@ where
             std::future::pending::<()>().await;
         }
     };
-    tokio::select! {
-        ended = connection.as_mut() => return ended,
-        () = draining.cancelled() => connection.as_mut().graceful_shutdown(),
-        () = never_asked => return Ok(()),
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = gateway.drain.begun.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+        () = never_asked => return,
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, %peer, "an HTTP connection ended");
     }
-    connection.await
 }
 
 /// HEAD is GET without a body, for every path: hyper leaves the body out. It is never a WebSocket handshake.
-fn prepared(mut request: Request<Incoming>) -> Request<Incoming> {
+fn as_get(request: &mut Request<Incoming>) {
     if request.method() == Method::HEAD {
         *request.method_mut() = Method::GET;
         request.headers_mut().remove(UPGRADE);
     }
-    request
-}
-
-/// An answer is what its content type says, and is not stored by caches, unless it says otherwise itself.
-fn with_common_headers<B>(mut response: Response<B>) -> Response<B> {
-    let headers = response.headers_mut();
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-    response
 }
 
 async fn drain(gateway: &Gateway) {
@@ -168,9 +175,11 @@ fn all_routes(
         .and(warp::get())
         .and(with_gateway.clone())
         .and(warp::header::headers_cloned())
+        .and(warp::ext::get::<ClientAddress>())
         .and(warp::ext::optional::<OnUpgrade>())
-        .then(|gateway: Arc<Gateway>, headers: HeaderMap, upgrade| async move {
-            connect::upgrade(&gateway, &headers, upgrade).await.unwrap_or_else(|refusal| {
+        .then(|gateway: Arc<Gateway>, headers: HeaderMap, client: ClientAddress, upgrade| async move {
+            connect::upgrade(&gateway, &headers, client, upgrade).await.unwrap_or_else(|refusal| {
+                tracing::debug!(client = %client.0, code = refusal.row().code, "a handshake was refused");
                 gateway.telemetry.count_refused(&refusal);
                 connect::refused(&refusal)
             })

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
+use naru::token::Signer;
 use naru::{PROGRAM, Pipeline, parked, phones, secret, service, token};
 use naru_runtime::{Settings, config, output, signal};
 
@@ -18,7 +19,8 @@ fn run() -> anyhow::Result<()> {
         return service::print(settings.print());
     }
     if let Some(("token", wanted)) = matches.subcommand() {
-        return service::print(format_args!("{}\n", token::print(wanted, &secret::of(&settings)?)?));
+        let signer = Signer::new(&settings, secret::of(&settings)?)?;
+        return service::print(format_args!("{}\n", token::print(wanted, &signer)?));
     }
     let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
     match matches.subcommand() {
@@ -40,6 +42,6 @@ async fn serve(settings: &Settings) -> anyhow::Result<()> {
     let Some(pipeline) = Pipeline::start(settings, shutdown).await? else {
         return Ok(());
     };
-    output::line(format_args!("listening on http://{}", pipeline.address()));
+    output::line(format_args!("listening on {}", pipeline.url()));
     pipeline.run().await
 }

@@ -45,6 +45,12 @@ pub(super) const BOUNDS: &[(&str, Bound, &str)] = &[
     ),
     ("redis_url", Bound::Url(&["redis://", "rediss://"]), "it is the address of a service"),
     ("jwt_jwks_url", Bound::UrlIfSet(HTTP), "no key could be fetched"),
+    (
+        "jwt_jwks_refresh",
+        Bound::Time(SECOND, DAY),
+        "the set would be fetched without a pause, or a removed key still count",
+    ),
+    ("jwt_jwks_max_age", Bound::Time(SECOND, YEARS), "no fetched key would count"),
     ("jwt_leeway", Bound::Time(Duration::ZERO, DAY), "a token would be accepted long after its end"),
     (
         "max_content_bytes",
@@ -129,6 +135,7 @@ fn url(value: &Value, schemes: &[&str]) -> (bool, String) {
 /// Keys of which the first must be less than the second.
 pub(super) const ORDERED: &[(&str, &str, &str)] = &[
     ("max_content_bytes", "max_frame_bytes", "the frame holds the content and its other fields"),
+    ("jwt_jwks_refresh", "jwt_jwks_max_age", "the keys would no longer count when the set is fetched again"),
     (
         "delivery_grace",
         "push_ttl",

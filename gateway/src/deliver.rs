@@ -16,10 +16,11 @@ use naru_engines::live::{Signal, Subscription};
 use naru_engines::store::{Messages, Window};
 use naru_model::live::{LiveEvent, News};
 use naru_model::{Message, RoomId, Seq, UserId};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::gap::{Early, GapId, Gaps, HeldBack};
+use crate::interruptions::Interruptions;
 use crate::pending::Pending;
 use crate::presence::Presence;
 use crate::proof::Proofs;
@@ -46,7 +47,7 @@ pub(crate) struct Deliver<'a> {
     pub(crate) proofs: &'a Proofs,
     pub(crate) room_heads: &'a RoomHeads,
     pub(crate) messages: &'a Arc<dyn Messages>,
-    pub(crate) restored: &'a watch::Sender<u64>,
+    pub(crate) interruptions: &'a Interruptions,
     pub(crate) telemetry: &'a Telemetry,
 }
 
@@ -133,7 +134,7 @@ impl Listener<'_> {
             Signal::Confirmed(confirmations) => self.to.pending.resolve(&confirmations),
             Signal::Evict(session) => self.to.presence.evicted(&session),
             Signal::Interrupted => tracing::warn!("the live layer was interrupted"),
-            Signal::Restored => self.to.restored.send_modify(|epoch| *epoch += 1),
+            Signal::Restored => self.to.interruptions.report(),
         }
     }
 

@@ -1,9 +1,9 @@
 //! Accepts the frames of clients, forwards live events to sessions, and serves the HTTP API.
 //!
 //! The path of a sent message is `connect` → `session` → `accept` → the intake, then the persister. A live message goes
-//! from the live layer through `deliver` to the queue of a session. `sync` reads missed messages from the store. `presence` keeps
-//! one lease for the whole gateway. `proof` records deliveries, by confirmations and by pings. `recover` acts after an
-//! interruption of the live layer.
+//! from the live layer through `deliver` to the queue of a session. `sync` reads missed messages from the store. `presence` tells
+//! where sessions are, and `lease` keeps one lease on it for the whole gateway. `proof` records deliveries, by confirmations
+//! and by pings. `recover` acts after an interruption of the live layer or of the lease.
 //!
 //! WebSocket pings are of one kind, each with a number as its payload. At most one a second asks for proof of delivered
 //! messages; one goes to a connection that was quiet for `ping_interval`. The pong of the last ping proves all messages
@@ -21,6 +21,8 @@ mod deliver;
 mod drain;
 mod gap;
 mod gateway;
+mod interruptions;
+mod lease;
 mod limit;
 mod overdue;
 mod pending;
@@ -54,7 +56,7 @@ use naru_model::GatewayId;
 use naru_runtime::telemetry::Metrics;
 use naru_runtime::{Health, Policy, Supervisor};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -63,6 +65,8 @@ pub use crate::config::Config;
 use crate::deliver::Deliver;
 use crate::drain::Drain;
 use crate::gateway::Gateway;
+use crate::interruptions::Interruptions;
+use crate::lease::LeaseKeeper;
 use crate::limit::Limiter;
 use crate::pending::Pending;
 use crate::positions::{PositionWriter, Positions};
@@ -155,7 +159,7 @@ impl Bound {
             room_heads: RoomHeads::new(),
             positions,
             proofs,
-            restored: watch::Sender::new(0),
+            interruptions: Interruptions::new(),
             connections: TaskTracker::new(),
             telemetry,
             engines,
@@ -218,7 +222,7 @@ impl Bound {
                 proofs: &owner.proofs,
                 room_heads: &owner.room_heads,
                 messages: &owner.engines.store.messages,
-                restored: &owner.restored,
+                interruptions: &owner.interruptions,
                 telemetry: &owner.telemetry,
             };
             owner.drain.until_done(deliver.run(&mut *subscription)).await;
@@ -228,7 +232,16 @@ impl Bound {
         let owner = gateway.clone();
         supervisor.spawn("presence", Policy::Restart, move |_| {
             let owner = owner.clone();
-            async move { owner.presence.keep_lease().await }
+            async move {
+                let keeper = LeaseKeeper {
+                    presence: &owner.presence,
+                    sessions: &owner.sessions,
+                    room_heads: &owner.room_heads,
+                    interruptions: &owner.interruptions,
+                    telemetry: &owner.telemetry,
+                };
+                keeper.run().await
+            }
         });
         let owner = gateway.clone();
         supervisor.spawn("look-up", Policy::Restart, move |_| {
@@ -240,28 +253,19 @@ impl Bound {
             }
         });
         let owner = gateway.clone();
-        supervisor.spawn("attach again", Policy::Restart, move |_| {
-            let owner = owner.clone();
-            async move {
-                let restored = owner.restored.subscribe();
-                let attaching = recover::attach_again(restored, &owner.sessions, &owner.presence);
-                owner.drain.until_done(attaching).await;
-                Ok::<_, Infallible>(())
-            }
-        });
-        let owner = gateway.clone();
-        supervisor.spawn("ask to sync", Policy::Restart, move |_| {
+        supervisor.spawn("recover", Policy::Restart, move |_| {
             let owner = owner.clone();
             async move {
                 let recover = Recover {
+                    presence: &owner.presence,
+                    interruptions: &owner.interruptions,
                     sessions: &owner.sessions,
                     room_heads: &owner.room_heads,
                     store: &owner.engines.store,
                     proofs: &owner.proofs,
                     telemetry: &owner.telemetry,
                 };
-                let asking = recover.run(owner.restored.subscribe());
-                owner.drain.until_done(asking).await;
+                owner.drain.until_done(recover.run()).await;
                 Ok::<_, Infallible>(())
             }
         });

@@ -1,22 +1,20 @@
 //! Presence of this gateway's sessions: the lease, how a session is attached and evicted, and how the gateway leaves.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use naru_engines::live::{self, IsHere, Live, PresenceEntry, Subscription};
-use naru_engines::{EngineError, EngineResult, Engines};
-use naru_model::{GatewayId, SessionId};
+use naru_engines::live::{self, IsHere, Live, PresenceEntry, Renewal, Subscription};
+use naru_engines::{EngineResult, Engines};
+use naru_model::{GatewayId, SessionId, UserId};
 use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::refusal::Close;
 use crate::registry::SessionRegistry;
 use crate::session_state::Session;
 
-/// A gateway's lease on the presence of its sessions is renewed this often …
-const RENEW_EVERY: Duration = Duration::from_secs(2);
-/// … and lapses after this: three renewals.
+/// A gateway's lease on the presence of its sessions lapses after this.
 const LEASE: Duration = Duration::from_secs(6);
 
 /// See the module.
@@ -25,6 +23,8 @@ pub(crate) struct Presence {
     presence: Arc<dyn live::Presence>,
     live: Arc<dyn Live>,
     sessions: Arc<SessionRegistry>,
+    /// The last renewal failed: perhaps it took effect, and its answer was lost.
+    is_unsure: AtomicBool,
     drain_barrier: DrainBarrier,
 }
 
@@ -55,6 +55,7 @@ impl Presence {
             presence: engines.presence.clone(),
             live: engines.live.clone(),
             sessions: sessions.clone(),
+            is_unsure: AtomicBool::new(false),
             drain_barrier: DrainBarrier::new(),
         }
     }
@@ -64,24 +65,28 @@ impl Presence {
         self.live.subscribe(&self.gateway, is_here).await
     }
 
-    pub(crate) async fn renew_lease(&self) -> EngineResult<()> {
-        self.presence.renew(&self.gateway, LEASE).await
+    /// Renews the lease. After a renewal that failed, the next one counts as lapsed: the lost answer may have said so.
+    pub(crate) async fn renew_lease(&self) -> EngineResult<Renewal> {
+        let renewal = self.presence.renew(&self.gateway, LEASE).await;
+        let was_unsure = self.is_unsure.swap(renewal.is_err(), Ordering::Relaxed);
+        Ok(if was_unsure { renewal?; Renewal::Lapsed } else { renewal? })
     }
 
-    /// Keeps the gateway's lease until it leaves presence.
-    pub(crate) async fn keep_lease(&self) -> Result<(), EngineError> {
-        let DrainBarrier { leaving, left, .. } = &self.drain_barrier;
-        let mut ticks = tokio::time::interval(RENEW_EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // A renewal under way is finished first: it might take effect after the resignation.
-        while leaving.run_until_cancelled(ticks.tick()).await.is_some() {
-            if let Err(error) = self.renew_lease().await {
-                tracing::warn!(%error, "the lease on presence was not renewed");
-            }
-        }
+    /// Waits for `work`, unless the gateway is to leave presence before.
+    pub(crate) async fn until_leaving<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        self.drain_barrier.leaving.run_until_cancelled(work).await
+    }
+
+    /// Ends the lease: the gateway has left presence.
+    pub(crate) async fn resign(&self) -> EngineResult<()> {
         let resigned = self.presence.resign(&self.gateway).await;
-        left.cancel();
+        self.drain_barrier.left.cancel();
         resigned
+    }
+
+    /// Which of these users presence shows, in their order.
+    pub(crate) async fn online(&self, users: &[UserId]) -> EngineResult<Vec<bool>> {
+        self.presence.online(users).await
     }
 
     /// Attaches a session before its `WELCOME`: every message published after the `WELCOME` finds the session. Returns
@@ -96,6 +101,7 @@ impl Presence {
                 return false;
             }
         }
+        session.attached();
         true
     }
 
@@ -113,6 +119,7 @@ impl Presence {
             // It may have been detached before it was attached again.
             self.presence.detach(&entry).await?;
         }
+        session.attached();
         Ok(())
     }
 

@@ -80,6 +80,16 @@ pub struct Seen {
     pub last_seen_at: Option<Timestamp>,
 }
 
+/// Whether a gateway's lease has run since its renewal before this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// It has: every look-up in between counted the gateway's attached sessions.
+    Unbroken,
+    /// It may not have, and look-ups in between may have missed its sessions: the lease is new, or had lapsed, or the engine
+    /// had lost it, and then perhaps sessions, too.
+    Lapsed,
+}
+
 /// Which users are connected. **Unknown is not offline**: when presence can't be read, the call fails.
 ///
 /// - **E1 lease** – a session counts only while its gateway's lease does: `ttl` from its last renewal. When a gateway
@@ -89,10 +99,12 @@ pub struct Seen {
 /// - **E4 replaced** – attaching a device that is attached answers the session it replaces, which no longer counts.
 /// - **E5 last seen** – is now while a user is connected, else when their last session was detached or its gateway's
 ///   lease was last renewed.
+/// - **E6 a lapse is told** – a renewal answers `Lapsed` if a look-up may have found the lease not running since the renewal
+///   before, whatever the clocks did meanwhile; so does the first. It may answer so needlessly.
 #[async_trait]
 pub trait Presence: Send + Sync {
-    /// Renews a gateway's lease: see E1. Called every few seconds, long before `ttl` is over.
-    async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<()>;
+    /// Renews a gateway's lease: see E1, E6. Called every few seconds, long before `ttl` is over.
+    async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<Renewal>;
 
     /// Ends a gateway's lease, at its orderly stop.
     async fn resign(&self, gateway: &GatewayId) -> EngineResult<()>;

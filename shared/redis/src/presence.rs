@@ -2,12 +2,16 @@
 //!
 //! | key | value | expires |
 //! |---|---|---|
-//! | `naru:gateway:<id>` | `renewed`, `until` (milliseconds since 1970, by Redis's clock), `resigned` | 30 days after the last renewal |
+//! | `naru:gateway:<id>` | `renewed`, `until` (milliseconds since 1970, by Redis's clock), `lapsed`, `resigned` | 30 days after the last renewal |
 //! | `naru:presence:<user>` | the last-seen time, and for each session a line with its id, its gateway and its device | a year after the last session |
 //!
 //! A user's record is a string, so that one `MGET` reads those of a whole batch: 256 take 30 µs of the server's time, where
 //! as many `HGETALL` took 110 µs and a script that did them 330 µs (Redis 7.0). Line feeds and tabs separate its parts: ids
 //! hold no control characters. (`MGET` answers a key of another type as missing; only Naru writes these keys.)
+//!
+//! **No promise depends on a clock.** A look-up that finds that a lease does not run notes so in it (`lapsed`), and the next
+//! renewal answers it. So when Redis's clock is set forward or back, leases may lapse, but no gateway goes on without
+//! knowing that its sessions were not found.
 //!
 //! A lapsed lease is not removed: it holds its sessions' last-seen time, and they count again when it is renewed, since
 //! the process may only have been suspended. The look-up that finds sessions of a gateway that was silent for a day
@@ -19,7 +23,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::try_join;
-use naru_engines::live::{Presence, PresenceEntry, Seen};
+use naru_engines::live::{Presence, PresenceEntry, Renewal, Seen};
 use naru_engines::{EngineError, EngineResult};
 use naru_model::{GatewayId, SessionId, Timestamp, UserId};
 
@@ -177,12 +181,12 @@ impl RedisPresence {
 
 #[async_trait]
 impl Presence for RedisPresence {
-    async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<()> {
+    async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<Renewal> {
         let kept = millis(RENEWAL_KEPT.max(ttl));
         let request = Request::script(&RENEW, gateway_key(gateway)).arg(millis(ttl)).arg(kept);
-        self.keys.one::<()>(request).await?;
+        let is_unbroken = self.keys.one(request).await?;
         self.detach_pending().await;
-        Ok(())
+        Ok(if is_unbroken { Renewal::Unbroken } else { Renewal::Lapsed })
     }
 
     async fn resign(&self, gateway: &GatewayId) -> EngineResult<()> {

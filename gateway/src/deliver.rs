@@ -16,11 +16,10 @@ use naru_engines::live::{Signal, Subscription};
 use naru_engines::store::{Messages, Window};
 use naru_model::live::{LiveEvent, News};
 use naru_model::{Message, RoomId, Seq, UserId};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::gap::{Early, GapId, Gaps, HeldBack};
-use crate::interruptions::Interruptions;
 use crate::pending::Pending;
 use crate::presence::Presence;
 use crate::proof::Proofs;
@@ -47,7 +46,7 @@ pub(crate) struct Deliver<'a> {
     pub(crate) proofs: &'a Proofs,
     pub(crate) room_heads: &'a RoomHeads,
     pub(crate) messages: &'a Arc<dyn Messages>,
-    pub(crate) interruptions: &'a Interruptions,
+    pub(crate) interruptions: &'a watch::Sender<u64>,
     pub(crate) telemetry: &'a Telemetry,
 }
 
@@ -134,7 +133,10 @@ impl Listener<'_> {
             Signal::Confirmed(confirmations) => self.to.pending.resolve(&confirmations),
             Signal::Evict(session) => self.to.presence.evicted(&session),
             Signal::Interrupted => tracing::warn!("the live layer was interrupted"),
-            Signal::Restored => self.to.interruptions.report(),
+            Signal::Restored => {
+                self.to.room_heads.interrupted();
+                self.to.interruptions.send_modify(|count| *count += 1);
+            }
         }
     }
 

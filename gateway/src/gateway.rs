@@ -6,12 +6,12 @@ use std::sync::Arc;
 use naru_engines::Engines;
 use naru_runtime::Health;
 use naru_runtime::telemetry::Metrics;
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::accept::Acceptor;
 use crate::config::Config;
 use crate::drain::Drain;
-use crate::interruptions::Interruptions;
 use crate::pending::Pending;
 use crate::positions::Positions;
 use crate::presence::Presence;
@@ -36,7 +36,8 @@ pub(crate) struct Gateway {
     pub(crate) positions: Positions,
     pub(crate) proofs: Proofs,
     pub(crate) drain: Drain,
-    pub(crate) interruptions: Interruptions,
+    /// Counts the interruptions, of the live layer and of the lease on presence, that are over.
+    pub(crate) interruptions: watch::Sender<u64>,
     /// Sessions and HTTP connections.
     pub(crate) connections: TaskTracker,
     pub(crate) telemetry: Arc<Telemetry>,

@@ -21,7 +21,6 @@ mod deliver;
 mod drain;
 mod gap;
 mod gateway;
-mod interruptions;
 mod lease;
 mod limit;
 mod overdue;
@@ -56,7 +55,7 @@ use naru_model::GatewayId;
 use naru_runtime::telemetry::Metrics;
 use naru_runtime::{Health, Policy, Supervisor};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -65,7 +64,6 @@ pub use crate::config::Config;
 use crate::deliver::Deliver;
 use crate::drain::Drain;
 use crate::gateway::Gateway;
-use crate::interruptions::Interruptions;
 use crate::lease::LeaseKeeper;
 use crate::limit::Limiter;
 use crate::pending::Pending;
@@ -159,7 +157,7 @@ impl Bound {
             room_heads: RoomHeads::new(),
             positions,
             proofs,
-            interruptions: Interruptions::new(),
+            interruptions: watch::Sender::new(0),
             connections: TaskTracker::new(),
             telemetry,
             engines,
@@ -200,7 +198,9 @@ impl Bound {
         let sessions = gateway.sessions.clone();
         let is_here: IsHere = Arc::new(move |user: &str| sessions.has(user));
         let mut subscription = gateway.presence.subscribe(is_here).await?;
-        gateway.presence.renew_lease().await?;
+        gateway.presence.renew_lease(&gateway.room_heads).await?;
+        // The lease was not there before, and neither was a session.
+        gateway.room_heads.recovered_from(gateway.room_heads.interruptions());
 
         let (intake, hand_over) = accept::steps(&gateway.engines, &gateway.pending, &gateway.telemetry);
         let owner = gateway.clone();
@@ -258,14 +258,14 @@ impl Bound {
             async move {
                 let recover = Recover {
                     presence: &owner.presence,
-                    interruptions: &owner.interruptions,
                     sessions: &owner.sessions,
                     room_heads: &owner.room_heads,
                     store: &owner.engines.store,
                     proofs: &owner.proofs,
                     telemetry: &owner.telemetry,
                 };
-                owner.drain.until_done(recover.run()).await;
+                let asking = recover.run(owner.interruptions.subscribe());
+                owner.drain.until_done(asking).await;
                 Ok::<_, Infallible>(())
             }
         });

@@ -1,17 +1,17 @@
 //! Presence of this gateway's sessions: the lease, how a session is attached and evicted, and how the gateway leaves.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use naru_engines::live::{self, IsHere, Live, PresenceEntry, Renewal, Subscription};
 use naru_engines::{EngineResult, Engines};
-use naru_model::{GatewayId, SessionId, UserId};
-use tokio::sync::watch;
+use naru_model::{GatewayId, SessionId};
+use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::refusal::Close;
 use crate::registry::SessionRegistry;
+use crate::room_heads::RoomHeads;
 use crate::session_state::Session;
 
 /// A gateway's lease on the presence of its sessions lapses after this.
@@ -23,8 +23,8 @@ pub(crate) struct Presence {
     presence: Arc<dyn live::Presence>,
     live: Arc<dyn Live>,
     sessions: Arc<SessionRegistry>,
-    /// The last renewal failed: perhaps it took effect, and its answer was lost.
-    is_unsure: AtomicBool,
+    /// Renewals take turns: what one says is noted before the next begins.
+    renewing: Mutex<()>,
     drain_barrier: DrainBarrier,
 }
 
@@ -55,7 +55,7 @@ impl Presence {
             presence: engines.presence.clone(),
             live: engines.live.clone(),
             sessions: sessions.clone(),
-            is_unsure: AtomicBool::new(false),
+            renewing: Mutex::default(),
             drain_barrier: DrainBarrier::new(),
         }
     }
@@ -65,11 +65,16 @@ impl Presence {
         self.live.subscribe(&self.gateway, is_here).await
     }
 
-    /// Renews the lease. After a renewal that failed, the next one counts as lapsed: the lost answer may have said so.
-    pub(crate) async fn renew_lease(&self) -> EngineResult<Renewal> {
-        let renewal = self.presence.renew(&self.gateway, LEASE).await;
-        let was_unsure = self.is_unsure.swap(renewal.is_err(), Ordering::Relaxed);
-        Ok(if was_unsure { renewal?; Renewal::Lapsed } else { renewal? })
+    /// Renews the lease, and notes whether the messages received until now name all their recipients here.
+    pub(crate) async fn renew_lease(&self, room_heads: &RoomHeads) -> EngineResult<Renewal> {
+        let _turn = self.renewing.lock().await;
+        let period = room_heads.begin_period();
+        let renewal = self.presence.renew(&self.gateway, LEASE).await?;
+        match renewal {
+            Renewal::Unbroken => room_heads.confirm_before(period),
+            Renewal::Lapsed => room_heads.lapsed(),
+        }
+        Ok(renewal)
     }
 
     /// Waits for `work`, unless the gateway is to leave presence before.
@@ -84,9 +89,10 @@ impl Presence {
         resigned
     }
 
-    /// Which of these users presence shows, in their order.
-    pub(crate) async fn online(&self, users: &[UserId]) -> EngineResult<Vec<bool>> {
-        self.presence.online(users).await
+    /// Which of these sessions presence has, in their order.
+    pub(crate) async fn attached(&self, sessions: &[Arc<Session>]) -> EngineResult<Vec<bool>> {
+        let entries: Vec<PresenceEntry> = sessions.iter().map(|session| self.entry(session)).collect();
+        self.presence.attached(&entries).await
     }
 
     /// Attaches a session before its `WELCOME`: every message published after the `WELCOME` finds the session. Returns
@@ -161,18 +167,21 @@ impl Presence {
         }
     }
 
-    /// Leaves presence, and waits until all events published before are forwarded: see [`DrainBarrier`]. `restored` changes
-    /// when an interruption of the live layer is over.
-    pub(crate) async fn pass_drain_barrier(&self, mut restored: watch::Receiver<u64>) -> EngineResult<()> {
+    /// Leaves presence, and waits until all events published before are forwarded: see [`DrainBarrier`]. `interruptions`
+    /// changes when one is over.
+    pub(crate) async fn pass_drain_barrier(
+        &self,
+        mut interruptions: watch::Receiver<u64>,
+    ) -> EngineResult<()> {
         self.drain_barrier.leaving.cancel();
         self.drain_barrier.left.cancelled().await;
-        restored.mark_unchanged();
+        interruptions.mark_unchanged();
         self.live.evict(&self.gateway, &self.drain_barrier.marker).await?;
         // The marker may be lost in an interruption, and without sessions no event is forwarded any more.
         tokio::select! {
             () = self.drain_barrier.passed.cancelled() => {}
             () = self.sessions.emptied() => {}
-            _ = restored.changed() => {}
+            _ = interruptions.changed() => {}
         }
         Ok(())
     }

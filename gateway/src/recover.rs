@@ -1,9 +1,10 @@
-//! After an [interruption](crate::interruptions), all sessions are attached to presence again, and clients that may have
-//! missed a message are asked to `SYNC`.
+//! After an interruption, all sessions are attached to presence again, and clients that may have missed a message are asked
+//! to `SYNC`. Interrupted was the live layer, or the gateway's [lease](crate::lease) on presence had lapsed.
 //!
 //! The rooms that moved are found by their heads: the heads of every room [known](crate::room_heads) here are read in
-//! groups, and compared with how far all members here have certainly got the room's messages. A session's rooms are known from its `SYNC`; a session that has not sent one yet, or whose rooms were forgotten
-//! since, is asked to `SYNC` all its rooms. **Not found like this**: a room that began, or that a user joined, after that
+//! groups, and compared with how far all its members here have certainly been sent its messages. A session's rooms are known
+//! from its `SYNC`; a session that has not sent one yet, or whose rooms were forgotten since, is asked to `SYNC` all its
+//! rooms. **Not found like this**: a room that began, or that a user joined, after that
 //! user's `SYNC`, and of which no message has come here yet. Its first messages are not proven to be delivered, so they
 //! become pushes; where no proof is asked for (`delivery_grace` is 0) every client is asked to `SYNC` after every
 //! interruption.
@@ -19,9 +20,9 @@ use naru_engines::store::Store;
 use naru_model::frame::ServerFrame;
 use naru_model::{RoomId, Seq, UserId};
 use naru_runtime::backoff::Backoff;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::interruptions::Interruptions;
 use crate::presence::Presence;
 use crate::proof::Proofs;
 use crate::refusal::to_text;
@@ -48,7 +49,6 @@ const SYNCS_PER_SECOND: usize = 2_000;
 /// Asks clients that may have missed messages to `SYNC`.
 pub(crate) struct Recover<'a> {
     pub(crate) presence: &'a Presence,
-    pub(crate) interruptions: &'a Interruptions,
     pub(crate) sessions: &'a SessionRegistry,
     pub(crate) room_heads: &'a RoomHeads,
     pub(crate) store: &'a Store,
@@ -81,11 +81,16 @@ async fn attach_all(sessions: &SessionRegistry, presence: &Presence) {
     let mut left = sessions.all();
     while !left.is_empty() {
         let attached = attach(&left, presence).await;
-        let failed = left.iter().zip(attached).filter_map(|(session, attached)| Some((session, attached.err()?)));
-        let (again, errors): (Vec<_>, Vec<_>) = failed.map(|(session, error)| (session.clone(), error)).unzip();
+        let failed =
+            left.iter().zip(attached).filter_map(|(session, attached)| Some((session, attached.err()?)));
+        let (again, errors): (Vec<_>, Vec<_>) =
+            failed.map(|(session, error)| (session.clone(), error)).unzip();
         let Some(error) = errors.first() else { return };
         tracing::warn!(%error, sessions = again.len(), "presence did not hear of sessions");
-        let again = again.into_iter().zip(errors).filter(|(session, error)| error.is_transient() && !session.is_closing());
+        let again = again
+            .into_iter()
+            .zip(errors)
+            .filter(|(session, error)| error.is_transient() && !session.is_closing());
         left = again.map(|(session, _)| session).collect();
         tokio::time::sleep(backoff.next_delay()).await;
     }
@@ -134,24 +139,22 @@ pub(crate) fn ask_to_sync(
 impl Recover<'_> {
     /// Attaches all sessions again after every interruption, then asks clients to `SYNC`. A message of which look-ups do not
     /// find a session before it is attached is in the store when the heads are read.
-    pub(crate) async fn run(self) {
-        let mut over = self.interruptions.subscribe();
-        while over.changed().await.is_ok() {
+    pub(crate) async fn run(self, mut interruptions: watch::Receiver<u64>) {
+        while interruptions.changed().await.is_ok() {
             let mut backoff = Backoff::new(ATTACH_RETRY.0, ATTACH_RETRY.1);
             // Without a lease no entry counts.
-            while let Err(error) = self.presence.renew_lease().await {
+            while let Err(error) = self.presence.renew_lease(self.room_heads).await {
                 tracing::warn!(%error, "presence is not back yet");
                 tokio::time::sleep(backoff.next_delay()).await;
             }
-            // What was reported until now is over with this.
-            let count = *over.borrow_and_update();
+            let until = self.room_heads.interruptions();
             let mut attaching = pin!(attach_all(self.sessions, self.presence));
             if timeout(ASK_WITHIN, &mut attaching).await.is_err() {
                 self.ask().await;
                 attaching.await;
             }
             self.ask().await;
-            self.interruptions.recovered(count);
+            self.room_heads.recovered_from(until);
         }
     }
 
@@ -186,7 +189,7 @@ impl Recover<'_> {
             ask_to_sync(session, rooms, spread, self.telemetry);
         }
         for (room, head) in moved.into_iter().flat_map(|moved| moved.heads) {
-            self.room_heads.recovered(&room, head);
+            self.room_heads.asked_to_sync(&room, head);
         }
     }
 

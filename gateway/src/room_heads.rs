@@ -2,9 +2,10 @@
 //! another and, after an interruption, the rooms that moved meanwhile.
 //!
 //! A received message may lack a recipient who has a session here: while the gateway's lease has lapsed, look-ups don't find
-//! its sessions. So messages are received in *periods*. Each begins before a renewal of the lease, which tells whether
-//! the periods before it are *confirmed*: all their messages name all their recipients here. After an interruption, a
-//! room that has moved in a period without confirmation has moved, although its messages were received.
+//! its sessions. So messages are received in *periods*. One begins with each renewal of the lease, and when that tells that
+//! the lease was unbroken, the periods before it are *confirmed*: all their messages name all their recipients here. What
+//! is received from an interruption on is not confirmed until all sessions were attached again: a room that has moved
+//! since counts as moved, although its messages were received.
 //!
 //! A room is known from the first message that concerned a session here, or from the first `SYNC` that named it, and is
 //! followed from then on. Bounded: when there are too many, all are forgotten and a new *epoch* begins. A session's rooms
@@ -50,6 +51,10 @@ struct Rooms {
     period: Period,
     /// The periods before this one are confirmed.
     unconfirmed: Period,
+    /// How many interruptions there were.
+    interruptions: u64,
+    /// This period and those after it are not confirmed: since then there were interruptions without a recovery.
+    interrupted: Option<Period>,
 }
 
 /// How far a room was received.
@@ -69,7 +74,7 @@ impl Head {
         Self { last, moved_in, before: last, confirmed: last }
     }
 
-    /// How far all the members here have certainly got the room's messages.
+    /// How far all the members here have certainly been sent the room's messages.
     fn confirmed(&self, unconfirmed: Period) -> Seq {
         match self.moved_in.cmp(&unconfirmed) {
             Ordering::Less => self.last,
@@ -86,6 +91,11 @@ impl Rooms {
             self.epoch = self.epoch.wrapping_add(1).max(1);
         }
         self.heads.insert(room.clone(), head);
+    }
+
+    fn interrupted_from(&mut self, period: Period) {
+        self.interruptions += 1;
+        self.interrupted = Some(self.interrupted.map_or(period, |earlier| earlier.min(period)));
     }
 
     fn advance(&mut self, room: &RoomId, seq: Seq) {
@@ -108,7 +118,10 @@ impl RoomHeads {
 
     fn with_max(max: usize) -> Self {
         let (period, unconfirmed) = (Period(1), Period(1));
-        Self { rooms: Mutex::new(Rooms { heads: HashMap::new(), epoch: 1, period, unconfirmed }), max }
+        let (interruptions, interrupted) = (0, None);
+        let rooms =
+            Rooms { heads: HashMap::new(), epoch: 1, period, unconfirmed, interruptions, interrupted };
+        Self { rooms: Mutex::new(rooms), max }
     }
 
     /// Begins a period. Called before the lease is renewed.
@@ -118,9 +131,42 @@ impl RoomHeads {
         rooms.period
     }
 
-    /// Confirms the periods before this one: all messages that were received in them name all their recipients here.
+    /// Confirms the periods before this one, as far as there was no interruption.
     pub(crate) fn confirm_before(&self, period: Period) {
-        self.rooms().unconfirmed = period;
+        let mut rooms = self.rooms();
+        rooms.unconfirmed = rooms.interrupted.map_or(period, |interrupted| interrupted.min(period));
+    }
+
+    /// Notes that the live layer was interrupted: what was received before that may still be confirmed.
+    pub(crate) fn interrupted(&self) {
+        let period = self.begin_period();
+        self.rooms().interrupted_from(period);
+    }
+
+    /// Notes that the lease had lapsed: what was received since it was last found unbroken is not confirmed.
+    pub(crate) fn lapsed(&self) {
+        let mut rooms = self.rooms();
+        let unconfirmed = rooms.unconfirmed;
+        rooms.interrupted_from(unconfirmed);
+    }
+
+    /// How many interruptions there were.
+    pub(crate) fn interruptions(&self) -> u64 {
+        self.rooms().interruptions
+    }
+
+    /// Whether there was an interruption without a recovery.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.rooms().interrupted.is_some()
+    }
+
+    /// Notes that so many interruptions are over: all sessions were attached again, and those were asked to `SYNC` that may
+    /// have missed messages.
+    pub(crate) fn recovered_from(&self, interruptions: u64) {
+        let mut rooms = self.rooms();
+        if rooms.interruptions == interruptions {
+            rooms.interrupted = None;
+        }
     }
 
     /// Where a live message stands in its room; the next one is noted.
@@ -154,7 +200,7 @@ impl RoomHeads {
     }
 
     /// Notes that all members of a room with a session here were asked to `SYNC` what it had up to `up_to`.
-    pub(crate) fn recovered(&self, room: &RoomId, up_to: Seq) {
+    pub(crate) fn asked_to_sync(&self, room: &RoomId, up_to: Seq) {
         if let Some(head) = self.rooms().heads.get_mut(room) {
             for place in [&mut head.last, &mut head.before, &mut head.confirmed] {
                 *place = up_to.max(*place);
@@ -181,7 +227,7 @@ impl RoomHeads {
         }
     }
 
-    /// All known rooms, each with how far all its members here have certainly got its messages, and the epoch.
+    /// All known rooms, each with how far all its members here have certainly been sent its messages, and the epoch.
     pub(crate) fn all(&self) -> (Vec<(RoomId, Seq)>, Epoch) {
         let rooms = self.rooms();
         let heads = rooms.heads.iter();
@@ -244,10 +290,38 @@ mod tests {
             heads.arrival(&room, Seq(seq));
         }
         assert_eq!(certain(), Seq(4), "no renewal has confirmed these");
-        heads.recovered(&room, Seq(7));
-        assert_eq!((certain(), heads.last(&room)), (Seq(7), Some(Seq(8))), "their members were asked to SYNC");
+        heads.asked_to_sync(&room, Seq(7));
+        assert_eq!((certain(), heads.last(&room)), (Seq(7), Some(Seq(8))), "its members were asked to SYNC");
         heads.confirm_before(heads.begin_period());
         assert_eq!(certain(), Seq(8));
+    }
+
+    #[test]
+    fn nothing_is_certain_from_an_interruption_to_the_recovery() {
+        let (heads, room) = (RoomHeads::new(), room("r"));
+        let certain = || heads.all().0[0].1;
+        let renewed = || heads.confirm_before(heads.begin_period());
+        heads.learn([(&room, Seq(3))].into_iter());
+        heads.arrival(&room, Seq(4));
+        heads.interrupted();
+        heads.arrival(&room, Seq(5));
+        renewed();
+        assert_eq!(certain(), Seq(4), "the lease was unbroken before the interruption");
+        let first = heads.interruptions();
+        heads.lapsed();
+        heads.recovered_from(first);
+        renewed();
+        assert_eq!((certain(), heads.is_interrupted()), (Seq(4), true), "there was another one meanwhile");
+        heads.recovered_from(heads.interruptions());
+        assert!(!heads.is_interrupted());
+        renewed();
+        assert_eq!(certain(), Seq(5));
+
+        heads.arrival(&room, Seq(6));
+        heads.begin_period();
+        heads.lapsed();
+        renewed();
+        assert_eq!(certain(), Seq(5), "received while the lease had lapsed");
     }
 
     #[test]

@@ -139,6 +139,11 @@ impl Presence for MemoryPresence {
         if was_there { self.keep_seen(vec![session.user.clone()]).await } else { Ok(()) }
     }
 
+    async fn attached(&self, sessions: &[PresenceEntry]) -> EngineResult<Vec<bool>> {
+        let state = lock(&self.state);
+        Ok(sessions.iter().map(|session| state.of(&session.user).contains(session)).collect())
+    }
+
     async fn online(&self, users: &[UserId]) -> EngineResult<Vec<bool>> {
         let state = lock(&self.state);
         Ok(users.iter().map(|user| state.is_online(user)).collect())

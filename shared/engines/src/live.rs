@@ -80,13 +80,13 @@ pub struct Seen {
     pub last_seen_at: Option<Timestamp>,
 }
 
-/// Whether a gateway's lease has run since its renewal before this one.
+/// Whether a gateway's lease has run since the renewal that was answered before this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewal {
     /// It has: every look-up in between counted the gateway's attached sessions.
     Unbroken,
-    /// It may not have, and look-ups in between may have missed its sessions: the lease is new, or had lapsed, or the engine
-    /// had lost it, and then perhaps sessions, too.
+    /// Look-ups in between may have missed the gateway's sessions: the lease is new, or had lapsed, or the engine had lost
+    /// it, and perhaps sessions as well.
     Lapsed,
 }
 
@@ -99,8 +99,11 @@ pub enum Renewal {
 /// - **E4 replaced** – attaching a device that is attached answers the session it replaces, which no longer counts.
 /// - **E5 last seen** – is now while a user is connected, else when their last session was detached or its gateway's
 ///   lease was last renewed.
-/// - **E6 a lapse is told** – a renewal answers `Lapsed` if a look-up may have found the lease not running since the renewal
-///   before, whatever the clocks did meanwhile; so does the first. It may answer so needlessly.
+/// - **E6 a lapse is told** – the first renewal answers `Lapsed`, and so does one that finds that the engine had lost the
+///   lease, or that a look-up found it not running since the renewal that was answered before, whatever the clocks did
+///   meanwhile. It may answer so needlessly.
+/// - **E7 single sessions** – `attached` shows which sessions are recorded, whether or not their gateways' leases run: an
+///   engine may lose single ones, and no renewal tells of that.
 #[async_trait]
 pub trait Presence: Send + Sync {
     /// Renews a gateway's lease: see E1, E6. Called every few seconds, long before `ttl` is over.
@@ -114,6 +117,9 @@ pub trait Presence: Send + Sync {
 
     /// Records that a session has ended: see E3.
     async fn detach(&self, session: &PresenceEntry) -> EngineResult<()>;
+
+    /// Which of these sessions are recorded, in their order: see E7.
+    async fn attached(&self, sessions: &[PresenceEntry]) -> EngineResult<Vec<bool>>;
 
     /// Which of these users have a live session, in their order; one look-up for all.
     async fn online(&self, users: &[UserId]) -> EngineResult<Vec<bool>>;

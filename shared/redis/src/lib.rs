@@ -44,6 +44,7 @@ mod presence;
 mod proofs;
 mod publish;
 mod servers;
+mod sighting;
 mod signal_buffer;
 mod subscribe;
 mod wire;

@@ -236,6 +236,8 @@ async fn every_defect_of_a_live_layer_is_noticed() {
                     "e5_last_seen_is_the_last_renewal_of_a_dead_gateway",
                 ],
             ),
+            (Defect::LapseIsNotTold, &["e6_a_renewal_tells_whether_the_lease_has_lapsed"]),
+            (Defect::AttachedByUser, &["e7_attached_shows_single_sessions"]),
             (Defect::ProofForAnyone, &["o1_a_proof_is_of_one_message_and_one_user"]),
             (Defect::ProofsAreCutOff, &["o2_any_number_is_recorded_and_asked_at_once"]),
             (Defect::LeaseToEveryone, &["a1_a_lease_has_one_holder", "a1_a_lease_ends_after_its_time"]),

@@ -96,6 +96,8 @@ pub(crate) enum Defect {
     ConfirmedToAllGateways,
 
     DeadLeasesCount,
+    LapseIsNotTold,
+    AttachedByUser,
     AttachShowsLate,
     DetachTakesAllSessions,
     ReplacedStillCounts,
@@ -725,9 +727,10 @@ impl Subscription for FaultySubscription {
 
 #[async_trait]
 impl Presence for FaultyEngine<dyn Presence> {
-    async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<()> {
+    async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<Renewal> {
         let ttl = if self.defect == Defect::DeadLeasesCount { Duration::from_secs(600) } else { ttl };
-        self.inner.renew(gateway, ttl).await
+        let renewal = self.inner.renew(gateway, ttl).await?;
+        Ok(if self.defect == Defect::LapseIsNotTold { Renewal::Unbroken } else { renewal })
     }
 
     async fn resign(&self, gateway: &GatewayId) -> EngineResult<()> {
@@ -750,6 +753,14 @@ impl Presence for FaultyEngine<dyn Presence> {
             }
         }
         self.inner.detach(session).await
+    }
+
+    async fn attached(&self, sessions: &[PresenceEntry]) -> EngineResult<Vec<bool>> {
+        if self.defect == Defect::AttachedByUser {
+            let users: Vec<UserId> = sessions.iter().map(|session| session.user.clone()).collect();
+            return self.inner.online(&users).await;
+        }
+        self.inner.attached(sessions).await
     }
 
     async fn online(&self, users: &[UserId]) -> EngineResult<Vec<bool>> {

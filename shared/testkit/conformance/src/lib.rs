@@ -14,7 +14,7 @@
 //! |---|---|---|
 //! | [`store`] | [`Store`] | I1–I6, M1–M6, R1–R3, R5, R6, P1–P6, D1–D4, U1–U3 |
 //! | [`bus`] | [`Bus`] | B1–B5, C1, C2, S1–S3, each on every hop it applies to |
-//! | [`live`] | [`LiveLayer`] | L1–L4, E1–E5, O1, O2, A1 |
+//! | [`live`] | [`LiveLayer`] | L1–L4, E1–E7, O1, O2, A1 |
 //! | [`foreign`] | [`ForeignStore`] | R4, where another system can write |
 //! | [`bounded`] | [`BoundedBus`] | B6, on hops whose bound is small enough to reach |
 //! | [`outage`] | [`SeverableLayer`] | "unknown is not offline", where the engine can be cut off |
@@ -150,6 +150,8 @@ macro_rules! conformance_cases {
                 e4_a_device_that_attaches_again_replaces_its_session,
                 e5_last_seen_is_now_while_connected,
                 e5_last_seen_is_the_last_renewal_of_a_dead_gateway,
+                e6_a_renewal_tells_whether_the_lease_has_lapsed,
+                e7_attached_shows_single_sessions,
             }
             proofs {
                 o1_a_proof_is_of_one_message_and_one_user,

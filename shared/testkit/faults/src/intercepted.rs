@@ -160,10 +160,11 @@ intercepted! {
         drop_parked_at(place: &ParkedCursor) -> bool;
     }
     Presence {
-        renew(gateway: &GatewayId, ttl: Duration) -> ();
+        renew(gateway: &GatewayId, ttl: Duration) -> Renewal;
         resign(gateway: &GatewayId) -> ();
         attach(session: &PresenceEntry) -> Option<PresenceEntry>;
         detach(session: &PresenceEntry) -> ();
+        attached(sessions: &[PresenceEntry]) -> Vec<bool>;
         online(users: &[UserId]) -> Vec<bool>;
         seen(users: &[UserId]) -> Vec<Seen>;
     }

@@ -215,6 +215,9 @@ async fn live_and_die(
         happenings.wait_for(plan.moment).await;
         pass(plan.then).await;
         if let Some(pause) = plan.pause {
+            if pause == LONG_PAUSE {
+                happenings.all_welcomed().await;
+            }
             server.freeze();
             tokio::time::sleep(pause).await;
             server.thaw();

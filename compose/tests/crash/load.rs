@@ -138,7 +138,8 @@ pub struct Happenings {
     frames: Semaphore,
     acks: Semaphore,
     over: Cell<bool>,
-    /// Who was asked to `SYNC`, or was answered a `SYNC`, in their connection.
+    /// Who is welcomed, and who of them was asked to `SYNC`, or was answered a `SYNC`, in their connection.
+    welcomed: RefCell<HashSet<&'static str>>,
     synced: RefCell<HashSet<&'static str>>,
 }
 
@@ -152,7 +153,8 @@ pub enum Moment {
 impl Happenings {
     pub fn new() -> Self {
         let (frames, acks) = (Semaphore::new(0), Semaphore::new(0));
-        Self { frames, acks, over: Cell::new(false), synced: RefCell::default() }
+        let (welcomed, synced) = (RefCell::default(), RefCell::default());
+        Self { frames, acks, over: Cell::new(false), welcomed, synced }
     }
 
     pub async fn wait_for(&self, moment: Moment) {
@@ -169,21 +171,30 @@ impl Happenings {
         Moment::AcksReceived(more + u32::try_from(self.acks.available_permits()).expect("not that many"))
     }
 
+    /// Waits until all users are connected.
+    pub async fn all_welcomed(&self) {
+        all_in(&self.welcomed, "welcomed").await;
+    }
+
     /// Waits until all users were asked to `SYNC`, or have done so by themselves.
     pub async fn all_synced(&self) {
-        let waiting = async {
-            while self.synced.borrow().len() < WRITERS.len() + 1 {
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
-        };
-        let waited = timeout(PATIENCE, waiting).await;
-        waited.unwrap_or_else(|_| panic!("only {:?} were asked to SYNC", self.synced.borrow()));
+        all_in(&self.synced, "asked to SYNC").await;
     }
 
     /// From now on connections may end.
     pub fn end(&self) {
         self.over.set(true);
     }
+}
+
+async fn all_in(users: &RefCell<HashSet<&'static str>>, what: &str) {
+    let waiting = async {
+        while users.borrow().len() < WRITERS.len() + 1 {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    let waited = timeout(PATIENCE, waiting).await;
+    waited.unwrap_or_else(|_| panic!("only {:?} were {what}", users.borrow()));
 }
 
 impl Person {
@@ -214,7 +225,9 @@ impl Person {
     pub async fn session(&mut self, url: &str, habits: Habits, happenings: &Happenings) -> Option<u16> {
         let mut missed = false;
         loop {
-            happenings.synced.borrow_mut().remove(self.user);
+            for users in [&happenings.welcomed, &happenings.synced] {
+                users.borrow_mut().remove(self.user);
+            }
             let code = self.connection(url, habits, happenings, missed).await;
             self.jumps.extend(std::mem::take(&mut self.live).jumps);
             if code != Some(SLOW_CONSUMER) || happenings.over.get() {
@@ -252,6 +265,7 @@ impl Person {
                 closed => panic!("{} waited for WELCOME: {closed}", self.user),
             }
         }
+        happenings.welcomed.borrow_mut().insert(self.user);
         if missed {
             self.sync(&mut client).await;
         }

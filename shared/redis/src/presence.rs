@@ -249,12 +249,15 @@ impl Presence for RedisPresence {
     }
 
     async fn attached(&self, sessions: &[PresenceEntry]) -> EngineResult<Vec<bool>> {
-        let users: Vec<UserId> = sessions.iter().map(|session| session.user.clone()).collect();
-        let stored = self.records(&users).await?;
-        let has = |(stored, asked): (&Stored, &PresenceEntry)| {
+        let keys = sessions.iter().map(|session| user_key(&session.user));
+        let requests = keys.map(|key| Request::command("GET", &[key]));
+        let records: Vec<Option<String>> = self.keys.all(requests.collect()).await?;
+        let has = |(record, asked): (Option<String>, &PresenceEntry)| {
+            // What can't be read is lost: attaching the session writes it again.
+            let stored = record.and_then(|record| Stored::read(&record)).unwrap_or_default();
             stored.sessions.iter().any(|(session, _)| *session == asked.session)
         };
-        Ok(stored.iter().zip(sessions).map(has).collect())
+        Ok(records.into_iter().zip(sessions).map(has).collect())
     }
 
     async fn online(&self, users: &[UserId]) -> EngineResult<Vec<bool>> {

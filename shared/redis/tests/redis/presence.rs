@@ -178,6 +178,7 @@ async fn a_user_whose_record_is_unreadable_is_not_offline() {
     {
         ada.raw::<()>(&["SET", &key, record]).await;
         assert!(!ada.naru.presence.online(&users).await.unwrap_err().is_transient(), "{record:?}");
+        assert_eq!(ada.naru.presence.attached(std::slice::from_ref(&ada.session)).await.unwrap(), [false]);
     }
 }
 

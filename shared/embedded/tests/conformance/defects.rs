@@ -86,6 +86,7 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::AnswersOutOfOrder, &["i4_there_is_one_answer_per_entry_in_their_order"]),
             (Defect::OpenForgetsOrder, &["i5_open_lists_what_is_not_closed_oldest_first"]),
             (Defect::CloseOverwrites, &["i6_the_first_outcome_stands"]),
+            (Defect::AfterAResend, &["i7_what_comes_after_a_resend_comes_after_its_first_try"]),
             (
                 Defect::RunGoesOnAfterConflict,
                 &["m1_a_stopped_run_leaves_a_prefix", "m1_a_run_of_several_rooms_leaves_one_prefix"],

@@ -36,6 +36,7 @@ pub(crate) enum Defect {
     AnswersOutOfOrder,
     OpenForgetsOrder,
     CloseOverwrites,
+    AfterAResend,
 
     RunGoesOnAfterConflict,
     TakenPlaceAccepted,
@@ -155,6 +156,7 @@ struct FaultyEngine<T: ?Sized> {
 #[derive(Default)]
 struct Kept {
     outcomes: HashMap<MessageId, Outcome>,
+    after: HashMap<MessageId, Option<MessageId>>,
     heads: HashMap<RoomId, Seq>,
     rooms: HashMap<RoomId, Arc<Room>>,
     steps: HashMap<(RoomId, UserId), Advance>,
@@ -186,6 +188,9 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Intake for FaultyEngine<dyn Intake> {
     async fn append(&self, entries: &[Accepted]) -> EngineResult<Vec<Appended>> {
         let mut answers = self.inner.append(entries).await?;
+        if self.defect == Defect::AfterAResend {
+            self.kept().after.extend(entries.iter().map(|entry| (entry.id, entry.after)));
+        }
         for answer in &mut answers {
             match (self.defect, &answer) {
                 (Defect::ResendIsNew, Appended::Resend(_))
@@ -206,6 +211,8 @@ impl Intake for FaultyEngine<dyn Intake> {
         let kept = self.kept();
         for record in records.iter_mut().flatten() {
             record.outcome = kept.outcomes.get(&record.accepted.id).copied().or(record.outcome);
+            record.accepted.after =
+                kept.after.get(&record.accepted.id).copied().unwrap_or(record.accepted.after);
         }
         Ok(records)
     }

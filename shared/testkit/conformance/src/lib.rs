@@ -12,7 +12,7 @@
 //!
 //! | sub-suite | part | for |
 //! |---|---|---|
-//! | [`store`] | [`Store`] | I1–I6, M1–M6, R1–R3, R5, R6, P1–P6, D1–D4, U1–U3 |
+//! | [`store`] | [`Store`] | I1–I7, M1–M6, R1–R3, R5, R6, P1–P6, D1–D4, U1–U3 |
 //! | [`bus`] | [`Bus`] | B1–B5, C1, C2, S1–S3, each on every hop it applies to |
 //! | [`live`] | [`LiveLayer`] | L1–L4, E1–E7, O1, O2, A1 |
 //! | [`foreign`] | [`ForeignStore`] | R4, where another system can write |
@@ -40,6 +40,7 @@ macro_rules! conformance_cases {
                 i4_there_is_one_answer_per_entry_in_their_order,
                 i5_open_lists_what_is_not_closed_oldest_first,
                 i6_the_first_outcome_stands,
+                i7_what_comes_after_a_resend_comes_after_its_first_try,
                 i6_an_outcome_survives_death,
             }
             messages {

@@ -46,7 +46,7 @@ pub(crate) struct Deliver<'a> {
     pub(crate) proofs: &'a Proofs,
     pub(crate) room_heads: &'a RoomHeads,
     pub(crate) messages: &'a Arc<dyn Messages>,
-    pub(crate) restored: &'a watch::Sender<u64>,
+    pub(crate) interruptions: &'a watch::Sender<u64>,
     pub(crate) telemetry: &'a Telemetry,
 }
 
@@ -133,7 +133,10 @@ impl Listener<'_> {
             Signal::Confirmed(confirmations) => self.to.pending.resolve(&confirmations),
             Signal::Evict(session) => self.to.presence.evicted(&session),
             Signal::Interrupted => tracing::warn!("the live layer was interrupted"),
-            Signal::Restored => self.to.restored.send_modify(|epoch| *epoch += 1),
+            Signal::Restored => {
+                self.to.room_heads.interrupted();
+                self.to.interruptions.send_modify(|count| *count += 1);
+            }
         }
     }
 

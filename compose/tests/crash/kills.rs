@@ -64,7 +64,7 @@ impl Round {
             },
             then: KILL_WITHIN.mul_f64(rng.random_range(0.0..1.0)),
             pause: match rng.random_range(0..8) {
-                _ if round % LONG_PAUSE_EVERY == 0 => Some(LONG_PAUSE),
+                _ if round.is_multiple_of(LONG_PAUSE_EVERY) => Some(LONG_PAUSE),
                 0 => Some(Duration::from_millis(rng.random_range(1..500))),
                 _ => None,
             },

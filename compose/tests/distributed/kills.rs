@@ -56,8 +56,8 @@ impl Fault {
         let victim = *victims.choose(rng).expect("there are others");
         match kind {
             0 => Self::Flush,
-            1..=7 if paused.is_none() => {
-                let victim = if rng.random_bool(0.8) { 0 } else { victim };
+            1..=4 if paused.is_none() => {
+                let victim = if rng.random_bool(0.5) { LISTENERS_GATEWAY } else { victim };
                 let short = Duration::from_millis(rng.random_range(1..500));
                 let long = if NEEDED.contains(&victim) { NEEDED_AGAIN_WITHIN } else { LAPSES_AFTER };
                 Self::Pause(victim, if rng.random_bool(0.5) { long } else { short })

@@ -1,4 +1,4 @@
-//! How fast pushes leave, and what they cost: one room, many members who are away, a phone each, and the provider emulator
+//! How fast pushes leave, and what they cost: one room, many offline members with a device each, and the provider emulator
 //! (`naru phones`) as FCM and APNs.
 
 use std::{
@@ -26,12 +26,12 @@ pub struct Options {
     pub phones: String,
     /// `fcm` or `apns`.
     pub platform: String,
-    /// How many members are away.
+    /// How many members are offline.
     pub recipients: u32,
     /// How many messages each of them misses.
     pub messages: u32,
     /// How long all of it may take.
-    pub patience: Duration,
+    pub timeout: Duration,
     /// The process that pushes.
     pub pid: Option<u32>,
 }
@@ -83,7 +83,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
         if now.taken >= before.taken + pushes {
             break now;
         }
-        ensure!(start.elapsed() < options.patience, "{} of {pushes} pushes came", now.taken - before.taken);
+        ensure!(start.elapsed() < options.timeout, "{} of {pushes} pushes came", now.taken - before.taken);
         tokio::time::sleep(ASK_EVERY).await;
     };
     let took = start.elapsed();

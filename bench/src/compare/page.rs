@@ -88,7 +88,7 @@ pub fn html(comparison: &Comparison) -> String {
 }
 
 fn of_state(comparison: &Comparison, state: State) -> String {
-    if comparison.states().len() > 1 { format!(", {}", state.word()) } else { String::new() }
+    if comparison.states().len() > 1 { format!(", {}", state.as_str()) } else { String::new() }
 }
 
 fn figure_of(title: &str, svg: &str) -> String {

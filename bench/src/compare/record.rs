@@ -105,7 +105,7 @@ impl Round {
 
 impl State {
     /// Its name in reports.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Empty => "empty",
             Self::Full => "full",
@@ -114,7 +114,7 @@ impl State {
 }
 
 impl Machine {
-    pub fn here() -> Self {
+    pub fn current() -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let value = |text: &str, key: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(key))?;

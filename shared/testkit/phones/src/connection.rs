@@ -24,7 +24,7 @@ use crate::state::State;
 /// How long a client may take for the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may take to close a connection that was closed here.
-const LINGER: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves a connection until it ends.
 pub(crate) async fn serve(
@@ -91,7 +91,7 @@ fn twice(stream: TcpStream) -> io::Result<(TcpStream, TcpStream)> {
 async fn linger(socket: &mut TcpStream) {
     let mut unread = [0; 1024];
     let until_closed = async { while socket.read(&mut unread).await.is_ok_and(|length| length > 0) {} };
-    let _closed_now = timeout(LINGER, until_closed).await;
+    let _closed_now = timeout(CLOSE_TIMEOUT, until_closed).await;
 }
 
 /// Waits for that moment; forever without one.

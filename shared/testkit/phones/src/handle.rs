@@ -24,7 +24,7 @@ impl Handle {
     /// Answers every push to this token like this, until [`Handle::answer_as_usual`]. [`crate::TOKEN_ENDPOINT`] in the place
     /// of the token stands for the OAuth2 endpoint.
     pub fn answer(&self, token: &str, answer: Answer) {
-        self.state.script.stand(token, answer);
+        self.state.script.set_default(token, answer);
     }
 
     /// Answers the next pushes to this token like this, each once, in order, and then again as before. Further answers

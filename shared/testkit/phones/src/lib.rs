@@ -1,5 +1,5 @@
-//! The push providers that Naru is tested against: FCM with Google's OAuth2, and APNs, on this machine, over HTTP/2 and
-//! TLS. Naru's notifier connects to them as to the real ones, by configuration alone.
+//! An emulator of the push providers, not of phones: FCM with Google's OAuth2, and APNs, on this machine, over HTTP/2 and TLS.
+//! Naru's notifier connects to them as to the real ones, by configuration alone.
 //!
 //! It implements the providers' documentation without depending on Naru: it refuses the requests that the documentation
 //! refuses, with the providers' statuses and texts.

@@ -174,6 +174,11 @@ impl Notifier {
                 "`push_webhook_secret` is not set: the backend can't tell Naru's pushes from another's"
             );
         }
+        if config.push_webhook_secret.as_ref().is_some_and(|secret| secret.expose().len() < 32) {
+            tracing::warn!(
+                "`push_webhook_secret` has fewer than 32 bytes: it could be guessed from one call"
+            );
+        }
         let (telemetry, retry_policy) = (Telemetry::new(metrics), RetryPolicy::STANDARD);
         let notifier = Self { engines, config, telemetry, providers: BTreeMap::new(), retry_policy };
         Ok(providers.into_iter().fold(notifier, Self::with_provider))

@@ -24,7 +24,7 @@ use crate::support::token_of;
 /// How many rounds there are unless `NARU_TEST_ROUNDS` says otherwise.
 const ROUNDS: u64 = 100;
 /// The longest wait between the chosen moment and the kill.
-const MAX_KILL_DELAY: Duration = Duration::from_millis(3);
+const KILL_WITHIN: Duration = Duration::from_millis(3);
 /// How many of each sender's messages are sent once more when all is over.
 const SENT_ONCE_MORE: usize = 50;
 
@@ -54,7 +54,7 @@ impl Round {
             } else {
                 Moment::FramesSent(2 * count)
             },
-            then: MAX_KILL_DELAY.mul_f64(rng.random_range(0.0..1.0)),
+            then: KILL_WITHIN.mul_f64(rng.random_range(0.0..1.0)),
         }
     }
 }

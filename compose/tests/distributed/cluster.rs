@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::support::{SECRET, WEBHOOK_SECRET, phone_on, token_of};
 
 /// How often something is looked at while it is waited for.
-const CHECK_INTERVAL: Duration = Duration::from_millis(20);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// What a deployment stands on, and where its processes keep their logs.
 pub struct Cluster {
@@ -125,7 +125,7 @@ pub async fn within(patience: Duration, what: &str, look: impl AsyncFn() -> bool
     let begun = Instant::now();
     while !look().await {
         assert!(begun.elapsed() < patience, "waited {patience:?} until {what}");
-        tokio::time::sleep(CHECK_INTERVAL).await;
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

@@ -22,7 +22,7 @@ const TALKS: usize = 16;
 /// How long each of them thinks between two messages.
 const THINKS_FOR: Duration = Duration::from_millis(200);
 /// The longest wait between the chosen moment and the kill.
-const MAX_KILL_DELAY: Duration = Duration::from_millis(3);
+const KILL_WITHIN: Duration = Duration::from_millis(3);
 /// What may be killed: two gateways and one of each other worker.
 const WORKERS: [&str; 5] = ["gateway", "gateway", "persister", "fanout", "notifier"];
 
@@ -47,7 +47,7 @@ async fn a_hundred_kills_of_any_worker_lose_nothing() {
     for _ in 0..rounds {
         let victim = rng.random_range(0..WORKERS.len());
         traffic.goes_on(rng.random_range(0..30)).await;
-        pass(MAX_KILL_DELAY.mul_f64(rng.random_range(0.0..1.0))).await;
+        pass(KILL_WITHIN.mul_f64(rng.random_range(0.0..1.0))).await;
         processes[victim].kill9().await;
         kills[victim] += 1;
         processes[victim] = cluster.run(WORKERS[victim]).await;

@@ -51,16 +51,16 @@ async fn a_provider_may_be_away_for_a_minute_and_the_notifier_die_twice() {
     }
     // Only the phones.
     cluster = cluster.with("NARU_PUSH_WEBHOOK_URL", "").with("NARU_PUSH_WEBHOOK_SECRET", "");
-    let town = Town::build(&cluster).await;
+    let fixture = Fixture::build(&cluster).await;
     let mut notifier = cluster.run("notifier").await;
-    let steady = Steady::start(&town, &handle);
+    let steady = Steady::start(&fixture, &handle);
     sleep_until(tokio::time::Instant::now() + CALM).await;
     let before = steady.latencies(0);
     let already = handle.taken();
 
     handle.set(Provider::Fcm, Conduct::Refuse).await;
     let outage_at = Instant::now();
-    town.all_recipients_miss().await;
+    fixture.all_recipients_miss().await;
     let moment = |seconds| tokio::time::Instant::from_std(outage_at) + Duration::from_secs(seconds);
     sleep_until(moment(15)).await;
     restart(&cluster, &mut notifier, &steady).await;
@@ -94,9 +94,9 @@ async fn a_provider_may_be_away_for_a_minute_and_the_notifier_die_twice() {
     assert_eq!(fcm.taken, PUSHES + fcm.repeated);
     let [calm, outage] = [&before, &during_outage].map(|latencies| percentile(latencies, 99));
     assert!(outage < 2 * calm + FLAT, "the other provider's pushes waited: p99 {outage:?}, {calm:?} before");
-    let parked = town.engines.store.pushes.parked(None, 10).await.expect("a list");
+    let parked = fixture.engines.store.pushes.parked(None, 10).await.expect("a list");
     assert_eq!(parked.len(), 0, "{parked:?}");
-    town.distributed.close().await;
+    fixture.distributed.close().await;
 }
 
 /// Pushes that FCM has taken, each counted once.
@@ -121,14 +121,14 @@ async fn restart(cluster: &Cluster, notifier: &mut ServerProcess, steady: &Stead
 }
 
 /// What the notifiers work on.
-struct Town {
+struct Fixture {
     distributed: Distributed,
     engines: Engines,
     room: RoomId,
     people: Vec<UserId>,
 }
 
-impl Town {
+impl Fixture {
     async fn build(cluster: &Cluster) -> Self {
         let environment = [
             ("NARU_MONGODB_URL", &cluster.mongodb_url),
@@ -208,16 +208,16 @@ struct Steady {
 }
 
 impl Steady {
-    fn start(town: &Town, handle: &Handle) -> Self {
+    fn start(fixture: &Fixture, handle: &Handle) -> Self {
         let (sent, no_notifier, stop) = (
             Arc::<std::sync::Mutex<HashMap<_, _>>>::default(),
             Arc::<AtomicBool>::default(),
             CancellationToken::new(),
         );
-        let offline = town.engines.bus.offline.clone();
+        let offline = fixture.engines.bus.offline.clone();
         let iphone = UserId::new(format!("person{}", PEOPLE + 1)).expect("a user id");
         let (to, counts, told) = (sent.clone(), no_notifier.clone(), stop.clone());
-        let messages: Vec<_> = (0..10_000).map(|number| town.message(MESSAGES + number)).collect();
+        let messages: Vec<_> = (0..10_000).map(|number| fixture.message(MESSAGES + number)).collect();
         let task = tokio::spawn(async move {
             let mut ticks = interval(EVERY);
             for mut message in messages {

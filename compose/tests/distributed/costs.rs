@@ -64,14 +64,14 @@ pub const BOUNDS: &[Bound] = &[
     ),
 ];
 
-/// What processes say by the clock, whether there are messages or not: renewals of leases, the sweep, heartbeats, pings of drivers.
+/// What processes say by the clock, whether there are messages or not: renewals of leases, the sweep, beats, pings of drivers.
 const UPKEEP: &[&str] = &[
     "MongoDB: find intake",
     "MongoDB: hello",
     "MongoDB: ping",
     "MongoDB: endSessions",
     "Redis: EVALSHA naru:lease",
-    "Redis: PUBLISH heartbeat",
+    "Redis: PUBLISH beat",
     "Redis: PING",
     "AMQP: other methods",
 ];

@@ -14,7 +14,7 @@ use crate::names::room_of;
 const VERSION: u8 = 1;
 
 /// A gateway's payload to itself, to check that its subscription works.
-pub(crate) const HEARTBEAT: &[u8] = br#"{"version":1,"type":"HEARTBEAT"}"#;
+pub(crate) const HEARTBEAT: &[u8] = br#"{"version":1,"type":"BEAT"}"#;
 
 /// A message to one gateway only.
 #[derive(Serialize, Deserialize)]

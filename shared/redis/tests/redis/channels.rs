@@ -118,7 +118,7 @@ async fn what_can_not_be_read_is_skipped() {
             b"nonsense",
             b"\xff\xfe",
             b"{}",
-            br#"{"version":9,"type":"HEARTBEAT"}"#,
+            br#"{"version":9,"type":"BEAT"}"#,
             deep.as_bytes(),
             b"null",
         ];

@@ -31,7 +31,6 @@ pub struct Amount {
     pub bytes: u32,
 }
 
-/// The result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {

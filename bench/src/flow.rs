@@ -38,7 +38,6 @@ pub struct Options {
     pub groups: Vec<Group>,
 }
 
-/// The result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {

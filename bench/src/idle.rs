@@ -39,7 +39,6 @@ pub struct Options {
     pub groups: Vec<Group>,
 }
 
-/// The result.
 #[derive(Debug)]
 pub struct Report {
     opened: u32,

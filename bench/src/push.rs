@@ -17,7 +17,6 @@ use crate::{
 /// How often the emulator is asked how many pushes it has taken.
 const ASK_EVERY: Duration = Duration::from_millis(20);
 
-/// The load.
 #[derive(Debug)]
 pub struct Options {
     /// The server. It pushes to the emulator.
@@ -36,7 +35,6 @@ pub struct Options {
     pub pid: Option<u32>,
 }
 
-/// The result.
 #[derive(Debug)]
 pub struct Report {
     pushes: u64,

@@ -9,7 +9,7 @@ use crate::decide::RetryPolicy;
 /// This many failures in a row are the provider's, not the pushes'.
 const FAILURES: u32 = 10;
 
-/// Limits the pushes that a lane has in hand. It reads no clock.
+/// Limits the pushes that a lane has in flight. It reads no clock.
 #[derive(Debug)]
 pub(crate) struct Breaker {
     retry_policy: RetryPolicy,

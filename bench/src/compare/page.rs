@@ -20,7 +20,6 @@ const LATENCIES: [(&str, Figure); 4] = [
     ("Delivery, 99th percentile (ms)", |report| report.totals.delivery.p99),
 ];
 
-/// The whole page.
 pub fn html(comparison: &Comparison) -> String {
     let mut body = String::new();
     let machine = &comparison.machine;

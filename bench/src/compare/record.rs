@@ -11,7 +11,6 @@ use crate::{fill, flow};
 pub struct Comparison {
     /// When the comparison began, in UTC.
     pub started: String,
-    /// The command line.
     pub command: String,
     pub machine: Machine,
     /// The peers' components, with versions.
@@ -22,7 +21,6 @@ pub struct Comparison {
     pub fills: Vec<Filled>,
 }
 
-/// The machine of the run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Machine {

@@ -1,4 +1,4 @@
-//! An orderly stop: what is in hand is answered, every client is told to go, and nothing is lost on the way out.
+//! An orderly stop: unanswered messages are answered, every client is sent away, and nothing is lost on the way out.
 
 use std::time::{Duration, Instant};
 

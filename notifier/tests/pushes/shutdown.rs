@@ -5,17 +5,17 @@ use naru_client::Answer;
 use super::*;
 
 #[tokio::test]
-async fn a_stopping_notifier_finishes_what_it_has_in_hand_and_takes_nothing_more() {
+async fn a_stopping_notifier_finishes_what_it_has_in_flight_and_takes_nothing_more() {
     let world = World::new().await;
     let (backend, mut calls) = Scripted::on(Lane::Webhook);
     let notifier = Running::start(&world, config(None), [backend]);
-    world.missed(&world.says("in hand").await, &["B"]).await;
-    let in_hand = calls.next().await;
-    let event_id = in_hand.event.event_id;
+    world.missed(&world.says("in flight").await, &["B"]).await;
+    let in_flight = calls.next().await;
+    let event_id = in_flight.event.event_id;
 
     let stopped = notifier.stop(PATIENCE);
     let later = world.missed(&world.says("later").await, &["B"]).await;
-    in_hand.deliver();
+    in_flight.deliver();
     stopped.await.unwrap().unwrap();
     calls.none_waiting();
     assert_eq!(world.engines.store.pushes.done(&[event_id]).await.unwrap(), [true]);
@@ -55,12 +55,12 @@ async fn a_provider_that_asks_to_wait_is_not_called_before_though_the_notifier_d
     world.missed(&world.says("for later").await, &["B"]).await;
     let first = webhook.next().await;
     notifier.counts("retries_total{lane=\"webhook\"} 1").await;
-    world.missed(&world.says("in hand").await, &["B"]).await;
+    world.missed(&world.says("in flight").await, &["B"]).await;
     webhook.next().await;
 
     let world = world.crashed(notifier).await;
     let notifier = Running::with_webhook(&world, &webhook);
-    assert_eq!(webhook.next().await.json["body"], "in hand");
+    assert_eq!(webhook.next().await.json["body"], "in flight");
     let second = webhook.next().await;
     let waited = second.arrived - first.arrived;
     assert!(waited >= Duration::from_millis(999) && waited < Duration::from_secs(2), "{waited:?}");

@@ -1,12 +1,7 @@
 //! The names of a push's stages: in metrics, in logs and on parked pushes.
 
-use std::fmt;
-
-use serde::{Deserialize, Serialize};
-
 /// How far a push has come, or why it is not sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// A provider accepted the push.
     Pushed,
@@ -29,11 +24,5 @@ impl Stage {
             Stage::Expired => "expired",
             Stage::Parked => "parked",
         }
-    }
-}
-
-impl fmt::Display for Stage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }

@@ -14,7 +14,7 @@ use naru_model::room::sorted_members;
 use naru_model::{
     ClientMessageId, DeviceId, Event, Message, MessageId, RoomId, RoomKind, Seq, Timestamp, Trace, UserId,
 };
-use naru_phones::{Conduct, Handle, Provider};
+use naru_phones::{Behaviour, Handle, Provider};
 use naru_runtime::{Health, Settings};
 use tokio::task::JoinHandle;
 use tokio::time::{interval, sleep_until, timeout};
@@ -58,20 +58,20 @@ async fn a_provider_may_be_away_for_a_minute_and_the_notifier_die_twice() {
     let before = steady.latencies(0);
     let already = handle.taken();
 
-    handle.set(Provider::Fcm, Conduct::Refuse).await;
+    handle.set(Provider::Fcm, Behaviour::Refuse).await;
     let outage_at = Instant::now();
     fixture.all_recipients_miss().await;
     let moment = |seconds| tokio::time::Instant::from_std(outage_at) + Duration::from_secs(seconds);
     sleep_until(moment(15)).await;
     restart(&cluster, &mut notifier, &steady).await;
     sleep_until(moment(30)).await;
-    handle.set(Provider::Fcm, Conduct::Hang).await;
+    handle.set(Provider::Fcm, Behaviour::Hang).await;
     sleep_until(moment(OUTAGE.as_secs())).await;
     assert_eq!(handle.counts(Provider::Fcm).taken, 0, "it was down");
     let during_outage = steady.latencies(already);
 
     // It is back, and sends every connection away after 100 ms. The notifier dies with pushes in flight.
-    handle.set(Provider::Fcm, Conduct::GoAway(Duration::from_millis(100))).await;
+    handle.set(Provider::Fcm, Behaviour::GoAway(Duration::from_millis(100))).await;
     let back_at = Instant::now();
     let taken = async |wanted: u64| {
         let enough = async || handle.counts(Provider::Fcm).taken >= wanted;
@@ -80,9 +80,9 @@ async fn a_provider_may_be_away_for_a_minute_and_the_notifier_die_twice() {
     taken(PUSHES / 4).await;
     restart(&cluster, &mut notifier, &steady).await;
     taken(PUSHES / 2).await;
-    handle.set(Provider::Fcm, Conduct::Streams(1)).await;
+    handle.set(Provider::Fcm, Behaviour::Streams(1)).await;
     taken(PUSHES * 3 / 4).await;
-    handle.set(Provider::Fcm, Conduct::Usual).await;
+    handle.set(Provider::Fcm, Behaviour::Usual).await;
     within(CATCH_UP_TIMEOUT, "every push has come", async || distinct(&handle) == PUSHES).await;
     let caught_up = back_at.elapsed();
     steady.stop().await;

@@ -6,13 +6,13 @@
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), naru_phones::StartError> {
-//! use naru_phones::{Answer, ApnsReason, Conduct, Options, Phones, Provider};
+//! use naru_phones::{Answer, ApnsReason, Behaviour, Options, Phones, Provider};
 //!
 //! let phones = Phones::start(Options::in_dir("phones")).await?;
 //! print!("{phones}"); // export NARU_FCM_BASE_URL='https://localhost:40213' …
 //! let handle = phones.handle();
 //! handle.answer_once("8f3a…", [Answer::apns(ApnsReason::TooManyRequests).retry_after(5)]);
-//! handle.set(Provider::Fcm, Conduct::Refuse).await;
+//! handle.set(Provider::Fcm, Behaviour::Refuse).await;
 //! let push = handle.next(0).await;
 //! println!("{} got {:?}", push.token, push.body);
 //! # Ok(())
@@ -58,7 +58,7 @@ mod admin;
 mod answer;
 mod apns;
 mod auth;
-mod conduct;
+mod behaviour;
 mod connection;
 mod error;
 mod fcm;
@@ -88,7 +88,7 @@ use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_util::task::AbortOnDropHandle;
 
 pub use answer::{Answer, ApnsReason, FcmError};
-pub use conduct::Conduct;
+pub use behaviour::Behaviour;
 pub use error::StartError;
 pub use handle::Handle;
 pub use keys::{KEY_ID, PROJECT, TEAM_ID, TOPIC};

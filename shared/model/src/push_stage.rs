@@ -2,7 +2,7 @@
 
 /// How far a push has come, or why it is not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub enum PushStage {
     /// A provider accepted the push.
     Pushed,
     /// The recipient's device has the message.
@@ -15,14 +15,14 @@ pub enum Stage {
     Parked,
 }
 
-impl Stage {
+impl PushStage {
     pub const fn as_str(self) -> &'static str {
         match self {
-            Stage::Pushed => "pushed",
-            Stage::Received => "received",
-            Stage::Read => "read",
-            Stage::Expired => "expired",
-            Stage::Parked => "parked",
+            PushStage::Pushed => "pushed",
+            PushStage::Received => "received",
+            PushStage::Read => "read",
+            PushStage::Expired => "expired",
+            PushStage::Parked => "parked",
         }
     }
 }

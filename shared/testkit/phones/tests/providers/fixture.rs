@@ -20,7 +20,7 @@ pub const FCM_TOKEN: &str = "cEL2b7-tRkq:APA91bH";
 /// What an app's APNs token looks like.
 pub const APNS_TOKEN: &str = "8f3a1c5e7b9d2f4a6c8e0b1d3f5a7c9e8f3a1c5e7b9d2f4a6c8e0b1d3f5a7c9e";
 
-pub struct World {
+pub struct Fixture {
     pub phones: Phones,
     pub handle: Handle,
     pub client: Client,
@@ -74,7 +74,7 @@ impl Answered {
     }
 }
 
-impl World {
+impl Fixture {
     pub async fn new() -> Self {
         Self::with(|_| {}).await
     }

@@ -80,9 +80,8 @@ pub struct Seen {
     pub last_seen_at: Option<Timestamp>,
 }
 
-/// Which users are connected.
+/// Which users are connected. **Unknown is not offline**: when presence can't be read, the call fails.
 ///
-/// - **E0 unknown is not offline** – when presence can't be read, the call fails.
 /// - **E1 lease** – a session counts only while its gateway's lease does: `ttl` from its last renewal. When a gateway
 ///   dies, its sessions end with its lease, without any other traffic.
 /// - **E2 at once** – the next `online` shows an `attach` or `detach`.
@@ -111,7 +110,7 @@ pub trait Presence: Send + Sync {
     async fn seen(&self, users: &[UserId]) -> EngineResult<Vec<Seen>>;
 }
 
-/// Which messages were proven to have arrived on a live session: by a `RECEIVED` or `READ`, or by a later pong.
+/// Which messages were proven to have arrived on a live session: by a `RECEIVED`, or by a later pong.
 ///
 /// - **O1 short-lived** – a proof is kept for at least `keep`; a lost one costs an unneeded push, never a message.
 /// - **O2 in bulk** – any number of messages is recorded or asked about in one round trip.

@@ -43,7 +43,7 @@ fn a_durable_event_waits_for_its_own_delay_only() {
 }
 
 #[test]
-fn what_was_in_hand_of_a_cleared_partition_does_not_come_again() {
+fn what_was_unacknowledged_of_a_cleared_partition_does_not_come_again() {
     let now = Instant::now();
     let mut inbox = filled(HopKind::Ordered, &[&[1, 2, 3, 4, 5]]);
     let batch = inbox.take(3, now).unwrap();

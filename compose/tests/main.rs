@@ -16,3 +16,4 @@ mod programs;
 mod proof;
 mod scenarios;
 mod support;
+mod users;

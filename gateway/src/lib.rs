@@ -43,6 +43,7 @@ mod telemetry;
 mod tls;
 pub mod token;
 mod unproven;
+mod users;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -79,6 +80,7 @@ pub use crate::server::Routes;
 use crate::telemetry::Telemetry;
 use crate::tls::{Tls, TlsError};
 use crate::token::{TokenConfig, TokenConfigError, Verifier};
+use crate::users::Users;
 
 /// Why a gateway does not start.
 #[derive(Debug, thiserror::Error)]
@@ -166,6 +168,7 @@ impl Bound {
         let gateway = Gateway {
             verifier,
             tls,
+            users: Users::new(&engines, &sessions),
             presence: Presence::new(id, &engines, &sessions),
             drain: Drain::new(&sessions, &pending),
             sessions,
@@ -240,6 +243,7 @@ impl Bound {
             let deliver = Deliver {
                 sessions: &owner.sessions,
                 pending: &owner.pending,
+                users: &owner.users,
                 presence: &owner.presence,
                 proofs: &owner.proofs,
                 room_heads: &owner.room_heads,
@@ -288,6 +292,14 @@ impl Bound {
                 };
                 let asking = recover.run(owner.restored.subscribe());
                 owner.drain.until_done(asking).await;
+                Ok::<_, Infallible>(())
+            }
+        });
+        let owner = gateway.clone();
+        supervisor.spawn("users", Policy::Restart, move |_| {
+            let owner = owner.clone();
+            async move {
+                owner.drain.until_done(owner.users.run()).await;
                 Ok::<_, Infallible>(())
             }
         });

@@ -12,7 +12,7 @@ use crate::database::{Database, ENGINE, engine_error};
 
 /// The data's layout and its version. No release exists yet, so no older layout is read.
 const SCHEMA: &str = include_str!("schema.sql");
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 /// The number of reader threads.
 const READERS: usize = 2;
 /// How many prepared statements each connection caches: more than exist.

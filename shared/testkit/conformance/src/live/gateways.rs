@@ -236,7 +236,7 @@ pub(super) async fn l4_confirmations_and_evictions_reach_the_named_gateway_only(
 pub(super) async fn l5_a_change_of_a_user_reaches_every_gateway(subject: Of<'_, LiveLayer>) {
     let layer = subject.open().await;
     let beside = subject.beside(&layer).await;
-    // Nobody is at the last one.
+    // The last gateway has no session of any user.
     let empty = beside.live.subscribe(&GatewayId::generate(), Arc::new(|_| false)).await.unwrap();
     let subscriptions = [subscribed(&layer).await, subscribed(&beside).await, empty];
     let (ada, ben) = (user(), user());

@@ -155,7 +155,8 @@ impl Pipeline {
         let supervisor = Supervisor::new(PROGRAM.name, shutdown, &metrics);
 
         let bound =
-            gateway::Bound::new(settings.pick()?, &tokens, engines.clone(), metrics.clone(), health).await?;
+            gateway::Bound::new(settings.pick()?, &tokens, engines.clone(), metrics.clone(), health.clone())
+                .await?;
         let url = bound.url();
         let mut demo = Demo::wanted(settings, bound.address(), tokens.jwt_secret.as_ref(), has_own_key)?;
 
@@ -179,7 +180,7 @@ impl Pipeline {
         if let Some(change) = changes.notifier {
             notifier = change(notifier);
         }
-        notifier.spawn_on(&workers);
+        notifier.spawn_on(&workers, &health);
         let recovered = persister::recover(&engines).await.context("the intake can't be read")?;
         if recovered > 0 {
             tracing::info!(

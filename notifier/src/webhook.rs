@@ -29,6 +29,8 @@ struct Body<'a> {
 struct Data<'a> {
     chat_room_id: &'a RoomId,
     message_id: MessageId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chat_room_name: Option<&'a str>,
 }
 
 /// See PROTOCOL.md, "Push", for what a backend may rely on.
@@ -103,8 +105,12 @@ impl Provider for Webhook {
 }
 
 /// Serialised once: the signed bytes are the sent ones.
-fn body(job: &PushJob) -> serde_json::Result<Vec<u8>> {
-    let data = Data { chat_room_id: &job.chat_room_id, message_id: job.message_id };
+pub(crate) fn body(job: &PushJob) -> serde_json::Result<Vec<u8>> {
+    let data = Data {
+        chat_room_id: &job.chat_room_id,
+        message_id: job.message_id,
+        chat_room_name: job.room_name.as_deref(),
+    };
     serde_json::to_vec(&Body { user_id: &job.recipient_id, title: &job.title, body: &job.body, data })
 }
 
@@ -147,6 +153,7 @@ mod tests {
             body: "안녕하세요 \"B\"\u{0}".into(),
             hides_content: false,
             badge: None,
+            room_name: None,
             target: None,
             expires_at: Timestamp::from_millis(0),
         };

@@ -116,7 +116,7 @@ async fn the_documented_check_takes_a_call_once_it_is_sent_and_no_changed_or_old
 
 #[tokio::test]
 async fn each_recipient_is_one_post() {
-    let (world, mut webhook) = (World::new().await, Webhook::start().await);
+    let (world, mut webhook) = (World::of_group("Project X").await, Webhook::start().await);
     let notifier = Running::with_webhook(&world, &webhook);
     world.missed(&world.says("hello").await, &["B", "C", "D"]).await;
     let posts = [webhook.next().await, webhook.next().await, webhook.next().await];

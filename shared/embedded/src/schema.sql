@@ -102,20 +102,6 @@ CREATE TABLE devices (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX devices_by_age ON devices (registeredAt);
 
--- Whose sessions and tokens have ended.
-CREATE TABLE users (
-    userId          TEXT PRIMARY KEY,
-    sessionEpoch    INTEGER NOT NULL,
-    tokensNotBefore INTEGER
-) STRICT, WITHOUT ROWID;
-
--- Whom users block.
-CREATE TABLE blocks (
-    userId    TEXT NOT NULL,
-    blockedId TEXT NOT NULL,
-    PRIMARY KEY (userId, blockedId)
-) STRICT, WITHOUT ROWID;
-
 -- Pushes that a provider took.
 CREATE TABLE pushes (
     eventId    BLOB PRIMARY KEY,
@@ -133,6 +119,7 @@ CREATE TABLE parked (
     parkedAt INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX parked_by_age ON parked (parkedAt);
+CREATE INDEX parked_by_reason ON parked (reason, parkedAt, eventId);
 
 -- The durable hops. A row is there until its event is acknowledged.
 CREATE TABLE queue (

@@ -221,13 +221,15 @@ pub enum Close {
     SlowConsumer,
     /// The same device has connected again.
     Replaced,
+    /// The session's task panicked: its socket is lost, and no close frame is sent.
+    Panic,
 }
 
 impl Close {
-    /// The code and the reason of the close frame; none when the peer has closed.
+    /// The code and the reason of the close frame; none when it can't be sent.
     pub const fn frame(self) -> Option<(u16, &'static str)> {
         Some(match self {
-            Self::ByPeer => return None,
+            Self::ByPeer | Self::Panic => return None,
             Self::GoingAway => (1001, "going away; reconnect with jitter"),
             Self::Protocol => (1002, "protocol error"),
             Self::NotUtf8 => (1007, "a text frame must be UTF-8"),
@@ -253,6 +255,7 @@ impl Close {
             Self::Revoked => "revoked",
             Self::SlowConsumer => "slow_consumer",
             Self::Replaced => "replaced",
+            Self::Panic => "panic",
         }
     }
 }
@@ -284,7 +287,7 @@ mod tests {
         page
     }
 
-    const CLOSES: [Close; 10] = [
+    const CLOSES: [Close; 11] = [
         Close::ByPeer,
         Close::GoingAway,
         Close::Protocol,
@@ -295,6 +298,7 @@ mod tests {
         Close::Revoked,
         Close::SlowConsumer,
         Close::Replaced,
+        Close::Panic,
     ];
 
     #[test]

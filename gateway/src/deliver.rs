@@ -48,7 +48,7 @@ pub(crate) struct Deliver<'a> {
     pub(crate) proofs: &'a Proofs,
     pub(crate) room_heads: &'a RoomHeads,
     pub(crate) messages: &'a Arc<dyn Messages>,
-    pub(crate) restored: &'a watch::Sender<u64>,
+    pub(crate) interruptions: &'a watch::Sender<u64>,
     pub(crate) telemetry: &'a Telemetry,
 }
 
@@ -137,7 +137,10 @@ impl Listener<'_> {
             Signal::UserChanged(user) => self.to.users.changed(&user),
             Signal::Evict(session) => self.to.presence.evicted(&session),
             Signal::Interrupted => tracing::warn!("the live layer was interrupted"),
-            Signal::Restored => self.to.restored.send_modify(|epoch| *epoch += 1),
+            Signal::Restored => {
+                self.to.room_heads.interrupted();
+                self.to.interruptions.send_modify(|count| *count += 1);
+            }
         }
     }
 

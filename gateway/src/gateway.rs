@@ -41,8 +41,8 @@ pub(crate) struct Gateway {
     pub(crate) positions: Positions,
     pub(crate) proofs: Proofs,
     pub(crate) drain: Drain,
-    /// Counts the interruptions of the live layer that are over.
-    pub(crate) restored: watch::Sender<u64>,
+    /// Counts the interruptions, of the live layer and of the lease on presence, that are over.
+    pub(crate) interruptions: watch::Sender<u64>,
     /// Sessions and HTTP connections.
     pub(crate) connections: TaskTracker,
     pub(crate) telemetry: Arc<Telemetry>,

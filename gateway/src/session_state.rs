@@ -38,6 +38,8 @@ pub(crate) struct Session {
     /// Notified when a frame has left the queue.
     eased: Notify,
     closing: OnceLock<Close>,
+    /// Presence was told of the session.
+    is_attached: AtomicBool,
     /// The gateway drains: no more frames are read.
     is_drained: AtomicBool,
     /// Notified when the session is to end, or no more frames are read.
@@ -101,6 +103,7 @@ impl Session {
             unanswered: AtomicUsize::new(0),
             eased: Notify::new(),
             closing: OnceLock::new(),
+            is_attached: AtomicBool::new(false),
             is_drained: AtomicBool::new(false),
             stopped: Notify::new(),
             sending: Mutex::default(),
@@ -195,6 +198,16 @@ impl Session {
     /// Asks for proof of the messages that no ping covers yet: the last ping before a session ends.
     pub(crate) fn ask_for_the_rest(&self) {
         self.queue().unproven.ask_for_the_rest();
+    }
+
+    /// Notes that presence was told of the session.
+    pub(crate) fn attached(&self) {
+        self.is_attached.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether presence was told of the session.
+    pub(crate) fn is_attached(&self) -> bool {
+        self.is_attached.load(Ordering::Relaxed)
     }
 
     /// Notes that all rooms of its client are known, as long as this epoch lasts. Only the first time: a later `SYNC` may

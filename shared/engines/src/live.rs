@@ -86,6 +86,16 @@ pub struct Seen {
     pub last_seen_at: Option<Timestamp>,
 }
 
+/// Whether a gateway's lease has run since the renewal that was answered before this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// It has: every look-up in between counted the gateway's attached sessions.
+    Unbroken,
+    /// Look-ups in between may have missed the gateway's sessions: the lease is new, or had lapsed, or the engine had lost
+    /// it, and perhaps sessions as well.
+    Lapsed,
+}
+
 /// Which users are connected. **Unknown is not offline**: when presence can't be read, the call fails.
 ///
 /// - **E1 lease** – a session counts only while its gateway's lease does: `ttl` from its last renewal. When a gateway
@@ -95,10 +105,15 @@ pub struct Seen {
 /// - **E4 replaced** – attaching a device that is attached answers the session it replaces, which no longer counts.
 /// - **E5 last seen** – is now while a user is connected, else when their last session was detached or its gateway's
 ///   lease was last renewed.
+/// - **E6 a lapse is told** – the first renewal answers `Lapsed`, and so does one that finds that the engine had lost the
+///   lease, or that a look-up found it not running since the renewal that was answered before, whatever the clocks did
+///   meanwhile. It may answer so needlessly.
+/// - **E7 single sessions** – `attached` shows which sessions are recorded, whether or not their gateways' leases run: an
+///   engine may lose single ones, and no renewal tells of that.
 #[async_trait]
 pub trait Presence: Send + Sync {
-    /// Renews a gateway's lease: see E1. Called every few seconds, long before `ttl` is over.
-    async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<()>;
+    /// Renews a gateway's lease: see E1, E6. Called every few seconds, long before `ttl` is over.
+    async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<Renewal>;
 
     /// Ends a gateway's lease, at its orderly stop.
     async fn resign(&self, gateway: &GatewayId) -> EngineResult<()>;
@@ -108,6 +123,9 @@ pub trait Presence: Send + Sync {
 
     /// Records that a session has ended: see E3.
     async fn detach(&self, session: &PresenceEntry) -> EngineResult<()>;
+
+    /// Which of these sessions are recorded, in their order: see E7.
+    async fn attached(&self, sessions: &[PresenceEntry]) -> EngineResult<Vec<bool>>;
 
     /// Which of these users have a live session, in their order; one look-up for all.
     async fn online(&self, users: &[UserId]) -> EngineResult<Vec<bool>>;

@@ -2,6 +2,7 @@
 //! journal when distributed. A write whose error is [`Applied::Unknown`](crate::Applied::Unknown) is repeated
 //! with the same ids; every write here is idempotent on them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,9 +91,11 @@ pub struct Closing {
 /// - **I5 open until closed** – `open` lists the entries that were appended and not closed, in the order of appending,
 ///   oldest first, at most `limit`.
 /// - **I6 closed once** – the first outcome stands; closing an entry again, or one that does not exist, changes nothing.
+/// - **I7 after the first try** – an entry whose `after` names a resend of the same append is stored as coming after the first
+///   record: a resend's own id is nowhere.
 #[async_trait]
 pub trait Intake: Send + Sync {
-    /// Appends entries: see I1 to I4.
+    /// Appends entries: see I1 to I4, I7.
     async fn append(&self, entries: &[Accepted]) -> EngineResult<Vec<Appended>>;
 
     /// The records of these ids, in their order; none for an id without a record.
@@ -559,6 +562,17 @@ pub trait Pushes: Send + Sync {
 
     /// The same, if it is still at this place in the list: a push that was parked again has another place, and stays.
     async fn drop_parked_at(&self, place: &ParkedCursor) -> EngineResult<bool>;
+}
+
+/// The entries of an append that come after a resend of the same append, each with the id of that one's first record: see I7.
+pub fn after_first_tries(entries: &[Accepted], answers: &[Appended]) -> Vec<(MessageId, MessageId)> {
+    let first_of = |(entry, answer): (&Accepted, &Appended)| match answer {
+        Appended::Resend(first) if first.accepted.id != entry.id => Some((entry.id, first.accepted.id)),
+        _ => None,
+    };
+    let resends: HashMap<MessageId, MessageId> = entries.iter().zip(answers).filter_map(first_of).collect();
+    let there = entries.iter().filter(|entry| !resends.contains_key(&entry.id));
+    there.filter_map(|entry| Some((entry.id, *resends.get(&entry.after?)?))).collect()
 }
 
 /// The key under which a resend is recognised.

@@ -29,7 +29,8 @@ pub(crate) fn gateway_channel(gateway: &GatewayId) -> String {
     format!("naru:gateway:{gateway}")
 }
 
-/// A gateway's lease: a hash of `renewed` and `until`, and `resigned` once it has left.
+/// A gateway's lease: a hash of `renewed`, `until` and `renewals`, `lapsed` while a look-up has found so, and `resigned` once it has
+/// left.
 pub(crate) fn gateway_key(gateway: &GatewayId) -> String {
     format!("naru:gateway:{gateway}")
 }

@@ -87,6 +87,7 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::AnswersOutOfOrder, &["i4_there_is_one_answer_per_entry_in_their_order"]),
             (Defect::OpenForgetsOrder, &["i5_open_lists_what_is_not_closed_oldest_first"]),
             (Defect::CloseOverwrites, &["i6_the_first_outcome_stands"]),
+            (Defect::AfterAResend, &["i7_what_comes_after_a_resend_comes_after_its_first_try"]),
             (
                 Defect::RunGoesOnAfterConflict,
                 &["m1_a_stopped_run_leaves_a_prefix", "m1_a_run_of_several_rooms_leaves_one_prefix"],
@@ -254,6 +255,8 @@ async fn every_defect_of_a_live_layer_is_noticed() {
                     "e5_last_seen_is_the_last_renewal_of_a_dead_gateway",
                 ],
             ),
+            (Defect::LapseIsNotTold, &["e6_a_renewal_tells_whether_the_lease_has_lapsed"]),
+            (Defect::AttachedByUser, &["e7_attached_shows_single_sessions"]),
             (Defect::ProofForAnyone, &["o1_a_proof_is_of_one_message_and_one_user"]),
             (Defect::ProofsAreCutOff, &["o2_any_number_is_recorded_and_asked_at_once"]),
             (Defect::LeaseToEveryone, &["a1_a_lease_has_one_holder", "a1_a_lease_ends_after_its_time"]),

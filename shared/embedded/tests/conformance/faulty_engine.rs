@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use naru_engines::bus::{AckHandle, Acknowledge, Bus, Delivery, Queue, Receiver, ack, retry};
-use naru_engines::live::{IsHere, Leases, Live, Presence, PresenceEntry, Proofs, Seen, Signal, Subscription};
+use naru_engines::live::{
+    IsHere, Leases, Live, Presence, PresenceEntry, Proofs, Renewal, Seen, Signal, Subscription,
+};
 use naru_engines::store::{
     Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakeRecord,
     MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedCursor, ParkedPush,
@@ -34,6 +36,7 @@ pub(crate) enum Defect {
     AnswersOutOfOrder,
     OpenForgetsOrder,
     CloseOverwrites,
+    AfterAResend,
 
     RunGoesOnAfterConflict,
     TakenPlaceAccepted,
@@ -105,6 +108,8 @@ pub(crate) enum Defect {
     ChangesOfUsersWhoAreHereOnly,
 
     DeadLeasesCount,
+    LapseIsNotTold,
+    AttachedByUser,
     AttachShowsLate,
     DetachTakesAllSessions,
     ReplacedStillCounts,
@@ -163,6 +168,7 @@ struct FaultyEngine<T: ?Sized> {
 #[derive(Default)]
 struct Kept {
     outcomes: HashMap<MessageId, Outcome>,
+    after: HashMap<MessageId, Option<MessageId>>,
     heads: HashMap<RoomId, Seq>,
     rooms: HashMap<RoomId, Arc<Room>>,
     steps: HashMap<(RoomId, UserId), Advance>,
@@ -195,6 +201,9 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Intake for FaultyEngine<dyn Intake> {
     async fn append(&self, entries: &[Accepted]) -> EngineResult<Vec<Appended>> {
         let mut answers = self.inner.append(entries).await?;
+        if self.defect == Defect::AfterAResend {
+            self.kept().after.extend(entries.iter().map(|entry| (entry.id, entry.after)));
+        }
         for answer in &mut answers {
             match (self.defect, &answer) {
                 (Defect::ResendIsNew, Appended::Resend(_))
@@ -215,6 +224,8 @@ impl Intake for FaultyEngine<dyn Intake> {
         let kept = self.kept();
         for record in records.iter_mut().flatten() {
             record.outcome = kept.outcomes.get(&record.accepted.id).copied().or(record.outcome);
+            record.accepted.after =
+                kept.after.get(&record.accepted.id).copied().unwrap_or(record.accepted.after);
         }
         Ok(records)
     }
@@ -809,9 +820,10 @@ impl Subscription for FaultySubscription {
 
 #[async_trait]
 impl Presence for FaultyEngine<dyn Presence> {
-    async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<()> {
+    async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<Renewal> {
         let ttl = if self.defect == Defect::DeadLeasesCount { Duration::from_secs(600) } else { ttl };
-        self.inner.renew(gateway, ttl).await
+        let renewal = self.inner.renew(gateway, ttl).await?;
+        Ok(if self.defect == Defect::LapseIsNotTold { Renewal::Unbroken } else { renewal })
     }
 
     async fn resign(&self, gateway: &GatewayId) -> EngineResult<()> {
@@ -834,6 +846,14 @@ impl Presence for FaultyEngine<dyn Presence> {
             }
         }
         self.inner.detach(session).await
+    }
+
+    async fn attached(&self, sessions: &[PresenceEntry]) -> EngineResult<Vec<bool>> {
+        if self.defect == Defect::AttachedByUser {
+            let users: Vec<UserId> = sessions.iter().map(|session| session.user.clone()).collect();
+            return self.inner.online(&users).await;
+        }
+        self.inner.attached(sessions).await
     }
 
     async fn online(&self, users: &[UserId]) -> EngineResult<Vec<bool>> {

@@ -106,9 +106,23 @@ impl ServerProcess {
 
     /// Sends SIGTERM, on which the server drains. Does nothing if the process has ended.
     pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Makes it hang: it keeps its connections and does nothing (SIGSTOP). Does nothing if the process has ended.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on after [`ServerProcess::freeze`]. Does nothing if the process has ended.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
         // A child that was waited for has no id: its number may belong to another process by now.
         if self.child.id().is_some() {
-            kill_process(self.pid, Signal::TERM).expect("our own child can be signalled");
+            kill_process(self.pid, signal).expect("our own child can be signalled");
         }
     }
 

@@ -12,9 +12,9 @@
 //!
 //! | sub-suite | part | for |
 //! |---|---|---|
-//! | [`store`] | [`Store`] | I1–I6, M1–M7, R1–R3, R5, R6, P1–P6, D1–D5, K1–K4, U1–U4 |
+//! | [`store`] | [`Store`] | I1–I7, M1–M7, R1–R3, R5, R6, P1–P6, D1–D5, K1–K4, U1–U4 |
 //! | [`bus`] | [`Bus`] | B1–B5, C1, C2, S1–S3, each on every hop it applies to |
-//! | [`live`] | [`LiveLayer`] | L1–L5, E1–E5, O1, O2, A1 |
+//! | [`live`] | [`LiveLayer`] | L1–L5, E1–E7, O1, O2, A1 |
 //! | [`foreign`] | [`ForeignStore`] | R4, where another system can write |
 //! | [`bounded`] | [`BoundedBus`] | B6, on hops whose bound is small enough to reach |
 //! | [`outage`] | [`SeverableLayer`] | "unknown is not offline", where the engine can be cut off |
@@ -40,6 +40,7 @@ macro_rules! conformance_cases {
                 i4_there_is_one_answer_per_entry_in_their_order,
                 i5_open_lists_what_is_not_closed_oldest_first,
                 i6_the_first_outcome_stands,
+                i7_what_comes_after_a_resend_comes_after_its_first_try,
                 i6_an_outcome_survives_death,
             }
             messages {
@@ -164,6 +165,8 @@ macro_rules! conformance_cases {
                 e4_a_device_that_attaches_again_replaces_its_session,
                 e5_last_seen_is_now_while_connected,
                 e5_last_seen_is_the_last_renewal_of_a_dead_gateway,
+                e6_a_renewal_tells_whether_the_lease_has_lapsed,
+                e7_attached_shows_single_sessions,
             }
             proofs {
                 o1_a_proof_is_of_one_message_and_one_user,

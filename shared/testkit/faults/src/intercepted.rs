@@ -16,7 +16,9 @@ use naru_model::{
 
 use super::{Call, Interceptor, locked};
 use naru_engines::bus::{self, AckHandle, Acknowledge, Bus, Delivery, Queue, Receiver};
-use naru_engines::live::{IsHere, Leases, Live, Presence, PresenceEntry, Proofs, Seen, Signal, Subscription};
+use naru_engines::live::{
+    IsHere, Leases, Live, Presence, PresenceEntry, Proofs, Renewal, Seen, Signal, Subscription,
+};
 use naru_engines::store::{
     Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakeRecord,
     MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedCursor, ParkedPush,
@@ -167,10 +169,11 @@ intercepted! {
         drop_parked_at(place: &ParkedCursor) -> bool;
     }
     Presence {
-        renew(gateway: &GatewayId, ttl: Duration) -> ();
+        renew(gateway: &GatewayId, ttl: Duration) -> Renewal;
         resign(gateway: &GatewayId) -> ();
         attach(session: &PresenceEntry) -> Option<PresenceEntry>;
         detach(session: &PresenceEntry) -> ();
+        attached(sessions: &[PresenceEntry]) -> Vec<bool>;
         online(users: &[UserId]) -> Vec<bool>;
         seen(users: &[UserId]) -> Vec<Seen>;
     }

@@ -19,3 +19,4 @@ mod proof;
 mod scenarios;
 mod settings;
 mod support;
+mod users;

@@ -28,6 +28,7 @@ use crate::refusal::to_text;
 use crate::registry::SessionRegistry;
 use crate::room_heads::{Arrival, RoomHeads};
 use crate::telemetry::Telemetry;
+use crate::users::Users;
 
 /// How long a message that skips another waits for it.
 const GAP_WAIT: Duration = Duration::from_millis(50);
@@ -42,6 +43,7 @@ const SYNC_WITHIN: Duration = Duration::from_millis(500);
 pub(crate) struct Deliver<'a> {
     pub(crate) sessions: &'a SessionRegistry,
     pub(crate) pending: &'a Pending,
+    pub(crate) users: &'a Users,
     pub(crate) presence: &'a Presence,
     pub(crate) proofs: &'a Proofs,
     pub(crate) room_heads: &'a RoomHeads,
@@ -110,6 +112,7 @@ impl Deliver<'_> {
                         delivered += 1;
                     }
                     _ if event.origin.as_ref() == Some(&session.id) => {}
+                    News::Typing { user_id, .. } if session.blocks(user_id) => {}
                     _ => session.send(frame()),
                 }
             });
@@ -131,6 +134,7 @@ impl Listener<'_> {
             },
             Signal::Elsewhere { room, seq } => self.take_message(&room, seq, None),
             Signal::Confirmed(confirmations) => self.to.pending.resolve(&confirmations),
+            Signal::UserChanged(user) => self.to.users.changed(&user),
             Signal::Evict(session) => self.to.presence.evicted(&session),
             Signal::Interrupted => tracing::warn!("the live layer was interrupted"),
             Signal::Restored => {

@@ -22,6 +22,7 @@ use crate::rooms::RoomCache;
 use crate::telemetry::Telemetry;
 use crate::tls::Tls;
 use crate::token::Verifier;
+use crate::users::Users;
 
 /// See the module.
 pub(crate) struct Gateway {
@@ -32,6 +33,7 @@ pub(crate) struct Gateway {
     pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) sessions: Arc<SessionRegistry>,
     pub(crate) pending: Arc<Pending>,
+    pub(crate) users: Users,
     pub(crate) presence: Presence,
     pub(crate) acceptor: Acceptor,
     pub(crate) rooms: Arc<RoomCache>,

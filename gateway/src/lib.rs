@@ -45,6 +45,7 @@ mod telemetry;
 mod tls;
 pub mod token;
 mod unproven;
+mod users;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -83,6 +84,7 @@ pub use crate::server::Routes;
 use crate::telemetry::Telemetry;
 use crate::tls::{Tls, TlsError};
 use crate::token::{TokenConfig, TokenConfigError, Verifier};
+use crate::users::Users;
 
 /// Why a gateway does not start.
 #[derive(Debug, thiserror::Error)]
@@ -170,6 +172,7 @@ impl Bound {
         let gateway = Gateway {
             verifier,
             tls,
+            users: Users::new(&engines, &sessions),
             presence: Presence::new(id, &engines, &sessions),
             drain: Drain::new(&sessions, &pending),
             sessions,
@@ -246,6 +249,7 @@ impl Bound {
             let deliver = Deliver {
                 sessions: &owner.sessions,
                 pending: &owner.pending,
+                users: &owner.users,
                 presence: &owner.presence,
                 proofs: &owner.proofs,
                 room_heads: &owner.room_heads,
@@ -294,6 +298,14 @@ impl Bound {
                 };
                 let asking = recover.run(owner.interruptions.subscribe());
                 owner.drain.until_done(asking).await;
+                Ok::<_, Infallible>(())
+            }
+        });
+        let owner = gateway.clone();
+        supervisor.spawn("users", Policy::Restart, move |_| {
+            let owner = owner.clone();
+            async move {
+                owner.drain.until_done(owner.users.run()).await;
                 Ok::<_, Infallible>(())
             }
         });

@@ -215,6 +215,8 @@ pub enum Close {
     TooBig,
     /// The session's token has expired.
     TokenExpired,
+    /// The app's backend has ended the session.
+    Revoked,
     /// The client does not read as fast as the gateway writes.
     SlowConsumer,
     /// The same device has connected again.
@@ -234,6 +236,7 @@ impl Close {
             Self::Policy => (1008, "no sign of life"),
             Self::TooBig => (1009, "a frame above the limit"),
             Self::TokenExpired => (4401, "token expired"),
+            Self::Revoked => (4401, "ended by the app's backend"),
             Self::SlowConsumer => (4408, "slow consumer; reconnect and SYNC"),
             Self::Replaced => (4409, "replaced by a newer connection of this device"),
         })
@@ -249,6 +252,7 @@ impl Close {
             Self::Policy => "policy",
             Self::TooBig => "too_big",
             Self::TokenExpired => "token_expired",
+            Self::Revoked => "revoked",
             Self::SlowConsumer => "slow_consumer",
             Self::Replaced => "replaced",
             Self::Panic => "panic",
@@ -283,7 +287,7 @@ mod tests {
         page
     }
 
-    const CLOSES: [Close; 10] = [
+    const CLOSES: [Close; 11] = [
         Close::ByPeer,
         Close::GoingAway,
         Close::Protocol,
@@ -291,6 +295,7 @@ mod tests {
         Close::Policy,
         Close::TooBig,
         Close::TokenExpired,
+        Close::Revoked,
         Close::SlowConsumer,
         Close::Replaced,
         Close::Panic,

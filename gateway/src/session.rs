@@ -11,6 +11,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{FutureExt, Sink, SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use naru_engines::store::UserRecord;
 use naru_model::Timestamp;
 use naru_model::frame::{ClientFrame, RoomPosition, ServerFrame};
 use naru_model::live::{LiveEvent, News};
@@ -40,8 +41,14 @@ const DISCARD_WITHIN: Duration = Duration::from_secs(1);
 const PINGS_UNANSWERED: u32 = 2;
 
 /// Serves one connection to its end.
-pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Identity) {
-    let session = Session::new(identity, gateway.config.session_queue, gateway.proofs.requests.clone());
+pub(crate) async fn serve(
+    gateway: Arc<Gateway>,
+    socket: Socket,
+    identity: Identity,
+    record: Arc<UserRecord>,
+) {
+    let requests = gateway.proofs.requests.clone();
+    let session = Session::new(identity, record, gateway.config.session_queue, requests);
     tracing::debug!(session = %session.id, user = %session.identity.user, "connected");
     gateway.telemetry.connections.inc();
     gateway.sessions.add(&session);
@@ -83,6 +90,7 @@ async fn converse(
     if gateway.drain.has_begun() {
         session.close(Close::GoingAway);
     }
+    gateway.users.tell_new(session).await;
     let is_known = gateway.presence.attach(session).await;
     // From `add` on live messages may come; no frame is written before this one.
     session.send_first(welcome(gateway, session));
@@ -339,8 +347,15 @@ mod tests {
     fn session() -> Arc<Session> {
         let user = UserId::new("ada").unwrap();
         let expires_at = Timestamp::from_millis(0);
-        let identity = Identity { name: "Ada".into(), user, device: None, is_service: false, expires_at };
-        Session::new(identity, 8, ProofRequests::by_ping())
+        let identity = Identity {
+            name: "Ada".into(),
+            user,
+            device: None,
+            is_service: false,
+            issued_at: None,
+            expires_at,
+        };
+        Session::new(identity, Arc::default(), 8, ProofRequests::by_ping())
     }
 
     #[tokio::test]

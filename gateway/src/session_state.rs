@@ -7,7 +7,8 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use naru_model::{MessageId, RoomId, Seq, SessionId};
+use naru_engines::store::UserRecord;
+use naru_model::{MessageId, RoomId, Seq, SessionId, UserId};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
@@ -24,6 +25,10 @@ const KEPT_PLACES: usize = 4;
 pub(crate) struct Session {
     pub(crate) id: SessionId,
     pub(crate) identity: Identity,
+    /// The epoch of its user's sessions in which it began.
+    epoch: u64,
+    /// What is kept of its user, as it was when so many changes of records were noted.
+    record: Mutex<(Arc<UserRecord>, u64)>,
     queue: Mutex<Queue>,
     /// How many frames the queue holds.
     pub(crate) places: usize,
@@ -77,15 +82,18 @@ impl Drop for Wake {
 }
 
 impl Session {
-    /// A session with a queue of `places` frames.
+    /// A session with a queue of `places` frames; `record` is what its user was admitted by.
     pub(crate) fn new(
         identity: Identity,
+        record: Arc<UserRecord>,
         places: usize,
         proof_requests: Arc<ProofRequests<Session>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             id: SessionId::generate(),
             identity,
+            epoch: record.session_epoch,
+            record: Mutex::new((record, 0)),
             queue: Mutex::new(Queue {
                 frames: VecDeque::new(),
                 unproven: Unproven::new(proof_requests.by_ping),
@@ -102,6 +110,22 @@ impl Session {
             known_in: AtomicU32::new(0),
             proof_requests,
         })
+    }
+
+    /// Takes the record of its user, as of so many changes, by which the session may have ended.
+    pub(crate) fn take_record(&self, record: Arc<UserRecord>, as_of: u64) {
+        if record.session_epoch > self.epoch || !self.identity.counts_by(&record) {
+            self.close(Close::Revoked);
+        }
+        let mut known = self.record();
+        if as_of >= known.1 {
+            *known = (record, as_of);
+        }
+    }
+
+    /// Whether its user blocks another.
+    pub(crate) fn blocks(&self, other: &UserId) -> bool {
+        self.record().0.blocked.binary_search(other).is_ok()
     }
 
     /// Puts a frame in the queue. A full queue closes the session.
@@ -323,6 +347,10 @@ impl Session {
         origin == Some(&self.id) || self.sending().has_sent_again(id)
     }
 
+    fn record(&self) -> MutexGuard<'_, (Arc<UserRecord>, u64)> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -334,15 +362,22 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
-    use naru_model::{Timestamp, UserId};
+    use naru_model::Timestamp;
 
     use super::*;
 
     fn session() -> Arc<Session> {
         let user = UserId::new("ada").unwrap();
         let expires_at = Timestamp::from_millis(0);
-        let identity = Identity { name: "Ada".into(), user, device: None, is_service: false, expires_at };
-        Session::new(identity, 2, ProofRequests::by_ping())
+        let identity = Identity {
+            name: "Ada".into(),
+            user,
+            device: None,
+            is_service: false,
+            issued_at: None,
+            expires_at,
+        };
+        Session::new(identity, Arc::default(), 2, ProofRequests::by_ping())
     }
 
     fn drain(session: &Arc<Session>) -> Vec<String> {

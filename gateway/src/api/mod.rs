@@ -1,11 +1,13 @@
 //! The HTTP API: one table of routes, one file per resource.
 
+mod blocks;
 mod devices;
 mod history;
 mod page;
 mod parked;
 mod presence;
 mod rooms;
+mod users;
 
 use std::convert::Infallible;
 use std::fmt::Display;
@@ -99,6 +101,7 @@ async fn answer(
     };
     let token = bearer(headers).ok_or(Refusal::Unauthenticated("no token: send Authorization: Bearer"))?;
     let caller = gateway.verifier.verify(token).await?;
+    gateway.users.admit(&caller).await?;
     let body = read(body, gateway.config.max_frame_bytes).await?;
     let call = Call { gateway, caller, query, body: &body };
     match (method.as_str(), resource) {
@@ -119,6 +122,10 @@ async fn answer(
         ("GET", ["parked", event]) => parked::show(&call, id(event)?).await,
         ("DELETE", ["parked", event]) => parked::drop(&call, id(event)?).await,
         ("POST", ["parked", event, "replay"]) => parked::replay(&call, id(event)?).await,
+        ("GET", ["blocks"]) => blocks::list(&call).await,
+        ("PUT", ["blocks", user]) => blocks::add(&call, &id(user)?).await,
+        ("DELETE", ["blocks", user]) => blocks::remove(&call, &id(user)?).await,
+        ("DELETE", ["users", user, "sessions"]) => users::end_sessions(&call, &id(user)?).await,
         ("GET", ["presence"]) => presence::show(&call).await,
         _ => Err(Refusal::NotFound),
     }

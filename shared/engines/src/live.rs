@@ -21,6 +21,8 @@ pub enum Signal {
     Confirmed(Arc<[Confirmation]>),
     /// This session's device has connected elsewhere: close it (4409).
     Evict(SessionId),
+    /// What the store keeps of this user ([`UserRecord`](crate::store::UserRecord)) has changed.
+    UserChanged(UserId),
     /// Some signals may have been lost from here on.
     Interrupted,
     /// From here on, signals are not lost.
@@ -40,6 +42,7 @@ pub type IsHere = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 /// - **L3 never blocked** – a subscription that is not read delays neither publishers nor other subscribers.
 /// - **L4 addressed** – confirmations and evictions go to the gateway they name and to no other; a gateway that does not
 ///   exist is no error.
+/// - **L5 of users** – `user_changed` reaches each subscription as an event does (L1), also where the user is not here.
 #[async_trait]
 pub trait Live: Send + Sync {
     /// Publishes to every gateway: see L1 to L3.
@@ -50,6 +53,9 @@ pub trait Live: Send + Sync {
 
     /// Makes one gateway close a session: see L4.
     async fn evict(&self, gateway: &GatewayId, session: &SessionId) -> EngineResult<()>;
+
+    /// Tells every gateway that a user's record has changed: see L5.
+    async fn user_changed(&self, user: &UserId) -> EngineResult<()>;
 
     async fn subscribe(&self, gateway: &GatewayId, is_here: IsHere) -> EngineResult<Box<dyn Subscription>>;
 }

@@ -42,6 +42,7 @@ pub(crate) const CHAT_ROOMS: &str = "chat_rooms";
 pub(crate) const ROOM_VERSIONS: &str = "room_versions";
 pub(crate) const MEMBERS: &str = "members";
 pub(crate) const DEVICES: &str = "devices";
+pub(crate) const USERS: &str = "users";
 pub(crate) const PUSHES: &str = "pushes";
 pub(crate) const PARKED: &str = "parked";
 pub(crate) const META: &str = "meta";

@@ -2,7 +2,7 @@
 //!
 //! | part | where | when Redis loses it |
 //! |---|---|---|
-//! | live | Pub/Sub: `chat:<room>`, `naru:news`, `naru:gateway:<id>` | gateways receive `Interrupted`; phones send `SYNC` |
+//! | live | Pub/Sub: `chat:<room>`, `naru:news`, `naru:gateways`, `naru:gateway:<id>` | gateways receive `Interrupted`; phones send `SYNC` |
 //! | presence | keys `naru:gateway:<id>`, `naru:presence:<user>` | gateways attach their sessions again, single ones within 40 seconds; last seen begins anew |
 //! | proofs | keys `naru:proofs:<time>:<shard>` | a push too many |
 //! | leases | keys `naru:lease:<name>` | another holder may take over |

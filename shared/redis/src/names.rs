@@ -7,6 +7,8 @@ use naru_model::{GatewayId, RoomId, UserId};
 
 /// The pattern of all channels for messages.
 pub(crate) const CHAT_PATTERN: &str = "chat:*";
+/// The channel for messages to every gateway.
+pub(crate) const GATEWAYS_CHANNEL: &str = "naru:gateways";
 /// The channel of all other news of rooms.
 pub(crate) const NEWS_CHANNEL: &str = "naru:news";
 

@@ -13,7 +13,7 @@ use naru_engines::live::{
 use naru_engines::store::{
     Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakeRecord,
     MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedCursor, ParkedPush,
-    Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, Run, RunConflict, Window,
+    Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, Run, RunConflict, UserRecord, Users, Window,
 };
 use naru_engines::{EngineResult, Engines};
 use naru_model::hops::{Accepted, Payload};
@@ -68,6 +68,11 @@ pub(crate) enum Defect {
     ContentShown,
     SeenDevicesForgotten,
     SpellingsAreTwoTokens,
+    SessionsEndOnce,
+    TokensComeBack,
+    BlocksBothWays,
+    BlockListGrows,
+    RecordOfTheFirst,
     RecordForgotten,
     ParksTheFirst,
     ReasonIgnored,
@@ -100,6 +105,7 @@ pub(crate) enum Defect {
     ElsewhereIsLost,
     WhoIsHereIsAskedOnce,
     ConfirmedToAllGateways,
+    ChangesOfUsersWhoAreHereOnly,
 
     DeadLeasesCount,
     LapseIsNotTold,
@@ -123,6 +129,7 @@ pub(crate) fn faulty(engines: Engines, defect: Defect) -> Engines {
     store.rooms = FaultyEngine::new(store.rooms, defect, &kept);
     store.positions = FaultyEngine::new(store.positions, defect, &kept);
     store.devices = FaultyEngine::new(store.devices, defect, &kept);
+    store.users = FaultyEngine::new(store.users, defect, &kept);
     store.pushes = FaultyEngine::new(store.pushes, defect, &kept);
     Engines {
         store,
@@ -166,6 +173,7 @@ struct Kept {
     rooms: HashMap<RoomId, Arc<Room>>,
     steps: HashMap<(RoomId, UserId), Advance>,
     claims: Vec<Device>,
+    tokens_not_before: HashMap<UserId, Timestamp>,
     events: HashSet<EventId>,
     gateways: Vec<GatewayId>,
     bumped: HashMap<RoomId, Timestamp>,
@@ -479,6 +487,51 @@ impl Devices for FaultyEngine<dyn Devices> {
 }
 
 #[async_trait]
+impl Users for FaultyEngine<dyn Users> {
+    async fn get(&self, users: &[UserId]) -> EngineResult<Vec<UserRecord>> {
+        let mut asked = users.to_vec();
+        if let (Defect::RecordOfTheFirst, Some(first)) = (self.defect, users.first()) {
+            asked.fill(first.clone());
+        }
+        let mut records = self.inner.get(&asked).await?;
+        let kept = self.kept();
+        for (user, record) in users.iter().zip(&mut records) {
+            match self.defect {
+                Defect::SessionsEndOnce => record.session_epoch = record.session_epoch.min(1),
+                Defect::TokensComeBack => {
+                    record.tokens_not_before = kept.tokens_not_before.get(user).copied();
+                }
+                _ => {}
+            }
+        }
+        Ok(records)
+    }
+
+    async fn blocked_by(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>> {
+        self.inner.blocked_by(user, others).await
+    }
+
+    async fn end_sessions(&self, user: &UserId, tokens_not_before: Option<Timestamp>) -> EngineResult<()> {
+        if let Some(not_before) = tokens_not_before {
+            self.kept().tokens_not_before.insert(user.clone(), not_before);
+        }
+        self.inner.end_sessions(user, tokens_not_before).await
+    }
+
+    async fn block(&self, user: &UserId, other: &UserId, max: usize) -> EngineResult<bool> {
+        if self.defect == Defect::BlocksBothWays {
+            self.inner.block(other, user, max).await?;
+        }
+        let max = if self.defect == Defect::BlockListGrows { usize::MAX } else { max };
+        self.inner.block(user, other, max).await
+    }
+
+    async fn unblock(&self, user: &UserId, other: &UserId) -> EngineResult<()> {
+        self.inner.unblock(user, other).await
+    }
+}
+
+#[async_trait]
 impl Pushes for FaultyEngine<dyn Pushes> {
     async fn done(&self, events: &[EventId]) -> EngineResult<Vec<bool>> {
         self.inner.done(events).await
@@ -696,6 +749,10 @@ impl Live for FaultyEngine<dyn Live> {
         self.inner.evict(gateway, session).await
     }
 
+    async fn user_changed(&self, user: &UserId) -> EngineResult<()> {
+        self.inner.user_changed(user).await
+    }
+
     async fn subscribe(&self, gateway: &GatewayId, is_here: IsHere) -> EngineResult<Box<dyn Subscription>> {
         let unread = Arc::new(AtomicUsize::new(0));
         let inner = self.inner.subscribe(gateway, is_here.clone()).await?;
@@ -737,6 +794,11 @@ impl Subscription for FaultySubscription {
             let signal = self.inner.next().await?;
             let event = match (self.defect, &signal) {
                 (Defect::LiveLosesInSilence, Signal::Interrupted | Signal::Restored) => continue,
+                (Defect::ChangesOfUsersWhoAreHereOnly, Signal::UserChanged(user))
+                    if !(self.is_here)(user.as_str()) =>
+                {
+                    continue;
+                }
                 (_, Signal::Event(event)) => event.clone(),
                 _ => return Some(signal),
             };

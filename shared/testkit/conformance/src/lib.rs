@@ -12,9 +12,9 @@
 //!
 //! | sub-suite | part | for |
 //! |---|---|---|
-//! | [`store`] | [`Store`] | I1–I7, M1–M7, R1–R3, R5, R6, P1–P6, D1–D5, U1–U4 |
+//! | [`store`] | [`Store`] | I1–I7, M1–M7, R1–R3, R5, R6, P1–P6, D1–D5, K1–K4, U1–U4 |
 //! | [`bus`] | [`Bus`] | B1–B5, C1, C2, S1–S3, each on every hop it applies to |
-//! | [`live`] | [`LiveLayer`] | L1–L4, E1–E7, O1, O2, A1 |
+//! | [`live`] | [`LiveLayer`] | L1–L5, E1–E7, O1, O2, A1 |
 //! | [`foreign`] | [`ForeignStore`] | R4, where another system can write |
 //! | [`bounded`] | [`BoundedBus`] | B6, on hops whose bound is small enough to reach |
 //! | [`outage`] | [`SeverableLayer`] | "unknown is not offline", where the engine can be cut off |
@@ -92,6 +92,15 @@ macro_rules! conformance_cases {
                 d4_a_device_that_was_not_seen_is_forgotten,
                 d5_spellings_of_a_token_are_one_token,
             }
+            users {
+                k1_sessions_end_with_a_later_epoch,
+                k1_tokens_end_forward_only,
+                k1_of_many_at_the_same_time_each_counts,
+                k2_a_block_list_is_its_users_own,
+                k2_a_full_block_list_takes_no_more,
+                k3_changes_survive_death,
+                k4_each_user_is_answered_in_order,
+            }
             pushes {
                 u1_what_was_recorded_is_done,
                 u2_parking_again_replaces_the_entry,
@@ -144,6 +153,7 @@ macro_rules! conformance_cases {
                 l2_events_of_one_publisher_come_in_order,
                 l3_a_subscription_that_is_not_read_delays_no_other,
                 l4_confirmations_and_evictions_reach_the_named_gateway_only,
+                l5_a_change_of_a_user_reaches_every_gateway,
             }
             presence {
                 e1_a_session_counts_while_its_gateways_lease_does,

@@ -22,7 +22,7 @@ use naru_engines::live::{
 use naru_engines::store::{
     Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakeRecord,
     MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedCursor, ParkedPush,
-    Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, Run, Store, Window,
+    Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, Run, Store, UserRecord, Users, Window,
 };
 use naru_engines::{EngineResult, Engines};
 
@@ -46,6 +46,7 @@ pub fn intercepted_store(store: Store, interceptor: Arc<dyn Interceptor>) -> Sto
         rooms: Intercepted::around("rooms", store.rooms, &interceptor),
         positions: Intercepted::around("positions", store.positions, &interceptor),
         devices: Intercepted::around("devices", store.devices, &interceptor),
+        users: Intercepted::around("users", store.users, &interceptor),
         pushes: Intercepted::around("pushes", store.pushes, &interceptor),
         linger: store.linger,
     }
@@ -149,6 +150,13 @@ intercepted! {
         remove(user: &UserId, device: &DeviceId) -> bool;
         remove_token(platform: Platform, token: &str, registered_before: Timestamp) -> bool;
         forget_unseen(before: Timestamp) -> u64;
+    }
+    Users {
+        get(users: &[UserId]) -> Vec<UserRecord>;
+        blocked_by(user: &UserId, others: &[UserId]) -> Vec<bool>;
+        end_sessions(user: &UserId, tokens_not_before: Option<Timestamp>) -> ();
+        block(user: &UserId, other: &UserId, max: usize) -> bool;
+        unblock(user: &UserId, other: &UserId) -> ();
     }
     Pushes {
         done(events: &[EventId]) -> Vec<bool>;
@@ -272,6 +280,10 @@ impl Live for Intercepted<dyn Live> {
 
     async fn evict(&self, gateway: &GatewayId, session: &SessionId) -> EngineResult<()> {
         self.call("evict", Vec::new(), self.inner.evict(gateway, session)).await
+    }
+
+    async fn user_changed(&self, user: &UserId) -> EngineResult<()> {
+        self.call("user_changed", Vec::new(), self.inner.user_changed(user)).await
     }
 
     async fn subscribe(&self, gateway: &GatewayId, is_here: IsHere) -> EngineResult<Box<dyn Subscription>> {

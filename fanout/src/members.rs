@@ -11,7 +11,7 @@ use naru_model::{MemberVersion, RoomId, UserId};
 use quick_cache::sync::Cache;
 
 /// How many versions are cached: about 200 bytes each for direct rooms.
-const REMEMBERED: usize = 100_000;
+const CACHE_CAPACITY: usize = 100_000;
 
 /// A room at one version of its members.
 pub(crate) type Version = (RoomId, MemberVersion);
@@ -22,12 +22,12 @@ pub(crate) type Members = HashMap<Version, Arc<[UserId]>>;
 #[derive(Clone)]
 pub(crate) struct MemberCache {
     rooms: Arc<dyn Rooms>,
-    remembered: Arc<Cache<Version, Arc<[UserId]>>>,
+    cache: Arc<Cache<Version, Arc<[UserId]>>>,
 }
 
 impl MemberCache {
     pub(crate) fn new(rooms: Arc<dyn Rooms>) -> Self {
-        Self { rooms, remembered: Arc::new(Cache::new(REMEMBERED)) }
+        Self { rooms, cache: Arc::new(Cache::new(CACHE_CAPACITY)) }
     }
 
     /// The members of these versions; nothing for a version that the store does not have, or not yet: a lagging primary may
@@ -35,7 +35,7 @@ impl MemberCache {
     pub(crate) async fn of(&self, versions: HashSet<Version>) -> EngineResult<Members> {
         let (mut members, mut unknown) = (Members::new(), Vec::new());
         for version in versions {
-            match self.remembered.get(&version) {
+            match self.cache.get(&version) {
                 Some(known) => drop(members.insert(version, known)),
                 None => unknown.push(version),
             }
@@ -45,7 +45,7 @@ impl MemberCache {
             Ok(members.map(|members| (version, members)))
         });
         for (version, read) in try_join_all(read).await?.into_iter().flatten() {
-            self.remembered.insert(version.clone(), read.clone());
+            self.cache.insert(version.clone(), read.clone());
             members.insert(version, read);
         }
         Ok(members)

@@ -10,30 +10,30 @@ use naru_model::{Room, RoomId, UserId};
 use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
-/// How many rooms are remembered: about 300 bytes each for direct rooms.
-const REMEMBERED: usize = 100_000;
+/// How many rooms are cached: about 300 bytes each for direct rooms.
+const CACHE_CAPACITY: usize = 100_000;
 /// TYPING and positions go to a list of members that is at most this old: no later step checks it.
 pub(crate) const FRESH: Duration = Duration::from_secs(2);
 
 #[derive(Clone)]
-struct Remembered {
+struct CachedRoom {
     room: Arc<Room>,
     read_at: Instant,
 }
 
 pub(crate) struct RoomCache {
     rooms: Arc<dyn Rooms>,
-    remembered: Cache<RoomId, Remembered>,
+    cache: Cache<RoomId, CachedRoom>,
 }
 
 impl RoomCache {
     pub(crate) fn new(rooms: Arc<dyn Rooms>) -> Self {
-        Self { rooms, remembered: Cache::new(REMEMBERED) }
+        Self { rooms, cache: Cache::new(CACHE_CAPACITY) }
     }
 
     /// The room, if `user` is a member. A cached membership is taken as valid; a user without one is looked up.
     pub(crate) async fn of_member(&self, id: &RoomId, user: &UserId) -> EngineResult<Option<Arc<Room>>> {
-        if let Some(known) = self.remembered.get(id).filter(|known| known.room.has(user)) {
+        if let Some(known) = self.cache.get(id).filter(|known| known.room.has(user)) {
             return Ok(Some(known.room));
         }
         let room = self.read(std::slice::from_ref(id)).await?.pop().flatten();
@@ -42,7 +42,7 @@ impl RoomCache {
 
     /// These rooms, in their order, from entries that are at most this old. One look-up for all.
     pub(crate) async fn within(&self, age: Duration, ids: &[RoomId]) -> EngineResult<Vec<Option<Arc<Room>>>> {
-        let fresh = |id| self.remembered.get(id).filter(|known| known.read_at.elapsed() < age);
+        let fresh = |id| self.cache.get(id).filter(|known| known.read_at.elapsed() < age);
         let mut rooms: Vec<_> = ids.iter().map(|id| fresh(id).map(|known| known.room)).collect();
         let missing = ids.iter().zip(&rooms).filter(|(_, room)| room.is_none());
         let missing: Vec<RoomId> = missing.map(|(id, _)| id.clone()).collect();
@@ -80,14 +80,14 @@ impl RoomCache {
         for (id, room) in ids.iter().zip(&rooms) {
             match room {
                 Some(room) => self.remember(room.clone()),
-                None => drop(self.remembered.remove(id)),
+                None => drop(self.cache.remove(id)),
             }
         }
         Ok(rooms)
     }
 
     fn remember(&self, room: Arc<Room>) {
-        self.remembered.insert(room.id.clone(), Remembered { room, read_at: Instant::now() });
+        self.cache.insert(room.id.clone(), CachedRoom { room, read_at: Instant::now() });
     }
 }
 

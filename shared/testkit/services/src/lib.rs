@@ -23,7 +23,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// How long a service may take to start. RabbitMQ takes about five seconds, several times that when both cores compile.
-const PATIENCE: Duration = Duration::from_secs(120);
+const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// How often a service is asked whether it has started.
 const ASK_EVERY: Duration = Duration::from_millis(20);
 /// Below the range from which the system gives ports to clients.
@@ -194,7 +194,7 @@ impl Service {
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log);
         self.child = Some(spawn(command));
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + START_TIMEOUT;
         while !self.kind.answers(self.port).unwrap_or(false) {
             let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
             let late = Instant::now() > deadline;

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader, copy, sink},
     process::{Child, ChildStdout, Command},
@@ -109,9 +109,12 @@ impl ServerProcess {
         self.signal(Signal::TERM);
     }
 
-    /// Makes it hang: it keeps its connections and does nothing (SIGSTOP). Does nothing if the process has ended.
+    /// Makes it hang: it keeps its connections and does nothing (SIGSTOP). Returns when all its threads have stopped. Does
+    /// nothing if the process has ended.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
+        // It fails when the process has ended.
+        let _stopped = waitid(WaitId::Pid(self.pid), WaitIdOptions::STOPPED);
     }
 
     /// Lets it go on after [`ServerProcess::freeze`]. Does nothing if the process has ended.

@@ -19,7 +19,7 @@ use std::sync::{LazyLock, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tempfile::TempDir;
 
 /// How long a service may take to start. RabbitMQ takes about five seconds, several times that when both cores compile.
@@ -237,12 +237,14 @@ impl Service {
         self.end(Signal::KILL);
     }
 
-    /// Makes it hang: it keeps its connections and answers nothing (SIGSTOP).
+    /// Makes it hang: it keeps its connections and answers nothing (SIGSTOP). Returns when all its threads have stopped: until
+    /// then it may still answer.
     ///
     /// # Panics
     /// When it does not run.
     pub fn freeze(&self) {
-        self.signal(Signal::STOP);
+        let pid = self.signal(Signal::STOP);
+        waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED).expect("our own child can be waited for");
     }
 
     /// Lets it go on after [`Service::freeze`].
@@ -262,9 +264,10 @@ impl Service {
         self.dir.path().join("service.log")
     }
 
-    fn signal(&self, signal: Signal) {
+    fn signal(&self, signal: Signal) -> Pid {
         let pid = Pid::from_raw(self.pid().cast_signed()).expect("a pid");
         kill_process(pid, signal).expect("the process is not waited for yet");
+        pid
     }
 
     fn end(&mut self, signal: Signal) {

@@ -15,3 +15,4 @@ mod programs;
 mod proof;
 mod scenarios;
 mod support;
+mod websocket;

@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use naru_model::Timestamp;
 use naru_model::frame::{ClientFrame, RoomPosition, ServerFrame};
 use naru_model::live::{LiveEvent, News};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{CapacityError, Error as WsError};
@@ -32,8 +32,7 @@ pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// How long a close may take: the frames left in the queue, the close frame, the peer's answer to it.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
-/// How long bytes that a peer still writes are read and discarded after an error. A socket closed with unread bytes is
-/// reset, and a reset may overtake the close frame.
+/// How long the bytes that a peer still sends are read and discarded after the last close frame.
 const DISCARD_WITHIN: Duration = Duration::from_secs(1);
 /// A connection whose peer sent nothing after this many pings is closed.
 const PINGS_UNANSWERED: u32 = 2;
@@ -261,33 +260,40 @@ async fn write_the_rest(
     write_what_waits(session, sink).await
 }
 
+/// Ends the WebSocket with a close frame, and then the TCP connection. A peer that has sent its close frame gets the answer
+/// to it, with its own code. The server closes TCP first (RFC 6455, 7.1.1), and reads what the peer has still sent: a
+/// socket that is closed with unread bytes is reset, and a reset may overtake the close frame.
 async fn end(gateway: &Gateway, session: &Session, mut socket: Socket, reason: Close) {
-    let frame = reason
-        .frame()
-        .map(|(code, reason)| CloseFrame { code: code.into(), reason: Utf8Bytes::from_static(reason) });
     let closing = async {
-        if socket.close(frame).await.is_err() {
-            return;
+        match reason.frame() {
+            // The library has prepared the answer when it read the peer's close frame.
+            None => socket.flush().await?,
+            Some((code, reason)) => {
+                let frame = CloseFrame { code: code.into(), reason: Utf8Bytes::from_static(reason) };
+                socket.close(Some(frame)).await?;
+            }
         }
-        match reason {
-            Close::TooBig | Close::NotUtf8 | Close::Protocol => discard(&mut socket).await,
-            _ => {
-                while let Some(Ok(message)) = socket.next().await {
-                    if let Message::Pong(payload) = message {
-                        gateway.proofs.prove(session, session.pong(&payload));
-                    }
+        if !matches!(reason, Close::ByPeer | Close::TooBig | Close::NotUtf8 | Close::Protocol) {
+            while let Some(message) = socket.next().await {
+                if let Message::Pong(payload) = message? {
+                    gateway.proofs.prove(session, session.pong(&payload));
                 }
             }
         }
+        Ok::<_, WsError>(())
     };
-    let _out_of_time = timeout(CLOSE_WITHIN, closing).await;
+    // A connection that has failed is only dropped.
+    if let Ok(Ok(())) = timeout(CLOSE_WITHIN, closing).await {
+        let _out_of_time = timeout(DISCARD_WITHIN, close_tcp(socket.get_mut())).await;
+    }
 }
 
-/// Reads and discards the bytes that the peer still writes: after an error they can't be read as frames.
-async fn discard(socket: &mut Socket) {
-    let mut scrap = [0; 2048];
-    let reading = async { while let Ok(1..) = socket.get_mut().read(&mut scrap).await {} };
-    let _out_of_time = timeout(DISCARD_WITHIN, reading).await;
+/// Closes this side of a TCP connection, and discards what the peer sends until it has closed its own.
+async fn close_tcp(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
+    let mut discarded = [0; 2048];
+    if stream.shutdown().await.is_ok() {
+        while let Ok(1..) = stream.read(&mut discarded).await {}
+    }
 }
 
 #[cfg(test)]

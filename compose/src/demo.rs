@@ -25,7 +25,7 @@ use warp::Filter;
 use warp::reply::Response;
 use warp::sse;
 
-use crate::token::{self, Claims};
+use crate::token::{self, Claims, Signer};
 
 /// One of the page's two users.
 struct Person {
@@ -104,7 +104,7 @@ struct Config {
 
 /// The demo's server side.
 pub struct Demo {
-    token_secret: Secret,
+    signer: Signer,
     /// None: pushes go to the configured providers, and the phones on the desk show none.
     phones: Option<Phones>,
 }
@@ -170,7 +170,7 @@ impl Demo {
         if !address.ip().is_loopback() {
             tracing::warn!(%address, "the demo is on, but answers to names of this machine only");
         }
-        Ok(Some(Self { token_secret, phones: None }))
+        Ok(Some(Self { signer: Signer::new(settings, token_secret)?, phones: None }))
     }
 
     /// Sends pushes to the phones on the desk, unless a provider is configured. The emulator's keys are in `data_dir`.
@@ -229,7 +229,7 @@ impl Demo {
             scope: None,
             exp: expires_at.as_millis() / 1000,
         };
-        let token = token::sign(&claims, &self.token_secret).ok()?;
+        let token = self.signer.sign(&claims).ok()?;
         Some(answer("application/json", serde_json::to_string(&Body { token, expires_at }).ok()?))
     }
 
@@ -315,9 +315,7 @@ fn stream_of(
     // The first comment is sent at once and shows the page that the stream is open.
     let opening = stream::iter([Ok(sse::Event::default().comment("open"))]);
     let until_shutdown = opening.chain(events).take_until(shutdown.cancelled_owned());
-    let mut response = warp::Reply::into_response(sse::reply(sse::keep_alive().stream(until_shutdown)));
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
+    warp::Reply::into_response(sse::reply(sse::keep_alive().stream(until_shutdown)))
 }
 
 /// Whether the request names this machine, as a browser on it does.
@@ -332,9 +330,7 @@ fn answer(kind: &'static str, body: String) -> Response {
     let mut response = Response::new(body.into());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     response
 }

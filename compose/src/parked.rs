@@ -21,7 +21,7 @@ use serde_json::Value;
 use crate::address::from_here;
 use crate::parked::remote::{Refused, Remote};
 use crate::secret;
-use crate::token::{self, Claims};
+use crate::token::{self, Claims, Signer};
 
 /// The lifetime of the token that it signs for itself: longer than a long list takes.
 const TOKEN_TTL: Duration = Duration::from_secs(3600);
@@ -125,16 +125,18 @@ fn remote(wanted: &ArgMatches, settings: &Settings) -> anyhow::Result<Remote> {
     #[derive(Deserialize)]
     struct Config {
         listen: SocketAddr,
+        tls_certificate: String,
     }
     let given = |name: &str| wanted.get_one::<String>(name).cloned();
     let url = match given("url") {
         Some(url) => url,
         None => {
-            let listen = settings.pick::<Config>()?.listen;
+            let Config { listen, tls_certificate } = settings.pick()?;
             if listen.port() == 0 {
                 bail!("`listen` is any port, so it does not say where Naru is: say it with --url");
             }
-            format!("http://{}", from_here(listen))
+            let scheme = if tls_certificate.is_empty() { "http" } else { "https" };
+            format!("{scheme}://{}", from_here(listen))
         }
     };
     let token = match given("token") {
@@ -151,7 +153,7 @@ fn remote(wanted: &ArgMatches, settings: &Settings) -> anyhow::Result<Remote> {
                 scope: Some("service"),
                 exp: token::expiry(TOKEN_TTL).as_millis() / 1000,
             };
-            token::sign(&claims, &secret)?
+            Signer::new(settings, secret)?.sign(&claims)?
         }
     };
     Remote::new(&url, token)

@@ -1,6 +1,5 @@
 //! Four workers on one set of engines. The gateway starts after the other workers and stops before them.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -81,7 +80,7 @@ impl EngineSet {
 
 /// All of Naru, running.
 pub struct Pipeline {
-    address: SocketAddr,
+    url: String,
     supervisor: Supervisor,
     engine_set: EngineSet,
     drain_deadline: Duration,
@@ -136,6 +135,7 @@ impl Pipeline {
         if has_own_key {
             tokens.jwt_secret = Some(secret::of(settings)?);
         }
+        gateway::check(&settings.pick()?, &tokens)?;
 
         let metrics = Metrics::new();
         let health = Health::new(shutdown.clone());
@@ -155,9 +155,10 @@ impl Pipeline {
         let supervisor = Supervisor::new(PROGRAM.name, shutdown, &metrics);
 
         let bound =
-            gateway::Bound::new(settings.pick()?, &tokens, engines.clone(), metrics.clone(), health).await?;
-        let address = bound.address();
-        let mut demo = Demo::wanted(settings, address, tokens.jwt_secret.as_ref(), has_own_key)?;
+            gateway::Bound::new(settings.pick()?, &tokens, engines.clone(), metrics.clone(), health.clone())
+                .await?;
+        let url = bound.url();
+        let mut demo = Demo::wanted(settings, bound.address(), tokens.jwt_secret.as_ref(), has_own_key)?;
 
         // The other workers run until the gateway has drained: they answer its pending sends.
         let later = CancellationToken::new();
@@ -179,7 +180,7 @@ impl Pipeline {
         if let Some(change) = changes.notifier {
             notifier = change(notifier);
         }
-        notifier.spawn_on(&workers);
+        notifier.spawn_on(&workers, &health);
         let recovered = persister::recover(&engines).await.context("the intake can't be read")?;
         if recovered > 0 {
             tracing::info!(
@@ -204,12 +205,12 @@ impl Pipeline {
                 Ok::<_, std::convert::Infallible>(())
             }
         });
-        Ok(Some(Self { address, supervisor, engine_set, drain_deadline: drain_deadline.into() }))
+        Ok(Some(Self { url, supervisor, engine_set, drain_deadline: drain_deadline.into() }))
     }
 
     /// Where clients connect.
-    pub const fn address(&self) -> SocketAddr {
-        self.address
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// Runs until shutdown, drains, and closes the data.

@@ -47,7 +47,12 @@ pub fn in_force(settings: &Settings) -> anyhow::Result<Secret> {
 }
 
 fn read(path: &Path) -> std::io::Result<Secret> {
-    Ok(fs::read_to_string(path)?.trim().to_owned().into())
+    let text = fs::read_to_string(path)?;
+    if text.trim().is_empty() {
+        let why = format!("{} is empty: delete it, and a new secret is made", path.display());
+        return Err(std::io::Error::new(ErrorKind::InvalidData, why));
+    }
+    Ok(text.trim().to_owned().into())
 }
 
 fn kept(dir: &Path) -> anyhow::Result<Secret> {

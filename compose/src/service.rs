@@ -53,7 +53,7 @@ struct Deadline {
 }
 
 /// The whole `main` of a service: `check` refuses a configuration that can't work, before the wait for services; `start`
-/// starts its tasks, and answers its own address if it has one besides the admin address.
+/// starts its tasks, and answers its own URL if it has one besides the admin address.
 ///
 /// `threads`: how many threads run its tasks; none: one per core. A worker that mostly waits for services needs one, and
 /// wakes no other thread for each answer (measured at 300 messages/s: a tenth less CPU).
@@ -61,7 +61,7 @@ pub fn main(
     program: &Program,
     threads: Option<usize>,
     check: impl FnOnce(&Settings) -> anyhow::Result<()>,
-    start: impl AsyncFnOnce(&Service) -> anyhow::Result<Option<SocketAddr>>,
+    start: impl AsyncFnOnce(&Service) -> anyhow::Result<Option<String>>,
 ) -> ExitCode {
     let outcome = (|| {
         let matches = Settings::command(program).get_matches();
@@ -112,7 +112,7 @@ pub fn prepare(settings: &Settings) -> anyhow::Result<()> {
 async fn serve(
     program: &Program,
     settings: Settings,
-    start: impl AsyncFnOnce(&Service) -> anyhow::Result<Option<SocketAddr>>,
+    start: impl AsyncFnOnce(&Service) -> anyhow::Result<Option<String>>,
 ) -> anyhow::Result<()> {
     let Config { admin_listen } = settings.pick()?;
     let shutdown = signal::shutdown().context("signals can't be listened to")?;
@@ -138,7 +138,7 @@ async fn work(
     health: Health,
     shutdown: CancellationToken,
     admin: Option<SocketAddr>,
-    start: impl AsyncFnOnce(&Service) -> anyhow::Result<Option<SocketAddr>>,
+    start: impl AsyncFnOnce(&Service) -> anyhow::Result<Option<String>>,
 ) -> anyhow::Result<()> {
     let Some(distributed) = Distributed::wait_for(&settings, &health, &shutdown).await? else {
         return Ok(());
@@ -146,8 +146,8 @@ async fn work(
     let Deadline { drain_deadline } = settings.pick()?;
     let supervisor = Supervisor::new(program.name, shutdown, &metrics);
     let service = Service { settings, engines: distributed.engines(), metrics, health, supervisor };
-    if let Some(address) = start(&service).await?.or(admin) {
-        println!("listening on http://{address}");
+    if let Some(url) = start(&service).await?.or_else(|| Some(format!("http://{}", admin?))) {
+        println!("listening on {url}");
     }
     let Service { supervisor, .. } = service;
     let ended = supervisor.run(drain_deadline.into()).await;

@@ -6,8 +6,9 @@ use anyhow::Context;
 use clap::{Arg, ArgMatches, Command};
 use jsonwebtoken::{EncodingKey, Header};
 use naru_model::{DeviceId, Timestamp, UserId};
-use naru_runtime::Secret;
-use serde::Serialize;
+use naru_runtime::config::optional;
+use naru_runtime::{Secret, Settings};
+use serde::{Deserialize, Serialize};
 
 /// A token's claims.
 #[derive(Serialize)]
@@ -24,13 +25,46 @@ pub struct Claims<'a> {
     pub exp: i64,
 }
 
-/// Signs claims with HS256.
-///
-/// # Errors
-/// When the secret can't be used as a key.
-pub fn sign(claims: &Claims<'_>, secret: &Secret) -> anyhow::Result<String> {
-    let key = EncodingKey::from_secret(secret.expose().as_bytes());
-    Ok(jsonwebtoken::encode(&Header::default(), claims, &key)?)
+/// Signs tokens that a Naru of this configuration accepts.
+pub struct Signer {
+    secret: Secret,
+    config: Config,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    #[serde(deserialize_with = "optional")]
+    jwt_issuer: Option<String>,
+    #[serde(deserialize_with = "optional")]
+    jwt_audience: Option<String>,
+}
+
+impl Signer {
+    /// # Errors
+    /// When the configuration can't be read.
+    pub fn new(settings: &Settings, secret: Secret) -> anyhow::Result<Self> {
+        Ok(Self { secret, config: settings.pick()? })
+    }
+
+    /// Signs claims with HS256, for the configured issuer and audience.
+    ///
+    /// # Errors
+    /// When the secret can't be used as a key.
+    pub fn sign(&self, claims: &Claims<'_>) -> anyhow::Result<String> {
+        #[derive(Serialize)]
+        struct All<'a> {
+            #[serde(flatten)]
+            claims: &'a Claims<'a>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            iss: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            aud: Option<&'a str>,
+        }
+        let Config { jwt_issuer, jwt_audience } = &self.config;
+        let all = All { claims, iss: jwt_issuer.as_deref(), aud: jwt_audience.as_deref() };
+        let key = EncodingKey::from_secret(self.secret.expose().as_bytes());
+        Ok(jsonwebtoken::encode(&Header::default(), &all, &key)?)
+    }
 }
 
 /// When a token made now expires.
@@ -55,7 +89,7 @@ pub fn command() -> Command {
 ///
 /// # Errors
 /// When an argument is no id or no duration.
-pub fn print(wanted: &ArgMatches, secret: &Secret) -> anyhow::Result<String> {
+pub fn print(wanted: &ArgMatches, signer: &Signer) -> anyhow::Result<String> {
     let text = |name: &str| wanted.get_one::<String>(name).map(String::as_str);
     let user: UserId = text("user").unwrap_or_default().parse().context("--user")?;
     let device: Option<DeviceId> = text("device").map(str::parse).transpose().context("--device")?;
@@ -67,5 +101,5 @@ pub fn print(wanted: &ArgMatches, secret: &Secret) -> anyhow::Result<String> {
         scope: text("scope"),
         exp: expiry(ttl).as_millis() / 1000,
     };
-    sign(&claims, secret)
+    signer.sign(&claims)
 }

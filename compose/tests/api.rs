@@ -654,7 +654,7 @@ async fn devices_are_registered() {
     assert_eq!(listed(&ada).await, json!([]));
     done(ada.put("/api/devices/phone", json!({"platform": "fcm", "token": "T1"})).await);
     let body = json!({
-        "platform": "apns", "token": "T2", "environment": "sandbox", "locale": "ko-KR", "hideContent": true,
+        "platform": "apns", "token": "a2", "environment": "sandbox", "locale": "ko-KR", "hideContent": true,
     });
     done(ada.put("/api/devices/my%20tablet%2F2", body).await);
     let phone = |platform| {
@@ -670,7 +670,7 @@ async fn devices_are_registered() {
     assert_eq!(listed(&ada).await, json!([tablet, phone("fcm")]), "and never the tokens");
 
     // Again, with another token or platform, it is the same device; Ben's phone is another one.
-    let body = json!({"platform": "apns", "token": "T3", "environment": "production"});
+    let body = json!({"platform": "apns", "token": "a3", "environment": "production"});
     assert_eq!(done(ada.put("/api/devices/phone", body).await), phone("apns"));
     assert_eq!(listed(&ada).await, json!([tablet, phone("apns")]));
     done(ben.put("/api/devices/phone", json!({"platform": "fcm", "token": "T4"})).await);
@@ -679,8 +679,8 @@ async fn devices_are_registered() {
         (json!([tablet, phone("apns")]), json!("fcm"))
     );
 
-    // Ben signs in on Ada's phone: its token is his now, and she is not disturbed by his messages.
-    done(ben.put("/api/devices/from-ada", json!({"platform": "apns", "token": "T3"})).await);
+    // Ben signs in on Ada's phone: its token is his now, and she is not disturbed by his messages. His app writes it in capitals.
+    done(ben.put("/api/devices/from-ada", json!({"platform": "apns", "token": "A3"})).await);
     assert_eq!(
         (listed(&ada).await, all("deviceId", listed(&ben).await.as_array().expect("a list"))),
         (json!([tablet]), vec![json!("from-ada"), json!("phone")])
@@ -699,9 +699,13 @@ async fn devices_are_registered() {
         json!({"platform": "web", "token": "T"}),
         json!({"platform": "fcm", "token": ""}),
         json!({"platform": "fcm", "token": 5}),
-        json!({"platform": "apns", "token": "T", "environment": "test"}),
-        json!({"platform": "apns", "token": "T", "locale": 5}),
-        json!({"platform": "apns", "token": "T", "hideContent": "yes"}),
+        json!({"platform": "fcm", "token": "T\n"}),
+        json!({"platform": "fcm", "token": "T 1"}),
+        json!({"platform": "apns", "token": " a1"}),
+        json!({"platform": "apns", "token": "<a1b2 c3d4>"}),
+        json!({"platform": "apns", "token": "a1", "environment": "test"}),
+        json!({"platform": "apns", "token": "a1", "locale": 5}),
+        json!({"platform": "apns", "token": "a1", "hideContent": "yes"}),
         json!("fcm"),
     ] {
         println!("{body}");

@@ -6,6 +6,7 @@ mod costs;
 mod crash;
 mod distributed;
 mod faults;
+mod identity;
 mod interruption;
 mod journey;
 mod page;

@@ -44,6 +44,7 @@ fn push(number: u8, lane: Lane) -> ParkedPush {
         body: "안녕하세요".into(),
         hides_content: false,
         badge: Some(3),
+        room_name: None,
         target: (lane != Lane::Webhook).then(target),
         expires_at: moment(number),
     };
@@ -68,12 +69,14 @@ async fn on(change: impl FnOnce(Engines) -> Engines + Send + 'static) -> (Naru, 
     };
     let changes = Changes { engines: Some(Box::new(change)), ..Changes::default() };
     let naru = Naru::start_with(&["--demo", "off"], changes).await;
+    // The room of the pushes that are parked: what goes out again is for its members.
+    naru.http("B").create_room(&["A", "B"]).await;
     (naru, told.recv().expect("engines"))
 }
 
 async fn park<const N: usize>(engines: &Engines, pushes: [&ParkedPush; N]) {
     for push in pushes {
-        engines.store.pushes.park(push.clone()).await.expect("it is kept");
+        engines.store.pushes.park(std::slice::from_ref(push)).await.expect("it is kept");
     }
 }
 
@@ -234,7 +237,7 @@ async fn a_replay_goes_to_its_device_as_it_is_now() {
     park(&engines, [&one, &two, &apns]).await;
     let (service, ben) = (backend(&naru), naru.http("B"));
     refused(service.post(&replay(&one), json!({})).await, 409, "CONFLICT");
-    done(ben.put("/api/devices/tablet", json!({"platform": "fcm", "token": "another device"})).await);
+    done(ben.put("/api/devices/tablet", json!({"platform": "fcm", "token": "another-device"})).await);
     refused(service.post(&replay(&one), json!({})).await, 409, "CONFLICT");
 
     let mut lane = engines.bus.push_fcm.receiver().await.expect("a receiver");
@@ -245,13 +248,13 @@ async fn a_replay_goes_to_its_device_as_it_is_now() {
         ack([delivery.ack_handle]).await.expect("it is done");
         delivery.event
     };
-    done(ben.put("/api/devices/phone", json!({"platform": "fcm", "token": "the new one"})).await);
+    done(ben.put("/api/devices/phone", json!({"platform": "fcm", "token": "the-new-one"})).await);
     let before = Timestamp::now();
     let answer = done(service.post(&replay(&one), json!({})).await);
     let event = next().await;
     let target = PushTarget {
         device_id: DeviceId::new("phone").expect("a device id"),
-        token: "the new one".into(),
+        token: "the-new-one".into(),
         environment: PushEnvironment::Production,
     };
     let expires_at = event.payload.expires_at;
@@ -262,7 +265,7 @@ async fn a_replay_goes_to_its_device_as_it_is_now() {
     assert_eq!(answer, json!({"eventId": one.event_id, "lane": "fcm", "expiresAt": expires_at}));
 
     // What is not to be seen on that phone any more is not sent to it.
-    let body = json!({"platform": "fcm", "token": "the new one", "hideContent": true});
+    let body = json!({"platform": "fcm", "token": "the-new-one", "hideContent": true});
     done(ben.put("/api/devices/phone", body).await);
     done(service.post(&replay(&two), json!({})).await);
     let job = next().await.payload;

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::costs::Load;
 
 /// The secret that signs tokens here.
-pub const SECRET: &str = "a secret for tests";
+pub const SECRET: &str = "a secret for tests, of 32 bytes or more";
 /// The secret that signs webhook calls here.
 pub const WEBHOOK_SECRET: &str = "a secret between friends";
 
@@ -37,6 +37,15 @@ impl Naru {
 
     /// The same, with changes to what it is made of.
     pub async fn start_with(flags: &[&str], changes: Changes) -> Self {
+        Self::start_as(&[&["--jwt-secret", SECRET], flags].concat(), changes).await
+    }
+
+    /// Starts one whose key for tokens is among the flags.
+    pub async fn start_with_keys(flags: &[&str]) -> Self {
+        Self::start_as(flags, Changes::default()).await
+    }
+
+    async fn start_as(flags: &[&str], changes: Changes) -> Self {
         let backend = Webhook::start().await;
         let data = tempfile::tempdir().expect("a folder for the data");
         let dir = data.path().to_str().expect("a folder with a plain name");
@@ -47,8 +56,6 @@ impl Naru {
             "127.0.0.1:0",
             "--data-dir",
             dir,
-            "--jwt-secret",
-            SECRET,
             "--push-webhook-url",
             &url,
             "--push-webhook-secret",
@@ -61,7 +68,7 @@ impl Naru {
             .await
             .expect("Naru starts")
             .expect("it was not told to stop");
-        let url = format!("http://{}", pipeline.address());
+        let url = pipeline.url().to_owned();
         Self { url, backend, _data: data, shutdown, running: tokio::spawn(pipeline.run()) }
     }
 

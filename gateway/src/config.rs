@@ -1,16 +1,24 @@
 //! The keys of the configuration that a gateway reads.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
-use naru_runtime::config::Span;
+use naru_runtime::config::{Span, optional};
 use serde::Deserialize;
 
+use crate::client_address::{Network, ProxyHeader};
 use crate::proof_requests::DeliveryProof;
 
 /// See `defaults.toml`, which explains each key.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {
     pub listen: SocketAddr,
+    #[serde(deserialize_with = "optional")]
+    pub tls_certificate: Option<PathBuf>,
+    #[serde(deserialize_with = "optional")]
+    pub tls_key: Option<PathBuf>,
+    pub trusted_proxies: Vec<Network>,
+    pub proxy_header: ProxyHeader,
     pub allowed_origins: Vec<String>,
     pub max_content_bytes: usize,
     pub max_frame_bytes: usize,

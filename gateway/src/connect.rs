@@ -16,6 +16,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
+use crate::client_address::ClientAddress;
 use crate::gateway::Gateway;
 use crate::refusal::Refusal;
 use crate::session;
@@ -36,6 +37,7 @@ const WRITE_BUFFER: usize = 2048;
 pub(crate) async fn upgrade(
     gateway: &Arc<Gateway>,
     headers: &HeaderMap,
+    client: ClientAddress,
     upgrade: Option<OnUpgrade>,
 ) -> Result<warp::reply::Response, Refusal> {
     if !is_allowed(headers, &gateway.config.allowed_origins) {
@@ -61,6 +63,7 @@ pub(crate) async fn upgrade(
     if offered.contains(&PROTOCOL) {
         response = response.header(SEC_WEBSOCKET_PROTOCOL, PROTOCOL);
     }
+    tracing::debug!(client = %client.0, user = %identity.user, "a session begins");
     let serving = gateway.clone();
     gateway.connections.spawn(async move {
         // The peer may disconnect before the switch is made.

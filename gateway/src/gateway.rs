@@ -20,13 +20,16 @@ use crate::registry::SessionRegistry;
 use crate::room_heads::RoomHeads;
 use crate::rooms::RoomCache;
 use crate::telemetry::Telemetry;
+use crate::tls::Tls;
 use crate::token::Verifier;
 
 /// See the module.
 pub(crate) struct Gateway {
     pub(crate) config: Config,
     pub(crate) engines: Engines,
-    pub(crate) verifier: Verifier,
+    pub(crate) verifier: Arc<Verifier>,
+    /// None: connections are not encrypted by the gateway.
+    pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) sessions: Arc<SessionRegistry>,
     pub(crate) pending: Arc<Pending>,
     pub(crate) presence: Presence,

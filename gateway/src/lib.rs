@@ -15,6 +15,7 @@
 mod accept;
 mod api;
 mod batches;
+mod client_address;
 mod config;
 mod connect;
 mod deliver;
@@ -39,6 +40,7 @@ mod session;
 mod session_state;
 mod sync;
 mod telemetry;
+mod tls;
 pub mod token;
 mod unproven;
 
@@ -75,6 +77,7 @@ use crate::room_heads::RoomHeads;
 use crate::rooms::RoomCache;
 pub use crate::server::Routes;
 use crate::telemetry::Telemetry;
+use crate::tls::{Tls, TlsError};
 use crate::token::{TokenConfig, TokenConfigError, Verifier};
 
 /// Why a gateway does not start.
@@ -83,6 +86,9 @@ pub enum StartError {
     /// No client could connect.
     #[error(transparent)]
     Token(#[from] TokenConfigError),
+    /// TLS can't be served.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The address can't be bound.
     #[error("can't listen on {address}")]
     Bind { address: SocketAddr, source: std::io::Error },
@@ -91,12 +97,17 @@ pub enum StartError {
     Engine(#[from] EngineError),
 }
 
-/// Refuses keys for tokens that can't be used, before any task is started.
+/// Refuses keys for tokens and files for TLS that can't be used, before any task is started.
 ///
 /// # Errors
-/// When no key is configured, more than one, or one that can't be used.
-pub fn check(tokens: &TokenConfig) -> Result<(), TokenConfigError> {
-    Verifier::new(tokens).map(drop)
+/// When no key for tokens is configured, more than one, or one that can't be used; when TLS can't be served.
+pub fn check(config: &Config, tokens: &TokenConfig) -> Result<(), StartError> {
+    tls_of(config)?;
+    Ok(Verifier::new(tokens).map(drop)?)
+}
+
+fn tls_of(config: &Config) -> Result<Option<Tls>, TlsError> {
+    Tls::configured(config.tls_certificate.as_deref(), config.tls_key.as_deref())
 }
 
 /// A gateway that has bound its address and is ready to run.
@@ -114,7 +125,7 @@ impl Bound {
     /// Binds the address and builds the gateway. No task runs yet, so clients that connect wait.
     ///
     /// # Errors
-    /// When the address can't be bound or the keys for tokens can't be used.
+    /// When the address can't be bound, or the keys for tokens or the files for TLS can't be used.
     pub async fn new(
         config: Config,
         tokens: &TokenConfig,
@@ -122,7 +133,15 @@ impl Bound {
         metrics: Metrics,
         health: Health,
     ) -> Result<Self, StartError> {
-        let verifier = Verifier::new(tokens)?;
+        let (verifier, tls) = (Arc::new(Verifier::new(tokens)?), tls_of(&config)?.map(Arc::new));
+        if let Some(warning) = verifier.warning() {
+            tracing::warn!("{warning}");
+        }
+        let (checked, watched) = (verifier.clone(), verifier.clone());
+        health.register("token keys", move || {
+            std::future::ready(checked.check().map_err(str::to_owned)).boxed()
+        });
+        health.register_degraded("token keys", move || watched.trouble());
         let bind = |source| StartError::Bind { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
@@ -146,6 +165,7 @@ impl Bound {
             Proofs::new(&engines, config.delivery_proof, config.delivery_grace.0, &telemetry);
         let gateway = Gateway {
             verifier,
+            tls,
             presence: Presence::new(id, &engines, &sessions),
             drain: Drain::new(&sessions, &pending),
             sessions,
@@ -169,6 +189,12 @@ impl Bound {
 
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where clients connect, as an `http` or `https` URL.
+    pub fn url(&self) -> String {
+        let scheme = if self.gateway.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
     }
 
     /// Cancelled when, after shutdown, the gateway has drained and every connection was closed: from then on this gateway
@@ -265,6 +291,23 @@ impl Bound {
                 Ok::<_, Infallible>(())
             }
         });
+        let owner = gateway.clone();
+        supervisor.spawn("token keys", Policy::Restart, move |stop| {
+            let owner = owner.clone();
+            async move {
+                stop.run_until_cancelled(owner.verifier.run()).await;
+                Ok::<_, Infallible>(())
+            }
+        });
+        if let Some(tls) = gateway.tls.clone() {
+            supervisor.spawn("TLS files", Policy::Restart, move |stop| {
+                let tls = tls.clone();
+                async move {
+                    stop.run_until_cancelled(tls.reload()).await;
+                    Ok::<_, Infallible>(())
+                }
+            });
+        }
         supervisor.spawn_once(
             "serve",
             server::serve(gateway, listener, routes, supervisor.shutdown().clone(), drained),

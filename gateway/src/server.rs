@@ -1,19 +1,25 @@
 //! Accepts connections, and on shutdown ends them in order.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderMap;
+use futures_util::TryFutureExt;
+use http::{HeaderMap, Request};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 
+use crate::client_address::{ClientAddress, client_address};
 use crate::gateway::Gateway;
 use crate::refusal::Close;
 use crate::{api, connect};
@@ -40,10 +46,10 @@ pub(crate) async fn serve(
 ) {
     let service = TowerToHyperService::new(warp::service(all_routes(&gateway, routes)));
     loop {
-        let stream = tokio::select! {
+        let (stream, peer) = tokio::select! {
             () = shutdown.cancelled() => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "a connection was not accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -51,10 +57,17 @@ pub(crate) async fn serve(
                 }
             },
         };
-        let (service, draining) = (service.clone(), gateway.drain.begun.clone());
+        let (owner, service) = (gateway.clone(), service.clone());
         gateway.connections.spawn(async move {
-            if let Err(error) = converse(stream, service, draining).await {
-                tracing::debug!(%error, "an HTTP connection ended");
+            // Frames are small and latency counts: no frame waits for an acknowledgement of the one before.
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "TCP_NODELAY was not set");
+            }
+            let Some(tls) = &owner.tls else { return converse(&owner, stream, peer, service).await };
+            match owner.drain.begun.run_until_cancelled(tls.accept(stream)).await {
+                Some(Ok(stream)) => converse(&owner, stream, peer, service).await,
+                Some(Err(error)) => tracing::debug!(%error, %peer, "a TLS handshake failed"),
+                None => {}
             }
         });
     }
@@ -64,36 +77,43 @@ pub(crate) async fn serve(
 }
 
 async fn converse<S, B>(
-    stream: TcpStream,
+    gateway: &Gateway,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: SocketAddr,
     service: TowerToHyperService<S>,
-    draining: CancellationToken,
-) -> hyper::Result<()>
-where
-    S: tower_service::Service<http::Request<hyper::body::Incoming>, Response = http::Response<B>>
-        + Clone
-        + Send
-        + 'static,
+) where
+    S: tower_service::Service<Request<Incoming>, Response = http::Response<B>> + Clone + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     B: hyper::body::Body + Send + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    // Frames are small and latency counts: no frame waits for an acknowledgement of the one before.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY was not set");
-    }
+    let (trusted, header) = (&gateway.config.trusted_proxies, gateway.config.proxy_header);
+    let service = service_fn(|mut request: Request<Incoming>| {
+        let client = client_address(peer, request.headers(), trusted, header);
+        request.extensions_mut().insert(client);
+        service.call(request).map_ok(|mut response| {
+            naru_runtime::admin::guard(response.headers_mut());
+            response
+        })
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_WITHIN)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        ended = connection.as_mut() => return ended,
-        () = draining.cancelled() => connection.as_mut().graceful_shutdown(),
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = gateway.drain.begun.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, %peer, "an HTTP connection ended");
     }
-    connection.await
 }
 
 async fn drain(gateway: &Gateway) {
@@ -134,9 +154,11 @@ fn all_routes(
         .and(warp::get())
         .and(with_gateway.clone())
         .and(warp::header::headers_cloned())
+        .and(warp::ext::get::<ClientAddress>())
         .and(warp::ext::optional::<OnUpgrade>())
-        .then(|gateway: Arc<Gateway>, headers: HeaderMap, upgrade| async move {
-            connect::upgrade(&gateway, &headers, upgrade).await.unwrap_or_else(|refusal| {
+        .then(|gateway: Arc<Gateway>, headers: HeaderMap, client: ClientAddress, upgrade| async move {
+            connect::upgrade(&gateway, &headers, client, upgrade).await.unwrap_or_else(|refusal| {
+                tracing::debug!(client = %client.0, code = refusal.row().code, "a handshake was refused");
                 gateway.telemetry.count_refused(&refusal);
                 api::refused(&refusal)
             })

@@ -18,8 +18,10 @@ use reqwest::Url;
 use reqwest::header::HeaderValue;
 use serde::Serialize;
 
+use crate::aps::{Alert, Aps};
 use crate::fit::fit;
 use crate::provider::Provider;
+use crate::render::Appearance;
 use crate::transport::{Answer, Gate, Transport, base_url, below};
 use crate::verdict::{self, Scope, Verdict};
 use crate::{BuildError, Config};
@@ -29,7 +31,7 @@ const SANDBOX: &str = "https://api.sandbox.push.apple.com";
 /// The longest payload that Apple takes, in bytes.
 const LONGEST: usize = 4096;
 /// A name is cut before it leaves too little room for the content.
-const LONGEST_TITLE: usize = 512;
+const LONGEST_NAME: usize = 512;
 /// A provider token holds its time of issue; Apple refuses one older than an hour, and a key whose tokens are renewed more
 /// often than every 20 minutes. All notifiers, however many and however often restarted, use the same: the beginning of the
 /// present span of this length.
@@ -42,7 +44,7 @@ pub(crate) struct Apns {
     transport: Transport,
     key: ProviderKey,
     topic: String,
-    loc_key: String,
+    appearance: Appearance,
     production: Endpoint,
     /// None: `production` serves both, because a base URL was configured.
     sandbox: Option<Endpoint>,
@@ -66,8 +68,8 @@ impl Apns {
         let endpoint = |own| Ok(Endpoint::new(base_url("apns_base_url", base, own)?));
         let production = endpoint(PRODUCTION)?;
         let sandbox = if base.is_none() { Some(endpoint(SANDBOX)?) } else { None };
-        let loc_key = config.push_loc_key.clone();
-        Ok(Some(Self { transport: Transport::new(config)?, key, topic, loc_key, production, sandbox }))
+        let appearance = Appearance::from(config);
+        Ok(Some(Self { transport: Transport::new(config)?, key, topic, appearance, production, sandbox }))
     }
 
     fn endpoint(&self, environment: PushEnvironment) -> &Endpoint {
@@ -93,7 +95,7 @@ impl Provider for Apns {
         let Some(target) = &job.target else {
             return Verdict::Refused("a push by APNs without a device".into());
         };
-        let body = match payload(job, &self.loc_key) {
+        let body = match payload(job, &self.appearance) {
             Ok(body) => body,
             Err(verdict) => return verdict,
         };
@@ -114,7 +116,7 @@ impl Provider for Apns {
                 .header(CONTENT_TYPE, "application/json")
                 .header("apns-id", event.event_id.to_string())
                 .header("apns-push-type", "alert")
-                .header("apns-expiration", job.expires_at.as_millis().div_euclid(1000).max(0))
+                .header("apns-expiration", expiration(job))
                 // Delivered at once: the user waits for it.
                 .header("apns-priority", "10")
                 .header("apns-topic", &self.topic)
@@ -123,7 +125,7 @@ impl Provider for Apns {
         };
         match self.transport.call(Some(&endpoint.gate), request).await {
             Ok(answer) => {
-                let verdict = verdict::of_apns(&answer, called_at, Timestamp::now());
+                let verdict = verdict::apns::of_apns(&answer, called_at, Timestamp::now());
                 endpoint.assess(verdict, &answer)
             }
             Err(no_answer) => verdict::try_later(format!("APNs: {no_answer}")),
@@ -167,8 +169,12 @@ impl Endpoint {
     }
 }
 
-/// The payload of a push, as Apple reads it:
-/// <https://developer.apple.com/documentation/usernotifications/generating-a-remote-notification>.
+/// When a push expires, in seconds since 1970.
+pub(crate) fn expiration(job: &PushJob) -> i64 {
+    job.expires_at.as_millis().div_euclid(1000).max(0)
+}
+
+/// The payload of a push, as Apple reads it.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Payload<'a> {
@@ -177,53 +183,26 @@ struct Payload<'a> {
     message_id: &'a MessageId,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct Aps<'a> {
-    alert: Alert<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    badge: Option<u32>,
-    /// 0: the app's extension is not asked to change the notification.
-    mutable_content: u8,
-    sound: &'a str,
-    thread_id: &'a RoomId,
-}
-
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Alert<'a> {
-    Shown {
-        title: &'a str,
-        body: &'a str,
-    },
-    /// The key of a text in the app's own strings.
-    Hidden {
-        #[serde(rename = "loc-key")]
-        loc_key: &'a str,
-    },
-}
-
 /// The request's body, [`LONGEST`] bytes at most: longer content is cut.
-fn payload(job: &PushJob, loc_key: &str) -> Result<Bytes, Verdict> {
-    let title = fit(&job.title, LONGEST_TITLE);
-    let whole = body(job, loc_key, &title, &job.body)?;
+pub(crate) fn payload(job: &PushJob, appearance: &Appearance) -> Result<Bytes, Verdict> {
+    let whole = body(job, appearance, &job.body)?;
     if whole.len() <= LONGEST || job.body.is_empty() {
         return Ok(whole);
     }
-    let Some(room) = LONGEST.checked_sub(body(job, loc_key, &title, "")?.len()) else {
+    let Some(left) = LONGEST.checked_sub(body(job, appearance, "")?.len()) else {
         return Err(Verdict::TooBig);
     };
-    body(job, loc_key, &title, &fit(&job.body, room))
+    body(job, appearance, &fit(&job.body, left))
 }
 
-fn body(job: &PushJob, loc_key: &str, title: &str, text: &str) -> Result<Bytes, Verdict> {
+fn body(job: &PushJob, appearance: &Appearance, text: &str) -> Result<Bytes, Verdict> {
+    let title = fit(&job.title, LONGEST_NAME);
+    let group = job.room_name.as_deref().map(|name| fit(name, LONGEST_NAME));
     let alert = match job.hides_content {
-        true => Alert::Hidden { loc_key },
-        false => Alert::Shown { title, body: text },
+        true => Alert::Hidden { loc_key: &appearance.loc_key },
+        false => Alert::Shown { title: &title, subtitle: group.as_deref(), body: text },
     };
-    // No user needs a larger one, and the phone's number is 32 bits wide.
-    let badge = job.badge.map(|badge| u32::try_from(badge).unwrap_or(u32::MAX));
-    let aps = Aps { alert, badge, mutable_content: 0, sound: "default", thread_id: &job.chat_room_id };
+    let aps = Aps::new(job, appearance, Some(alert));
     let payload = Payload { aps, chat_room_id: &job.chat_room_id, message_id: &job.message_id };
     let json = serde_json::to_vec(&payload);
     json.map(Bytes::from).map_err(|_| Verdict::Refused("a push by APNs that can't be written".into()))

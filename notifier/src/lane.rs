@@ -1,7 +1,10 @@
 //! Works off one provider's queue of pushes, as fast as the provider takes them.
 //!
-//! At its turn, a push is checked once more for whether its recipient still needs it: it may have waited for hours. Pushes
-//! that come together share one look-up, and those that end together one write (`ended.rs`).
+//! Right before it is sent, at its first try and at each further one, a push is checked once more, since it may have waited
+//! for hours: is its device still its recipient's, is its recipient still in the room, is the message still unread and the room
+//! not muted? Pushes that come together share one look-up, and those that end together one write (`ended.rs`). A push that has
+//! waited in the lane itself for longer than [`FRESH`] is looked up again; what changes later, while a call is under way
+//! ([`CALL_TIMEOUT`](crate::transport::CALL_TIMEOUT) at most), comes too late.
 //!
 //! **Acknowledged after the effect**: once the provider has taken a push, which is recorded first, or once it is parked. A
 //! push that comes again after that is recognised by its event id.
@@ -9,13 +12,14 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures_util::future::try_join3;
+use futures_util::future::try_join5;
 use naru_engines::EngineResult;
 use naru_engines::bus::{Delivery, Queue, Receiver};
-use naru_engines::store::{MemberPosition, ParkedPush, Platform, Store};
+use naru_engines::store::{Device, MemberPosition, ParkedPush, Platform, Store};
 use naru_model::hops::{self, PushJob};
-use naru_model::{Event, EventId, Stage, Timestamp, UserId};
+use naru_model::{DeviceId, Event, EventId, Room, RoomId, Stage, Timestamp, UserId};
 use naru_runtime::Backoff;
 use tokio::task::{self, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -25,9 +29,14 @@ use crate::breaker::Breaker;
 use crate::decide::{Action, RetryPolicy, decide};
 use crate::ended::{Ended, Ending, ack, retry};
 use crate::provider::Provider;
-use crate::push::{BACKOFF_BASE, BACKOFF_CAP, reason_to_spare};
+use crate::push::{BACKOFF_BASE, BACKOFF_CAP, positions, reason_to_spare};
+use crate::render;
 use crate::telemetry::Telemetry;
 use crate::verdict::{Reason, Verdict};
+
+/// For so long a look-up counts as made right before the send. A provider that answers fast then costs one look-up for all
+/// pushes that were looked up together, and one that is slow costs ten a second at most.
+const FRESH: Duration = Duration::from_millis(100);
 
 /// A lane that has a provider.
 pub(crate) struct LaneWorker {
@@ -36,6 +45,8 @@ pub(crate) struct LaneWorker {
     pub(crate) store: Store,
     pub(crate) concurrency: NonZeroUsize,
     pub(crate) retry_policy: RetryPolicy,
+    /// No phone shows the content, whatever it asked for.
+    pub(crate) hides_content: bool,
     pub(crate) telemetry: Telemetry,
 }
 
@@ -106,38 +117,71 @@ impl LaneWorker {
         // Pushes looked up and not begun: as many as there are places, so that places which become free one by one do not
         // cost a look-up each. If dropped, they come again.
         let mut ready: VecDeque<Delivery<PushJob>> = VecDeque::new();
+        let mut looked_up = Instant::now();
         loop {
             let now = Instant::now();
             let pause = breaker.pause(now);
             let max = breaker.places(self.concurrency.get(), now);
             let places = max.saturating_sub(in_hand.tasks.len());
             self.telemetry.paused(self.name(), pause.is_some());
+            if places > 0 && !ready.is_empty() && looked_up.elapsed() > FRESH {
+                let waited = ready.drain(..).collect();
+                ready.extend(self.needed(waited, in_hand, &mut backoff, stop).await);
+                looked_up = Instant::now();
+            }
             for delivery in ready.drain(..places.min(ready.len())) {
                 in_hand.start(delivery.event.event_id, self.clone().push(delivery, ending.clone()));
             }
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(()),
-                Some(health) = in_hand.next() => match health {
-                    ProviderHealth::Unknown => {}
-                    ProviderHealth::Working => breaker.close(),
-                    ProviderHealth::Failing(until) => {
-                        let asked = until.map(|until| until.since(Timestamp::now())).unwrap_or_default();
-                        if breaker.fail(Instant::now(), asked) {
+            let takes = places > 0 && ready.is_empty();
+            // Kept while pushes end one by one: on some engines a call that is dropped is a read for nothing.
+            let mut receiving = receiver.receive(max);
+            let batch = loop {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return Ok(()),
+                    Some(health) = in_hand.next() => {
+                        if self.heed(health, &mut breaker) {
                             ready.clear();
-                            tracing::warn!(lane = self.name().as_str(), "the provider keeps failing; its lane pauses");
+                        }
+                        if !takes || breaker.places(self.concurrency.get(), Instant::now()) != max {
+                            break None;
                         }
                     }
-                },
-                () = sleep_until(pause.unwrap_or(now)), if pause.is_some() => {}
-                batch = receiver.receive(max), if places > 0 && ready.is_empty() => {
-                    ready.extend(self.needed(batch?, in_hand, &mut backoff, stop).await);
+                    () = sleep_until(pause.unwrap_or(now)), if pause.is_some() => break None,
+                    batch = &mut receiving, if takes => break Some(batch?),
                 }
+            };
+            drop(receiving);
+            if let Some(batch) = batch {
+                ready.extend(self.needed(batch, in_hand, &mut backoff, stop).await);
+                looked_up = Instant::now();
             }
         }
     }
 
-    /// The pushes of a batch that are not done, not in hand, and still needed by their recipients.
+    /// Tells the breaker how a push ended; returns whether a pause began.
+    fn heed(&self, health: ProviderHealth, breaker: &mut Breaker) -> bool {
+        match health {
+            ProviderHealth::Unknown => false,
+            ProviderHealth::Working => {
+                breaker.close();
+                false
+            }
+            ProviderHealth::Failing(until) => {
+                let asked = until.map(|until| until.since(Timestamp::now())).unwrap_or_default();
+                let pauses = breaker.fail(Instant::now(), asked);
+                if pauses {
+                    tracing::warn!(
+                        lane = self.name().as_str(),
+                        "the provider keeps failing; its lane pauses"
+                    );
+                }
+                pauses
+            }
+        }
+    }
+
+    /// The pushes of a batch that are not done, not in hand, and still needed by their recipients, as they go out now.
     async fn needed(
         &self,
         batch: Vec<Delivery<PushJob>>,
@@ -166,19 +210,21 @@ impl LaneWorker {
         let (mut needed, mut needless, mut doubled) =
             (Vec::with_capacity(batch.len()), Vec::new(), Vec::new());
         let (mut seen, mut repeated) = (HashSet::new(), 0);
-        for ((mut delivery, done), member) in batch.into_iter().zip(known.done).zip(known.members) {
-            let (event_id, job) = (delivery.event.event_id, &mut delivery.event.payload);
-            if done {
+        for (place, mut delivery) in batch.into_iter().enumerate() {
+            let event_id = delivery.event.event_id;
+            if known.done[place] {
                 repeated += 1;
                 needless.push(delivery.ack_handle);
-            } else if let Some(reason) = reason_to_spare(job.seq, member, now) {
+            } else if let Err(reason) = known.renew(place, &mut delivery.event.payload, now) {
                 self.telemetry.count_spared(reason);
                 needless.push(delivery.ack_handle);
             } else if in_hand.holds(event_id) || !seen.insert(event_id) {
                 // By its next turn the push in hand has been recorded, or has failed.
                 doubled.push(delivery.ack_handle);
             } else {
-                job.badge = known.unread.get(&job.recipient_id).copied();
+                if self.hides_content && delivery.event.payload.target.is_some() {
+                    render::hide(&mut delivery.event.payload);
+                }
                 needed.push(delivery);
             }
         }
@@ -192,16 +238,34 @@ impl LaneWorker {
     async fn look_up(&self, batch: &[Delivery<PushJob>]) -> EngineResult<LookedUp> {
         let jobs = || batch.iter().map(|delivery| &delivery.event.payload);
         let ids: Vec<_> = batch.iter().map(|delivery| delivery.event.event_id).collect();
-        let members: Vec<_> =
-            jobs().map(|job| (job.chat_room_id.clone(), job.recipient_id.clone(), job.seq)).collect();
+        let members = jobs().map(|job| (&job.chat_room_id, &job.recipient_id, job.seq));
+        let rooms: BTreeSet<_> = jobs().map(|job| &job.chat_room_id).collect();
+        let rooms: Vec<_> = rooms.into_iter().cloned().collect();
         let users: BTreeSet<_> = jobs().map(|job| &job.recipient_id).collect();
-        let users: Vec<_> = users.into_iter().filter(|_| self.provider.shows_badge()).cloned().collect();
-        let unread = async {
-            if users.is_empty() { Ok(Vec::new()) } else { self.store.positions.unread(&users).await }
-        };
-        let (done, members, unread) =
-            try_join3(self.store.pushes.done(&ids), self.store.positions.get(&members), unread).await?;
-        Ok(LookedUp { done, members, unread: users.into_iter().zip(unread).collect() })
+        let users: Vec<_> = users.into_iter().cloned().collect();
+        let has_devices = self.name() != hops::Lane::Webhook;
+        let Store { pushes, devices, rooms: all_rooms, .. } = &self.store;
+        let (done, members, current, devices, unread) = try_join5(
+            pushes.done(&ids),
+            positions(&self.store, members),
+            all_rooms.current(&rooms),
+            async { if has_devices { devices.of_users(&users).await } else { Ok(Vec::new()) } },
+            async {
+                let shows_badge = self.provider.shows_badge();
+                if shows_badge { self.store.positions.unread(&users).await } else { Ok(Vec::new()) }
+            },
+        )
+        .await?;
+        let members = jobs().map(|job| members[&(&job.chat_room_id, &job.recipient_id)]).collect();
+        let current = current.into_iter().flatten().map(|room| (room.id.clone(), room));
+        let devices = devices.into_iter().filter(|device| device.platform.lane() == self.name());
+        Ok(LookedUp {
+            done,
+            members,
+            rooms: current.collect(),
+            devices: devices.map(|device| ((device.user.clone(), device.id.clone()), device)).collect(),
+            unread: users.into_iter().zip(unread).collect(),
+        })
     }
 
     /// Takes one push from the queue to its end or its next try.
@@ -285,7 +349,7 @@ impl LaneWorker {
             attempts: attempt,
             parked_at: Timestamp::now(),
         };
-        let parked = self.store.pushes.park(parked).await;
+        let parked = self.store.pushes.park(&[parked]).await;
         let is_parked = parked.is_ok();
         self.telemetry.log_failure(parked, "a push could not be parked; it is tried again");
         match is_parked {
@@ -299,10 +363,38 @@ impl LaneWorker {
     }
 }
 
-/// The results of the look-ups for a batch, in its order.
+/// The results of the look-ups for a batch.
 struct LookedUp {
+    /// In the batch's order, and so are the members.
     done: Vec<bool>,
     members: Vec<MemberPosition>,
+    rooms: HashMap<RoomId, Arc<Room>>,
+    /// The devices that are registered for this lane, by owner and id.
+    devices: HashMap<(UserId, DeviceId), Device>,
     /// By recipient; empty where the provider shows no badge.
     unread: HashMap<UserId, u64>,
+}
+
+impl LookedUp {
+    /// Brings the push at this place up to date: it goes to its device's present token, and hides what the device now wants
+    /// hidden. An error is the reason why its recipient needs none, or must not get it.
+    fn renew(&self, place: usize, job: &mut PushJob, now: Timestamp) -> Result<(), &'static str> {
+        let room = self.rooms.get(&job.chat_room_id).filter(|room| room.has(&job.recipient_id));
+        let room = room.ok_or("left")?;
+        if let Some(reason) = reason_to_spare(job.seq, self.members[place], now) {
+            return Err(reason);
+        }
+        if let Some(target) = &mut job.target {
+            // Its owner has signed out, or it has another owner.
+            let device = (job.recipient_id.clone(), target.device_id.clone());
+            let device = self.devices.get(&device).ok_or("unregistered")?;
+            *target = render::target(device);
+            if device.hides_content {
+                render::hide(job);
+            }
+        }
+        job.badge = self.unread.get(&job.recipient_id).copied();
+        job.room_name.clone_from(&room.name);
+        Ok(())
+    }
 }

@@ -8,7 +8,8 @@
 //!
 //! - `push` checks once more whether the recipient needs the push (not if the room is muted, or the message was received or
 //!   read meanwhile), and puts one job per device, and one for the backend, on their lanes.
-//! - A lane checks the same again at the push's turn, and hands it to its [`Provider`]. The [`Verdict`] decides: ack, retry
+//! - A lane checks right before each send that its device is still its recipient's, its recipient still in the room, and the
+//!   message still unread and unmuted, and hands it to its [`Provider`]. The [`Verdict`] decides: ack, retry
 //!   or park (`docs/PUSH_VERDICTS.md` has every answer). The queue keeps a time that the provider named exactly. A lane whose
 //!   provider keeps failing pauses; the other lanes are not affected.
 //!
@@ -16,9 +17,11 @@
 //! **One push is sent once**, unless the process dies, or the store fails, between the provider's answer and its record.
 //! The second call then carries the same event id, by which the provider or the backend can recognise it.
 //!
-//! A device whose platform has no provider here gets no job; it is counted in `naru_notifier_no_provider_total`.
+//! A push to a device whose platform has no provider here is parked and counted in `naru_notifier_no_provider_total`; it goes out
+//! once a notifier has the provider (`unprovided.rs`). `docs/PUSHES.md` shows what each provider is sent.
 
 mod apns;
+mod aps;
 mod breaker;
 mod decide;
 mod ended;
@@ -26,33 +29,38 @@ mod fcm;
 mod fit;
 mod google;
 mod lane;
+#[cfg(test)]
+mod payloads;
 mod provider;
 mod push;
 mod render;
 mod stale;
 mod telemetry;
 mod transport;
+mod unprovided;
 mod verdict;
 mod webhook;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use naru_engines::{BoxError, Engines};
 use naru_model::hops;
 use naru_runtime::config::optional;
-use naru_runtime::{Metrics, Policy, Secret, Span, Supervisor};
+use naru_runtime::{Health, Metrics, Policy, Secret, Span, Supervisor};
 use serde::Deserialize;
 
 use crate::apns::Apns;
+pub use crate::aps::InterruptionLevel;
 pub use crate::decide::RetryPolicy;
 use crate::fcm::Fcm;
 use crate::lane::LaneWorker;
 pub use crate::provider::Provider;
 use crate::push::Push;
 use crate::telemetry::Telemetry;
+use crate::unprovided::Unprovided;
 pub use crate::verdict::{Reason, Scope, Verdict};
 use crate::webhook::Webhook;
 
@@ -75,6 +83,19 @@ pub struct Config {
     pub push_hide_content: bool,
     /// The key, in the app's own strings, of the text that a phone shows instead.
     pub push_loc_key: String,
+    /// The sound that a phone plays; none: it stays silent.
+    #[serde(deserialize_with = "optional")]
+    pub push_sound: Option<String>,
+    /// Whether the notification service extension of an app on an iPhone runs.
+    pub push_mutable_content: bool,
+    /// How far a push interrupts the owner of an iPhone; none: Apple's default.
+    #[serde(deserialize_with = "optional")]
+    pub push_interruption_level: Option<InterruptionLevel>,
+    /// The notification channel on Android; none: the one in the app's manifest.
+    #[serde(deserialize_with = "optional")]
+    pub push_android_channel: Option<String>,
+    /// The title, in groups with a name, where a push has no line of its own for the group.
+    pub push_group_title: String,
     /// A device that was not registered again for so long is forgotten.
     pub push_device_ttl: Span,
     /// The service account whose project's apps FCM reaches.
@@ -174,6 +195,11 @@ impl Notifier {
                 "`push_webhook_secret` is not set: the backend can't tell Naru's pushes from another's"
             );
         }
+        if config.push_webhook_secret.as_ref().is_some_and(|secret| secret.expose().len() < 32) {
+            tracing::warn!(
+                "`push_webhook_secret` has fewer than 32 bytes: it could be guessed from one call"
+            );
+        }
         let (telemetry, retry_policy) = (Telemetry::new(metrics), RetryPolicy::STANDARD);
         let notifier = Self { engines, config, telemetry, providers: BTreeMap::new(), retry_policy };
         Ok(providers.into_iter().fold(notifier, Self::with_provider))
@@ -192,22 +218,38 @@ impl Notifier {
         Self { retry_policy, ..self }
     }
 
-    /// Starts a task each for offline events, for devices unseen for long, and for each lane that has a provider. When
-    /// stopped, they take no more and finish their work; work that the supervisor's deadline cuts off comes again.
-    pub fn spawn_on(self, supervisor: &Supervisor) {
+    /// Starts a task each for offline events, for devices unseen for long, for pushes parked without a provider, and for each
+    /// lane that has a provider. When stopped, they take no more and finish their work; work that the supervisor's deadline
+    /// cuts off comes again. `health` is told of a provider that is missing.
+    pub fn spawn_on(self, supervisor: &Supervisor, health: &Health) {
         let Self { engines, config, telemetry, providers, retry_policy } = self;
         if providers.is_empty() {
             tracing::warn!("no push provider is configured: users who are offline are not told of messages");
         }
         let supervisor = supervisor.for_owner("notifier");
+        let lanes: BTreeSet<_> = providers.keys().copied().collect();
+        let unprovided = Arc::new(Unprovided {
+            engines: engines.clone(),
+            lanes: lanes.clone(),
+            // Two minutes.
+            every: retry_policy.delay(3),
+            health: health.clone(),
+            telemetry: telemetry.clone(),
+            reported: Mutex::default(),
+        });
         let push = Arc::new(Push {
             engines: engines.clone(),
-            lanes: providers.keys().copied().collect(),
+            lanes,
+            unprovided: unprovided.clone(),
             ttl: config.push_ttl.into(),
             hides_content: config.push_hide_content,
             telemetry: telemetry.clone(),
         });
         supervisor.spawn("push", Policy::Restart, move |stop| push.clone().run(stop));
+        supervisor.spawn("parked pushes", Policy::Restart, move |stop| {
+            let unprovided = unprovided.clone();
+            async move { unprovided.replay(stop).await }
+        });
         let (stale, unseen) = ((engines.clone(), telemetry.clone()), config.push_device_ttl.into());
         supervisor.spawn("stale devices", Policy::Restart, move |stop| {
             let (engines, telemetry) = stale.clone();
@@ -220,6 +262,7 @@ impl Notifier {
                 store: engines.store.clone(),
                 concurrency: config.push_concurrency,
                 retry_policy,
+                hides_content: config.push_hide_content,
                 telemetry: telemetry.clone(),
             });
             supervisor.spawn(name.hop().name, Policy::Restart, move |stop| lane.clone().run(stop));
@@ -235,7 +278,7 @@ mod tests {
 
     use super::*;
 
-    fn configured(environment: &[(&str, &str)]) -> Result<Config, naru_runtime::ConfigError> {
+    pub(crate) fn configured(environment: &[(&str, &str)]) -> Result<Config, naru_runtime::ConfigError> {
         const PROGRAM: Program = Program { name: "notifier", about: "", overrides: &[] };
         let matches = Settings::command(&PROGRAM).get_matches_from(["notifier"]);
         let environment = environment.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
@@ -250,6 +293,13 @@ mod tests {
         assert_eq!(config.push_ttl, Span(Duration::from_secs(24 * 3600)));
         assert_eq!(config.push_concurrency.get(), 64);
         assert_eq!(config.push_device_ttl, Span(Duration::from_secs(270 * 24 * 3600)));
+        assert_eq!((config.push_sound.as_deref(), config.push_mutable_content), (Some("default"), true));
+        assert_eq!(config.push_android_channel.as_deref(), Some("messages"));
+        let quiet = [("NARU_PUSH_SOUND", ""), ("NARU_PUSH_INTERRUPTION_LEVEL", "time-sensitive")];
+        let quiet = configured(&quiet).unwrap();
+        assert_eq!(quiet.push_sound, None);
+        assert_eq!(quiet.push_interruption_level, Some(InterruptionLevel::TimeSensitive));
+        assert!(configured(&[("NARU_PUSH_INTERRUPTION_LEVEL", "loud")]).is_err());
         assert!(!config.push_hide_content && config.fcm_service_account_file.is_none());
         assert!(!format!("{config:?}").contains("hunter2"));
         assert!(configured(&[("NARU_PUSH_CONCURRENCY", "0")]).is_err());

@@ -8,6 +8,7 @@
 //! | offline event received · its pushes on their lanes | the event comes again | buzzes once, later |
 //! | pushes on some lanes · on the others | the event comes again and makes the same pushes | buzzes once |
 //! | pushes on their lanes · event acknowledged | the same | buzzes once |
+//! | pushes of a lane without a provider parked · event acknowledged | the event comes again and parks the same pushes | as `unprovided.rs` says |
 //! | two offline events for one message (the fanout's own repetition) | both make the same push | buzzes once |
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -15,16 +16,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use naru_engines::bus::{Work, work_on};
-use naru_engines::store::{Device, MemberPosition};
+use naru_engines::store::{Device, MemberPosition, Store};
+use naru_engines::work::{Work, work_on};
 use naru_engines::{EngineResult, Engines};
-use naru_model::hops::{Lane, Offline, PushJob, PushTarget};
-use naru_model::{Event, Seq, Stage, Timestamp, UserId};
+use naru_model::hops::{Lane, Offline, PushJob};
+use naru_model::{Event, Message, RoomId, Seq, Stage, Timestamp, UserId};
 use naru_runtime::backoff::full_jitter;
 use tokio_util::sync::CancellationToken;
 
 use crate::render;
 use crate::telemetry::Telemetry;
+use crate::unprovided::Unprovided;
 
 /// The longest wait after the first failure of an engine; it doubles with each further one.
 pub(crate) const BACKOFF_BASE: Duration = Duration::from_millis(100);
@@ -35,6 +37,7 @@ pub(crate) struct Push {
     pub(crate) engines: Engines,
     /// The lanes that have a provider.
     pub(crate) lanes: BTreeSet<Lane>,
+    pub(crate) unprovided: Arc<Unprovided>,
     pub(crate) ttl: Duration,
     /// No phone shows the content, whatever it asked for.
     pub(crate) hides_content: bool,
@@ -89,54 +92,75 @@ impl Push {
         if missed.is_empty() {
             return Ok(());
         }
-        let whom = missed.iter().map(|(Event { payload: Offline { message, .. }, .. }, user)| {
-            (message.chat_room_id.clone(), (*user).clone(), message.seq)
+        let asked = missed.iter().map(|(Event { payload: Offline { message, .. }, .. }, user)| {
+            (&message.chat_room_id, *user, message.seq)
         });
-        let positions = self.engines.store.positions.get(&whom.collect::<Vec<_>>()).await?;
+        let positions = positions(&self.engines.store, asked).await?;
         let now = Timestamp::now();
         let (mut due, mut spared) = (Vec::new(), Vec::new());
-        for ((event, user), position) in missed.into_iter().zip(positions) {
-            match reason_to_spare(event.payload.message.seq, position, now) {
+        for (event, user) in missed {
+            let Message { chat_room_id: room, seq, .. } = &event.payload.message;
+            match reason_to_spare(*seq, positions[&(room, user)], now) {
                 Some(reason) => spared.push(reason),
                 None => due.push((event, user)),
             }
         }
-        let (jobs, unprovided) = self.jobs(due, &devices_of);
-        try_join_all(jobs.into_iter().map(|(lane, jobs)| self.engines.bus.push(lane).send(jobs))).await?;
-        unprovided.into_iter().for_each(|lane| self.telemetry.count_no_provider(lane));
+        let jobs = self.jobs(due, &devices_of);
+        try_join_all(jobs.into_iter().map(|(lane, jobs)| async move {
+            match self.lanes.contains(&lane) {
+                true => self.engines.bus.push(lane).send(jobs).await,
+                false => self.unprovided.park(jobs).await,
+            }
+        }))
+        .await?;
         spared.into_iter().for_each(|reason| self.telemetry.count_spared(reason));
         Ok(())
     }
 
-    /// The pushes per lane, each once, and the lane of every device that has no provider here.
+    /// The pushes per lane, each once.
     fn jobs(
         &self,
         due: Vec<(&Event<Offline>, &UserId)>,
         devices_of: &HashMap<&UserId, Vec<&Device>>,
-    ) -> (BTreeMap<Lane, Vec<Event<PushJob>>>, Vec<Lane>) {
-        let (mut jobs, mut unprovided) = (BTreeMap::<_, Vec<_>>::new(), Vec::new());
+    ) -> BTreeMap<Lane, Vec<Event<PushJob>>> {
+        let mut jobs = BTreeMap::<_, Vec<_>>::new();
         let mut made = HashSet::new();
         for (Event { payload, trace, .. }, user) in due {
             let of_devices = devices_of.get(user).into_iter().flatten();
             let hides = |device: &Device| self.hides_content || device.hides_content;
-            let of_devices =
-                of_devices.map(|device| (device.platform.lane(), Some(target(device)), hides(device)));
+            let of_devices = of_devices
+                .map(|device| (device.platform.lane(), Some(render::target(device)), hides(device)));
             // The backend is the deployment's own, and gets the content.
             let of_backend = self.lanes.get(&Lane::Webhook).map(|lane| (*lane, None, false));
             for (lane, target, hides_content) in of_devices.chain(of_backend) {
-                if !self.lanes.contains(&lane) {
-                    unprovided.push(lane);
-                    continue;
+                let mut job = render::push(&payload.message, user, lane, target, self.ttl);
+                if hides_content {
+                    render::hide(&mut job);
                 }
-                let job = render::push(&payload.message, user, lane, target, hides_content, self.ttl);
                 let job = Event::new(job, *trace);
                 if made.insert(job.event_id) {
                     jobs.entry(lane).or_default().push(job);
                 }
             }
         }
-        (jobs, unprovided)
+        jobs
     }
+}
+
+/// The positions of these members of rooms. Each member is asked for once, from the first of its messages on: that shows for
+/// all of them whether they are read.
+pub(crate) async fn positions<'a>(
+    store: &Store,
+    asked: impl Iterator<Item = (&'a RoomId, &'a UserId, Seq)>,
+) -> EngineResult<HashMap<(&'a RoomId, &'a UserId), MemberPosition>> {
+    let mut from: HashMap<(&RoomId, &UserId), Seq> = HashMap::new();
+    for (room, user, seq) in asked {
+        from.entry((room, user)).and_modify(|from| *from = seq.min(*from)).or_insert(seq);
+    }
+    let asked: Vec<_> =
+        from.iter().map(|((room, user), from)| ((*room).clone(), (*user).clone(), *from)).collect();
+    let positions = store.positions.get(&asked).await?;
+    Ok(from.into_keys().zip(positions).collect())
 }
 
 /// Why a recipient needs no push, if there is a reason by now.
@@ -150,8 +174,4 @@ pub(crate) fn reason_to_spare(seq: Seq, member: MemberPosition, now: Timestamp) 
     } else {
         None
     }
-}
-
-fn target(device: &Device) -> PushTarget {
-    PushTarget { device_id: device.id.clone(), token: device.token.clone(), environment: device.environment }
 }

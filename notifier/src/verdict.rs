@@ -2,8 +2,8 @@
 //!
 //! Each provider has one table here; `docs/PUSH_VERDICTS.md` is made from them.
 
-mod apns;
-mod fcm;
+pub(crate) mod apns;
+pub(crate) mod fcm;
 #[cfg(test)]
 mod tests;
 
@@ -12,15 +12,13 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use naru_model::Timestamp;
 
-pub(crate) use self::apns::of_apns;
-pub(crate) use self::fcm::of_fcm;
-
 /// A reason in words for an operator. It holds no content and no token.
 pub type Reason = Cow<'static, str>;
 
 /// The wait after an answer that asks to slow down and names no time (Google's documentation of `QUOTA_EXCEEDED`).
 const SLOW_DOWN: Duration = Duration::from_secs(60);
-/// The shortest wait after a server's error (Google's documentation of `INTERNAL` and `UNAVAILABLE`).
+/// The shortest wait after a server's error that names no time (Google's documentation of `INTERNAL` and `UNAVAILABLE`). Apple
+/// names none; the backoff goes on from here, and the breaker stops all but one call where the errors go on.
 pub(crate) const SERVER_ERROR: Duration = Duration::from_secs(10);
 
 /// A provider's answer, by what follows from it.
@@ -96,7 +94,7 @@ pub(crate) fn try_later(reason: String) -> Verdict {
     Verdict::TryLater { reason: reason.into(), at_least: Duration::ZERO }
 }
 
-/// Retries at the time in `Retry-After`, or after the next step; never sooner than after `at_least`.
+/// Retries at the time in `Retry-After`; without one after the next step, and not sooner than after `at_least`.
 pub(crate) fn later(
     reason: String,
     at_least: Duration,
@@ -104,7 +102,7 @@ pub(crate) fn later(
     now: Timestamp,
 ) -> Verdict {
     match retry_after.and_then(|value| retry_moment(value, now)) {
-        Some(until) => Verdict::SlowDown { until: until.max(now.after(at_least)), scope: Scope::Provider },
+        Some(until) => Verdict::SlowDown { until, scope: Scope::Provider },
         None => Verdict::TryLater { reason: reason.into(), at_least },
     }
 }
@@ -116,7 +114,7 @@ enum Meaning {
     OurConfiguration(Scope),
     /// `Retry-After`, else 60 s.
     SlowDown(Scope),
-    /// Not sooner than after this; `Retry-After` counts where there is one.
+    /// At `Retry-After`, else not sooner than after this.
     TryLater(Duration),
     TooBig,
     Refused,

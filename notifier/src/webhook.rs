@@ -29,6 +29,8 @@ struct Body<'a> {
 struct Data<'a> {
     chat_room_id: &'a RoomId,
     message_id: MessageId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chat_room_name: Option<&'a str>,
 }
 
 /// See PROTOCOL.md, "Push", for what a backend may rely on.
@@ -82,8 +84,14 @@ impl Provider for Webhook {
             .header(CONTENT_TYPE, "application/json")
             .header("x-naru-event-id", event.event_id.to_string())
             .header("traceparent", event.trace.to_string());
+        // Of this try: a backend refuses an old one, which may have been recorded and sent again by another.
+        let timestamp = Timestamp::now().as_millis() / 1000;
+        request = request.header("x-naru-timestamp", timestamp);
         if let Some(key) = &self.key {
-            request = request.header("x-naru-signature", signature(key, &body));
+            let head = format!("{timestamp}.{}.", event.event_id);
+            request = request
+                .header("x-naru-signature", signature(key, &[&body]))
+                .header("x-naru-signature-v2", signature(key, &[head.as_bytes(), &body]));
         }
         // Only the head counts: a backend may send no body.
         match request.body(body).send().await {
@@ -97,17 +105,23 @@ impl Provider for Webhook {
 }
 
 /// Serialised once: the signed bytes are the sent ones.
-fn body(job: &PushJob) -> serde_json::Result<Vec<u8>> {
-    let data = Data { chat_room_id: &job.chat_room_id, message_id: job.message_id };
+pub(crate) fn body(job: &PushJob) -> serde_json::Result<Vec<u8>> {
+    let data = Data {
+        chat_room_id: &job.chat_room_id,
+        message_id: job.message_id,
+        chat_room_name: job.room_name.as_deref(),
+    };
     serde_json::to_vec(&Body { user_id: &job.recipient_id, title: &job.title, body: &job.body, data })
 }
 
-/// `sha256=<hex HMAC-SHA256(secret, raw body)>`.
-fn signature(key: &hmac::Key, body: &[u8]) -> String {
+/// `sha256=<hex HMAC-SHA256(secret, the parts)>`.
+fn signature(key: &hmac::Key, parts: &[&[u8]]) -> String {
     use std::fmt::Write;
 
+    let mut signed = hmac::Context::with_key(key);
+    parts.iter().for_each(|part| signed.update(part));
     let mut text = String::from("sha256=");
-    for byte in hmac::sign(key, body).as_ref() {
+    for byte in signed.sign().as_ref() {
         write!(text, "{byte:02x}").expect("writing to a String does not fail");
     }
     text
@@ -122,7 +136,7 @@ mod tests {
         // RFC 4231, test case 2.
         let key = hmac::Key::new(hmac::HMAC_SHA256, b"Jefe");
         assert_eq!(
-            signature(&key, b"what do ya want for nothing?"),
+            signature(&key, &[b"what do ya ", b"want for nothing?"]),
             "sha256=5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
         );
     }
@@ -139,6 +153,7 @@ mod tests {
             body: "안녕하세요 \"B\"\u{0}".into(),
             hides_content: false,
             badge: None,
+            room_name: None,
             target: None,
             expires_at: Timestamp::from_millis(0),
         };

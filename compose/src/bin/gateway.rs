@@ -13,17 +13,14 @@ const PROGRAM: Program = Program {
 };
 
 fn main() -> ExitCode {
-    let check = |settings: &Settings| {
-        settings.pick::<Config>()?;
-        Ok(gateway::check(&settings.pick()?)?)
-    };
+    let check = |settings: &Settings| Ok(gateway::check(&settings.pick::<Config>()?, &settings.pick()?)?);
     service::main(&PROGRAM, None, check, async |service| {
         let (config, tokens) = (service.settings.pick()?, service.settings.pick()?);
         let (engines, metrics, health) =
             (service.engines.clone(), service.metrics.clone(), service.health.clone());
         let bound = Bound::new(config, &tokens, engines, metrics, health).await?;
-        let address = bound.address();
+        let url = bound.url();
         bound.run(&service.supervisor, None).await?;
-        Ok(Some(address))
+        Ok(Some(url))
     })
 }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
+use naru::token::Signer;
 use naru::{PROGRAM, Pipeline, parked, phones, secret, service, token};
 use naru_runtime::{Settings, config, signal};
 
@@ -19,7 +20,7 @@ fn run() -> anyhow::Result<()> {
         return Ok(());
     }
     if let Some(("token", wanted)) = matches.subcommand() {
-        println!("{}", token::print(wanted, &secret::of(&settings)?)?);
+        println!("{}", token::print(wanted, &Signer::new(&settings, secret::of(&settings)?)?)?);
         return Ok(());
     }
     let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
@@ -42,6 +43,6 @@ async fn serve(settings: &Settings) -> anyhow::Result<()> {
     let Some(pipeline) = Pipeline::start(settings, shutdown).await? else {
         return Ok(());
     };
-    println!("listening on http://{}", pipeline.address());
+    println!("listening on {}", pipeline.url());
     pipeline.run().await
 }

@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     let check = |settings: &Settings| Ok(notifier::check(&settings.pick()?)?);
     service::main(&PROGRAM, Some(1), check, async |service| {
         Notifier::new(service.settings.pick()?, service.engines.clone(), &service.metrics)?
-            .spawn_on(&service.supervisor);
+            .spawn_on(&service.supervisor, &service.health);
         Ok(None)
     })
 }

@@ -112,7 +112,24 @@ async fn a_configuration_that_cannot_work_is_refused() {
     let line = refusal(&[], &[("NARU_DATA_DIR", data_dir), ("NARU_DRAIN_DEADLINE", "soon")]).await;
     assert!(line.contains("drain_deadline") && line.contains("NARU_DRAIN_DEADLINE"), "{line}");
 
-    let on_services = [("NARU_ENGINE", "distributed"), ("NARU_JWT_SECRET", "x"), ("NARU_DATA_DIR", data_dir)];
+    let short = [("NARU_DATA_DIR", data_dir), ("NARU_JWT_SECRET", "hunter2")];
+    let line = refusal(&[], &short).await;
+    assert!(line.contains("jwt_secret is 7 bytes long") && !line.contains("hunter2"), "{line}");
+
+    let half = [("NARU_DATA_DIR", data_dir), ("NARU_JWT_SECRET", SECRET), ("NARU_TLS_KEY", file)];
+    let line = refusal(&[], &half).await;
+    assert!(line.contains("tls_certificate and tls_key go together"), "{line}");
+
+    let kept = dir.path().join("kept");
+    fs::create_dir(&kept).expect("a folder can be made");
+    fs::write(kept.join("jwt-secret"), "\n").expect("a file can be written");
+    for arguments in [&[][..], &["token", "--user", "A"][..]] {
+        let line = refusal(arguments, &[("NARU_DATA_DIR", plain(&kept))]).await;
+        assert!(line.contains("jwt-secret is empty: delete it"), "{line}");
+    }
+
+    let on_services =
+        [("NARU_ENGINE", "distributed"), ("NARU_JWT_SECRET", SECRET), ("NARU_DATA_DIR", data_dir)];
     let no_broker = [&on_services[..], &[("NARU_AMQP_URL", "http://naru:hunter2@broker/")]].concat();
     let line = refusal(&[], &no_broker).await;
     assert!(line.contains("not an AMQP URL") && !line.contains("hunter2"), "{line}");

@@ -62,6 +62,9 @@ pub(super) async fn register(call: &Call<'_>, id: DeviceId) -> Answer {
     if token.is_empty() || token.len() > LONGEST_TOKEN {
         return Err(Refusal::Invalid(format!("token must be 1 to {LONGEST_TOKEN} bytes")));
     }
+    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(Refusal::Invalid("token must be printable ASCII characters without spaces".to_owned()));
+    }
     if locale.as_ref().is_some_and(|locale| locale.is_empty() || locale.len() > LONGEST_LOCALE) {
         return Err(Refusal::Invalid(format!("locale must be 1 to {LONGEST_LOCALE} bytes")));
     }

@@ -23,6 +23,7 @@ use warp::filters::BoxedFilter;
 use warp::path::FullPath;
 use warp::reply::Response;
 
+use crate::client_address::ClientAddress;
 use crate::connect::is_allowed;
 use crate::gateway::Gateway;
 use crate::refusal::Refusal;
@@ -49,16 +50,26 @@ where
         .and(warp::path::full())
         .and(query)
         .and(warp::header::headers_cloned())
+        .and(warp::ext::get::<ClientAddress>())
         .and(warp::body::stream())
-        .then(|gateway: Arc<Gateway>, method, path: FullPath, query: String, headers: HeaderMap, body| async move {
-            let answer = answer(&gateway, &method, path.as_str(), &query, &headers, body).await;
-            let mut response = answer.unwrap_or_else(|refusal| {
-                gateway.telemetry.count_refused(&refusal);
-                refused(&refusal)
-            });
-            allow_origin(&gateway, &headers, &mut response);
-            response
-        })
+        .then(
+            async |gateway: Arc<Gateway>,
+                   method,
+                   path: FullPath,
+                   query: String,
+                   headers: HeaderMap,
+                   client: ClientAddress,
+                   body| {
+                let answer = answer(&gateway, &method, path.as_str(), &query, &headers, body).await;
+                let mut response = answer.unwrap_or_else(|refusal| {
+                    tracing::debug!(client = %client.0, code = refusal.row().code, "a request was refused");
+                    gateway.telemetry.count_refused(&refusal);
+                    refused(&refusal)
+                });
+                allow_origin(&gateway, &headers, &mut response);
+                response
+            },
+        )
         .boxed()
 }
 

@@ -1,4 +1,5 @@
-//! Lists in pages: `?cursor=…&limit=…`. A cursor is the time and the id of the page's last entry, as text.
+//! Lists in pages: `?cursor=…&limit=…`. A cursor is the time and the id of the page's last entry. The id is in hexadecimal
+//! digits: it may hold `&`, `+` and `%`, and a client may put a cursor into a URL as it is.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -33,7 +34,10 @@ impl<Id: FromStr> Page<Id> {
 
 fn read<Id: FromStr>(text: &str) -> Result<(Timestamp, Id), Refusal> {
     let read = || {
-        let (at, id) = text.split_once('.')?;
+        let (at, digits) = text.split_once('.')?;
+        let bytes =
+            digits.as_bytes().chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok());
+        let id = String::from_utf8(bytes.collect::<Option<_>>()?).ok()?;
         Some((Timestamp::from_millis(at.parse().ok()?), id.parse().ok()?))
     };
     read().ok_or_else(|| Refusal::Invalid("cursor must be a nextCursor of before".to_owned()))
@@ -41,5 +45,6 @@ fn read<Id: FromStr>(text: &str) -> Result<(Timestamp, Id), Refusal> {
 
 /// The `nextCursor` of a page that ends with this entry.
 pub(super) fn cursor(at: Timestamp, id: impl Display) -> String {
-    format!("{}.{id}", at.as_millis())
+    let digits: String = id.to_string().bytes().map(|byte| format!("{byte:02x}")).collect();
+    format!("{}.{digits}", at.as_millis())
 }

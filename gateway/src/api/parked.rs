@@ -131,7 +131,7 @@ async fn find(call: &Call<'_>, event: EventId) -> Result<ParkedPush, Refusal> {
 /// another owner, or whose owner has signed out, does not get the push.
 async fn renewed(call: &Call<'_>, job: PushJob) -> Result<PushJob, Refusal> {
     let expires_at = Timestamp::now().after(call.gateway.config.push_ttl.into());
-    let mut job = PushJob { expires_at, badge: None, ..job };
+    let mut job = PushJob { expires_at, badge: None, room_name: None, ..job };
     if let Some(target) = &job.target {
         let owner = std::slice::from_ref(&job.recipient_id);
         let devices = call.gateway.engines.store.devices.of_users(owner).await?;

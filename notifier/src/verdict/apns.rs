@@ -9,9 +9,6 @@ use serde::Deserialize;
 use super::{Meaning, SERVER_ERROR, Scope, Verdict, by_status};
 use crate::transport::Answer;
 
-/// The shortest wait after an error of Apple's servers.
-const SERVER_ERROR_AT_APPLE: Duration = Duration::from_secs(15 * 60);
-
 /// The verdict on an answer to a call made at `called_at`.
 pub(crate) fn of_apns(answer: &Answer, called_at: Timestamp, now: Timestamp) -> Verdict {
     if answer.status == 200 {
@@ -21,12 +18,13 @@ pub(crate) fn of_apns(answer: &Answer, called_at: Timestamp, now: Timestamp) -> 
     #[derive(Deserialize)]
     struct Body {
         reason: String,
-        /// When Apple found the token dead, in milliseconds since 1970.
-        timestamp: Option<i64>,
+        /// When Apple found the token dead, in milliseconds since 1970. Anything else here leaves the reason as it is.
+        #[serde(default)]
+        timestamp: serde_json::Value,
     }
     let body = serde_json::from_slice::<Body>(&answer.body).ok();
-    let (name, since) = body.map_or((String::new(), None), |body| (body.reason, body.timestamp));
-    let meaning = of_reason(&name).unwrap_or(unknown(answer.status));
+    let (name, since) = body.map_or((String::new(), None), |body| (body.reason, body.timestamp.as_i64()));
+    let meaning = of_reason(&name).unwrap_or(by_status(answer.status));
     let name: String = name.chars().filter(char::is_ascii_alphanumeric).take(40).collect();
     let reason = format!("APNs: status {} {name}", answer.status);
     let since = since.map_or(called_at, Timestamp::from_millis);
@@ -72,13 +70,6 @@ pub(super) const REASONS: &[(&str, Meaning)] = &[
     ("IdleTimeout", Meaning::TryLater(Duration::ZERO)),
     // Only this server ends: the next connection leads to another one.
     ("Shutdown", Meaning::TryLater(SERVER_ERROR)),
-    ("InternalServerError", Meaning::TryLater(SERVER_ERROR_AT_APPLE)),
-    ("ServiceUnavailable", Meaning::TryLater(SERVER_ERROR_AT_APPLE)),
+    ("InternalServerError", Meaning::TryLater(SERVER_ERROR)),
+    ("ServiceUnavailable", Meaning::TryLater(SERVER_ERROR)),
 ];
-
-pub(super) const fn unknown(status: u16) -> Meaning {
-    match status {
-        500..=599 => Meaning::TryLater(SERVER_ERROR_AT_APPLE),
-        _ => by_status(status),
-    }
-}

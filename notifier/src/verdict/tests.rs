@@ -7,6 +7,8 @@ use std::fmt::Write as _;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 
+use super::apns::of_apns;
+use super::fcm::of_fcm;
 use super::*;
 use crate::transport::Answer;
 
@@ -120,6 +122,7 @@ fn a_token_dies_only_of_an_answer_about_it() {
         "Unregistered",
         "Unregistered since a moment",
         "ExpiredToken since a moment",
+        "Unregistered since a time that is none",
     ];
     assert_eq!(names(of_all_apns()), expected);
 }
@@ -154,11 +157,7 @@ fn page() -> String {
     let of_apns = apns::REASONS.iter().map(|(name, meaning)| (code(name), of_row(*meaning)));
     table("APNs: `reason`", of_apns.collect());
     let statuses = [301, 400, 401, 403, 404, 405, 408, 410, 413, 425, 429, 500, 503];
-    let by_status = statuses.map(|status| {
-        let (at_fcm, at_apns) = (of_row(by_status(status)), of_row(apns::unknown(status)));
-        let verdict = if at_fcm == at_apns { at_fcm } else { format!("{at_fcm}; APNs: {at_apns}") };
-        (status.to_string(), verdict)
-    });
+    let by_status = statuses.map(|status| (status.to_string(), of_row(by_status(status))));
     table("Whatever is not known, by its status", by_status.into());
     page
 }

@@ -1,12 +1,14 @@
 //! The notifier from an offline event to a provider's answer: real lanes on the embedded engine, and a real HTTP server
 //! as the app's main backend.
 
+mod current;
 mod lanes;
 mod mockpost;
 mod offline;
 mod phones;
 mod shutdown;
 mod tls;
+mod unprovided;
 mod webhook;
 
 use std::collections::HashSet;
@@ -33,7 +35,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use naru_runtime::supervisor::Unclean;
-use naru_runtime::{Metrics, Secret, Span, Supervisor};
+use naru_runtime::{Health, Metrics, Secret, Span, Supervisor};
 
 const SECRET: &str = "a secret of the backend's";
 const MS: Duration = Duration::from_millis(1);
@@ -59,6 +61,11 @@ fn config(webhook_url: Option<String>) -> Config {
         push_ttl: Span(Duration::from_secs(24 * 3600)),
         push_hide_content: false,
         push_loc_key: "NARU_NEW_MESSAGE".to_owned(),
+        push_sound: Some("default".to_owned()),
+        push_mutable_content: true,
+        push_interruption_level: None,
+        push_android_channel: Some("messages".to_owned()),
+        push_group_title: "{sender} · {group}".to_owned(),
         push_device_ttl: Span(Duration::from_secs(270 * 24 * 3600)),
         fcm_service_account_file: None,
         fcm_base_url: None,
@@ -81,15 +88,31 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let world = Self::open(tempfile::tempdir().unwrap(), RoomId::direct(&user("A"), &user("B")));
-        let new = NewRoom {
-            id: world.room.clone(),
+        Self::with(NewRoom {
+            id: RoomId::direct(&user("A"), &user("B")),
             kind: RoomKind::Direct,
             name: None,
             member_ids: sorted_members([user("A"), user("B")]),
             maker_id: None,
-        };
-        world.engines.store.rooms.create(new).await.unwrap();
+        })
+        .await
+    }
+
+    /// The same, with a group of A, B, C and D in the place of A_B.
+    async fn of_group(name: &str) -> Self {
+        Self::with(NewRoom {
+            id: RoomId::new("group").unwrap(),
+            kind: RoomKind::Group,
+            name: Some(name.into()),
+            member_ids: sorted_members(["A", "B", "C", "D"].map(user)),
+            maker_id: None,
+        })
+        .await
+    }
+
+    async fn with(room: NewRoom) -> Self {
+        let world = Self::open(tempfile::tempdir().unwrap(), room.id.clone());
+        world.engines.store.rooms.create(room).await.unwrap();
         world
     }
 
@@ -206,6 +229,7 @@ async fn until<T, F: Future<Output = Option<T>>>(mut ask: impl FnMut() -> F) -> 
 /// A notifier at work.
 struct Running {
     metrics: Metrics,
+    health: Health,
     shutdown: CancellationToken,
     supervisor: Supervisor,
 }
@@ -219,8 +243,9 @@ impl Running {
         let (metrics, shutdown) = (Metrics::new(), CancellationToken::new());
         let supervisor = Supervisor::new("test", shutdown.clone(), &metrics);
         let notifier = Notifier::new(config, engines, &metrics).unwrap().with_retry_policy(RETRY_POLICY);
-        providers.into_iter().fold(notifier, Notifier::with_provider).spawn_on(&supervisor);
-        Self { metrics, shutdown, supervisor }
+        let health = Health::new(shutdown.clone());
+        providers.into_iter().fold(notifier, Notifier::with_provider).spawn_on(&supervisor, &health);
+        Self { metrics, health, shutdown, supervisor }
     }
 
     /// With the backend as its only provider.

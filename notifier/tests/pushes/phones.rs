@@ -109,7 +109,22 @@ async fn what_fcm_is_sent() {
         "token": "token-of-the-pixel",
         "notification": { "title": "Ada", "body": "안녕하세요" },
         "data": { "chatRoomId": "A_B", "messageId": id },
-        "android": { "priority": "HIGH", "ttl": ttl, "notification": { "tag": id } },
+        "android": {
+            "priority": "HIGH",
+            "ttl": ttl,
+            "notification": { "tag": id, "channel_id": "messages", "default_sound": true },
+        },
+        // An iPhone whose app is reached through FCM.
+        "apns": {
+            "headers": {
+                "apns-collapse-id": id,
+                "apns-expiration": (message.timestamp.as_millis() / 1000 + 24 * 3600).to_string(),
+                "apns-priority": "10",
+            },
+            "payload": {
+                "aps": { "badge": 1, "sound": "default", "thread-id": "A_B", "mutable-content": 1 },
+            },
+        },
     } });
     assert_eq!(push.json, expected);
     assert_eq!(push.headers["user-agent"], concat!("naru/", env!("CARGO_PKG_VERSION")));
@@ -136,7 +151,7 @@ async fn what_apns_is_sent() {
             "badge": 2,
             "sound": "default",
             "thread-id": "A_B",
-            "mutable-content": 0,
+            "mutable-content": 1,
         },
         "chatRoomId": "A_B",
         "messageId": id,
@@ -152,6 +167,73 @@ async fn what_apns_is_sent() {
     assert_eq!(expiration, message.timestamp.as_millis() / 1000 + 24 * 3600);
     notifier.finished().await;
     assert_eq!(town.handle().taken(), 1);
+}
+
+#[tokio::test]
+async fn a_groups_push_names_the_group() {
+    let (world, mut backend) = (World::of_group("Project X").await, Webhook::start().await);
+    let town = Town { world, ..Town::new().await };
+    let config = Config { push_webhook_url: Some(backend.url("/push").into()), ..town.config() };
+    let notifier = town.start(config);
+    town.registers("pixel", Platform::Fcm, "pixel").await;
+    town.registers("iphone", Platform::Apns, &hex("1")).await;
+    town.misses("hello").await;
+    timeout(PATIENCE, town.handle().wait_for(2)).await.unwrap();
+    for push in town.handle().received() {
+        assert_eq!(push.body.as_deref(), Some("hello"));
+        if push.token == "pixel" {
+            assert_eq!(push.title.as_deref(), Some("Ada · Project X"));
+            assert_eq!(push.json["message"]["data"]["chatRoomName"], "Project X");
+        } else {
+            let alert = json!({ "title": "Ada", "subtitle": "Project X", "body": "hello" });
+            assert_eq!(push.json["aps"]["alert"], alert);
+        }
+    }
+    let post = backend.next().await.json;
+    assert_eq!((&post["title"], &post["data"]["chatRoomName"]), (&json!("Ada"), &json!("Project X")));
+    notifier.finished().await;
+
+    let title = "{group} ({sender}, {x})".to_owned();
+    let notifier = town.start(Config { push_group_title: title, ..town.config() });
+    town.misses("again").await;
+    timeout(PATIENCE, town.handle().wait_for(4)).await.unwrap();
+    let titles: Vec<_> =
+        town.handle().received_after(2).iter().map(|push| push.title.clone().unwrap()).collect();
+    assert!(titles.contains(&"Project X (Ada, {x})".to_owned()), "{titles:?}");
+    notifier.finished().await;
+}
+
+#[tokio::test]
+async fn a_muted_room_does_not_count_in_the_badge() {
+    let town = Town::new().await;
+    let muted = World::of_group("Noise").await;
+    // The same data, with both rooms.
+    let noise = NewRoom {
+        id: muted.room.clone(),
+        kind: RoomKind::Group,
+        name: None,
+        member_ids: sorted_members([user("A"), user("B"), user("C")]),
+        maker_id: None,
+    };
+    town.world.engines.store.rooms.create(noise).await.unwrap();
+    let noisy = Message { chat_room_id: muted.room.clone(), ..muted.says("noise").await };
+    town.world.engines.store.messages.append_run(&[noisy]).await.unwrap();
+    let settings = naru_engines::store::MemberSettings { muted: true, muted_until: None };
+    town.world.engines.store.rooms.configure(&muted.room, &user("B"), settings).await.unwrap();
+    let notifier = town.start(town.config());
+    town.registers("pixel", Platform::Fcm, "pixel").await;
+    town.registers("iphone", Platform::Apns, &hex("1")).await;
+    town.misses("hello").await;
+    timeout(PATIENCE, town.handle().wait_for(2)).await.unwrap();
+    for push in town.handle().received() {
+        let aps = if push.token == "pixel" {
+            &push.json["message"]["apns"]["payload"]["aps"]
+        } else {
+            &push.json["aps"]
+        };
+        assert_eq!(aps["badge"], 1, "{}", push.token);
+    }
+    notifier.finished().await;
 }
 
 #[tokio::test]

@@ -38,12 +38,85 @@ async fn without_a_secret_nothing_is_signed() {
     let unsigned = Config { push_webhook_secret: None, ..config(Some(webhook.url("/"))) };
     let _notifier = Running::start(&world, unsigned, []);
     world.missed(&world.says("hello").await, &["B"]).await;
-    assert!(!webhook.next().await.headers.contains_key("x-naru-signature"));
+    let post = webhook.next().await;
+    assert!(post.headers.contains_key("x-naru-timestamp"));
+    assert!(!post.headers.contains_key("x-naru-signature"));
+    assert!(!post.headers.contains_key("x-naru-signature-v2"));
+}
+
+/// Runs the check that docs/PROTOCOL.md gives to backends on real calls, and on what an attacker makes of them.
+#[tokio::test]
+async fn the_documented_check_takes_a_call_once_it_is_sent_and_no_changed_or_old_one() {
+    let (world, mut webhook) = (World::new().await, Webhook::start().await);
+    let notifier = Running::with_webhook(&world, &webhook);
+    webhook.script([Answer::status(503)]);
+    world.missed(&world.says("안녕하세요 \"B\"").await, &["B"]).await;
+    let (post, again) = (webhook.next().await, webhook.next().await);
+    notifier.finished().await;
+
+    let case = |post: &Post, change: &dyn Fn(&mut serde_json::Value), wanted: bool| {
+        let headers: serde_json::Map<_, _> =
+            post.headers.keys().map(|name| (name.to_string(), post.header(name.as_str()).into())).collect();
+        let seconds: i64 = post.header("x-naru-timestamp").parse().expect("seconds");
+        let body = String::from_utf8_lossy(&post.body);
+        let mut case = serde_json::json!({
+            "secret": SECRET, "headers": headers, "body": body, "now": seconds * 1000, "wanted": wanted,
+        });
+        change(&mut case);
+        case
+    };
+    let header = |name: &'static str, value: &'static str| {
+        move |case: &mut serde_json::Value| case["headers"][name] = value.into()
+    };
+    let later = |seconds: i64| {
+        move |case: &mut serde_json::Value| {
+            case["now"] = (case["now"].as_i64().expect("a time") + seconds * 1000).into();
+        }
+    };
+    let cases = serde_json::json!([
+        case(&post, &|_| {}, true),
+        case(&again, &|_| {}, true),
+        case(&post, &later(299), true),
+        case(&post, &later(301), false),
+        case(&post, &later(-301), false),
+        case(&post, &|case| case["body"] = "{}".into(), false),
+        case(&post, &|case| case["secret"] = "another".into(), false),
+        case(&post, &header("x-naru-timestamp", "1795339800"), false),
+        case(&post, &header("x-naru-timestamp", "NaN"), false),
+        case(&post, &header("x-naru-event-id", "another"), false),
+        case(&post, &header("x-naru-signature-v2", "sha256="), false),
+        // Not the signature over the body alone, which is the same for ever.
+        case(
+            &post,
+            &|case| case["headers"]["x-naru-signature-v2"] = post.header("x-naru-signature").into(),
+            false
+        ),
+        case(
+            &post,
+            &|case| {
+                case["headers"].as_object_mut().expect("headers").remove("x-naru-signature-v2");
+            },
+            false
+        ),
+    ]);
+
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/PROTOCOL.md");
+    let page = std::fs::read_to_string(page).expect("the page");
+    let example =
+        page.split_once("```js\n").and_then(|(_, rest)| rest.split_once("```")).expect("an example").0;
+    let script = format!(
+        "{example}\nfor (const {{ secret, headers, body, now, wanted }} of {cases})\n  \
+         if (isFromNaru(secret, headers, Buffer.from(body), now) !== wanted)\n    \
+         throw new Error(JSON.stringify({{ headers, body, now, wanted }}));"
+    );
+    let mut node = tokio::process::Command::new("node");
+    let ran = node.args(["--input-type=module", "--eval", &script]).output().await.expect("node runs");
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
 }
 
 #[tokio::test]
 async fn each_recipient_is_one_post() {
-    let (world, mut webhook) = (World::new().await, Webhook::start().await);
+    let (world, mut webhook) = (World::of_group("Project X").await, Webhook::start().await);
     let notifier = Running::with_webhook(&world, &webhook);
     world.missed(&world.says("hello").await, &["B", "C", "D"]).await;
     let posts = [webhook.next().await, webhook.next().await, webhook.next().await];

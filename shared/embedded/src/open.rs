@@ -13,6 +13,19 @@ use crate::database::{Database, ENGINE, engine_error};
 /// The data's layout and its version. No release exists yet, so no older layout is read.
 const SCHEMA: &str = include_str!("schema.sql");
 const VERSION: u32 = 3;
+/// What data of this version lacks that an earlier state of this program wrote. Repeating it changes nothing.
+///
+/// Devices: the canonical spelling of APNs' tokens (D5). Of two spellings of a token, the one that was registered last stays.
+const REPAIR: &str = "
+    CREATE INDEX IF NOT EXISTS parked_by_reason ON parked (reason, parkedAt, eventId);
+    DELETE FROM devices WHERE platform = 'apns' AND token GLOB '*[A-F]*' AND NOT token GLOB '*[^0-9A-Fa-f]*' AND EXISTS (
+        SELECT 1 FROM devices AS other WHERE other.platform = 'apns' AND other.token = lower(devices.token)
+            AND other.registeredAt >= devices.registeredAt);
+    INSERT OR REPLACE INTO devices
+        (userId, deviceId, platform, token, environment, locale, hidesContent, registeredAt)
+        SELECT userId, deviceId, platform, lower(token), environment, locale, hidesContent, registeredAt
+        FROM devices WHERE platform = 'apns' AND token GLOB '*[A-F]*' AND NOT token GLOB '*[^0-9A-Fa-f]*' ORDER BY registeredAt;
+";
 /// The number of reader threads.
 const READERS: usize = 2;
 /// How many prepared statements each connection caches: more than exist.
@@ -69,7 +82,14 @@ fn connect(path: &Path, flags: OpenFlags) -> EngineResult<Connection> {
 fn lay_out(writer: &mut Connection, dir: &Path) -> EngineResult<()> {
     let version = writer.query_row("PRAGMA user_version", [], |row| row.get::<_, u32>(0));
     match version.map_err(engine_error)? {
-        VERSION => Ok(()),
+        VERSION => {
+            let repair = |writer: &mut Connection| {
+                let transaction = writer.transaction()?;
+                transaction.execute_batch(REPAIR)?;
+                transaction.commit()
+            };
+            repair(writer).map_err(engine_error)
+        }
         0 => {
             let make = |writer: &mut Connection| {
                 let transaction = writer.transaction()?;

@@ -119,6 +119,7 @@ CREATE TABLE parked (
     parkedAt INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX parked_by_age ON parked (parkedAt);
+CREATE INDEX parked_by_reason ON parked (reason, parkedAt, eventId);
 
 -- The durable hops. A row is there until its event is acknowledged.
 CREATE TABLE queue (

@@ -199,6 +199,43 @@ async fn data_made_otherwise_is_refused() {
 }
 
 #[tokio::test]
+async fn tokens_of_an_earlier_state_get_their_canonical_spelling() {
+    let dir = tempdir().unwrap();
+    drop(open(dir.path()));
+    let database = rusqlite::Connection::open(dir.path().join(Embedded::DATABASE)).unwrap();
+    let rows = [
+        ("a", "phone", "apns", "AB01", 1),
+        // It changed hands, in another spelling.
+        ("b", "phone", "apns", "ab01", 2),
+        ("b", "tablet", "apns", "cd02", 3),
+        ("c", "phone", "apns", "CD02", 4),
+        ("d", "phone", "apns", "Cd02", 5),
+        ("d", "tablet", "fcm", "AB01", 6),
+        ("d", "watch", "apns", "Not-AB", 7),
+    ];
+    for (user, device, platform, token, at) in rows {
+        let sql = "INSERT INTO devices (userId, deviceId, platform, token, environment, registeredAt)
+            VALUES (?1, ?2, ?3, ?4, 'production', ?5)";
+        database.execute(sql, rusqlite::params![user, device, platform, token, at]).unwrap();
+    }
+    drop(database);
+    for _ in 0..2 {
+        let embedded = open(dir.path());
+        let users = ["a", "b", "c", "d"].map(|id| UserId::new(id).unwrap());
+        let devices = embedded.engines().store.devices.of_users(&users).await.unwrap();
+        let left = devices.iter().map(|device| (device.user.as_str(), device.id.as_str(), &*device.token));
+        let expected = [
+            ("b", "phone", "ab01"),
+            ("d", "phone", "cd02"),
+            ("d", "tablet", "AB01"),
+            ("d", "watch", "Not-AB"),
+        ];
+        assert_eq!(left.collect::<Vec<_>>(), expected);
+        embedded.close().await;
+    }
+}
+
+#[tokio::test]
 async fn a_batch_costs_two_hand_overs_to_the_writer_one_sync_and_no_read() {
     let dir = tempdir().unwrap();
     let embedded = open(dir.path());

@@ -99,7 +99,7 @@ pub trait Intake: Send + Sync {
     /// The messages that were accepted at or before `until` and are still open: see I5.
     async fn open(&self, until: Timestamp, limit: usize) -> EngineResult<Vec<Accepted>>;
 
-    /// Closes entries and records their outcomes: see I6. One round trip, however many.
+    /// Closes entries and records their outcomes: see I6. The cost is per many entries, not per entry.
     async fn close(&self, closings: &[Closing]) -> EngineResult<()>;
 }
 
@@ -344,8 +344,8 @@ pub struct DevicePosition {
 /// - **P3 reported once** – `advance` answers a position only where the step moved the member forward: so the reported
 ///   positions of a member only go forward, whichever of the member's devices takes the step.
 /// - **P4 members only** – a step of a user who is not a member moves nothing.
-/// - **P5 unread** – `unread` is the sum, over the rooms a user is in now, of the room's head minus the user's read
-///   position: as exact as the counts in lists of rooms (M5).
+/// - **P5 unread** – `unread` is the sum, over the rooms that a user is in now and has not muted at the moment, of the room's
+///   head minus the user's read position: as exact as the counts in lists of rooms (M5).
 /// - **P6 independent** – `get` answers each member of each room that is asked about, whatever else is in the call; a user
 ///   who was never a member has no position. For messages that a member sent, it may ignore those before the given place.
 #[async_trait]
@@ -381,6 +381,19 @@ impl Platform {
             Platform::Apns => Lane::Apns,
         }
     }
+
+    /// The one spelling of a token under which it is stored: see D5.
+    pub fn canonical(self, token: &str) -> Arc<str> {
+        match self {
+            // Case-sensitive, and opaque.
+            Platform::Fcm => token.into(),
+            // Bytes in hexadecimal digits. What is anything else is no token of APNs', and stays as it is.
+            Platform::Apns if token.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+                token.to_ascii_lowercase().into()
+            }
+            Platform::Apns => token.into(),
+        }
+    }
 }
 
 /// Where a user's pushes go.
@@ -410,6 +423,8 @@ pub struct Device {
 /// - **D3 conditional removal** – `remove_token` removes a token only if it is still there and was registered before
 ///   the given moment.
 /// - **D4 expired** – `forget_unseen` removes every device that was last registered before the given moment, and no other.
+/// - **D5 one spelling** – two spellings of a token that its provider takes for the same ([`Platform::canonical`]) are one
+///   token, in every call; the canonical one is stored and answered.
 #[async_trait]
 pub trait Devices: Send + Sync {
     /// Registers a device: see D1, D2.
@@ -466,10 +481,11 @@ impl ParkedCursor {
 ///
 /// - **U1 recorded** – `done` answers `true` for a recorded push for at least two days.
 /// - **U2 parked once** – parking an event again replaces its entry. It stays until it is dropped; `drop_parked_at` with the
-///   place of the earlier entry does not drop one that was parked again.
+///   place of the earlier entry does not drop one that was parked again. All pushes of a call are parked when it returns.
 /// - **U3 listed in order** – `parked` lists in the order of `(parkedAt, eventId)`, ids by their bytes, from right after the
 ///   cursor, whether or not the push it names is still there: a walk by cursors lists once each push that is parked all the
 ///   time and is not parked again.
+/// - **U4 by reason** – `parked_because` lists, in the same order, the pushes that were parked for exactly this reason.
 #[async_trait]
 pub trait Pushes: Send + Sync {
     /// Which of these pushes a provider accepted, in their order. See U1.
@@ -478,11 +494,14 @@ pub trait Pushes: Send + Sync {
     /// Records that a provider accepted these pushes, with the ids it gave.
     async fn record(&self, taken: &[(EventId, String)]) -> EngineResult<()>;
 
-    /// Keeps a push where it can be listed and replayed. See U2.
-    async fn park(&self, push: ParkedPush) -> EngineResult<()>;
+    /// Keeps pushes, each of another event, where they can be listed and replayed. See U2. A fixed number of round trips.
+    async fn park(&self, pushes: &[ParkedPush]) -> EngineResult<()>;
 
     /// The parked pushes, oldest first, at most `limit`, from right after a place in the list: see U3.
     async fn parked(&self, after: Option<&ParkedCursor>, limit: usize) -> EngineResult<Vec<ParkedPush>>;
+
+    /// The pushes that were parked for this reason, oldest first, at most `limit`: see U4.
+    async fn parked_because(&self, reason: &str, limit: usize) -> EngineResult<Vec<ParkedPush>>;
 
     /// The parked push with this event id; none when it is not parked.
     async fn find_parked(&self, event: EventId) -> EngineResult<Option<ParkedPush>>;

@@ -199,6 +199,9 @@ pub struct PushJob {
     /// push was queued would be out of date.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub badge: Option<u64>,
+    /// The group's name, where it has one. The lane sets it just before it sends the push.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub room_name: Option<Arc<str>>,
     /// The device; none on the webhook's lane.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<PushTarget>,

@@ -94,11 +94,12 @@ macro_rules! text_id {
     };
 }
 
+/// What a path segment of a URL may hold unescaped (RFC 3986, section 3.3), and the `|` of Auth0's user ids. None of these
+/// is escaped in JSON or has a meaning in a key of an engine.
 fn is_user_id(text: &str) -> bool {
+    const SIGNS: &[u8] = b"-._~!$&'()*+,;=:@|";
     (1..=128).contains(&text.len())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'@' | b':' | b'~' | b'-'))
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || SIGNS.contains(&byte))
 }
 
 /// No control characters: such an id could not be written in a log line, a header or a channel name.
@@ -108,7 +109,7 @@ fn is_printable(text: &str, longest: usize) -> bool {
 
 text_id!(
     /// A user of the app, as its tokens name them (`sub`).
-    UserId, "a user id", "1 to 128 characters of A-Z a-z 0-9 . _ @ : ~ -", is_user_id
+    UserId, "a user id", "1 to 128 characters of A-Z a-z 0-9 - . _ ~ ! $ & ' ( ) * + , ; = : @ |", is_user_id
 );
 text_id!(
     /// A chat room. The longest direct room: two escaped user ids of 256 bytes and the `_` between them.
@@ -290,16 +291,48 @@ mod tests {
         assert_eq!(RoomId::direct(&user("A"), &user("B")).as_str(), "A_B");
         assert_eq!(RoomId::direct(&user("B"), &user("A")).as_str(), "A_B");
         assert_eq!(RoomId::direct(&user("a_b"), &user("c~d")).as_str(), "a~1b_c~0d");
+        assert_eq!(
+            RoomId::direct(&user("auth0|5f7c"), &user("alice+chat@example.com")).as_str(),
+            "alice+chat@example.com_auth0|5f7c"
+        );
+    }
+
+    #[test]
+    fn rooms_of_ids_that_were_always_valid_keep_their_names() {
+        // Written down before further characters were allowed: stored rooms have these names.
+        for (one, other, name) in [
+            ("A", "B", "A_B"),
+            ("B", "a", "B_a"),
+            ("9", "A", "9_A"),
+            ("a~1b", "c", "a~01b_c"),
+            ("x_y", "z", "x~1y_z"),
+            ("x", "y_z", "x_y~1z"),
+            ("~_", "_~", "~1~0_~0~1"),
+            ("me@example.com", "you:1", "me@example.com_you:1"),
+            ("-", "...", "-_..."),
+        ] {
+            assert_eq!(RoomId::direct(&user(one), &user(other)).as_str(), name);
+            assert_eq!(RoomId::direct(&user(other), &user(one)).as_str(), name);
+        }
     }
 
     #[test]
     fn user_ids_are_limited_in_length_and_letters() {
-        for good in ["A", "a.b_c@d:e~f-9", &"x".repeat(128)] {
+        let identity_providers =
+            ["auth0|5f7c8ec7c33c6c004bbafe82", "alice+chat@example.com", "waad|x=1,y=(2)"];
+        for good in ["A", "a.b_c@d:e~f-9", ".", "..", "-._~!$&'()*+,;=:@|", &"x".repeat(128)] {
             assert!(UserId::new(good).is_ok(), "{good}");
         }
-        for bad in ["", "a b", "한", "a/b", "a\0", &"x".repeat(129)] {
+        for good in identity_providers {
+            assert!(UserId::new(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "", "a b", "한", "a/b", "a\0", "a\"b", "a\\b", "a[b]", "a{b}", "a%b", "a?b", "a#b", "a<b", "a^b",
+            "a`b",
+        ] {
             assert!(UserId::new(bad).is_err(), "{bad}");
         }
+        assert!(UserId::new("x".repeat(129)).is_err());
     }
 
     #[test]
@@ -328,11 +361,25 @@ mod tests {
     proptest! {
         #[test]
         fn different_pairs_never_share_a_direct_room(
-            a in "[a_~]{1,4}", b in "[a_~]{1,4}", c in "[a_~]{1,4}", d in "[a_~]{1,4}"
+            a in "[a_~01|]{1,4}", b in "[a_~01|]{1,4}", c in "[a_~01|]{1,4}", d in "[a_~01|]{1,4}"
         ) {
             let (a, b, c, d) = (user(&a), user(&b), user(&c), user(&d));
             let same_pair = (a == c && b == d) || (a == d && b == c);
             prop_assert_eq!(RoomId::direct(&a, &b) == RoomId::direct(&c, &d), same_pair);
+        }
+
+        /// A name from which the pair can be read back belongs to no other pair.
+        #[test]
+        fn a_direct_room_tells_its_pair(
+            a in "[-A-Za-z0-9._~!$&'()*+,;=:@|]{3,128}", b in "[-A-Za-z0-9._~!$&'()*+,;=:@|]{3,128}"
+        ) {
+            let room = RoomId::direct(&user(&a), &user(&b));
+            prop_assert!(RoomId::new(room.as_str()).is_ok());
+            let unescape = |part: &str| part.replace("~1", "_").replace("~0", "~");
+            let parts: Vec<String> = room.as_str().split('_').map(unescape).collect();
+            let mut pair = [a, b];
+            pair.sort();
+            prop_assert_eq!(parts, pair);
         }
     }
 }

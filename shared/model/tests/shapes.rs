@@ -56,6 +56,7 @@ fn push() -> PushJob {
         body: "안녕하세요".into(),
         hides_content: false,
         badge: None,
+        room_name: None,
         target: Some(PushTarget {
             device_id: DeviceId::new("phone").unwrap(),
             token: "token".into(),
@@ -75,6 +76,8 @@ fn events_in_the_queues() {
     assert_json_snapshot!("offline", Event::new(offline, trace()));
     assert_json_snapshot!("push", Event::new(push(), trace()));
     assert_json_snapshot!("push_hidden", Event::new(hidden, trace()));
+    let group = PushJob { room_name: Some("Project X".into()), ..push() };
+    assert_json_snapshot!("push_group", Event::new(group, trace()));
 }
 
 #[test]

@@ -79,7 +79,7 @@ impl Update {
         Self { multi: true, ..Self::one(filter, change) }
     }
 
-    /// Changes the matching document, or creates it if there is none.
+    /// Changes the matching document, or creates it if there is none. Instead of a change, it may be the whole document.
     pub(crate) fn or_insert(filter: Document, change: impl Into<Bson>) -> Self {
         Self { upsert: true, ..Self::one(filter, change) }
     }

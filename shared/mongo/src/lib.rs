@@ -33,10 +33,11 @@
 //! | `chatRoomId, version` | `room_versions`, unique | the members at a version (R2) |
 //! | `userId, chatRoomId` | `members`, unique | a member's document |
 //! | `userId, deviceId` | `devices`, unique | one token per device (D2) |
-//! | `platform, token` | `devices`, unique | one owner per token (D1) |
+//! | `platform, token` | `devices`, unique | one owner per token (D1, D5) |
 //! | `registeredAt` | `devices` | devices not registered for long (D4) |
 //! | `recordedAt` | `pushes`, forgotten after three days | U1 |
 //! | `parkedAt, _id` | `parked` | parked pushes, oldest first (U3) |
+//! | `reason, parkedAt, _id` | `parked` | those parked for a reason (U4) |
 //!
 //! # Guarantees
 //!

@@ -13,12 +13,13 @@ use mongodb::options::{
     SelectionCriteria, WriteConcern,
 };
 use mongodb::{Client, IndexModel};
+use naru_engines::store::{Device, Devices, Platform};
 use naru_engines::{Applied, EngineError, EngineResult};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::Options;
-use crate::database::Database;
-use crate::document::MetaDocument;
+use crate::database::{Database, Find, Update};
+use crate::document::{DeviceDocument, MetaDocument};
 use crate::error::{ENGINE, Request, contended};
 
 /// The layout that this program writes and reads.
@@ -59,7 +60,30 @@ pub(crate) async fn open(url: &str, database: &str, options: &Options) -> Engine
         }
     }))
     .await?;
+    respell_tokens(&database).await?;
     Ok(database)
+}
+
+/// Gives APNs' tokens that an earlier state of this program stored their canonical spelling (D5): one query where there is
+/// none. Of two spellings of a token, the one that was registered last stays.
+///
+/// What if the process dies in between, or several do this? Each step is conditional, and the next start finds what is left.
+async fn respell_tokens(database: &Database) -> EngineResult<()> {
+    let capitals = doc! { "platform": Platform::Apns.lane().as_str(), "token": { "$regex": "^[0-9a-fA-F]*[A-F][0-9a-fA-F]*$" } };
+    let devices = Find::all(capitals).sorted(doc! { "registeredAt": 1 });
+    for device in database.find::<DeviceDocument>(DEVICES, devices).await?.into_iter().map(Device::from) {
+        let canonical = device.platform.canonical(&device.token);
+        database.remove_token(device.platform, &canonical, device.registered_at).await?;
+        let this = doc! {
+            "userId": device.user.as_str(), "deviceId": device.id.as_str(), "token": &*device.token,
+        };
+        let respell = Update::one(this.clone(), doc! { "$set": { "token": &*canonical } });
+        if !database.try_updates(DEVICES, &[respell]).await?.is_empty() {
+            // The other spelling was registered later.
+            database.remove(DEVICES, this).await?;
+        }
+    }
+    Ok(())
 }
 
 /// A client for the URL. Options that neither it nor a constant above sets keep the driver's defaults.
@@ -174,7 +198,13 @@ fn indexes() -> [(&'static str, Vec<IndexModel>); 8] {
                 IndexOptions::builder().expire_after(PUSHES_ARE_KEPT).build(),
             )],
         ),
-        (PARKED, vec![plain(doc! { "parkedAt": 1, "_id": 1 })]),
+        (
+            PARKED,
+            vec![
+                plain(doc! { "parkedAt": 1, "_id": 1 }),
+                plain(doc! { "reason": 1, "parkedAt": 1, "_id": 1 }),
+            ],
+        ),
     ]
 }
 

@@ -6,7 +6,7 @@ use bson::doc;
 use naru_engines::{Applied, EngineError, EngineResult};
 use naru_mongo::{Mongo, Options};
 
-use crate::given::{Fresh, url};
+use crate::given::{Fresh, url, user};
 
 fn refusal(opened: EngineResult<Mongo>) -> String {
     match opened {
@@ -62,6 +62,42 @@ async fn data_of_another_version_is_refused_and_left_as_it_is() {
         let indexes = fresh.raw("chat_messages").await.list_index_names().await.unwrap_or_default();
         assert_eq!(indexes, Vec::<String>::new());
         meta.delete_one(doc! {}).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn tokens_of_an_earlier_state_get_their_canonical_spelling() {
+    let fresh = Fresh::new();
+    fresh.open().await.ping().await.unwrap();
+    let rows = [
+        ("a", "phone", "apns", "AB01", 1),
+        // It changed hands, in another spelling.
+        ("b", "phone", "apns", "ab01", 2),
+        ("b", "tablet", "apns", "cd02", 3),
+        ("c", "phone", "apns", "CD02", 4),
+        ("d", "phone", "apns", "Cd02", 5),
+        ("d", "tablet", "fcm", "AB01", 6),
+        ("d", "watch", "apns", "Not-AB", 7),
+    ];
+    let device = |(user, device, platform, token, at): (&str, &str, &str, &str, i64)| {
+        doc! {
+            "userId": user, "deviceId": device, "platform": platform, "token": token,
+            "environment": "production", "registeredAt": bson::DateTime::from_millis(at),
+        }
+    };
+    fresh.raw("devices").await.insert_many(rows.map(device)).await.unwrap();
+    for _ in 0..2 {
+        let users = ["a", "b", "c", "d"].map(user);
+        let mut devices = fresh.store().await.devices.of_users(&users).await.unwrap();
+        devices.sort_by_key(|device| device.registered_at);
+        let left = devices.iter().map(|device| (device.user.as_str(), device.id.as_str(), &*device.token));
+        let expected = [
+            ("b", "phone", "ab01"),
+            ("d", "phone", "cd02"),
+            ("d", "tablet", "AB01"),
+            ("d", "watch", "Not-AB"),
+        ];
+        assert_eq!(left.collect::<Vec<_>>(), expected);
     }
 }
 

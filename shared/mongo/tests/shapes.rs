@@ -175,6 +175,7 @@ async fn documents_have_these_shapes() {
         body: "안녕하세요".into(),
         hides_content: false,
         badge: None,
+        room_name: None,
         target: Some(target),
         expires_at: MOMENT,
     };
@@ -187,7 +188,7 @@ async fn documents_have_these_shapes() {
         attempts: 3,
         parked_at: MOMENT,
     };
-    store.pushes.park(parked).await.unwrap();
+    store.pushes.park(&[parked]).await.unwrap();
 
     for collection in COLLECTIONS {
         let documents = documents(&fresh, collection).await;

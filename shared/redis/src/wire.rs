@@ -132,7 +132,7 @@ mod tests {
 
     fn chat() -> LiveEvent {
         LiveEvent {
-            recipients: ["ben", "eve~@:._-"].map(|user| UserId::new(user).unwrap()).into(),
+            recipients: ["ben", "eve-._~!$&'()*+,;=:@|"].map(|user| UserId::new(user).unwrap()).into(),
             origin: Some(SessionId::new("한 \"s\"").unwrap()),
             news: News::Chat(Message {
                 id: MessageId::from_bytes([1; 12]),
@@ -177,7 +177,7 @@ mod tests {
         let channel = format!("chat:{room}");
         let elsewhere = Ok(Some(Signal::Elsewhere { room, seq: Seq(7) }));
         let whole = Ok(Some(Signal::Event(event.into())));
-        for here in ["ben", "eve~@:._-"] {
+        for here in ["ben", "eve-._~!$&'()*+,;=:@|"] {
             assert_eq!(read(&channel, &payload, here), whole, "{here}");
         }
         for here in ["ada", "nobody", "be", ""] {

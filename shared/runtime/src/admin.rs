@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -34,8 +34,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Health {
     shutdown: CancellationToken,
     checks: Arc<RwLock<BTreeMap<&'static str, Check>>>,
+    troubles: Arc<RwLock<BTreeMap<&'static str, Trouble>>>,
 }
 
+type Trouble = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 type Check = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// The result of [`Health::report`]; as JSON `{"ready":false,"failing":{"store":"…"}}`.
@@ -45,12 +47,15 @@ pub struct Report {
     pub ready: bool,
     /// The checks that fail, and why.
     pub failing: BTreeMap<&'static str, String>,
+    /// What is in trouble and does not yet keep the process from serving.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub degraded: BTreeMap<&'static str, String>,
 }
 
 impl Health {
     /// No checks yet. Once `shutdown` is cancelled the process drains, and is not ready whatever the checks answer.
     pub fn new(shutdown: CancellationToken) -> Self {
-        Self { shutdown, checks: Arc::default() }
+        Self { shutdown, checks: Arc::default(), troubles: Arc::default() }
     }
 
     /// Adds a check, or replaces the one of the same name. Its error is shown to every client of `/readyz`: one
@@ -60,6 +65,16 @@ impl Health {
         F: Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync + 'static,
     {
         self.checks.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::new(check));
+    }
+
+    /// Adds something that `/readyz` shows as degraded while it answers a sentence, and that does not fail it: every process
+    /// may have the same trouble, and none of them would be left to serve.
+    pub fn register_degraded(
+        &self,
+        name: &'static str,
+        trouble: impl Fn() -> Option<String> + Send + Sync + 'static,
+    ) {
+        self.troubles.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::new(trouble));
     }
 
     /// Runs all checks at once, each for at most two seconds.
@@ -75,7 +90,9 @@ impl Health {
         if self.shutdown.is_cancelled() {
             failing.insert("draining", "the process is shutting down".into());
         }
-        Report { ready: failing.is_empty(), failing }
+        let troubles = self.troubles.read().unwrap_or_else(PoisonError::into_inner);
+        let degraded = troubles.iter().filter_map(|(name, trouble)| Some((*name, trouble()?))).collect();
+        Report { ready: failing.is_empty(), failing, degraded }
     }
 }
 
@@ -191,7 +208,14 @@ async fn answer(
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    guard(response.headers_mut());
     Ok(response)
+}
+
+/// An answer is for one caller at one moment: no cache keeps it, and no browser reads it as another type than it says.
+pub fn guard(headers: &mut HeaderMap) {
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
 }
 
 #[cfg(test)]
@@ -254,6 +278,8 @@ mod tests {
         let ready = ask(address, "GET /readyz").await;
         assert!(ready.starts_with("HTTP/1.1 503 "), "{ready}");
         assert!(ready.contains("content-type: application/json\r\n"), "{ready}");
+        assert!(ready.contains("cache-control: no-store\r\n"), "{ready}");
+        assert!(ready.contains("x-content-type-options: nosniff\r\n"), "{ready}");
         assert!(ready.ends_with(r#"{"ready":false,"failing":{"store":"no primary"}}"#), "{ready}");
         assert!(ask(address, "GET /healthz").await.ends_with("\r\n\r\nok\n"));
         assert!(ask(address, "GET /metrics").await.ends_with("# EOF\n"));

@@ -1,7 +1,5 @@
 //! The device registry.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use naru_engines::EngineResult;
 use naru_engines::store::{Device, Devices, Platform};
@@ -23,7 +21,7 @@ impl Devices for Database {
                 device.user.as_str(),
                 device.id.as_str(),
                 column::word(&device.platform)?,
-                device.token,
+                device.platform.canonical(&device.token),
                 column::word(&device.environment)?,
                 device.locale,
                 device.hides_content,
@@ -67,7 +65,7 @@ impl Devices for Database {
         token: &str,
         registered_before: Timestamp,
     ) -> EngineResult<bool> {
-        let (token, before) = (Arc::<str>::from(token), registered_before.as_millis());
+        let (token, before) = (platform.canonical(token), registered_before.as_millis());
         self.write(move |transaction| {
             let sql = "DELETE FROM devices WHERE platform = ?1 AND token = ?2 AND registeredAt < ?3";
             let removed =

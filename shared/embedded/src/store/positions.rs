@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use naru_engines::EngineResult;
 use naru_engines::store::{Advance, DevicePosition, MemberPosition, Moved, Positions};
-use naru_model::{DeviceId, RoomId, Seq, UserId};
+use naru_model::{DeviceId, RoomId, Seq, Timestamp, UserId};
 use rusqlite::{Connection, Result, params};
 
 use crate::column::{self, Columns};
@@ -31,7 +31,7 @@ impl Positions for Database {
     }
 
     async fn unread(&self, users: &[UserId]) -> EngineResult<Vec<u64>> {
-        let users = users.to_vec();
+        let (users, now) = (users.to_vec(), Timestamp::now());
         self.read(move |transaction| {
             // For each of a user's rooms one step to its head and one to the user's read position.
             let mut unread = transaction.prepare_cached(
@@ -39,9 +39,11 @@ impl Positions for Database {
                      (SELECT coalesce(max(seq), 0) FROM chat_messages WHERE chatRoomId = memberships.chatRoomId)
                      - coalesce(members.read, 0))), 0)
                  FROM memberships LEFT JOIN members USING (chatRoomId, userId)
-                 WHERE memberships.userId = ?1 AND memberships.until IS NULL",
+                 WHERE memberships.userId = ?1 AND memberships.until IS NULL
+                     AND NOT (coalesce(members.muted, 0) AND coalesce(members.mutedUntil > ?2, 1))",
             )?;
-            let unread = |user: &UserId| unread.query_row([user.as_str()], |row| row.seq(0));
+            let unread =
+                |user: &UserId| unread.query_row(params![user.as_str(), now.as_millis()], |row| row.seq(0));
             users.iter().map(unread).map(|sum| sum.map(|Seq(sum)| sum)).collect()
         })
         .await

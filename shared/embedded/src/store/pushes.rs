@@ -43,12 +43,17 @@ impl Pushes for Database {
         .await
     }
 
-    async fn park(&self, push: ParkedPush) -> EngineResult<()> {
+    async fn park(&self, pushes: &[ParkedPush]) -> EngineResult<()> {
+        let pushes = pushes.to_vec();
         self.write(move |transaction| {
             let sql = "INSERT OR REPLACE INTO parked (eventId, job, reason, attempts, parkedAt) VALUES (?1, ?2, ?3, ?4, ?5)";
-            let (event, job) = (push.event_id.0.as_bytes(), column::json(&push.job)?);
-            let values = params![event, job, push.reason, push.attempts, push.parked_at.as_millis()];
-            transaction.prepare_cached(sql)?.execute(values).map(drop)
+            let mut park = transaction.prepare_cached(sql)?;
+            for push in &pushes {
+                let (event, job) = (push.event_id.0.as_bytes(), column::json(&push.job)?);
+                let values = params![event, job, push.reason, push.attempts, push.parked_at.as_millis()];
+                park.execute(values)?;
+            }
+            Ok(())
         })
         .await
     }
@@ -62,6 +67,17 @@ impl Pushes for Database {
             let id = after.as_ref().map_or(&[][..], |after| after.event_id.0.as_bytes());
             let moment = after.as_ref().map_or(i64::MIN, |after| after.parked_at.as_millis());
             statement.query_map(params![moment, id, column::limit(limit)], parked)?.collect()
+        })
+        .await
+    }
+
+    async fn parked_because(&self, reason: &str, limit: usize) -> EngineResult<Vec<ParkedPush>> {
+        let reason = reason.to_owned();
+        self.read(move |transaction| {
+            let sql = "SELECT eventId, job, reason, attempts, parkedAt FROM parked
+                WHERE reason = ?1 ORDER BY parkedAt, eventId LIMIT ?2";
+            let mut statement = transaction.prepare_cached(sql)?;
+            statement.query_map(params![reason, column::limit(limit)], parked)?.collect()
         })
         .await
     }

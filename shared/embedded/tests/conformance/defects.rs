@@ -127,6 +127,7 @@ async fn every_defect_of_a_store_is_noticed() {
             ),
             (Defect::StrangersMove, &["p4_only_members_move"]),
             (Defect::UnreadOfTheFirst, &["p5_unread_is_summed_over_the_rooms_of_now"]),
+            (Defect::MutedCounts, &["p5_muted_rooms_do_not_count"]),
             (Defect::PositionsOfTheFirstRoom, &["p6_members_of_many_rooms_are_told_apart"]),
             (
                 Defect::TokenWithTwoOwners,
@@ -135,7 +136,10 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::NewTokenRemoved, &["d3_only_an_older_token_is_removed"]),
             (Defect::ContentShown, &["d2_claiming_again_replaces_the_token"]),
             (Defect::SeenDevicesForgotten, &["d4_a_device_that_was_not_seen_is_forgotten"]),
+            (Defect::SpellingsAreTwoTokens, &["d5_spellings_of_a_token_are_one_token"]),
             (Defect::RecordForgotten, &["u1_what_was_recorded_is_done"]),
+            (Defect::ParksTheFirst, &["u2_what_is_parked_survives_death"]),
+            (Defect::ReasonIgnored, &["u4_those_parked_for_a_reason_are_listed"]),
             (Defect::ListingTakesAway, &["u2_parking_again_replaces_the_entry"]),
             (Defect::ListForgetsItsOrder, &["u3_a_walk_meets_every_parked_push_in_order"]),
             (Defect::ListBeginsAgain, &["u3_a_walk_meets_every_parked_push_in_order"]),

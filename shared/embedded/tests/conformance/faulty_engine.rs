@@ -56,13 +56,17 @@ pub(crate) enum Defect {
     MoveToldAlways,
     StrangersMove,
     UnreadOfTheFirst,
+    MutedCounts,
     PositionsOfTheFirstRoom,
 
     TokenWithTwoOwners,
     NewTokenRemoved,
     ContentShown,
     SeenDevicesForgotten,
+    SpellingsAreTwoTokens,
     RecordForgotten,
+    ParksTheFirst,
+    ReasonIgnored,
     ListingTakesAway,
     ListForgetsItsOrder,
     ListBeginsAgain,
@@ -339,7 +343,9 @@ impl Rooms for FaultyEngine<dyn Rooms> {
     }
 
     async fn configure(&self, room: &RoomId, user: &UserId, settings: MemberSettings) -> EngineResult<bool> {
-        let done = self.inner.configure(room, user, settings).await?;
+        // Its count of unread messages does not see the muting.
+        let muted = settings.muted && self.defect != Defect::MutedCounts;
+        let done = self.inner.configure(room, user, MemberSettings { muted, ..settings }).await?;
         if self.defect == Defect::SettingsShared && done {
             for room in self.inner.current(std::slice::from_ref(room)).await?.into_iter().flatten() {
                 for member in room.member_ids.iter() {
@@ -427,6 +433,12 @@ impl Devices for FaultyEngine<dyn Devices> {
             let had: Vec<_> = had.cloned().collect();
             devices.extend(had);
         }
+        if self.defect == Defect::SpellingsAreTwoTokens {
+            let kept = self.kept();
+            let spelled = |claim: &&Device| claim.platform.canonical(&claim.token) != claim.token;
+            let had = kept.claims.iter().filter(spelled).filter(|claim| users.contains(&claim.user));
+            devices.extend(had.cloned());
+        }
         if self.defect == Defect::ContentShown {
             devices.iter_mut().for_each(|device| device.hides_content = false);
         }
@@ -461,8 +473,16 @@ impl Pushes for FaultyEngine<dyn Pushes> {
         if self.defect == Defect::RecordForgotten { Ok(()) } else { self.inner.record(taken).await }
     }
 
-    async fn park(&self, push: ParkedPush) -> EngineResult<()> {
-        self.inner.park(push).await
+    async fn park(&self, pushes: &[ParkedPush]) -> EngineResult<()> {
+        let max = if self.defect == Defect::ParksTheFirst { 1 } else { usize::MAX };
+        self.inner.park(&pushes[..pushes.len().min(max)]).await
+    }
+
+    async fn parked_because(&self, reason: &str, limit: usize) -> EngineResult<Vec<ParkedPush>> {
+        if self.defect == Defect::ReasonIgnored {
+            return self.inner.parked(None, limit).await;
+        }
+        self.inner.parked_because(reason, limit).await
     }
 
     async fn parked(&self, after: Option<&ParkedCursor>, limit: usize) -> EngineResult<Vec<ParkedPush>> {

@@ -23,6 +23,7 @@ impl Devices for Database {
     /// What if the process dies in between? No user has the token, and the app, which got no answer, claims it again.
     async fn claim(&self, device: Device) -> EngineResult<()> {
         let owner = doc! { "userId": device.user.as_str(), "deviceId": device.id.as_str() };
+        let device = Device { token: device.platform.canonical(&device.token), ..device };
         let token = doc! { "platform": word(device.platform), "token": &*device.token };
         let this = owner.clone().into_iter().chain(token.clone()).collect::<Document>();
         let in_the_way = doc! { "$or": [owner, token] };
@@ -57,7 +58,8 @@ impl Devices for Database {
         registered_before: Timestamp,
     ) -> EngineResult<bool> {
         let before = doc! { "$lt": registered_before.to_bson() };
-        let old = doc! { "platform": word(platform), "token": token, "registeredAt": before };
+        let token = platform.canonical(token);
+        let old = doc! { "platform": word(platform), "token": &*token, "registeredAt": before };
         Ok(Database::remove(self, DEVICES, old).await? > 0)
     }
 

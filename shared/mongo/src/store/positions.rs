@@ -1,13 +1,13 @@
 //! Members' positions.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use async_trait::async_trait;
 use bson::{Document, doc};
 use futures_util::future::{try_join, try_join3};
 use naru_engines::store::{Advance, DevicePosition, MemberPosition, Moved, Positions};
 use naru_engines::{Applied, EngineResult};
-use naru_model::{DeviceId, RoomId, Seq, UserId};
+use naru_model::{DeviceId, RoomId, Seq, Timestamp, UserId};
 use serde::Deserialize;
 
 use crate::database::{Database, Find, Update};
@@ -106,18 +106,18 @@ impl Positions for Database {
         if asked.is_empty() {
             return Ok(Vec::new());
         }
-        let mut rooms: BTreeMap<&RoomId, Vec<&UserId>> = BTreeMap::new();
+        let mut rooms: BTreeMap<&RoomId, BTreeSet<&UserId>> = BTreeMap::new();
         let mut before: HashMap<MemberKey<'_>, Seq> = HashMap::new();
         for (room, user, from) in asked {
-            rooms.entry(room).or_default().push(user);
+            rooms.entry(room).or_default().insert(user);
             let last = Seq(from.0.saturating_sub(1));
             before.entry((room, user)).and_modify(|before| *before = last.min(*before)).or_insert(last);
         }
-        let of_room = |(room, users): (&RoomId, Vec<&UserId>)| {
+        let of_room = |(room, users): (&RoomId, BTreeSet<&UserId>)| {
             doc! { "userId": { "$in": texts(users) }, "chatRoomId": room.as_str() }
         };
         let either: Vec<Document> = rooms.into_iter().map(of_room).collect();
-        let members = self.members(doc! { "$or": either }, asked.len()).await?;
+        let members = self.members(doc! { "$or": either }, before.len()).await?;
         let members: HashMap<MemberKey<'_>, _> =
             members.iter().map(|member| ((&member.chat_room_id, &member.user_id), member)).collect();
         let said = |key: MemberKey<'_>| members.get(&key).map(|member| member.read).unwrap_or_default();
@@ -136,23 +136,30 @@ impl Positions for Database {
         Ok(asked.iter().map(position).collect())
     }
 
-    /// Two round trips: the users' rooms and reported read positions, then the rooms' heads and the users' own last messages,
+    /// Two round trips: the users' rooms, settings and reported read positions, then the rooms' heads and the users' own last messages,
     /// for which only the messages themselves are certain.
     async fn unread(&self, users: &[UserId]) -> EngineResult<Vec<u64>> {
         if users.is_empty() {
             return Ok(Vec::new());
         }
         let own = Find::all(doc! { "userId": { "$in": texts(users) } });
-        let read = own.only(doc! { "userId": 1, "chatRoomId": 1, "read": 1 });
+        let read = own.only(doc! { "userId": 1, "chatRoomId": 1, "read": 1, "muted": 1, "mutedUntil": 1 });
         let (rooms, read) =
             try_join(self.shared_rooms(users), self.find::<MemberDocument>(MEMBERS, read)).await?;
         let mut said: HashMap<Member, Seq> = HashMap::new();
         for RoomOf { id, members, .. } in &rooms {
             said.extend(members.iter().map(|user| ((id.clone(), user.clone()), Seq::ZERO)));
         }
+        let now = Timestamp::now();
         for member in read {
-            // A room that the user left does not count.
-            said.entry((member.chat_room_id, member.user_id)).and_modify(|said| *said = member.read);
+            let is_muted = member.settings().mutes_at(now);
+            let who = (member.chat_room_id, member.user_id);
+            // Neither does a room that the user left count.
+            if is_muted {
+                said.remove(&who);
+            } else if let Some(said) = said.get_mut(&who) {
+                *said = member.read;
+            }
         }
         let bumped = rooms.into_iter().map(|room| (room.id, room.last_seq.unwrap_or_default())).collect();
         let (heads, read) = try_join(self.heads_of(bumped), self.read_by(said)).await?;

@@ -4,13 +4,14 @@ use std::collections::HashSet;
 
 use async_trait::async_trait;
 use bson::{Document, doc};
-use naru_engines::EngineResult;
 use naru_engines::store::{ParkedCursor, ParkedPush, Pushes};
+use naru_engines::{EngineError, EngineResult};
 use naru_model::{EventId, Timestamp};
 use serde::Deserialize;
 
-use crate::database::{Database, Find};
+use crate::database::{Database, Find, Update};
 use crate::document::{ParkedDocument, PushDocument};
+use crate::error::ENGINE;
 use crate::field::{self, Field};
 use crate::open::{PARKED, PUSHES};
 
@@ -48,13 +49,15 @@ impl Pushes for Database {
     }
 
     /// One round trip; one more if two callers park the same push for the first time at once.
-    async fn park(&self, push: ParkedPush) -> EngineResult<()> {
-        let this = doc! { "_id": push.event_id.to_bson() };
-        let document = ParkedDocument::from(push);
-        if !self.replace(PARKED, this.clone(), &document).await? {
-            self.replace(PARKED, this, &document).await?;
-        }
-        Ok(())
+    async fn park(&self, pushes: &[ParkedPush]) -> EngineResult<()> {
+        let unwritable = |_| EngineError::permanent(ENGINE, "a parked push: not to be written as BSON");
+        let update = |push: &ParkedPush| {
+            let this = doc! { "_id": push.event_id.to_bson() };
+            let document = bson::serialize_to_document(&ParkedDocument::from(push.clone()));
+            document.map(|document| Update::or_insert(this, document)).map_err(unwritable)
+        };
+        let updates = pushes.iter().map(update).collect::<EngineResult<_>>()?;
+        self.update_all(PARKED, updates).await
     }
 
     /// One round trip for each 16 MB.
@@ -63,6 +66,13 @@ impl Pushes for Database {
             .sorted(doc! { "parkedAt": 1, "_id": 1 })
             .at_most(limit);
         let parked = self.find::<ParkedDocument>(PARKED, find).await?;
+        Ok(parked.into_iter().map(ParkedPush::from).collect())
+    }
+
+    /// One round trip for each 16 MB.
+    async fn parked_because(&self, reason: &str, limit: usize) -> EngineResult<Vec<ParkedPush>> {
+        let find = Find::all(doc! { "reason": reason }).sorted(doc! { "parkedAt": 1, "_id": 1 });
+        let parked = self.find::<ParkedDocument>(PARKED, find.at_most(limit)).await?;
         Ok(parked.into_iter().map(ParkedPush::from).collect())
     }
 

@@ -134,6 +134,7 @@ pub(super) fn push_job(room: &RoomId, user: &UserId) -> PushJob {
         body: "안녕하세요 👋".into(),
         hides_content: true,
         badge: Some(3),
+        room_name: None,
         target: Some(PushTarget { device_id: device(), token, environment: PushEnvironment::Sandbox }),
         expires_at: Timestamp::from_millis(1_795_339_800_042),
     }

@@ -11,8 +11,9 @@ use naru_model::{
 
 use naru_engines::store::{NewRoom, Run, Store};
 
+/// A new user id, with all signs that one may hold.
 pub(super) fn user() -> UserId {
-    UserId::new(format!("ada.{}@x:y~z_-", MessageId::generate())).expect("a user id")
+    UserId::new(format!("$ada.{}@x:y~z_-|a+b*c'!(d),&e;f=", MessageId::generate())).expect("a user id")
 }
 
 /// A new room id, with the allowed characters that an engine may mishandle.

@@ -78,6 +78,7 @@ macro_rules! conformance_cases {
                 p3_a_move_is_told_once,
                 p4_only_members_move,
                 p5_unread_is_summed_over_the_rooms_of_now,
+                p5_muted_rooms_do_not_count,
                 p6_members_of_many_rooms_are_told_apart,
             }
             devices {
@@ -87,6 +88,7 @@ macro_rules! conformance_cases {
                 d3_only_an_older_token_is_removed,
                 d3_a_removed_device_is_gone,
                 d4_a_device_that_was_not_seen_is_forgotten,
+                d5_spellings_of_a_token_are_one_token,
             }
             pushes {
                 u1_what_was_recorded_is_done,
@@ -95,6 +97,7 @@ macro_rules! conformance_cases {
                 u2_what_was_parked_again_is_another_entry,
                 u3_a_walk_meets_every_parked_push_in_order,
                 u3_one_is_found_by_its_event,
+                u4_those_parked_for_a_reason_are_listed,
             }
         }
     };

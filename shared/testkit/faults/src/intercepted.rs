@@ -151,8 +151,9 @@ intercepted! {
     Pushes {
         done(events: &[EventId]) -> Vec<bool>;
         record(taken: &[(EventId, String)]) -> ();
-        park(push: ParkedPush) -> (), [&push.job.chat_room_id].into_iter();
+        park(pushes: &[ParkedPush]) -> (), pushes.iter().map(|push| &push.job.chat_room_id);
         parked(after: Option<&ParkedCursor>, limit: usize) -> Vec<ParkedPush>;
+        parked_because(reason: &str, limit: usize) -> Vec<ParkedPush>;
         find_parked(event: EventId) -> Option<ParkedPush>;
         drop_parked(event: EventId) -> bool;
         drop_parked_at(place: &ParkedCursor) -> bool;

@@ -10,6 +10,7 @@ type Field = (&'static str, Kind);
 
 enum Kind {
     Text,
+    Bool,
     /// Seconds with a suffix: `"3.5s"`.
     Duration,
     Priority,
@@ -20,7 +21,7 @@ enum Kind {
     Message(&'static [Field]),
 }
 
-use Kind::{Any, Duration, Message, Priority, Text, Texts};
+use Kind::{Any, Bool, Duration, Message, Priority, Text, Texts};
 
 /// The body of `messages:send`.
 const REQUEST: &[Field] = &[(
@@ -34,10 +35,18 @@ const REQUEST: &[Field] = &[(
             Message(&[
                 ("priority", Priority),
                 ("ttl", Duration),
-                ("notification", Message(&[("tag", Text), ("body_loc_key", Text)])),
+                (
+                    "notification",
+                    Message(&[
+                        ("tag", Text),
+                        ("channel_id", Text),
+                        ("default_sound", Bool),
+                        ("body_loc_key", Text),
+                    ]),
+                ),
             ]),
         ),
-        ("apns", Message(&[("payload", Any)])),
+        ("apns", Message(&[("headers", Texts), ("payload", Any)])),
     ]),
 )];
 
@@ -79,6 +88,7 @@ fn check_field(value: &Value, kind: &Kind, path: &str) -> Result<(), Violation> 
         }
         Any => (value.is_object(), "type.googleapis.com/google.protobuf.Struct"),
         Text => (text.is_some(), "TYPE_STRING"),
+        Bool => (value.is_boolean(), "TYPE_BOOL"),
         Duration => {
             (text.and_then(duration_seconds).is_some(), "type.googleapis.com/google.protobuf.Duration")
         }

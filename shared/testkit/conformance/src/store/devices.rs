@@ -128,6 +128,42 @@ pub(super) async fn d4_a_device_that_was_not_seen_is_forgotten(subject: Of<'_, S
     assert_eq!(of_users(&store, &[&ben]).await, [again]);
 }
 
+pub(super) async fn d5_spellings_of_a_token_are_one_token(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (ada, ben) = (user(), user());
+    let small = MessageId::generate().to_string().replace('-', "");
+    let capitals = small.to_ascii_uppercase();
+    let spelled =
+        |user: &UserId, token: &str, platform| Device { token: token.into(), platform, ..registered(user) };
+    let old = spelled(&ada, &capitals, Platform::Apns);
+    store.devices.claim(old.clone()).await.unwrap();
+    let stored = |device: &Device| Device { token: small.as_str().into(), ..device.clone() };
+    assert_eq!(of_users(&store, &[&ada]).await, [stored(&old)], "the canonical spelling");
+
+    // The phone changes hands, in the other spelling and back.
+    let new = spelled(&ben, &small, Platform::Apns);
+    store.devices.claim(new.clone()).await.unwrap();
+    assert_eq!(of_users(&store, &[&ada, &ben]).await, from_ref(&new));
+    store.devices.claim(old.clone()).await.unwrap();
+    assert_eq!(of_users(&store, &[&ada, &ben]).await, [stored(&old)]);
+    let later = old.registered_at.after(Duration::from_secs(9));
+    assert!(store.devices.remove_token(Platform::Apns, &capitals, later).await.unwrap());
+    let store = reopened(subject, store).await;
+    assert_eq!(of_users(&store, &[&ada, &ben]).await, []);
+
+    // FCM's tokens are case-sensitive; so is what is not in hexadecimal digits.
+    let opaque = format!("{capitals}-Z");
+    let claimed = [
+        spelled(&ada, &capitals, Platform::Fcm),
+        spelled(&ada, &small, Platform::Fcm),
+        spelled(&ada, &opaque, Platform::Apns),
+    ];
+    for device in &claimed {
+        store.devices.claim(device.clone()).await.unwrap();
+    }
+    assert_eq!(of_users(&store, &[&ada]).await, sorted(&claimed));
+}
+
 fn registered(user: &UserId) -> Device {
     Device {
         user: user.clone(),

@@ -1,6 +1,8 @@
 //! [`Positions`](naru_engines::store::Positions).
 
-use naru_model::{DeviceId, RoomId, Seq, UserId};
+use std::time::Duration;
+
+use naru_model::{DeviceId, RoomId, Seq, Timestamp, UserId};
 
 use super::given::{device, filled, group, new_group, room, user};
 use super::{Of, Store, reopened};
@@ -160,6 +162,31 @@ pub(super) async fn p5_unread_is_summed_over_the_rooms_of_now(subject: Of<'_, St
     store.positions.advance(&[step(&there.id, &ben, &phone, 0, 4)]).await.unwrap();
     let store = reopened(subject, store).await;
     assert_eq!(unread(&store, &[&eve, &ben]).await, [4, 3]);
+}
+
+pub(super) async fn p5_muted_rooms_do_not_count(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (here, [ada, ben]) = group(&store).await;
+    let there = new_group([ada.clone(), ben.clone()]);
+    store.rooms.create(there.clone()).await.unwrap();
+    filled(&store, &here, &ada, 1..=5).await;
+    filled(&store, &there.id, &ada, 1..=3).await;
+    let unread = async || store.positions.unread(std::slice::from_ref(&ben)).await.unwrap()[0];
+    let mute = async |user: &UserId, muted, muted_until| {
+        let settings = MemberSettings { muted, muted_until };
+        assert!(store.rooms.configure(&here, user, settings).await.unwrap());
+    };
+    let (hour, now) = (Duration::from_secs(3600), Timestamp::now());
+    mute(&ada, true, None).await;
+    assert_eq!(unread().await, 8, "muted by another member");
+    mute(&ben, true, None).await;
+    assert_eq!(unread().await, 3);
+    mute(&ben, true, Some(now.after(hour))).await;
+    assert_eq!(unread().await, 3);
+    mute(&ben, true, Some(now.before(hour))).await;
+    assert_eq!(unread().await, 8, "the muting is over");
+    mute(&ben, false, Some(now.after(hour))).await;
+    assert_eq!(unread().await, 8, "not muted");
 }
 
 pub(super) async fn p6_members_of_many_rooms_are_told_apart(subject: Of<'_, Store>) {

@@ -4,7 +4,7 @@ use std::slice::from_ref;
 use std::time::Duration;
 
 use naru_model::hops::{Payload, PushJob};
-use naru_model::{EventId, Timestamp};
+use naru_model::{EventId, MessageId, Timestamp};
 
 use super::given::{room, user};
 use super::{Of, Store, reopened};
@@ -27,9 +27,9 @@ pub(super) async fn u2_parking_again_replaces_the_entry(subject: Of<'_, Store>) 
     let store = subject.open().await;
     let first = parked_now("the key was refused");
     let second = ParkedPush { reason: "it was refused again".to_owned(), attempts: 9, ..first.clone() };
-    store.pushes.park(first.clone()).await.unwrap();
+    store.pushes.park(from_ref(&first)).await.unwrap();
     assert_eq!(parked(&store, &[&first]).await, from_ref(&first));
-    store.pushes.park(second.clone()).await.unwrap();
+    store.pushes.park(from_ref(&second)).await.unwrap();
     assert_eq!(parked(&store, &[&first]).await, from_ref(&second));
     assert_eq!(parked(&store, &[&first]).await, from_ref(&second), "listing leaves it");
 
@@ -44,9 +44,7 @@ pub(super) async fn u2_what_is_parked_survives_death(subject: Of<'_, Store>) {
     // Times so early that no other case's push is older.
     let at = |second| Timestamp::from_millis(second);
     let [oldest, older] = [1, 2].map(|second| ParkedPush { parked_at: at(second), ..parked_now("old") });
-    for push in [&older, &new, &oldest] {
-        store.pushes.park(push.clone()).await.unwrap();
-    }
+    store.pushes.park(&[older.clone(), new.clone(), oldest.clone()]).await.unwrap();
     let store = reopened(subject, store).await;
     assert_eq!(parked(&store, &[&new, &older, &oldest]).await, [oldest.clone(), older.clone(), new.clone()]);
     assert_eq!(store.pushes.parked(None, 2).await.unwrap(), [oldest.clone(), older.clone()], "oldest first");
@@ -61,8 +59,8 @@ pub(super) async fn u2_what_was_parked_again_is_another_entry(subject: Of<'_, St
     let second = ParkedPush { parked_at: Timestamp::now(), attempts: 1, ..first.clone() };
     let drop_at = async |push| store.pushes.drop_parked_at(&ParkedCursor::at(push)).await.unwrap();
     assert!(!drop_at(&first).await, "not there yet");
-    store.pushes.park(first.clone()).await.unwrap();
-    store.pushes.park(second.clone()).await.unwrap();
+    store.pushes.park(from_ref(&first)).await.unwrap();
+    store.pushes.park(from_ref(&second)).await.unwrap();
     assert!(!drop_at(&first).await, "it was replaced");
     assert_eq!(parked(&store, &[&first]).await, from_ref(&second));
     assert!(drop_at(&second).await);
@@ -78,11 +76,11 @@ pub(super) async fn u3_a_walk_meets_every_parked_push_in_order(subject: Of<'_, S
         .map(|millis| ParkedPush { parked_at: moment(millis), ..parked_now("old") })
         .into();
     for push in &pushes {
-        store.pushes.park(push.clone()).await.unwrap();
+        store.pushes.park(from_ref(push)).await.unwrap();
     }
     // A push that is parked again moves to the end.
     pushes[0].parked_at = moment(15);
-    store.pushes.park(pushes[0].clone()).await.unwrap();
+    store.pushes.park(from_ref(&pushes[0])).await.unwrap();
     let store = reopened(subject, store).await;
     pushes.sort_by_key(|push| (push.parked_at, push.event_id.0));
 
@@ -108,13 +106,38 @@ pub(super) async fn u3_a_walk_meets_every_parked_push_in_order(subject: Of<'_, S
     }
 }
 
+pub(super) async fn u4_those_parked_for_a_reason_are_listed(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    // A reason that only this case uses.
+    let reason = format!("no provider {}", MessageId::generate());
+    let at =
+        |second, reason: &str| ParkedPush { parked_at: Timestamp::from_millis(second), ..parked_now(reason) };
+    let [oldest, older, old] = [21, 22, 23].map(|second| at(second, &reason));
+    let others = [at(20, "another"), at(24, &format!("{reason} at all"))];
+    let all = [&old, &others[0], &oldest, &others[1], &older].map(ParkedPush::clone);
+    store.pushes.park(&all).await.unwrap();
+    store.pushes.park(&[]).await.unwrap();
+    let listed = async |store: &Store, limit| store.pushes.parked_because(&reason, limit).await.unwrap();
+    assert_eq!(listed(&store, 9).await, [oldest.clone(), older.clone(), old.clone()]);
+    assert_eq!(listed(&store, 2).await, [oldest.clone(), older.clone()], "oldest first");
+
+    // Parked again, for another reason.
+    store.pushes.park(&[ParkedPush { reason: "expired".to_owned(), ..oldest.clone() }]).await.unwrap();
+    let store = reopened(subject, store).await;
+    assert_eq!(listed(&store, 9).await, [older, old]);
+    for push in all {
+        assert!(store.pushes.drop_parked(push.event_id).await.unwrap());
+    }
+    assert_eq!(listed(&store, 9).await, []);
+}
+
 pub(super) async fn u3_one_is_found_by_its_event(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let [one, other] = ["one", "other"].map(parked_now);
     let find = async |push: &ParkedPush| store.pushes.find_parked(push.event_id).await.unwrap();
-    store.pushes.park(other.clone()).await.unwrap();
+    store.pushes.park(from_ref(&other)).await.unwrap();
     assert_eq!(find(&one).await, None);
-    store.pushes.park(one.clone()).await.unwrap();
+    store.pushes.park(from_ref(&one)).await.unwrap();
     assert_eq!((find(&one).await, find(&other).await), (Some(one.clone()), Some(other)));
     assert!(store.pushes.drop_parked(one.event_id).await.unwrap());
     assert_eq!(find(&one).await, None);

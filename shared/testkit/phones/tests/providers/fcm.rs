@@ -25,9 +25,11 @@ async fn a_message_with_everything_is_taken() {
         "android": {
             "priority": "HIGH",
             "ttl": "2419200s",
-            "notification": {"tag": "1", "body_loc_key": "new_message"},
+            "notification": {
+                "tag": "1", "channel_id": "messages", "default_sound": true, "body_loc_key": "new_message",
+            },
         },
-        "apns": {"payload": {"aps": {"badge": 3}}},
+        "apns": {"headers": {"apns-priority": "10"}, "payload": {"aps": {"badge": 3}}},
     });
     let answered = world.send(&message).await;
     assert_eq!(answered.status, 200, "{}", answered.text);
@@ -53,7 +55,7 @@ async fn what_no_schema_has_is_refused() {
         message.as_object_mut().expect("an object").extend(part.as_object().expect("an object").clone());
         message
     };
-    let cases: [(Value, &str); 12] = [
+    let cases: [(Value, &str); 14] = [
         (with(json!({"badge": 1})), "message"),
         (with(json!({"notification": {"title": "Ada", "sound": "default"}})), "message.notification"),
         (with(json!({"android": {"notification": {"badge": 1}}})), "message.android.notification"),
@@ -65,7 +67,12 @@ async fn what_no_schema_has_is_refused() {
         (with(json!({"android": {"priority": "URGENT"}})), "message.android.priority"),
         (with(json!({"android": {"ttl": 60}})), "message.android.ttl"),
         (with(json!({"android": {"ttl": "60"}})), "message.android.ttl"),
+        (
+            with(json!({"android": {"notification": {"default_sound": "true"}}})),
+            "message.android.notification.default_sound",
+        ),
         (with(json!({"apns": {"payload": "{}"}})), "message.apns.payload"),
+        (with(json!({"apns": {"headers": {"apns-priority": 10}}})), "message.apns.headers[0].value"),
     ];
     for (message, field) in cases {
         let answered = world.send(&message).await;

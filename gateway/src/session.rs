@@ -1,7 +1,6 @@
 //! One connection from `WELCOME` to its close: frames in, frames out, and a close frame with the reason.
 
 use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -99,38 +98,44 @@ fn welcome(gateway: &Gateway, session: &Session) -> String {
     })
 }
 
+/// Reads frames until the session is to end. What ends it by time is polled beside the frames: a frame whose answer waits for
+/// its client (a `SYNC`) delays neither the token's expiry, nor pings, nor the drain.
 async fn read(gateway: &Gateway, session: &Arc<Session>, stream: &mut SplitStream<Socket>) -> Close {
-    let left = session.identity.expires_at.since(Timestamp::now());
-    let mut expiry = pin!(tokio::time::sleep(left));
-    let mut pings = tokio::time::interval_at(
-        Instant::now() + gateway.config.ping_interval.0,
-        gateway.config.ping_interval.0,
-    );
-    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut unanswered = 0;
-    let mut stopped = pin!(session.stopped());
     if gateway.drain.has_begun() {
         session.drain();
     }
+    let left = session.identity.expires_at.since(Timestamp::now());
+    tokio::select! {
+        reason = session.closed() => reason,
+        () = tokio::time::sleep(left) => Close::TokenExpired,
+        reason = ping(session, gateway.config.ping_interval.0) => reason,
+        reason = read_frames(gateway, session, stream) => reason,
+    }
+}
+
+/// Pings the client at intervals, until it gives no sign of life.
+async fn ping(session: &Session, interval: Duration) -> Close {
+    let mut pings = tokio::time::interval_at(Instant::now() + interval, interval);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        pings.tick().await;
+        if session.ping() > PINGS_UNANSWERED {
+            return Close::Policy;
+        }
+    }
+}
+
+async fn read_frames(gateway: &Gateway, session: &Arc<Session>, stream: &mut SplitStream<Socket>) -> Close {
     loop {
         let message = tokio::select! {
             // When the gateway drains, frames that come now are not read: the client resends them to another gateway.
-            () = &mut stopped => return session.closed().await,
-            () = &mut expiry => return Close::TokenExpired,
-            _ = pings.tick() => {
-                if unanswered == PINGS_UNANSWERED {
-                    return Close::Policy;
-                }
-                unanswered += 1;
-                session.ping();
-                continue;
-            }
+            () = session.stopped() => return session.closed().await,
             message = async {
                 session.has_capacity().await;
                 stream.next().await
             } => message,
         };
-        unanswered = 0;
+        session.is_alive();
         match message {
             Some(Ok(Message::Text(text))) => receive(gateway, session, &text).await,
             Some(Ok(Message::Binary(_))) => {

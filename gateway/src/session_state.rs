@@ -33,6 +33,8 @@ pub(crate) struct Session {
     /// Notified when a frame has left the queue.
     eased: Notify,
     closing: OnceLock<Close>,
+    /// Pings since the last sign of life.
+    pings_unanswered: AtomicU32,
     /// The gateway drains: no more frames are read.
     is_drained: AtomicBool,
     /// Notified when the session is to end, or no more frames are read.
@@ -93,6 +95,7 @@ impl Session {
             unanswered: AtomicUsize::new(0),
             eased: Notify::new(),
             closing: OnceLock::new(),
+            pings_unanswered: AtomicU32::new(0),
             is_drained: AtomicBool::new(false),
             stopped: Notify::new(),
             sending: Mutex::default(),
@@ -126,10 +129,16 @@ impl Session {
         self.wake();
     }
 
-    /// Has the client pinged as a sign of life.
-    pub(crate) fn ping(&self) {
+    /// Has the client pinged for a sign of life; returns how many times since the last one.
+    pub(crate) fn ping(&self) -> u32 {
         self.queue().unproven.want_ping();
         self.wake();
+        self.pings_unanswered.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Notes a sign of life.
+    pub(crate) fn is_alive(&self) {
+        self.pings_unanswered.store(0, Ordering::Relaxed);
     }
 
     fn put(&self, frame: Outgoing) {

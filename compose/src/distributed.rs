@@ -7,7 +7,6 @@ use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::ensure;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, try_join3};
 use naru_engines::{EngineResult, Engines};
@@ -24,8 +23,6 @@ use tokio_util::sync::CancellationToken;
 const RETRY_BASE: Duration = Duration::from_millis(250);
 /// … up to this.
 const RETRY_CAP: Duration = Duration::from_secs(5);
-/// A partition is two queues, and each process subscribes to all queues of its hop.
-const MAX_PARTITIONS: u32 = 64;
 
 #[derive(Deserialize)]
 struct Config {
@@ -66,7 +63,6 @@ impl Distributed {
     ) -> anyhow::Result<Option<Self>> {
         let config: Config = settings.pick()?;
         let partitions = config.partitions;
-        ensure!((1..=MAX_PARTITIONS).contains(&partitions), "partitions: from 1 to {MAX_PARTITIONS}");
         let all = try_join3(
             answering("mongodb", health, || {
                 let options = naru_mongo::Options { partitions, ..Default::default() };

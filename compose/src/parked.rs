@@ -14,7 +14,7 @@ use anyhow::{Context, bail};
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, value_parser};
 use naru_model::hops::Lane;
 use naru_model::{DeviceId, EventId, MessageId, RoomId, Seq, Timestamp, UserId};
-use naru_runtime::Settings;
+use naru_runtime::{Settings, output};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -243,7 +243,7 @@ async fn all(
         }
         match why {
             None => writeln!(out, "{id} {}", deed.done())?,
-            Some(why) => eprintln!("{:#}", why.about(*id)),
+            Some(why) => output::error_line(format_args!("{:#}", why.about(*id))),
         }
     }
     match (is_json, ids.len()) {

@@ -57,7 +57,7 @@ pub async fn run(wanted: &ArgMatches, shutdown: CancellationToken) -> anyhow::Re
         ..Options::in_dir(dir)
     };
     let phones = Phones::start(options).await?;
-    print!("{phones}");
+    crate::service::print(phones)?;
     shutdown.cancelled().await;
     Ok(())
 }

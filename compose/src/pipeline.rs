@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::demo::{self, Demo};
 use crate::distributed::Distributed;
+use crate::service::Admin;
 use crate::{PROGRAM, secret};
 
 /// How often the intake is read while the pipeline drains.
@@ -81,6 +82,7 @@ impl EngineSet {
 /// All of Naru, running.
 pub struct Pipeline {
     url: String,
+    admin: Admin,
     supervisor: Supervisor,
     engine_set: EngineSet,
     drain_deadline: Duration,
@@ -139,6 +141,7 @@ impl Pipeline {
 
         let metrics = Metrics::new();
         let health = Health::new(shutdown.clone());
+        let admin = Admin::bind(settings, &health, &metrics).await?;
         let Some(engine_set) = EngineSet::on(engine, &data_dir, settings, &health, &shutdown).await? else {
             return Ok(None);
         };
@@ -205,7 +208,7 @@ impl Pipeline {
                 Ok::<_, std::convert::Infallible>(())
             }
         });
-        Ok(Some(Self { url, supervisor, engine_set, drain_deadline: drain_deadline.into() }))
+        Ok(Some(Self { url, admin, supervisor, engine_set, drain_deadline: drain_deadline.into() }))
     }
 
     /// Where clients connect.
@@ -218,9 +221,13 @@ impl Pipeline {
     /// # Errors
     /// When a [`Policy::StopAll`] task failed, or tasks did not finish by the deadline.
     pub async fn run(self) -> anyhow::Result<()> {
-        let ended = self.supervisor.run(self.drain_deadline).await;
-        self.engine_set.close().await;
-        Ok(ended?)
+        let Self { admin, supervisor, engine_set, drain_deadline, .. } = self;
+        let work = async {
+            let ended = supervisor.run(drain_deadline).await;
+            engine_set.close().await;
+            Ok(ended?)
+        };
+        admin.answer_during(work).await
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use naru_embedded::directory;
 use naru_runtime::config::optional;
 use naru_runtime::{Secret, Settings};
 use serde::Deserialize;
@@ -57,6 +58,7 @@ fn read(path: &Path) -> std::io::Result<Secret> {
 
 fn kept(dir: &Path) -> anyhow::Result<Secret> {
     let path = dir.join(FILE);
+    directory::restrict_file(&path)?;
     match read(&path) {
         Ok(secret) => Ok(secret),
         Err(error) if error.kind() == ErrorKind::NotFound => make(dir, &path),
@@ -66,7 +68,7 @@ fn kept(dir: &Path) -> anyhow::Result<Secret> {
 
 /// The file appears whole or not at all; if two processes make it at the same time, the first one's file stays.
 fn make(dir: &Path, path: &Path) -> anyhow::Result<Secret> {
-    fs::create_dir_all(dir)?;
+    directory::prepare(dir)?;
     let secret: String = rand::random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect();
     let draft = dir.join(format!("{FILE}.{}", std::process::id()));
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;

@@ -4,6 +4,8 @@
 //! answers there from then on, waits for MongoDB, RabbitMQ and Redis, starts the tasks, prints its address on stdout, runs
 //! until it is told to stop, and exits by the deadline.
 
+use std::convert::Infallible;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,7 +15,7 @@ use naru_engines::Engines;
 use naru_runtime::config::optional;
 use naru_runtime::telemetry::{self, LogFormat};
 use naru_runtime::{AdminServer, Health, Metrics, Program, Settings, Span, Supervisor};
-use naru_runtime::{config, limits, signal};
+use naru_runtime::{config, limits, output, signal};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
@@ -47,6 +49,44 @@ struct Config {
     admin_listen: Option<SocketAddr>,
 }
 
+/// The configured admin address, bound; none where none is configured.
+pub(crate) struct Admin(Option<(AdminServer, SocketAddr)>);
+
+impl Admin {
+    /// # Errors
+    /// When the address can't be bound.
+    pub(crate) async fn bind(
+        settings: &Settings,
+        health: &Health,
+        metrics: &Metrics,
+    ) -> anyhow::Result<Self> {
+        let Config { admin_listen } = settings.pick()?;
+        let Some(wanted) = admin_listen else { return Ok(Self(None)) };
+        let bound = AdminServer::bind(wanted, health.clone(), metrics.clone()).await;
+        let (server, address) = bound.with_context(|| format!("can't listen on {wanted}"))?;
+        tracing::info!(%address, "health and metrics are answered");
+        Ok(Self(Some((server, address))))
+    }
+
+    fn address(&self) -> Option<SocketAddr> {
+        self.0.as_ref().map(|(_, address)| *address)
+    }
+
+    /// Answers until `work` has ended, so that a probe sees a draining process and not a dead one.
+    pub(crate) async fn answer_during<T>(self, work: impl Future<Output = T>) -> T {
+        let answer = async {
+            match self.0 {
+                Some((server, _)) => answer(server).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ended = work => ended,
+            never = answer => match never {},
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct Deadline {
     drain_deadline: Span,
@@ -67,8 +107,7 @@ pub fn main(
         let matches = Settings::command(program).get_matches();
         let settings = Settings::load(program, &matches, config::environment())?;
         if Settings::print_wanted(&matches) {
-            print!("{}", settings.print());
-            return Ok(());
+            return print(settings.print());
         }
         prepare(&settings)?;
         check(&settings)?;
@@ -87,10 +126,19 @@ pub fn report(program: &Program, outcome: anyhow::Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}: {error:#}", program.name);
+            output::error_line(format_args!("{}: {error:#}", program.name));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints what a command was asked for. Unlike `print!`, it does not panic where the reader of the pipe has ended.
+///
+/// # Errors
+/// When stdout can't be written.
+pub fn print(text: impl std::fmt::Display) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    write!(out, "{text}").and_then(|()| out.flush()).context("stdout can't be written")
 }
 
 /// Sets up the log and raises the limit on open files, before the process runs any task.
@@ -100,6 +148,7 @@ pub fn report(program: &Program, outcome: anyhow::Result<()>) -> ExitCode {
 pub fn prepare(settings: &Settings) -> anyhow::Result<()> {
     let logs: Logs = settings.pick()?;
     telemetry::init(&logs.log, logs.log_format)?;
+    telemetry::log_panics();
     for name in settings.unknown_environment() {
         tracing::warn!(name, "an environment variable that no key has");
     }
@@ -114,20 +163,12 @@ async fn serve(
     settings: Settings,
     start: impl AsyncFnOnce(&Service) -> anyhow::Result<Option<String>>,
 ) -> anyhow::Result<()> {
-    let Config { admin_listen } = settings.pick()?;
     let shutdown = signal::shutdown().context("signals can't be listened to")?;
     let metrics = Metrics::new();
     let health = Health::new(shutdown.clone());
-    let Some(wanted) = admin_listen else {
-        return work(program, settings, metrics, health, shutdown, None, start).await;
-    };
-    let bound = AdminServer::bind(wanted, health.clone(), metrics.clone()).await;
-    let (admin, address) = bound.with_context(|| format!("can't listen on {wanted}"))?;
-    // It answers until the work has ended, so that a probe sees a draining process and not a dead one.
-    tokio::select! {
-        ended = work(program, settings, metrics, health, shutdown, Some(address), start) => ended,
-        () = answer(admin) => Ok(()),
-    }
+    let admin = Admin::bind(&settings, &health, &metrics).await?;
+    let address = admin.address();
+    admin.answer_during(work(program, settings, metrics, health, shutdown, address, start)).await
 }
 
 /// Waits for the services, runs until told to stop, drains, and closes the connections.
@@ -147,7 +188,7 @@ async fn work(
     let supervisor = Supervisor::new(program.name, shutdown, &metrics);
     let service = Service { settings, engines: distributed.engines(), metrics, health, supervisor };
     if let Some(url) = start(&service).await?.or_else(|| Some(format!("http://{}", admin?))) {
-        println!("listening on {url}");
+        output::line(format_args!("listening on {url}"));
     }
     let Service { supervisor, .. } = service;
     let ended = supervisor.run(drain_deadline.into()).await;
@@ -156,10 +197,12 @@ async fn work(
 }
 
 /// Answers `/healthz`, `/readyz` and `/metrics` for ever.
-async fn answer(admin: AdminServer) {
+async fn answer(admin: AdminServer) -> Infallible {
     let never = CancellationToken::new();
-    while let Err(error) = admin.serve(never.clone()).await {
-        tracing::warn!(%error, "the admin address does not accept; trying again");
+    loop {
+        if let Err(error) = admin.serve(never.clone()).await {
+            tracing::warn!(%error, "the admin address does not accept; trying again");
+        }
         tokio::time::sleep(ACCEPT_AGAIN).await;
     }
 }

@@ -816,7 +816,6 @@ async fn whatever_is_asked_is_answered_as_json() {
         ("/api/rooms//messages", &[400, 404]),
         ("/api/rooms/A_B/messages?limit=%ff", &[400]),
         ("/api/rooms/A_B/messages?limit=%zz", &[400]),
-        ("/api/rooms/A_B/messages?limit", &[400]),
         ("/api/presence?userIds=%ff", &[400]),
         ("/api/rooms/A_B%2Fmessages", &[404]),
     ] {
@@ -827,6 +826,7 @@ async fn whatever_is_asked_is_answered_as_json() {
     for (target, wanted) in [
         ("/api/rooms/A%5FB/messages?&&", 200),
         ("/api/rooms/A_B/messages?", 200),
+        ("/api/rooms/A_B/messages?limit", 200),
         ("/api/rooms?limit=50&unknown=%zz", 200),
     ] {
         assert_eq!(raw(&naru, &format!("GET {target}"), b"").await.0, wanted, "{target}");

@@ -3,15 +3,18 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::ready;
 use naru::pipeline::Changes;
 use naru_client::{Client, Incoming};
 use naru_engines::Engines;
-use naru_faults::{Counted, Flaky, Only, Outage, intercepted, losing, reordering};
+use naru_faults::{Call, Counted, Flaky, Only, Outage, intercepted, losing, reordering};
 use serde_json::{Value, json};
 
-use crate::support::Naru;
+use crate::support::{Before, Naru};
 
 /// All users whom the load makes write, each to the next.
 const PEOPLE: [&str; 4] = ["A", "B", "C", "D"];
@@ -260,5 +263,38 @@ async fn round_trips_are_shared_by_a_batch() {
     for call in ["intake.append", "rooms.current", "messages.append_run", "live.publish", "saved.send"] {
         assert!(counted.count(call) <= LOAD / 2, "{call} is not shared: {:?}", counted.all());
     }
+    naru.stop().await;
+}
+
+/// TYPING is published by the sender's own session, so a fault of the live layer can make that session panic.
+#[tokio::test]
+async fn a_session_that_panics_leaves_presence() {
+    let is_broken = Arc::new(AtomicBool::new(false));
+    let broken = is_broken.clone();
+    let panics = Before(move |_: &Call| {
+        assert!(!broken.swap(false, Ordering::Relaxed), "a fault of the test");
+        ready(Ok(())).boxed()
+    });
+    let mut naru = on(move |engines| intercepted(engines, Arc::new(Only(&["live.publish"], panics)))).await;
+    let room = naru.http("A").create_room(&["A", "B"]).await;
+    let mut ada = naru.phone("A").await;
+    let ben = naru.http("B");
+    assert_eq!(ben.get("/api/presence?userIds=A").await.1[0]["online"], true);
+
+    is_broken.store(true, Ordering::Relaxed);
+    ada.send_json(&json!({"type": "TYPING", "chatRoomId": room})).await;
+    assert_eq!(ada.closed().await.0, 1006, "no close frame");
+    naru.counts("naru_gateway_closed_total{reason=\"panic\"} 1").await;
+    naru.counts("naru_gateway_connections 0").await;
+    assert_eq!(ben.get("/api/presence?userIds=A").await.1[0]["online"], false);
+
+    // She gets a push, and then her place again.
+    let mut phone = naru.phone("B").await;
+    phone.chat(&room, "hello", "one").await;
+    phone.expect("ACK").await;
+    assert_eq!(naru.backend.next().await.json["body"], "hello");
+    let mut ada = naru.phone("A").await;
+    phone.chat(&room, "again", "two").await;
+    assert_eq!(ada.expect("CHAT").await["content"], "again");
     naru.stop().await;
 }

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// An address where nothing listens.
-fn unused_address() -> SocketAddr {
+pub fn unused_address() -> SocketAddr {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .and_then(|listener| listener.local_addr())
         .expect("an address")
 }
 
 /// What a GET of a page answers: its status and its body.
-fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
+pub fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
     let mut answer = BufReader::new(stream);
@@ -27,7 +27,14 @@ fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
 }
 
 /// Killed when the test is over.
-struct Running(Child);
+pub struct Running(pub Child);
+
+impl Running {
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.0.id().cast_signed()).expect("a pid");
+        kill_process(pid, signal).expect("it runs");
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -71,7 +78,7 @@ fn the_notifier_refuses_a_webhook_that_cannot_be_called_before_it_waits_for_anyt
     let output = output.expect("it can be run");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
-    assert!(said.contains("notifier: `push_webhook_url` is not an http or https URL"), "{said}");
+    assert!(said.contains("notifier: `push_webhook_url` (from NARU_PUSH_WEBHOOK_URL): must be a URL that begins with http://"), "{said}");
 }
 
 #[test]
@@ -101,7 +108,6 @@ fn a_worker_waits_for_its_services_says_for_which_and_leaves_when_told() {
     let (_, metrics) = get(admin, "/metrics").expect("an answer");
     assert!(metrics.contains("process_resident_memory_bytes"), "{metrics}");
 
-    let pid = Pid::from_raw(running.0.id().cast_signed()).expect("a pid");
-    kill_process(pid, Signal::TERM).expect("it runs");
+    running.signal(Signal::TERM);
     assert!(running.0.wait().expect("a child").success());
 }

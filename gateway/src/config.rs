@@ -7,6 +7,7 @@ use naru_runtime::config::{Span, optional};
 use serde::Deserialize;
 
 use crate::client_address::{Network, ProxyHeader};
+use crate::origin::AllowedOrigins;
 use crate::proof_requests::DeliveryProof;
 
 /// See `defaults.toml`, which explains each key.
@@ -14,12 +15,14 @@ use crate::proof_requests::DeliveryProof;
 pub struct Config {
     pub listen: SocketAddr,
     #[serde(deserialize_with = "optional")]
+    pub admin_listen: Option<SocketAddr>,
+    #[serde(deserialize_with = "optional")]
     pub tls_certificate: Option<PathBuf>,
     #[serde(deserialize_with = "optional")]
     pub tls_key: Option<PathBuf>,
     pub trusted_proxies: Vec<Network>,
     pub proxy_header: ProxyHeader,
-    pub allowed_origins: Vec<String>,
+    pub allowed_origins: AllowedOrigins,
     pub max_content_bytes: usize,
     pub max_frame_bytes: usize,
     pub max_room_members: usize,
@@ -28,6 +31,7 @@ pub struct Config {
     pub session_queue: usize,
     pub rate_messages_per_second: u32,
     pub rate_burst: u32,
+    pub http_keep_alive: Span,
     pub ping_interval: Span,
     pub delivery_grace: Span,
     pub delivery_proof: DeliveryProof,

@@ -3,7 +3,8 @@
 //! The switch is made here rather than by warp's own filter, which gives every connection a read buffer of 128 KiB
 //! (docs/decisions/0002).
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use http::header::{
     CONNECTION, HOST, HeaderMap, HeaderValue, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
@@ -16,12 +17,17 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
+use crate::api;
 use crate::client_address::ClientAddress;
 use crate::gateway::Gateway;
 use crate::refusal::Refusal;
 use crate::session;
 use crate::token::bearer;
 
+/// The one version of the protocol that is spoken.
+const VERSION: &str = "13";
+/// At most one refused origin in this time is logged: a page may try as often as it likes.
+const LOGGED_EVERY: Duration = Duration::from_secs(1);
 /// The subprotocol of the server.
 const PROTOCOL: &str = "naru.v1";
 /// The read buffer of a connection; larger frames take more memory while they arrive.
@@ -40,7 +46,8 @@ pub(crate) async fn upgrade(
     client: ClientAddress,
     upgrade: Option<OnUpgrade>,
 ) -> Result<warp::reply::Response, Refusal> {
-    if !is_allowed(headers, &gateway.config.allowed_origins) {
+    if !gateway.config.allowed_origins.allow(headers) {
+        log_refused_origin(headers);
         return Err(Refusal::Forbidden("this origin is not allowed"));
     }
     let offered = offered_protocols(headers);
@@ -81,6 +88,30 @@ pub(crate) async fn upgrade(
     response.body(warp::reply::Response::default().into_body()).map_err(|_| Refusal::Unavailable)
 }
 
+/// The answer to a handshake that was refused. One that is no handshake of this version is told the version (RFC 6455,
+/// 4.2.2).
+pub(crate) fn refused(refusal: &Refusal) -> warp::reply::Response {
+    let mut response = api::refused(refusal);
+    if matches!(refusal, Refusal::Invalid(_)) {
+        response.headers_mut().insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static(VERSION));
+    }
+    response
+}
+
+/// The page is told only that it was refused; the log names the key to configure.
+pub(crate) fn log_refused_origin(headers: &HeaderMap) {
+    static LAST: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if last.is_none_or(|last| last.elapsed() >= LOGGED_EVERY) {
+        *last = Some(Instant::now());
+        tracing::warn!(
+            origin = ?headers.get(ORIGIN),
+            host = ?headers.get(HOST),
+            "a page was refused: its origin is not in `allowed_origins`, nor this server's own"
+        );
+    }
+}
+
 fn offered_protocols(headers: &HeaderMap) -> Vec<&str> {
     let values = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',').map(str::trim)).collect()
@@ -91,44 +122,7 @@ fn handshake_key(headers: &HeaderMap) -> Option<&HeaderValue> {
         let text = headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         text.is_some_and(|text| text.split(',').any(|part| part.trim().eq_ignore_ascii_case(wanted)))
     };
-    let asked = has(CONNECTION, "upgrade") && has(UPGRADE, "websocket") && has(SEC_WEBSOCKET_VERSION, "13");
+    let asked =
+        has(CONNECTION, "upgrade") && has(UPGRADE, "websocket") && has(SEC_WEBSOCKET_VERSION, VERSION);
     headers.get(SEC_WEBSOCKET_KEY).filter(|_| asked)
-}
-
-/// Whether a browser page may use this server: its origin is a configured one, or the server's own. A client that is
-/// not a browser sends no origin.
-pub(crate) fn is_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
-    let Some(origin) = headers.get(ORIGIN) else {
-        return true;
-    };
-    let Ok(origin) = origin.to_str() else { return false };
-    let is_own = || {
-        let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-        origin.split_once("://").is_some_and(|(_, authority)| Some(authority) == host)
-    };
-    allowed.iter().any(|one| one == "*" || one == origin) || is_own()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn headers(pairs: &[(http::header::HeaderName, &'static str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect()
-    }
-
-    #[test]
-    fn a_page_may_come_from_the_server_itself_or_an_allowed_origin() {
-        let allowed = ["https://app.example".to_owned()];
-        for (origin, wanted) in [
-            ("https://app.example", true),
-            ("http://naru.example:8080", true),
-            ("https://app.example.evil.example", false),
-            ("null", false),
-        ] {
-            let headers = headers(&[(ORIGIN, origin), (HOST, "naru.example:8080")]);
-            assert_eq!(is_allowed(&headers, &allowed), wanted, "{origin}");
-        }
-        assert!(is_allowed(&HeaderMap::new(), &allowed), "an app sends no origin");
-    }
 }

@@ -219,13 +219,15 @@ pub enum Close {
     SlowConsumer,
     /// The same device has connected again.
     Replaced,
+    /// The session's task panicked: its socket is lost, and no close frame is sent.
+    Panic,
 }
 
 impl Close {
-    /// The code and the reason of the close frame; none when the peer has closed.
+    /// The code and the reason of the close frame; none when it can't be sent.
     pub const fn frame(self) -> Option<(u16, &'static str)> {
         Some(match self {
-            Self::ByPeer => return None,
+            Self::ByPeer | Self::Panic => return None,
             Self::GoingAway => (1001, "going away; reconnect with jitter"),
             Self::Protocol => (1002, "protocol error"),
             Self::NotUtf8 => (1007, "a text frame must be UTF-8"),
@@ -249,6 +251,7 @@ impl Close {
             Self::TokenExpired => "token_expired",
             Self::SlowConsumer => "slow_consumer",
             Self::Replaced => "replaced",
+            Self::Panic => "panic",
         }
     }
 }
@@ -280,7 +283,7 @@ mod tests {
         page
     }
 
-    const CLOSES: [Close; 9] = [
+    const CLOSES: [Close; 10] = [
         Close::ByPeer,
         Close::GoingAway,
         Close::Protocol,
@@ -290,6 +293,7 @@ mod tests {
         Close::TokenExpired,
         Close::SlowConsumer,
         Close::Replaced,
+        Close::Panic,
     ];
 
     #[test]

@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::TryFutureExt;
-use http::{HeaderMap, Request};
+use http::header::{HeaderMap, UPGRADE};
+use http::{Method, Request};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -27,7 +29,7 @@ use crate::{api, connect};
 /// More routes, tried before the gateway's own: the all-in-one's demo page.
 pub type Routes = BoxedFilter<(warp::reply::Response,)>;
 
-/// The connection of a client that has not sent its request by then is closed.
+/// The connection of a client that has not sent its first request by then is closed.
 const REQUEST_WITHIN: Duration = Duration::from_secs(15);
 /// The part of the drain deadline that is for answering messages in hand; the rest is for closing.
 const ANSWER_SHARE: f64 = 0.5;
@@ -90,7 +92,10 @@ async fn converse<S, B>(
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let (trusted, header) = (&gateway.config.trusted_proxies, gateway.config.proxy_header);
+    let has_asked = AtomicBool::new(false);
     let service = service_fn(|mut request: Request<Incoming>| {
+        has_asked.store(true, Ordering::Relaxed);
+        as_get(&mut request);
         let client = client_address(peer, request.headers(), trusted, header);
         request.extensions_mut().insert(client);
         service.call(request).map_ok(|mut response| {
@@ -100,19 +105,35 @@ async fn converse<S, B>(
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(REQUEST_WITHIN)
+        // From the end of an answer to the end of the next request's head: how long an idle connection is kept.
+        .header_read_timeout(gateway.config.http_keep_alive.0)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
+    let never_asked = async {
+        tokio::time::sleep(REQUEST_WITHIN).await;
+        if has_asked.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    };
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = gateway.drain.begun.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
+        () = never_asked => return,
     };
     if let Err(error) = ended {
         tracing::debug!(%error, %peer, "an HTTP connection ended");
+    }
+}
+
+/// HEAD is GET without a body, for every path: hyper leaves the body out. It is never a WebSocket handshake.
+fn as_get(request: &mut Request<Incoming>) {
+    if request.method() == Method::HEAD {
+        *request.method_mut() = Method::GET;
+        request.headers_mut().remove(UPGRADE);
     }
 }
 
@@ -160,7 +181,7 @@ fn all_routes(
             connect::upgrade(&gateway, &headers, client, upgrade).await.unwrap_or_else(|refusal| {
                 tracing::debug!(client = %client.0, code = refusal.row().code, "a handshake was refused");
                 gateway.telemetry.count_refused(&refusal);
-                api::refused(&refusal)
+                connect::refused(&refusal)
             })
         })
         .boxed();

@@ -1,11 +1,12 @@
 //! One connection from `WELCOME` to its close: frames in, frames out, and a close frame with the reason.
 
 use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::OptionFuture;
-use futures_util::stream::SplitStream;
+use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{FutureExt, Sink, SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -42,30 +43,11 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
     tracing::debug!(session = %session.id, user = %session.identity.user, "connected");
     gateway.telemetry.connections.inc();
     gateway.sessions.add(&session);
-    // A session that came while the gateway began to drain may have been added after all others were closed.
-    if gateway.drain.has_begun() {
-        session.close(Close::GoingAway);
+    // A panic ends its own session only, and that one leaves presence like all others. Its socket is dropped.
+    let conversation = AssertUnwindSafe(converse(&gateway, &session, socket)).catch_unwind().await;
+    if conversation.is_err() {
+        session.close(Close::Panic);
     }
-    let is_known = gateway.presence.attach(&session).await;
-    // From `add` on live messages may come; no frame is written before this one.
-    session.send_first(welcome(&gateway, &session));
-
-    let (sink, stream) = socket.split();
-    let reading = async {
-        let mut stream = stream;
-        session.close(read(&gateway, &session, &mut stream).await);
-        stream
-    };
-    let writing = async {
-        let mut sink = sink;
-        session.close(write(&session, &mut sink).await);
-        sink
-    };
-    // Boxed, because hardly any session needs it.
-    let attaching = OptionFuture::from(
-        (!is_known).then(|| recover::attach_late(&session, &gateway.presence, &gateway.telemetry).boxed()),
-    );
-    let (stream, mut sink, _) = tokio::join!(reading, writing, attaching);
 
     // The session leaves presence, then it gets no more frames, then its queue is written: so a message that was
     // published for this session is either written, or the fanout finds that it reached no session.
@@ -74,17 +56,44 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
         tracing::debug!(%error, "presence did not hear of a disconnect; the lease will");
     }
     gateway.sessions.remove(&session);
-    if !matches!(reason, Close::SlowConsumer | Close::ByPeer) {
-        let _out_of_time = timeout(CLOSE_WITHIN, write_the_rest(&session, &mut sink)).await;
-    }
-    session.give_up();
-    if let Ok(socket) = stream.reunite(sink) {
-        // Boxed, because every connection would keep memory for its end.
-        end(&gateway, &session, socket, reason).boxed().await;
+    if let Ok((stream, mut sink)) = conversation {
+        if !matches!(reason, Close::SlowConsumer | Close::ByPeer) {
+            let _out_of_time = timeout(CLOSE_WITHIN, write_the_rest(&session, &mut sink)).await;
+        }
+        session.give_up();
+        if let Ok(socket) = stream.reunite(sink) {
+            // Boxed, because every connection would keep memory for its end.
+            end(&gateway, &session, socket, reason).boxed().await;
+        }
     }
     gateway.telemetry.connections.dec();
     gateway.telemetry.count_closed(reason);
     tracing::debug!(session = %session.id, reason = reason.as_str(), "disconnected");
+}
+
+/// Reads and writes frames until the session is to end.
+async fn converse(
+    gateway: &Gateway,
+    session: &Arc<Session>,
+    socket: Socket,
+) -> (SplitStream<Socket>, SplitSink<Socket, Message>) {
+    // A session that came while the gateway began to drain may have been added after all others were closed.
+    if gateway.drain.has_begun() {
+        session.close(Close::GoingAway);
+    }
+    let is_known = gateway.presence.attach(session).await;
+    // From `add` on live messages may come; no frame is written before this one.
+    session.send_first(welcome(gateway, session));
+
+    let (mut sink, mut stream) = socket.split();
+    let reading = async { session.close(read(gateway, session, &mut stream).await) };
+    let writing = async { session.close(write(session, &mut sink).await) };
+    // Boxed, because hardly any session needs it.
+    let attaching = OptionFuture::from(
+        (!is_known).then(|| recover::attach_late(session, &gateway.presence, &gateway.telemetry).boxed()),
+    );
+    tokio::join!(reading, writing, attaching);
+    (stream, sink)
 }
 
 fn welcome(gateway: &Gateway, session: &Session) -> String {

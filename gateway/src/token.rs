@@ -70,9 +70,6 @@ pub enum TokenConfigError {
     /// A file holds no key that can be used.
     #[error("{path} holds no public key that can check tokens: {reason}")]
     NoUsableKey { path: PathBuf, reason: String },
-    /// The times of the key set contradict each other.
-    #[error("jwt_jwks_refresh must be more than 0s and at most jwt_jwks_max_age")]
-    KeySetTimes,
     /// The address of the key set can't be used.
     #[error("jwt_jwks_url is not an http or https URL")]
     KeySetUrl,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use naru::token::Signer;
 use naru::{PROGRAM, Pipeline, parked, phones, secret, service, token};
-use naru_runtime::{Settings, config, signal};
+use naru_runtime::{Settings, config, output, signal};
 
 fn main() -> ExitCode {
     service::report(&PROGRAM, run())
@@ -16,12 +16,11 @@ fn run() -> anyhow::Result<()> {
     let matches = Settings::command(&PROGRAM).subcommands(subcommands).get_matches();
     let settings = Settings::load(&PROGRAM, &matches, config::environment())?;
     if Settings::print_wanted(&matches) {
-        print!("{}", settings.print());
-        return Ok(());
+        return service::print(settings.print());
     }
     if let Some(("token", wanted)) = matches.subcommand() {
-        println!("{}", token::print(wanted, &Signer::new(&settings, secret::of(&settings)?)?)?);
-        return Ok(());
+        let signer = Signer::new(&settings, secret::of(&settings)?)?;
+        return service::print(format_args!("{}\n", token::print(wanted, &signer)?));
     }
     let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
     match matches.subcommand() {
@@ -43,6 +42,6 @@ async fn serve(settings: &Settings) -> anyhow::Result<()> {
     let Some(pipeline) = Pipeline::start(settings, shutdown).await? else {
         return Ok(());
     };
-    println!("listening on {}", pipeline.url());
+    output::line(format_args!("listening on {}", pipeline.url()));
     pipeline.run().await
 }

@@ -132,7 +132,8 @@ async fn a_configuration_that_cannot_work_is_refused() {
         [("NARU_ENGINE", "distributed"), ("NARU_JWT_SECRET", SECRET), ("NARU_DATA_DIR", data_dir)];
     let no_broker = [&on_services[..], &[("NARU_AMQP_URL", "http://naru:hunter2@broker/")]].concat();
     let line = refusal(&[], &no_broker).await;
-    assert!(line.contains("not an AMQP URL") && !line.contains("hunter2"), "{line}");
+    let wanted = "`amqp_url` (from NARU_AMQP_URL): must be a URL that begins with amqp:// or amqps://";
+    assert!(line.contains(wanted) && !line.contains("hunter2"), "{line}");
     assert!(!data.exists(), "a refused start made the data directory");
 }
 

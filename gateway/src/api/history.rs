@@ -7,7 +7,7 @@ use naru_engines::store::Window;
 use naru_model::{ClientMessageId, Message, RoomId, Seq, UserId};
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Call, json, rooms};
+use super::{Answer, Call, json, rooms, unless_empty};
 use crate::accept::SendRequest;
 use crate::refusal::Refusal;
 
@@ -18,8 +18,11 @@ pub(super) async fn read(call: &Call<'_>, room: &RoomId) -> Answer {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Query {
+        #[serde(default, deserialize_with = "unless_empty")]
         before_seq: Option<u64>,
+        #[serde(default, deserialize_with = "unless_empty")]
         after_seq: Option<u64>,
+        #[serde(default, deserialize_with = "unless_empty")]
         limit: Option<usize>,
     }
     #[derive(Serialize)]

@@ -8,6 +8,7 @@ mod presence;
 mod rooms;
 
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -16,15 +17,15 @@ use futures_util::{Stream, StreamExt};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use naru_model::frame::Object;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
 use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::path::FullPath;
 use warp::reply::Response;
 
 use crate::client_address::ClientAddress;
-use crate::connect::is_allowed;
+use crate::connect::log_refused_origin;
 use crate::gateway::Gateway;
 use crate::refusal::Refusal;
 use crate::token::{Identity, bearer};
@@ -81,7 +82,9 @@ async fn answer(
     headers: &HeaderMap,
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Answer {
+    // With an admin address they are answered there only.
     if method == Method::GET
+        && gateway.config.admin_listen.is_none()
         && let Some(answer) = naru_runtime::admin::respond(path, &gateway.health, &gateway.metrics).await
     {
         return Ok(reply(answer.status, answer.content_type, answer.body));
@@ -132,6 +135,17 @@ impl Call<'_> {
     fn query<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
         serde_urlencoded::from_str(self.query).map_err(|error| Refusal::Invalid(error.to_string()))
     }
+}
+
+/// For a parameter that may be absent: `limit=`, without a value, is the same.
+fn unless_empty<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: Display>,
+{
+    let text = String::deserialize(deserializer)?;
+    let value = (!text.is_empty()).then(|| text.parse()).transpose();
+    value.map_err(serde::de::Error::custom)
 }
 
 /// A refusal as an HTTP answer.
@@ -214,9 +228,10 @@ fn preflight() -> Response {
 
 /// Lets the pages of allowed origins read the answer.
 fn allow_origin(gateway: &Gateway, headers: &HeaderMap, response: &mut Response) {
-    if let Some(origin) = headers.get(header::ORIGIN)
-        && is_allowed(headers, &gateway.config.allowed_origins)
-    {
+    if let Some(origin) = headers.get(header::ORIGIN) {
+        if !gateway.config.allowed_origins.allow(headers) {
+            return log_refused_origin(headers);
+        }
         response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
         response.headers_mut().insert(header::VARY, HeaderValue::from_static("origin"));
     }

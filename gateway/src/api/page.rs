@@ -7,7 +7,7 @@ use std::str::FromStr;
 use naru_model::Timestamp;
 use serde::Deserialize;
 
-use super::Call;
+use super::{Call, unless_empty};
 use crate::refusal::Refusal;
 
 /// The page of a list that is asked for.
@@ -23,11 +23,13 @@ impl<Id: FromStr> Page<Id> {
     pub(super) fn asked(call: &Call<'_>, (max, usual): (usize, usize)) -> Result<Self, Refusal> {
         #[derive(Deserialize)]
         struct Query {
+            #[serde(default, deserialize_with = "unless_empty")]
             cursor: Option<String>,
+            #[serde(default, deserialize_with = "unless_empty")]
             limit: Option<usize>,
         }
         let Query { cursor, limit } = call.query()?;
-        let after = cursor.filter(|text| !text.is_empty()).map(|text| read(&text)).transpose()?;
+        let after = cursor.map(|text| read(&text)).transpose()?;
         Ok(Self { after, limit: limit.unwrap_or(usual).clamp(1, max) })
     }
 }

@@ -64,14 +64,10 @@ impl Known {
 
 impl KeySet {
     /// # Errors
-    /// When the URL, the times or the roots can't be used.
+    /// When the URL or the roots can't be used.
     pub(super) fn new(config: &TokenConfig) -> Result<Self, TokenConfigError> {
         let url = config.jwt_jwks_url.as_deref().and_then(|url| Url::parse(url).ok());
         let url = url.filter(|url| matches!(url.scheme(), "http" | "https"));
-        let (refresh, max_age) = (config.jwt_jwks_refresh.0, config.jwt_jwks_max_age.0);
-        if refresh.is_zero() || refresh > max_age {
-            return Err(TokenConfigError::KeySetTimes);
-        }
         let mut client = Client::builder().timeout(FETCH_WITHIN).redirect(Policy::custom(within_origin));
         if let Some(path) = &config.extra_ca_file {
             client = client.tls_certs_merge(Certificate::from_pem_bundle(&read(path)?)?);
@@ -80,8 +76,8 @@ impl KeySet {
             url: url.ok_or(TokenConfigError::KeySetUrl)?,
             client: client.build()?,
             wanted: config.jwt_algorithm,
-            refresh,
-            max_age,
+            refresh: config.jwt_jwks_refresh.0,
+            max_age: config.jwt_jwks_max_age.0,
             known: watch::Sender::default(),
             asked: Notify::new(),
         })

@@ -13,11 +13,12 @@
 //! saved and passed on to connected sessions needs no reader thread.
 //!
 //! The data directory holds `naru.db` (with `-wal` and `-shm`), which any SQLite tool can read while Naru runs, and
-//! `naru.lock`, which keeps a second process out.
+//! `naru.lock`, which keeps a second process out. The directory and its files are their owner's only ([`directory`]).
 
 mod bus;
 mod column;
 mod database;
+pub mod directory;
 mod leases;
 mod live;
 mod lock;

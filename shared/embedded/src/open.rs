@@ -1,6 +1,6 @@
 //! Opens the data: for one process at a time, and only in a layout that this version can read.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,23 +9,11 @@ use rusqlite::{Connection, OpenFlags};
 
 use crate::Embedded;
 use crate::database::{Database, ENGINE, engine_error};
+use crate::directory;
 
 /// The data's layout and its version. No release exists yet, so no older layout is read.
 const SCHEMA: &str = include_str!("schema.sql");
-const VERSION: u32 = 3;
-/// What data of this version lacks that an earlier state of this program wrote. Repeating it changes nothing.
-///
-/// Devices: the canonical spelling of APNs' tokens (D5). Of two spellings of a token, the one that was registered last stays.
-const REPAIR: &str = "
-    CREATE INDEX IF NOT EXISTS parked_by_reason ON parked (reason, parkedAt, eventId);
-    DELETE FROM devices WHERE platform = 'apns' AND token GLOB '*[A-F]*' AND NOT token GLOB '*[^0-9A-Fa-f]*' AND EXISTS (
-        SELECT 1 FROM devices AS other WHERE other.platform = 'apns' AND other.token = lower(devices.token)
-            AND other.registeredAt >= devices.registeredAt);
-    INSERT OR REPLACE INTO devices
-        (userId, deviceId, platform, token, environment, locale, hidesContent, registeredAt)
-        SELECT userId, deviceId, platform, lower(token), environment, locale, hidesContent, registeredAt
-        FROM devices WHERE platform = 'apns' AND token GLOB '*[A-F]*' AND NOT token GLOB '*[^0-9A-Fa-f]*' ORDER BY registeredAt;
-";
+const VERSION: u32 = 4;
 /// The number of reader threads.
 const READERS: usize = 2;
 /// How many prepared statements each connection caches: more than exist.
@@ -48,12 +36,13 @@ pub(crate) fn open(dir: &Path) -> EngineResult<Database> {
 fn claim(dir: &Path) -> EngineResult<File> {
     let unavailable = |why: String| EngineError::unavailable(ENGINE, Applied::No, why);
     let claim = || {
-        if !dir.exists() {
-            fs::create_dir_all(dir)?;
-            // Synced, so that a power cut can't remove the directory with confirmed data in it.
-            dir.canonicalize()?.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())?;
+        directory::prepare(dir)?;
+        // SQLite gives the log and its index the permissions of the database.
+        directory::open_file(&dir.join(Embedded::DATABASE))?;
+        for beside in ["-wal", "-shm"] {
+            directory::restrict_file(&dir.join(format!("{}{beside}", Embedded::DATABASE)))?;
         }
-        File::options().create(true).truncate(false).write(true).open(dir.join("naru.lock"))
+        directory::open_file(&dir.join("naru.lock"))
     };
     let file = claim().map_err(|error| unavailable(format!("{} can't be used: {error}", dir.display())))?;
     match file.try_lock() {
@@ -82,14 +71,7 @@ fn connect(path: &Path, flags: OpenFlags) -> EngineResult<Connection> {
 fn lay_out(writer: &mut Connection, dir: &Path) -> EngineResult<()> {
     let version = writer.query_row("PRAGMA user_version", [], |row| row.get::<_, u32>(0));
     match version.map_err(engine_error)? {
-        VERSION => {
-            let repair = |writer: &mut Connection| {
-                let transaction = writer.transaction()?;
-                transaction.execute_batch(REPAIR)?;
-                transaction.commit()
-            };
-            repair(writer).map_err(engine_error)
-        }
+        VERSION => Ok(()),
         0 => {
             let make = |writer: &mut Connection| {
                 let transaction = writer.transaction()?;

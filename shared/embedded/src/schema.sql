@@ -22,7 +22,8 @@ CREATE TABLE intake (
 CREATE INDEX intake_open ON intake (position, timestamp) WHERE open = 1;
 
 -- In the order of saving, which costs a save the least: a row at the end, and an entry in each of two small indexes. (By
--- room, each room's newest page would be written for each of its messages.)
+-- room, each room's newest page would be written for each of its messages.) `activity` orders the lists of rooms: the
+-- timestamp, or later than every activity before it where a clock was set back.
 CREATE TABLE chat_messages (
     chatRoomId      TEXT NOT NULL,
     seq             INTEGER NOT NULL,
@@ -32,6 +33,7 @@ CREATE TABLE chat_messages (
     content         TEXT NOT NULL,
     timestamp       INTEGER NOT NULL,
     clientMessageId TEXT NOT NULL,
+    activity        INTEGER NOT NULL,
     PRIMARY KEY (chatRoomId, seq)
 ) STRICT;
 

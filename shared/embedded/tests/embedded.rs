@@ -2,7 +2,9 @@
 //! contracts themselves are checked by the conformance suite.
 
 use std::collections::HashSet;
+use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -185,6 +187,39 @@ async fn a_directory_has_one_owner_at_a_time() {
 }
 
 #[tokio::test]
+async fn the_data_is_its_owners_only_whatever_it_was() {
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let parent = tempdir().unwrap();
+    let dir = parent.path().join("new").join("data");
+    let files = ["naru.db", "naru.db-wal", "naru.db-shm", "naru.lock"].map(|name| dir.join(name));
+    for made_by in ["this version", "one that let others read"] {
+        let embedded = open(&dir);
+        embedded.engines().store.intake.append(&[accepted("written")]).await.unwrap();
+        assert_eq!(mode(&dir), 0o700, "{made_by}");
+        for file in &files {
+            assert_eq!(mode(file), 0o600, "{made_by}: {}", file.display());
+        }
+        // As a process that was killed leaves it: with its log.
+        let copies = files.each_ref().map(|file| (file, fs::read(file).unwrap()));
+        embedded.close().await;
+        for (file, content) in copies {
+            fs::write(file, content).unwrap();
+            fs::set_permissions(file, fs::Permissions::from_mode(0o644)).unwrap();
+        }
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_directory_of_all_users_is_refused_and_left_as_it_is() {
+    let dir = tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+    let refused = Embedded::open(dir.path(), Options::default()).err().unwrap().to_string();
+    assert!(refused.contains("shared by all users"), "{refused}");
+    assert_eq!(fs::metadata(dir.path()).unwrap().permissions().mode() & 0o7777, 0o1777);
+}
+
+#[tokio::test]
 async fn data_made_otherwise_is_refused() {
     let dir = tempdir().unwrap();
     open(dir.path()).close().await;
@@ -195,43 +230,6 @@ async fn data_made_otherwise_is_refused() {
         assert!(refused.contains(why), "{refused}");
         assert!(refused.contains(&dir.path().display().to_string()), "{refused}");
         assert_eq!(version == 2, refused.contains("move it away or delete it"), "{refused}");
-    }
-}
-
-#[tokio::test]
-async fn tokens_of_an_earlier_state_get_their_canonical_spelling() {
-    let dir = tempdir().unwrap();
-    drop(open(dir.path()));
-    let database = rusqlite::Connection::open(dir.path().join(Embedded::DATABASE)).unwrap();
-    let rows = [
-        ("a", "phone", "apns", "AB01", 1),
-        // It changed hands, in another spelling.
-        ("b", "phone", "apns", "ab01", 2),
-        ("b", "tablet", "apns", "cd02", 3),
-        ("c", "phone", "apns", "CD02", 4),
-        ("d", "phone", "apns", "Cd02", 5),
-        ("d", "tablet", "fcm", "AB01", 6),
-        ("d", "watch", "apns", "Not-AB", 7),
-    ];
-    for (user, device, platform, token, at) in rows {
-        let sql = "INSERT INTO devices (userId, deviceId, platform, token, environment, registeredAt)
-            VALUES (?1, ?2, ?3, ?4, 'production', ?5)";
-        database.execute(sql, rusqlite::params![user, device, platform, token, at]).unwrap();
-    }
-    drop(database);
-    for _ in 0..2 {
-        let embedded = open(dir.path());
-        let users = ["a", "b", "c", "d"].map(|id| UserId::new(id).unwrap());
-        let devices = embedded.engines().store.devices.of_users(&users).await.unwrap();
-        let left = devices.iter().map(|device| (device.user.as_str(), device.id.as_str(), &*device.token));
-        let expected = [
-            ("b", "phone", "ab01"),
-            ("d", "phone", "cd02"),
-            ("d", "tablet", "AB01"),
-            ("d", "watch", "Not-AB"),
-        ];
-        assert_eq!(left.collect::<Vec<_>>(), expected);
-        embedded.close().await;
     }
 }
 

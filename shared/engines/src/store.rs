@@ -145,6 +145,8 @@ pub enum Window {
 /// - **M6 bumped** – once `bump` has returned for a room's newest message, the room stands in its members' lists where
 ///   that message puts it; until then its position may be that of an earlier message. Bumping again, or with an older message,
 ///   changes nothing.
+/// - **M7 saved later, listed before** – of two rooms the one whose newest message was bumped later stands before the other,
+///   also when a clock was set back and that message's timestamp is the earlier one.
 #[async_trait]
 pub trait Messages: Send + Sync {
     /// The messages of these ids, in their order; none for an id that is not stored.
@@ -161,6 +163,12 @@ pub trait Messages: Send + Sync {
 
     /// See M4.
     async fn range(&self, room: &RoomId, window: Window, limit: usize) -> EngineResult<(Vec<Message>, bool)>;
+}
+
+/// The activity of a room after a message, where `latest` is the latest activity of any room: the message's timestamp, unless
+/// a clock was set back. See M7.
+pub fn activity_after(latest: Timestamp, timestamp: Timestamp) -> Timestamp {
+    if timestamp >= latest { timestamp } else { latest.after(Duration::from_millis(1)) }
 }
 
 /// A room to be made.
@@ -244,7 +252,7 @@ impl MemberSettings {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RoomCursor {
-    /// The activity of the last room that was listed.
+    /// The activity of the last room that was listed: a moment, or a little later where a clock was set back.
     pub activity: Timestamp,
     pub room: RoomId,
 }
@@ -259,7 +267,7 @@ pub struct RoomCursor {
 ///   for every message whose room is read after it.)
 /// - **R4 foreign rooms** – a direct room written by another system with only `_id`, `user1Id`, `user2Id` reads as a
 ///   direct room at version 1.
-/// - **R5 list** – `of_user` lists each room of the user once, latest activity (newest message, else making) first;
+/// - **R5 list** – `of_user` lists each room of the user once, latest activity (newest message, else making) first (M7);
 ///   the cursor is the last room's place; a walk by cursors lists every room that did not move meanwhile.
 /// - **R6 settings** are the member's own; setting them changes no other member's.
 #[async_trait]

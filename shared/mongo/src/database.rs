@@ -1,13 +1,16 @@
 //! One MongoDB database and its few kinds of requests: each is one round trip, has a time limit, and returns a classified
 //! failure.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
 use futures_util::TryStreamExt;
 use mongodb::Collection;
 use mongodb::error::{Error, ErrorKind};
+use naru_engines::store::activity_after;
 use naru_engines::{Applied, EngineError, EngineResult};
+use naru_model::{Message, Timestamp};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +29,8 @@ const UPSERTS: usize = 8;
 pub(crate) struct Database {
     handle: mongodb::Database,
     answer_within: Duration,
+    /// The latest activity to which this process has bumped a room.
+    latest_activity: Mutex<Timestamp>,
 }
 
 pub(crate) struct Find {
@@ -109,7 +114,23 @@ struct StatementError {
 
 impl Database {
     pub(crate) const fn new(handle: mongodb::Database, answer_within: Duration) -> Self {
-        Self { handle, answer_within }
+        Self { handle, answer_within, latest_activity: Mutex::new(Timestamp::from_millis(0)) }
+    }
+
+    /// The rooms' activities after these messages, in their order. Between processes only the timestamps decide: a process
+    /// whose clock is behind lists its rooms behind those of the one before it, until its clock has caught up.
+    pub(crate) fn activities(&self, newest: &[Message]) -> Vec<Timestamp> {
+        let mut latest = self.latest_activity.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = |message: &Message| {
+            *latest = activity_after(*latest, message.timestamp);
+            *latest
+        };
+        newest.iter().map(next).collect()
+    }
+
+    /// The activity of a room that is made now.
+    pub(crate) fn activity_now(&self) -> Timestamp {
+        Timestamp::now().max(*self.latest_activity.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(crate) const fn handle(&self) -> &mongodb::Database {

@@ -124,7 +124,7 @@ pub async fn respond(path: &str, health: &Health, metrics: &Metrics) -> Option<A
     Some(Answer { status, content_type, body })
 }
 
-/// A small HTTP server for the workers that have no other one.
+/// A small HTTP server for these pages alone.
 pub struct AdminServer {
     listener: TcpListener,
     health: Health,
@@ -282,6 +282,9 @@ mod tests {
         assert!(ready.contains("x-content-type-options: nosniff\r\n"), "{ready}");
         assert!(ready.ends_with(r#"{"ready":false,"failing":{"store":"no primary"}}"#), "{ready}");
         assert!(ask(address, "GET /healthz").await.ends_with("\r\n\r\nok\n"));
+        let head = ask(address, "HEAD /healthz").await;
+        assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("content-length: 3\r\n"), "{head}");
+        assert!(head.ends_with("\r\n\r\n"), "{head}");
         assert!(ask(address, "GET /metrics").await.ends_with("# EOF\n"));
         assert!(ask(address, "GET /").await.starts_with("HTTP/1.1 404 "));
         assert!(ask(address, "POST /metrics").await.starts_with("HTTP/1.1 404 "));

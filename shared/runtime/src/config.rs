@@ -4,6 +4,7 @@
 //! Flags win over the environment, the environment over the file, the file over a binary's own defaults ([`Program`]), and
 //! those over `defaults.toml`. Each worker then [picks](Settings::pick) the keys it needs into a struct of its own.
 
+mod bounds;
 mod schema;
 mod values;
 
@@ -159,7 +160,8 @@ impl Settings {
     /// [`environment`]; variables that do not start with `NARU_` are ignored.
     ///
     /// # Errors
-    /// When the file can't be read or has an unknown key, or when a value is not of its key's type.
+    /// When the file can't be read or has an unknown key, when a value is not of its key's type, or when the process could
+    /// not work with it.
     pub fn load(
         program: &Program,
         matches: &ArgMatches,
@@ -184,7 +186,29 @@ impl Settings {
             }
         }
         settings.unknown_environment = environment.into_keys().collect();
+        settings.check()?;
         Ok(settings)
+    }
+
+    /// Refuses values with which a process would start and not work: see `bounds.rs`.
+    fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |key: &'static str, message: String| {
+            let place = self.source(key).describe(key);
+            Err(ConfigError::Value { key, place, message })
+        };
+        for (key, (value, _)) in &self.values {
+            if let Some(message) = bounds::violation(key, value) {
+                return refuse(key, message);
+            }
+        }
+        let if_set = bounds::ORDERED_IF_SET.iter().filter(|(less, ..)| self.source(less) != Source::Default);
+        for (less, more, why) in bounds::ORDERED.iter().chain(if_set) {
+            let [small, large] = [less, more].map(|key| bounds::measure(&self.values[key].0));
+            if small >= large {
+                return refuse(less, format!("must be less than `{more}` ({}): {why}", self.values[more].0));
+            }
+        }
+        Ok(())
     }
 
     /// Whether `--print-config` was given.
@@ -329,20 +353,37 @@ fn shown(key: &str, value: &Value) -> Value {
     match value {
         Value::String(text) if text.is_empty() => value.clone(),
         Value::String(_) if schema::is_secret(key) => HIDDEN.into(),
-        Value::String(text) => without_password(text).into_owned().into(),
+        Value::String(text) => without_credentials(text).into_owned().into(),
         _ => value.clone(),
     }
 }
 
-/// Hides the password of `scheme://user:password@host`. Everything up to the last `@` counts as such: a password that
-/// was not percent-encoded may hold any character.
-fn without_password(url: &str) -> Cow<'_, str> {
-    let hidden = url.split_once("://").and_then(|(scheme, rest)| {
-        let (user_and_password, host) = rest.rsplit_once('@')?;
-        let (user, _password) = user_and_password.split_once(':')?;
-        Some(format!("{scheme}://{user}:{HIDDEN}@{host}"))
+/// The parameter of a URL that is shown: the name of a replica set, which MongoDB's default has.
+const SHOWN_PARAMETER: &str = "replicaSet";
+
+/// Hides the password of `scheme://user:password@host`, and the values of the parameters behind `?`, where many services
+/// take a key. Everything up to the last `@` counts as user and password: a password that was not percent-encoded may hold
+/// any character. Where it can't be told from a query, all that follows is hidden.
+fn without_credentials(url: &str) -> Cow<'_, str> {
+    let Some((scheme, rest)) = url.split_once("://") else { return Cow::Borrowed(url) };
+    let (user, rest) = match rest.rsplit_once('@').map(|(user, host)| (user.split_once(':'), user, host)) {
+        Some((Some((user, password)), _, host)) if !user.contains(['/', '?', '#']) => {
+            let host = if password.contains(['?', '#']) { "" } else { host };
+            (format!("{user}:{HIDDEN}@"), host)
+        }
+        Some((None, user, host)) if !user.contains(['/', '?', '#']) => (format!("{user}@"), host),
+        _ => (String::new(), rest),
+    };
+    let (base, query) = rest.split_at(rest.find(['?', '#']).unwrap_or(rest.len()));
+    let parameters = query.split_inclusive(['?', '#', '&']).map(|part| match part.split_once('=') {
+        Some((SHOWN_PARAMETER, _)) => part.to_owned(),
+        Some((name, value)) => {
+            format!("{name}={HIDDEN}{}", if value.ends_with('&') { "&" } else { "" })
+        }
+        None if part.len() == 1 => part.to_owned(),
+        None => HIDDEN.to_owned(),
     });
-    hidden.map_or(Cow::Borrowed(url), Cow::Owned)
+    format!("{scheme}://{user}{base}{}", parameters.collect::<String>()).into()
 }
 
 /// A type's complaint about `value`; a complaint may quote any part of it.

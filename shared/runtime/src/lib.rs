@@ -4,9 +4,10 @@
 //! |---|---|
 //! | [`config`] | every key is in one readable file; flags, environment and a TOML file set it; errors name key and place |
 //! | [`limits`] | the open files that the system allows one process |
-//! | [`signal`] | the first SIGTERM or Ctrl-C starts the drain, the second exits at once |
+//! | [`signal`] | the first SIGTERM, Ctrl-C or SIGHUP starts the drain, a second SIGTERM or Ctrl-C exits at once |
 //! | [`supervisor`] | every task has a name, an owner and a failure policy; shutdown drains by a deadline |
 //! | [`telemetry`] | log lines on stderr, metrics to be scraped |
+//! | [`output`] | lines on stdout and stderr, which never fail or block the task that prints them |
 //! | [`admin`] | `/healthz`, `/readyz`, `/metrics` |
 //! | [`backoff`] | the delay before the next attempt |
 //!
@@ -14,7 +15,7 @@
 //!
 //! ```no_run
 //! use naru_runtime::telemetry::{self, LogFormat};
-//! use naru_runtime::{AdminServer, Program, Health, Metrics, Policy, Settings, Span, Supervisor, config, signal};
+//! use naru_runtime::{AdminServer, Program, Health, Metrics, Policy, Settings, Span, Supervisor, config, output, signal};
 //!
 //! const PROGRAM: Program = Program {
 //!     name: "persister",
@@ -49,7 +50,7 @@
 //!     let health = Health::new(shutdown.clone());
 //!     let supervisor = Supervisor::new(PROGRAM.name, shutdown.clone(), &metrics);
 //!     let (admin, address) = AdminServer::bind(config.admin_listen, health, metrics).await?;
-//!     println!("listening on http://{address}");
+//!     output::line(format_args!("listening on http://{address}"));
 //!
 //!     let admin = std::sync::Arc::new(admin);
 //!     supervisor.spawn("admin", Policy::Restart, move |stop| {
@@ -65,6 +66,7 @@ pub mod admin;
 pub mod backoff;
 pub mod config;
 pub mod limits;
+pub mod output;
 pub mod signal;
 pub mod supervisor;
 pub mod telemetry;

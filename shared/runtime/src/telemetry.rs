@@ -1,6 +1,7 @@
 //! Log lines on stderr, and metrics to be scraped.
 
 use std::io::IsTerminal;
+use std::panic;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::collector::Collector;
@@ -10,7 +11,9 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::output;
 
 /// The values of the key `log_format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -31,11 +34,13 @@ const UNHEARD: &str = "lapin=off";
 /// A second call checks its directives and changes nothing, so that every test may call it.
 ///
 /// # Errors
-/// When `directives` is not an [`EnvFilter`].
-pub fn init(directives: &str, format: LogFormat) -> Result<(), ParseError> {
+/// When `directives` has a word that is no level, or is no [`EnvFilter`].
+pub fn init(directives: &str, format: LogFormat) -> Result<(), BadLog> {
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_new(format!("{UNHEARD},{directives}"))?)
-        .with_writer(std::io::stderr)
+        .with_env_filter(filter(directives)?)
+        .with_writer(|| output::LogWriter)
+        // It would be printed with `eprintln!`, which panics where a log line can't be written.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     // An error means that one is installed already, which the contract above allows.
     let _ = match format {
@@ -43,6 +48,35 @@ pub fn init(directives: &str, format: LogFormat) -> Result<(), ParseError> {
         LogFormat::Json => subscriber.json().try_init(),
     };
     Ok(())
+}
+
+/// The key `log` can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("`log`: {0:?} is none of error, warn, info, debug, trace and off; for one module write module=debug")]
+pub struct BadLog(String);
+
+/// An [`EnvFilter`] takes any single word for the name of a module, so that "warning" logs nothing but a module of that
+/// name: here, a word without "=" must be a level.
+fn filter(directives: &str) -> Result<EnvFilter, BadLog> {
+    let bad = |directive: &str| BadLog(directive.to_owned());
+    for directive in directives.split(',') {
+        let is_for_one_module = directive.contains(['=', '[', ']']);
+        if !is_for_one_module && (directive.is_empty() || directive.parse::<LevelFilter>().is_err()) {
+            return Err(bad(directive));
+        }
+    }
+    EnvFilter::try_new(format!("{UNHEARD},{directives}")).map_err(|_| bad(directives))
+}
+
+/// Sends panics to the log, in its format: the standard hook writes to stderr by itself, and blocks where that is a pipe
+/// that is not read.
+pub fn log_panics() {
+    panic::set_hook(Box::new(|panic| {
+        let backtrace = std::backtrace::Backtrace::capture();
+        let backtrace =
+            (backtrace.status() == std::backtrace::BacktraceStatus::Captured).then_some(backtrace);
+        tracing::error!(%panic, backtrace = backtrace.as_ref().map(tracing::field::display), "a task panicked");
+    }));
 }
 
 /// The metrics of one process, shared by its workers. Clones are the same metrics.
@@ -59,10 +93,11 @@ impl Metrics {
     /// The content type of [`Metrics::encode`].
     pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-    /// Only the metrics of the process itself: memory, open files, start time.
+    /// Only the metrics of the process itself: memory, open files, start time, lost log lines.
     pub fn new() -> Self {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Process));
+        registry.register_collector(Box::new(output::Lost));
         Self(Arc::new(Mutex::new(registry)))
     }
 
@@ -189,6 +224,19 @@ mod tests {
         assert!(init("info", LogFormat::Text).is_ok());
         assert!(init("debug", LogFormat::Json).is_ok());
         assert!(init("naru=loud", LogFormat::Text).is_err());
+    }
+
+    #[test]
+    fn a_word_that_is_no_level_is_refused_with_those_that_are() {
+        for good in
+            ["info", "WARN", "off", "info,naru_engines=debug", "warn,naru::store=trace", "naru[span]=debug"]
+        {
+            assert!(filter(good).is_ok(), "{good}");
+        }
+        for bad in ["warning", "inf", "", "info,", "info,verbose", "naru=loud", "naru_engines"] {
+            let why = filter(bad).expect_err(bad).to_string();
+            assert!(why.contains("is none of error, warn, info, debug, trace and off"), "{why}");
+        }
     }
 
     #[test]

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use async_trait::async_trait;
 use naru_engines::EngineResult;
-use naru_engines::store::{Messages, Run, RunConflict, Window};
-use naru_model::{Message, MessageId, RoomId, Seq, UserId};
+use naru_engines::store::{Messages, Run, RunConflict, Window, activity_after};
+use naru_model::{Message, MessageId, RoomId, Seq, Timestamp, UserId};
 use rusqlite::{Connection, OptionalExtension, Result, params};
 
-use crate::column::{self, message_columns};
+use crate::column::{self, Columns, message_columns};
 use crate::database::Database;
 use crate::store::head;
 
@@ -54,13 +54,15 @@ fn append_run(connection: &Connection, run: &[Message]) -> Result<Run> {
     let sql = concat!(
         "INSERT INTO chat_messages (",
         message_columns!(),
-        ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO NOTHING"
+        ", activity) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT DO NOTHING"
     );
     let mut insert = connection.prepare_cached(sql)?;
+    let mut latest = latest_activity(connection)?;
     // A send advances its sender's read position.
     let mut read: HashMap<(&RoomId, &UserId), Seq> = HashMap::new();
     let (mut stored, mut stopped_by) = (0, None);
     for message in run {
+        let activity = activity_after(latest, message.timestamp);
         let added = insert.execute(params![
             message.id.bytes(),
             message.chat_room_id.as_str(),
@@ -70,6 +72,7 @@ fn append_run(connection: &Connection, run: &[Message]) -> Result<Run> {
             message.content,
             message.timestamp.as_millis(),
             message.client_message_id.as_str(),
+            activity.as_millis(),
         ])?;
         if added == 0 {
             let saved = find(connection, message.id)?;
@@ -77,6 +80,7 @@ fn append_run(connection: &Connection, run: &[Message]) -> Result<Run> {
             break;
         }
         stored += 1;
+        latest = activity;
         let up_to = read.entry((&message.chat_room_id, &message.sender_id)).or_default();
         *up_to = message.seq.max(*up_to);
     }
@@ -87,6 +91,13 @@ fn append_run(connection: &Connection, run: &[Message]) -> Result<Run> {
         advance.execute(params![room.as_str(), sender.as_str(), column::place(seq)])?;
     }
     Ok(Run { stored, stopped_by })
+}
+
+/// The activity of the message that was saved last, which is the latest one.
+pub(super) fn latest_activity(connection: &Connection) -> Result<Timestamp> {
+    let sql = "SELECT activity FROM chat_messages ORDER BY rowid DESC LIMIT 1";
+    let latest = connection.prepare_cached(sql)?.query_row([], |row| row.time(0)).optional()?;
+    Ok(latest.unwrap_or(Timestamp::from_millis(0)))
 }
 
 fn range(

@@ -13,6 +13,7 @@ use rusqlite::{Connection, OptionalExtension, Result, Row, params};
 use crate::column::{self, Columns, message_columns};
 use crate::database::{Database, Sync};
 use crate::store::is_member;
+use crate::store::messages::latest_activity;
 
 #[async_trait]
 impl Rooms for Database {
@@ -125,6 +126,8 @@ fn create(connection: &Connection, room: &NewRoom, now: Timestamp) -> Result<Cre
         let same = existing.kind == room.kind && was_ever(connection, &existing, &room.member_ids)?;
         return Ok(if same { Created::Existing(existing) } else { Created::Taken });
     }
+    // A room that is made now is listed before the others, also when a clock was set back.
+    let now = now.max(latest_activity(connection)?);
     // A direct room's members are written by a trigger, from `user1Id` and `user2Id`.
     let (user1, user2) = match (room.kind, &*room.member_ids) {
         (RoomKind::Direct, [user1, user2]) => (Some(user1.as_str()), Some(user2.as_str())),
@@ -234,7 +237,7 @@ fn of_user(
 ) -> Result<(Vec<RoomSummary>, Option<RoomCursor>)> {
     let mut statement = connection.prepare_cached(
         "SELECT room._id, coalesce(
-             (SELECT timestamp FROM chat_messages WHERE chatRoomId = room._id ORDER BY seq DESC LIMIT 1),
+             (SELECT activity FROM chat_messages WHERE chatRoomId = room._id ORDER BY seq DESC LIMIT 1),
              room.createdAt) AS activity
          FROM memberships JOIN chat_rooms room ON room._id = memberships.chatRoomId
          WHERE memberships.userId = ?1 AND memberships.until IS NULL AND (activity, room._id) < (?2, ?3)

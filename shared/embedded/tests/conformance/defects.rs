@@ -108,6 +108,10 @@ async fn every_defect_of_a_store_is_noticed() {
                 ],
             ),
             (Defect::BumpGoesBack, &["m6_bumping_again_or_with_an_older_message_changes_nothing"]),
+            (
+                Defect::ListByTheClock,
+                &["m7_a_room_whose_message_was_saved_later_is_listed_before_whatever_the_clock_says"],
+            ),
             (Defect::MadeTwice, &["r1_a_room_is_made_once", "r1_of_many_at_the_same_time_one_is_made"]),
             (Defect::MembersOfTheLatestVersion, &["r2_the_members_at_a_version_never_change"]),
             (Defect::CurrentStale, &["r3_current_shows_a_finished_change"]),

@@ -44,6 +44,7 @@ pub(crate) enum Defect {
     SendingIsNotReading,
     BumpIgnored,
     BumpGoesBack,
+    ListByTheClock,
 
     MadeTwice,
     MembersOfTheLatestVersion,
@@ -333,6 +334,9 @@ impl Rooms for FaultyEngine<dyn Rooms> {
                 let bumped = &self.kept().bumped;
                 rooms.sort_by_key(|summary| std::cmp::Reverse(bumped.get(&summary.room.id).copied()));
             }
+            Defect::ListByTheClock => rooms.sort_by_key(|summary| {
+                std::cmp::Reverse(summary.last_message.as_ref().map(|message| message.timestamp))
+            }),
             _ => {}
         }
         Ok((rooms, next.filter(|_| self.defect != Defect::ListEndsEarly)))

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bson::{Bson, Document, doc};
 use naru_engines::store::{Messages, Run, RunConflict, Window};
 use naru_engines::{Applied, EngineError, EngineResult};
-use naru_model::{Message, MessageId, RoomId, Seq};
+use naru_model::{Message, MessageId, RoomId, Seq, Timestamp};
 
 use crate::database::{Database, Find, PER_STATEMENT, Update, entry_of};
 use crate::document::{MessageDocument, if_field};
@@ -65,7 +65,10 @@ impl Messages for Database {
 
     /// One round trip, one statement as a rule. It only raises values, so it may be repeated and overtaken.
     async fn bump(&self, newest: &[Message]) -> EngineResult<()> {
-        self.update_all(CHAT_ROOMS, newest.chunks(PER_STATEMENT).map(raise).collect()).await
+        let activities = self.activities(newest);
+        let statements = newest.chunks(PER_STATEMENT).zip(activities.chunks(PER_STATEMENT));
+        self.update_all(CHAT_ROOMS, statements.map(|(newest, moments)| raise(newest, moments)).collect())
+            .await
     }
 
     /// One round trip.
@@ -112,11 +115,10 @@ impl Database {
 }
 
 /// Raises rooms to their newest messages; a room there or beyond stays as it is.
-fn raise(newest: &[Message]) -> Update {
+fn raise(newest: &[Message], activities: &[Timestamp]) -> Update {
     let ids: Vec<Bson> = newest.iter().map(|message| message.chat_room_id.as_str().into()).collect();
     let seqs = newest.iter().map(|message| message.seq.to_bson().into());
-    // The newest message's timestamp, not the latest one: gateways' clocks differ.
-    let moments = newest.iter().map(|message| message.timestamp.to_bson().into());
+    let moments = activities.iter().map(|activity| activity.to_bson().into());
     let (seq, moment) = (entry_of(&ids, seqs.collect()), entry_of(&ids, moments.collect()));
     // In a pipeline, strings compare above numbers.
     let is_there = doc! { "$and": [{ "$isNumber": "$lastSeq" }, { "$gte": ["$lastSeq", seq.clone()] }] };

@@ -29,7 +29,7 @@ const TRIES: usize = 64;
 impl Rooms for Database {
     /// One round trip when there was no such room, else two or three. The call that inserts the document has made the room.
     async fn create(&self, new: NewRoom) -> EngineResult<Created> {
-        let document = first_document(&new, Timestamp::now());
+        let document = first_document(&new, self.activity_now());
         if let Some(document) = &document
             && self.insert_one(CHAT_ROOMS, document).await?
         {
@@ -105,8 +105,8 @@ impl Rooms for Database {
     /// rooms of another system that were never listed.
     ///
     /// The index has the activity that [`bump`](naru_engines::store::Messages::bump) set. It decides the rooms of a page and
-    /// the start of the next one, so a walk meets every room that was not bumped meanwhile; the order within the page is
-    /// that of the newest messages, bumped or not.
+    /// the start of the next one, so a walk meets every room that was not bumped meanwhile; within the page, a room
+    /// that was not bumped yet is where its newest message's timestamp puts it.
     async fn of_user(
         &self,
         user: &UserId,
@@ -126,7 +126,8 @@ impl Rooms for Database {
         let own = doc! { "userId": user.as_str(), "chatRoomId": { "$in": texts(page.iter().map(|stored| &stored.room.id)) } };
         let (newest, members) = try_join(self.newest_messages(&page), self.members(own, page.len())).await?;
         page.sort_by_cached_key(|StoredRoom { room, activity, .. }| {
-            let activity = newest.get(&room.id).map_or(*activity, |message| message.timestamp);
+            // A room that was not bumped yet has a newer message than its activity says.
+            let activity = newest.get(&room.id).map_or(*activity, |message| message.timestamp.max(*activity));
             Reverse((activity, room.id.clone()))
         });
         Ok((self.summaries(user, page, newest, members).await?, last.filter(|_| more)))

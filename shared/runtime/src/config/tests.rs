@@ -113,6 +113,20 @@ fn an_unknown_key_is_refused_with_a_suggestion() {
 }
 
 #[test]
+fn a_value_with_which_nothing_would_work_is_refused_with_the_reason() {
+    let refused = refusal(load(&[], &[("NARU_PING_INTERVAL", "0s")]));
+    assert_eq!(
+        refused,
+        "`ping_interval` (from NARU_PING_INTERVAL): must be from 50ms to 1day: connections would be pinged without a pause"
+    );
+    let refused = refusal(load(&["--max-content-bytes", "4096"], &[("NARU_MAX_FRAME_BYTES", "4096")]));
+    let wanted =
+        "`max_content_bytes` (from --max-content-bytes): must be less than `max_frame_bytes` (4096): ";
+    assert!(refused.starts_with(wanted), "{refused}");
+    load(&[], &[("NARU_MAX_FRAME_BYTES", "4096")]).expect("smaller frames alone are legal");
+}
+
+#[test]
 fn an_unknown_variable_is_collected_not_refused() {
     let settings =
         load(&[], &[("NARU_LISTN", "x"), ("NARU_LOG", "warn"), ("HOME", "/")]).expect("only a warning");
@@ -132,7 +146,8 @@ fn a_value_of_the_wrong_type_is_refused_with_its_key_and_place() {
 
 #[test]
 fn a_value_that_its_field_refuses_is_named_with_key_and_place() {
-    let pick = |name, value| refusal(load(&[], &[(name, value)]).expect("the right type").pick::<Config>());
+    let pick =
+        |name, value| refusal(load(&[], &[(name, value)]).and_then(|settings| settings.pick::<Config>()));
     let refused = pick("NARU_LISTEN", "nowhere");
     assert_eq!(refused, "`listen` (from NARU_LISTEN): invalid socket address syntax");
     assert!(pick("NARU_ADMIN_LISTEN", "nowhere").starts_with("`admin_listen` (from NARU_ADMIN_LISTEN): "));
@@ -169,6 +184,9 @@ fn print_shows_what_is_in_force_and_where_it_came_from_but_no_secret() {
         ("NARU_PUSH_WEBHOOK_SECRET", "hunter2"),
         ("NARU_MONGODB_URL", "mongodb://ada:hunt@er/2@db1,db2/?replicaSet=rs0"),
         ("NARU_REDIS_URL", "redis://:hunter2@cache:6379/"),
+        ("NARU_PUSH_WEBHOOK_URL", "https://ada:hunter2@backend:8443/push?key=hunter2&hunter2#hunter2"),
+        ("NARU_JWT_JWKS_URL", "https://keys/jwks?mail=hunter2@example.com&key=a:hunter2@b&k=hunter2"),
+        ("NARU_FCM_BASE_URL", "https://proxy:8443/p?key=hunter2@y&k=hunter2"),
     ];
     let settings = load(&["--max-room-members", "10"], &environment).expect("legal settings");
     let printed = settings.print();
@@ -180,6 +198,8 @@ fn print_shows_what_is_in_force_and_where_it_came_from_but_no_secret() {
         "mongodb_url = \"mongodb://ada:***@db1,db2/?replicaSet=rs0\" # from NARU_MONGODB_URL",
         "redis_url = \"redis://:***@cache:6379/\" # from NARU_REDIS_URL",
         "amqp_url = \"amqp://127.0.0.1:5672/%2f\"",
+        "push_webhook_url = \"https://ada:***@backend:8443/push?key=***&******\" # from NARU_PUSH_WEBHOOK_URL",
+        "jwt_jwks_url = \"https://keys/jwks?mail=***&key=***&k=***\" # from NARU_JWT_JWKS_URL",
         "apns_key_id = \"\"",
     ] {
         assert!(printed.lines().any(|printed| printed == line), "{line} is not in\n{printed}");

@@ -12,7 +12,7 @@
 //!
 //! | sub-suite | part | for |
 //! |---|---|---|
-//! | [`store`] | [`Store`] | I1–I6, M1–M6, R1–R3, R5, R6, P1–P6, D1–D4, U1–U3 |
+//! | [`store`] | [`Store`] | I1–I6, M1–M7, R1–R3, R5, R6, P1–P6, D1–D4, U1–U3 |
 //! | [`bus`] | [`Bus`] | B1–B5, C1, C2, S1–S3, each on every hop it applies to |
 //! | [`live`] | [`LiveLayer`] | L1–L4, E1–E5, O1, O2, A1 |
 //! | [`foreign`] | [`ForeignStore`] | R4, where another system can write |
@@ -56,6 +56,7 @@ macro_rules! conformance_cases {
                 m5_sending_has_read_up_to_ones_own_message,
                 m6_bumped_rooms_stand_where_their_newest_message_puts_them,
                 m6_bumping_again_or_with_an_older_message_changes_nothing,
+                m7_a_room_whose_message_was_saved_later_is_listed_before_whatever_the_clock_says,
             }
             rooms {
                 r1_a_room_is_made_once,

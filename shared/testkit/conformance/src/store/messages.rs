@@ -268,6 +268,34 @@ pub(super) async fn m6_bumping_again_or_with_an_older_message_changes_nothing(su
     }
 }
 
+pub(super) async fn m7_a_room_whose_message_was_saved_later_is_listed_before_whatever_the_clock_says(
+    subject: Of<'_, Store>,
+) {
+    let store = subject.open().await;
+    let beside = subject.beside(&store).await;
+    let (ada, [one, two, three]) = rooms_of_one(&store).await;
+    // The clock goes back, and stays where it is.
+    for (room, minute) in [(&one, 10), (&two, 5), (&three, 5), (&one, 5), (&two, 6)] {
+        let message = spoken(&store, room, &ada, minute).await;
+        store.messages.bump(from_ref(&message)).await.unwrap();
+        assert_eq!(listed(&beside, &ada).await[0], *room, "minute {minute}");
+    }
+    let expected = [&two, &one, &three].map(Clone::clone);
+    assert_eq!(listed(&beside, &ada).await, expected);
+    let mut walked = Vec::new();
+    let mut cursor = None;
+    for _ in 0..3 {
+        let (page, next) = store.rooms.of_user(&ada, cursor.as_ref(), 1).await.unwrap();
+        walked.extend(page.into_iter().map(|summary| summary.room.id.clone()));
+        cursor = next;
+    }
+    assert_eq!((walked, cursor), (expected.to_vec(), None), "page by page");
+
+    drop(beside);
+    let store = reopened(subject, store).await;
+    assert_eq!(listed(&store, &ada).await, expected);
+}
+
 /// A user and the rooms they are in.
 async fn rooms_of_one(store: &Store) -> (UserId, [RoomId; 3]) {
     let ada = user();

@@ -1,0 +1,162 @@
+//! What load balancers and uptime monitors expect of HTTP, on the bytes of the connection.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use naru_client::{Connect, PATIENCE, ServerProcess};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::programs::unused_address;
+use crate::support::{Naru, SECRET, token_of};
+
+/// A request without a body, on a connection of its own; the answer, head and body.
+async fn ask(url: &str, request_line: &str, headers: &[(&str, &str)]) -> (String, String) {
+    let mut stream = connect(url).await;
+    send(&mut stream, request_line, headers, "close").await;
+    let mut answer = String::new();
+    timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("an answer").expect("text");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    (head.to_ascii_lowercase(), body.to_owned())
+}
+
+async fn connect(url: &str) -> TcpStream {
+    let address: SocketAddr = url.trim_start_matches("http://").parse().expect("an address");
+    TcpStream::connect(address).await.expect("it listens")
+}
+
+async fn send(stream: &mut TcpStream, request_line: &str, headers: &[(&str, &str)], connection: &str) {
+    let mut head = format!("{request_line} HTTP/1.1\r\nconnection: {connection}\r\n");
+    if !headers.iter().any(|(name, _)| *name == "host") {
+        head += "host: naru\r\n";
+    }
+    for (name, value) in headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    stream.write_all(format!("{head}\r\n").as_bytes()).await.expect("it reads");
+}
+
+#[tokio::test]
+async fn head_is_get_without_a_body() {
+    let admin = unused_address().to_string();
+    let naru = Naru::start(&[]).await;
+    let with_admin = Naru::start(&["--admin-listen", &admin]).await;
+    let admin = format!("http://{admin}");
+    let bearer = format!("Bearer {}", token_of("A"));
+    for (url, path) in [
+        (&naru.url, "/healthz"),
+        (&naru.url, "/readyz"),
+        (&naru.url, "/metrics"),
+        (&naru.url, "/api/rooms"),
+        (&admin, "/healthz"),
+        (&admin, "/readyz"),
+        (&admin, "/metrics"),
+    ] {
+        let headers = [("authorization", &*bearer)];
+        let (head, body) = ask(url, &format!("HEAD {path}"), &headers).await;
+        assert!(head.starts_with("http/1.1 200 "), "{path}: {head}");
+        assert!(head.contains("content-length: ") && !head.contains("content-length: 0"), "{path}: {head}");
+        assert_eq!(body, "", "{path}");
+        let (_, body) = ask(url, &format!("GET {path}"), &headers).await;
+        assert_ne!(body, "", "{path}");
+    }
+    assert!(ask(&naru.url, "HEAD /api/rooms", &[]).await.0.starts_with("http/1.1 401 "));
+    assert!(ask(&naru.url, "HEAD /nothing", &[]).await.0.starts_with("http/1.1 404 "));
+    naru.stop().await;
+    with_admin.stop().await;
+}
+
+#[tokio::test]
+async fn with_an_admin_address_clients_see_neither_health_nor_metrics() {
+    let admin = unused_address().to_string();
+    let naru = Naru::start(&["--admin-listen", &admin]).await;
+    let admin = format!("http://{admin}");
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        let request = format!("GET {path}");
+        assert!(ask(&admin, &request, &[]).await.0.starts_with("http/1.1 200 "), "{path}");
+        assert!(ask(&naru.url, &request, &[]).await.0.starts_with("http/1.1 404 "), "{path}");
+    }
+    assert!(ask(&admin, "GET /api/rooms", &[]).await.0.starts_with("http/1.1 404 "));
+    naru.stop().await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_kept_as_long_as_configured() {
+    let naru = Naru::start(&["--http-keep-alive", "1s"]).await;
+    let mut stream = connect(&naru.url).await;
+    for _ in 0..2 {
+        send(&mut stream, "GET /healthz", &[], "keep-alive").await;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"ok\n") {
+            assert_ne!(
+                timeout(PATIENCE, stream.read_buf(&mut answer)).await.expect("an answer").expect("open"),
+                0
+            );
+        }
+    }
+    let idle = Instant::now();
+    assert_eq!(timeout(PATIENCE, stream.read(&mut [0])).await.expect("it is closed").expect("in order"), 0);
+    // Read on the way: the answer was written a moment before it arrived here.
+    assert!(idle.elapsed() > Duration::from_millis(900), "{:?}", idle.elapsed());
+    naru.stop().await;
+}
+
+#[tokio::test]
+async fn a_handshake_of_another_version_is_told_the_one_that_is_spoken() {
+    let naru = Naru::start(&[]).await;
+    let bearer = format!("Bearer {}", token_of("A"));
+    let mut stream = connect(&naru.url).await;
+    let headers = [
+        ("authorization", &*bearer),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "8"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ];
+    send(&mut stream, "GET /ws", &headers, "upgrade").await;
+    let mut answer = Vec::new();
+    while !answer.windows(4).any(|end| end == b"\r\n\r\n") {
+        assert_ne!(
+            timeout(PATIENCE, stream.read_buf(&mut answer)).await.expect("an answer").expect("open"),
+            0
+        );
+    }
+    let answer = String::from_utf8_lossy(&answer).to_ascii_lowercase();
+    assert!(answer.starts_with("http/1.1 400 "), "{answer}");
+    assert!(answer.contains("\r\nsec-websocket-version: 13\r\n"), "{answer}");
+    naru.stop().await;
+}
+
+#[tokio::test]
+async fn a_parameter_without_a_value_counts_as_absent() {
+    let naru = Naru::start(&[]).await;
+    let ada = naru.http("A");
+    let room = ada.create_room(&["A", "B"]).await;
+    let messages = format!("/api/rooms/{room}/messages");
+    for (path, query) in [
+        ("/api/rooms", "limit="),
+        ("/api/rooms", "cursor="),
+        ("/api/rooms", "limit=&cursor="),
+        ("/api/rooms", "limit"),
+        (&messages, "limit="),
+        (&messages, "beforeSeq=&afterSeq=&limit=2"),
+    ] {
+        assert_eq!(ada.get(&format!("{path}?{query}")).await.0, 200, "{path}?{query}");
+    }
+    assert_eq!(ada.get("/api/rooms?limit=x").await.0, 400);
+    naru.stop().await;
+}
+
+#[tokio::test]
+async fn a_refused_origin_is_in_the_log() {
+    let data = tempfile::tempdir().expect("a folder for the data");
+    let variables = [("NARU_JWT_SECRET", SECRET), ("NARU_ALLOWED_ORIGINS", "https://Chat.example/")];
+    let naru =
+        ServerProcess::start(env!("CARGO_BIN_EXE_naru"), data.path(), &variables).await.expect("it starts");
+    let connect = Connect::to(naru.url(), &token_of("A"));
+    connect.clone().header("origin", "https://chat.example").client().await.expect("it is allowed");
+    let refused = connect.header("origin", "https://evil.example").client().await.expect_err("it is not");
+    assert_eq!(refused.status(), Some(403));
+    let log = naru.log();
+    assert!(log.contains("allowed_origins") && log.contains("https://evil.example"), "{log}");
+}

@@ -14,7 +14,7 @@ use naru_model::Timestamp;
 use naru_model::frame::{ClientFrame, RoomPosition, ServerFrame};
 use naru_model::live::{LiveEvent, News};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Instant, MissedTickBehavior, timeout};
+use tokio::time::{Instant, MissedTickBehavior, timeout, timeout_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{CapacityError, Error as WsError};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -30,8 +30,10 @@ use crate::{recover, sync};
 
 pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
-/// How long a close may take: the frames left in the queue, the close frame, the peer's answer to it.
-const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+/// How long a close may take: the frames left in the queue, the close frame, the peer's answer to it …
+const CLOSE_WITHIN: Duration = Duration::from_secs(15);
+/// … and while the gateway drains, which has a deadline.
+const CLOSE_WITHIN_DRAIN: Duration = Duration::from_secs(5);
 /// How long the bytes that a peer still sends are read and discarded after the last close frame.
 const DISCARD_WITHIN: Duration = Duration::from_secs(1);
 /// A connection whose peer sent nothing after this many pings is closed.
@@ -57,13 +59,19 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
     }
     gateway.sessions.remove(&session);
     if let Ok((stream, mut sink)) = conversation {
-        if !matches!(reason, Close::SlowConsumer | Close::ByPeer) {
-            let _out_of_time = timeout(CLOSE_WITHIN, write_the_rest(&session, &mut sink)).await;
+        let within = if gateway.drain.has_begun() { CLOSE_WITHIN_DRAIN } else { CLOSE_WITHIN };
+        let deadline = Instant::now() + within;
+        if !matches!(reason, Close::SlowConsumer | Close::ByPeer | Close::TokenExpired) {
+            let _out_of_time = timeout_at(deadline, write_the_rest(&session, &mut sink)).await;
         }
         session.give_up();
-        if let Ok(socket) = stream.reunite(sink) {
+        if let Ok(mut socket) = stream.reunite(sink) {
             // Boxed, because every connection would keep memory for its end.
-            end(&gateway, &session, socket, reason).boxed().await;
+            let closing = close(&gateway, &session, &mut socket, reason).boxed();
+            // A connection that has failed is only dropped.
+            if let Ok(Ok(())) = timeout_at(deadline, closing).await {
+                let _out_of_time = timeout(DISCARD_WITHIN, close_tcp(socket.get_mut())).await;
+            }
         }
     }
     gateway.telemetry.connections.dec();
@@ -81,7 +89,11 @@ async fn converse(
     if gateway.drain.has_begun() {
         session.close(Close::GoingAway);
     }
-    let is_known = gateway.presence.attach(session).await;
+    // Presence may take its time; a session that is to end does not wait for it.
+    let is_known = tokio::select! {
+        is_known = gateway.presence.attach(session) => is_known,
+        _ = session.closed() => false,
+    };
     // From `add` on live messages may come; no frame is written before this one.
     session.send_first(welcome(gateway, session));
 
@@ -264,7 +276,8 @@ async fn write_what_waits(
     sink.flush().await
 }
 
-/// Writes the frames left in the queue, and a ping after them. (A slow consumer's are dropped: the store has them all.)
+/// Writes the frames left in the queue, and a ping after them. (Those of a slow consumer, and of one whose token has expired, are
+/// dropped: the store has them all.)
 async fn write_the_rest(
     session: &Arc<Session>,
     sink: &mut (impl Sink<Message, Error = WsError> + Unpin),
@@ -274,35 +287,33 @@ async fn write_the_rest(
     write_what_waits(session, sink).await
 }
 
-/// Ends the WebSocket with a close frame, and then the TCP connection. A peer that has sent its close frame gets the answer
-/// to it, with its own code. The server closes TCP first (RFC 6455, 7.1.1), and reads what the peer has still sent: a
-/// socket that is closed with unread bytes is reset, and a reset may overtake the close frame.
-async fn end(gateway: &Gateway, session: &Session, mut socket: Socket, reason: Close) {
-    let closing = async {
-        match reason.frame() {
-            // The library has prepared the answer when it read the peer's close frame.
-            None => socket.flush().await?,
-            Some((code, reason)) => {
-                let frame = CloseFrame { code: code.into(), reason: Utf8Bytes::from_static(reason) };
-                socket.close(Some(frame)).await?;
-            }
+/// Ends the WebSocket with a close frame. A peer that has sent its close frame gets the answer to it, with its own code.
+async fn close(
+    gateway: &Gateway,
+    session: &Session,
+    socket: &mut Socket,
+    reason: Close,
+) -> Result<(), WsError> {
+    match reason.frame() {
+        // The library has prepared the answer when it read the peer's close frame.
+        None => socket.flush().await?,
+        Some((code, reason)) => {
+            let frame = CloseFrame { code: code.into(), reason: Utf8Bytes::from_static(reason) };
+            socket.close(Some(frame)).await?;
         }
-        if !matches!(reason, Close::ByPeer | Close::TooBig | Close::NotUtf8 | Close::Protocol) {
-            while let Some(message) = socket.next().await {
-                if let Message::Pong(payload) = message? {
-                    gateway.proofs.prove(session, session.pong(&payload));
-                }
-            }
-        }
-        Ok::<_, WsError>(())
-    };
-    // A connection that has failed is only dropped.
-    if let Ok(Ok(())) = timeout(CLOSE_WITHIN, closing).await {
-        let _out_of_time = timeout(DISCARD_WITHIN, close_tcp(socket.get_mut())).await;
     }
+    if !matches!(reason, Close::ByPeer | Close::TooBig | Close::NotUtf8 | Close::Protocol) {
+        while let Some(message) = socket.next().await {
+            if let Message::Pong(payload) = message? {
+                gateway.proofs.prove(session, session.pong(&payload));
+            }
+        }
+    }
+    Ok(())
 }
 
-/// Closes this side of a TCP connection, and discards what the peer sends until it has closed its own.
+/// Closes this side of a TCP connection, which is the server's to do first (RFC 6455, 7.1.1), and discards what the peer sends
+/// until it has closed its own: a socket that is closed with unread bytes is reset, and a reset may overtake the close frame.
 async fn close_tcp(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
     let mut discarded = [0; 2048];
     if stream.shutdown().await.is_ok() {

@@ -160,3 +160,28 @@ async fn a_refused_origin_is_in_the_log() {
     let log = naru.log();
     assert!(log.contains("allowed_origins") && log.contains("https://evil.example"), "{log}");
 }
+
+/// A request whose body does not come is refused in time; and a stop waits for no client that sends or reads slowly.
+#[tokio::test]
+async fn slow_requests_end_and_stall_no_stop() {
+    let naru = Naru::start(&["--drain-deadline", "8s"]).await;
+    let bearer = format!("Bearer {}", token_of("A"));
+    let begin = async |started: &str| {
+        let mut stream = connect(&naru.url).await;
+        stream.write_all(started.as_bytes()).await.expect("it reads");
+        stream
+    };
+    let post = format!(
+        "POST /api/rooms HTTP/1.1\r\nhost: naru\r\nauthorization: {bearer}\r\ncontent-length: 100\r\n\r\n{{"
+    );
+    let mut slow = begin(&post).await;
+    let mut answer = String::new();
+    let ended = timeout(Duration::from_secs(14), slow.read_to_string(&mut answer)).await;
+    ended.expect("it is not waited for").expect("an answer, then the end");
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("in time"), "{answer}");
+
+    let _slow = [begin(&post).await, begin("GET /api/rooms HTTP/1.1\r\n").await, begin("").await];
+    // The gateway has the unfinished ones by now, because it has this one.
+    assert!(ask(&naru.url, "GET /healthz", &[]).await.0.starts_with("http/1.1 200 "));
+    naru.stop().await;
+}

@@ -20,3 +20,4 @@ mod scenarios;
 mod settings;
 mod support;
 mod users;
+mod websocket;

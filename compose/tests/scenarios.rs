@@ -1,9 +1,10 @@
 //! The flow's scenarios, one by one, and the orders in which things must happen.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use naru::pipeline::Changes;
-use naru_client::{Client, Reading};
+use naru_client::{Claims, Client, Reading, token};
 use naru_faults::{Recorder, intercepted};
 use naru_model::RoomId;
 use serde_json::json;
@@ -208,6 +209,39 @@ async fn a_client_that_does_not_read_is_closed() {
     ben.send_json(&json!({"type": "SYNC", "rooms": [{"chatRoomId": room, "afterSeq": sent - 1}]})).await;
     assert_eq!(ben.expect("CHAT").await["seq"], sent);
     naru.stop().await;
+}
+
+/// A client that asks for more than the buffers on its way hold, and does not read: what ends its session comes all the same.
+#[tokio::test]
+async fn a_sync_that_is_not_read_delays_no_end() {
+    let [hour, soon] = ["1h", "300ms"].map(|interval| ["--ping-interval", interval]);
+    for (flags, lasts, wanted) in [(hour, 3, 4401), (soon, 3600, 1008), (hour, 3600, 1001)] {
+        let large =
+            ["--session-queue", "8", "--max-content-bytes", "60000", "--rate-messages-per-second", "0"];
+        let naru = Naru::start(&[&flags[..], &large].concat()).await;
+        naru.http("A").create_room(&["A", "B"]).await;
+        let mut ada = naru.phone("A").await;
+        for number in 0..200 {
+            ada.chat("A_B", &"x".repeat(60_000), &number.to_string()).await;
+        }
+        for _ in 0..200 {
+            ada.expect("ACK").await;
+        }
+        let claims = Claims::user("B").expires_in(Duration::from_secs(lasts));
+        let mut ben =
+            Client::connect(&naru.url, &token(SECRET.as_bytes(), &claims)).await.expect("a session");
+        ben.welcome().await;
+        ben.send_json(&json!({"type": "SYNC", "rooms": [{"chatRoomId": "A_B", "afterSeq": 0}]})).await;
+        ben.expect("CHAT").await;
+        ben.reading(Reading::Paused);
+        if wanted != 1001 {
+            wait_until_offline(&naru, "B").await;
+            ben.reading(Reading::Answering);
+            assert_eq!(ben.closed().await.0, wanted);
+        }
+        // It does not wait for a client that does not read.
+        naru.stop().await;
+    }
 }
 
 async fn is_online(naru: &Naru, person: &str) -> bool {

@@ -40,6 +40,7 @@ mod sending;
 mod server;
 mod session;
 mod session_state;
+mod stall;
 mod sync;
 mod telemetry;
 mod tls;

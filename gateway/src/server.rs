@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use warp::Filter;
 use warp::filters::BoxedFilter;
@@ -24,6 +24,7 @@ use warp::filters::BoxedFilter;
 use crate::client_address::{ClientAddress, client_address};
 use crate::gateway::Gateway;
 use crate::refusal::Close;
+use crate::stall::Counted;
 use crate::{api, connect};
 
 /// More routes, tried before the gateway's own: the all-in-one's demo page.
@@ -31,6 +32,10 @@ pub type Routes = BoxedFilter<(warp::reply::Response,)>;
 
 /// The connection of a client that has not sent its first request by then is closed.
 const REQUEST_WITHIN: Duration = Duration::from_secs(15);
+/// A connection whose client has not read the whole answer by then, up to twice as long, is closed.
+const RESPONSE_WITHIN: Duration = Duration::from_secs(30);
+/// When the gateway drains, a connection is closed after this, or after it more once its request is answered.
+const HTTP_CLOSE_WITHIN: Duration = Duration::from_secs(1);
 /// The part of the drain deadline that is for answering messages in hand; the rest is for closing.
 const ANSWER_SHARE: f64 = 0.5;
 /// How long leaving presence may take. (Without it, a message published in these moments may get no session and no push.)
@@ -92,17 +97,21 @@ async fn converse<S, B>(
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let (trusted, header) = (&gateway.config.trusted_proxies, gateway.config.proxy_header);
-    let has_asked = AtomicBool::new(false);
+    let (has_asked, is_answering) = (AtomicBool::new(false), AtomicBool::new(false));
     let service = service_fn(|mut request: Request<Incoming>| {
         has_asked.store(true, Ordering::Relaxed);
+        is_answering.store(true, Ordering::Relaxed);
         as_get(&mut request);
         let client = client_address(peer, request.headers(), trusted, header);
         request.extensions_mut().insert(client);
-        service.call(request).map_ok(|mut response| {
+        let is_answering = &is_answering;
+        service.call(request).map_ok(move |mut response| {
+            is_answering.store(false, Ordering::Relaxed);
             naru_runtime::admin::guard(response.headers_mut());
             response
         })
     });
+    let (stream, writes) = Counted::new(stream);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         // From the end of an answer to the end of the next request's head: how long an idle connection is kept.
@@ -116,13 +125,31 @@ async fn converse<S, B>(
             std::future::pending::<()>().await;
         }
     };
+    // What is being answered is finished. A client that sends its request slowly, or reads the answer slowly, is not waited for.
+    let drained = async {
+        let begun = Instant::now();
+        loop {
+            tokio::time::sleep(HTTP_CLOSE_WITHIN).await;
+            let is_late = begun.elapsed() >= gateway.config.drain_deadline.0.mul_f64(ANSWER_SHARE);
+            if is_late || !is_answering.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+    };
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = gateway.drain.begun.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::select! {
+                ended = connection => ended,
+                () = drained => return,
+            }
         }
         () = never_asked => return,
+        () = writes.stall(RESPONSE_WITHIN) => {
+            tracing::debug!(%peer, "a client did not read its answer");
+            return;
+        }
     };
     if let Err(error) = ended {
         tracing::debug!(%error, %peer, "an HTTP connection ended");

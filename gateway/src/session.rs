@@ -2,7 +2,6 @@
 
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +14,8 @@ use naru_engines::store::UserRecord;
 use naru_model::Timestamp;
 use naru_model::frame::{ClientFrame, RoomPosition, ServerFrame};
 use naru_model::live::{LiveEvent, News};
-use tokio::io::AsyncReadExt;
-use tokio::time::{Instant, MissedTickBehavior, timeout};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, MissedTickBehavior, timeout, timeout_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{CapacityError, Error as WsError};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -32,10 +31,11 @@ use crate::{recover, sync};
 
 pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
-/// How long a close may take: the frames left in the queue, the close frame, the peer's answer to it.
-const CLOSE_WITHIN: Duration = Duration::from_secs(5);
-/// How long bytes that a peer still writes are read and discarded after an error. A socket closed with unread bytes is
-/// reset, and a reset may overtake the close frame.
+/// How long a close may take: the frames left in the queue, the close frame, the peer's answer to it …
+const CLOSE_WITHIN: Duration = Duration::from_secs(15);
+/// … and while the gateway drains, which has a deadline.
+const CLOSE_WITHIN_DRAIN: Duration = Duration::from_secs(5);
+/// How long the bytes that a peer still sends are read and discarded after the last close frame.
 const DISCARD_WITHIN: Duration = Duration::from_secs(1);
 /// A connection whose peer sent nothing after this many pings is closed.
 const PINGS_UNANSWERED: u32 = 2;
@@ -66,13 +66,19 @@ pub(crate) async fn serve(
     }
     gateway.sessions.remove(&session);
     if let Ok((stream, mut sink)) = conversation {
-        if !matches!(reason, Close::SlowConsumer | Close::ByPeer) {
-            let _out_of_time = timeout(CLOSE_WITHIN, write_the_rest(&session, &mut sink)).await;
+        let within = if gateway.drain.has_begun() { CLOSE_WITHIN_DRAIN } else { CLOSE_WITHIN };
+        let deadline = Instant::now() + within;
+        if !matches!(reason, Close::SlowConsumer | Close::ByPeer | Close::TokenExpired) {
+            let _out_of_time = timeout_at(deadline, write_the_rest(&session, &mut sink)).await;
         }
         session.give_up();
-        if let Ok(socket) = stream.reunite(sink) {
+        if let Ok(mut socket) = stream.reunite(sink) {
             // Boxed, because every connection would keep memory for its end.
-            end(&gateway, &session, socket, reason).boxed().await;
+            let closing = close(&gateway, &session, &mut socket, reason).boxed();
+            // A connection that has failed is only dropped.
+            if let Ok(Ok(())) = timeout_at(deadline, closing).await {
+                let _out_of_time = timeout(DISCARD_WITHIN, close_tcp(socket.get_mut())).await;
+            }
         }
     }
     gateway.telemetry.connections.dec();
@@ -90,8 +96,15 @@ async fn converse(
     if gateway.drain.has_begun() {
         session.close(Close::GoingAway);
     }
-    gateway.users.tell_new(session).await;
-    let is_known = gateway.presence.attach(session).await;
+    let introduce = async {
+        gateway.users.tell_new(session).await;
+        gateway.presence.attach(session).await
+    };
+    // The store and presence may take their time; a session that is to end does not wait for them.
+    let is_known = tokio::select! {
+        is_known = introduce => is_known,
+        _ = session.closed() => false,
+    };
     // From `add` on live messages may come; no frame is written before this one.
     session.send_first(welcome(gateway, session));
 
@@ -117,38 +130,44 @@ fn welcome(gateway: &Gateway, session: &Session) -> String {
     })
 }
 
+/// Reads frames until the session is to end. What ends it by time is polled beside the frames: a frame whose answer waits for
+/// its client (a `SYNC`) delays neither the token's expiry, nor pings, nor the drain.
 async fn read(gateway: &Gateway, session: &Arc<Session>, stream: &mut SplitStream<Socket>) -> Close {
-    let left = session.identity.expires_at.since(Timestamp::now());
-    let mut expiry = pin!(tokio::time::sleep(left));
-    let mut pings = tokio::time::interval_at(
-        Instant::now() + gateway.config.ping_interval.0,
-        gateway.config.ping_interval.0,
-    );
-    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut unanswered = 0;
-    let mut stopped = pin!(session.stopped());
     if gateway.drain.has_begun() {
         session.drain();
     }
+    let left = session.identity.expires_at.since(Timestamp::now());
+    tokio::select! {
+        reason = session.closed() => reason,
+        () = tokio::time::sleep(left) => Close::TokenExpired,
+        reason = ping(session, gateway.config.ping_interval.0) => reason,
+        reason = read_frames(gateway, session, stream) => reason,
+    }
+}
+
+/// Pings the client at intervals, until it gives no sign of life.
+async fn ping(session: &Session, interval: Duration) -> Close {
+    let mut pings = tokio::time::interval_at(Instant::now() + interval, interval);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        pings.tick().await;
+        if session.ping() > PINGS_UNANSWERED {
+            return Close::Policy;
+        }
+    }
+}
+
+async fn read_frames(gateway: &Gateway, session: &Arc<Session>, stream: &mut SplitStream<Socket>) -> Close {
     loop {
         let message = tokio::select! {
             // When the gateway drains, frames that come now are not read: the client resends them to another gateway.
-            () = &mut stopped => return session.closed().await,
-            () = &mut expiry => return Close::TokenExpired,
-            _ = pings.tick() => {
-                if unanswered == PINGS_UNANSWERED {
-                    return Close::Policy;
-                }
-                unanswered += 1;
-                session.ping();
-                continue;
-            }
+            () = session.stopped() => return session.closed().await,
             message = async {
                 session.has_capacity().await;
                 stream.next().await
             } => message,
         };
-        unanswered = 0;
+        session.is_alive();
         match message {
             Some(Ok(Message::Text(text))) => receive(gateway, session, &text).await,
             Some(Ok(Message::Binary(_))) => {
@@ -268,7 +287,8 @@ async fn write_what_waits(
     sink.flush().await
 }
 
-/// Writes the frames left in the queue, and a ping after them. (A slow consumer's are dropped: the store has them all.)
+/// Writes the frames left in the queue, and a ping after them. (Those of a slow consumer, and of one whose token has expired, are
+/// dropped: the store has them all.)
 async fn write_the_rest(
     session: &Arc<Session>,
     sink: &mut (impl Sink<Message, Error = WsError> + Unpin),
@@ -278,33 +298,38 @@ async fn write_the_rest(
     write_what_waits(session, sink).await
 }
 
-async fn end(gateway: &Gateway, session: &Session, mut socket: Socket, reason: Close) {
-    let frame = reason
-        .frame()
-        .map(|(code, reason)| CloseFrame { code: code.into(), reason: Utf8Bytes::from_static(reason) });
-    let closing = async {
-        if socket.close(frame).await.is_err() {
-            return;
+/// Ends the WebSocket with a close frame. A peer that has sent its close frame gets the answer to it, with its own code.
+async fn close(
+    gateway: &Gateway,
+    session: &Session,
+    socket: &mut Socket,
+    reason: Close,
+) -> Result<(), WsError> {
+    match reason.frame() {
+        // The library has prepared the answer when it read the peer's close frame.
+        None => socket.flush().await?,
+        Some((code, reason)) => {
+            let frame = CloseFrame { code: code.into(), reason: Utf8Bytes::from_static(reason) };
+            socket.close(Some(frame)).await?;
         }
-        match reason {
-            Close::TooBig | Close::NotUtf8 | Close::Protocol => discard(&mut socket).await,
-            _ => {
-                while let Some(Ok(message)) = socket.next().await {
-                    if let Message::Pong(payload) = message {
-                        gateway.proofs.prove(session, session.pong(&payload));
-                    }
-                }
+    }
+    if !matches!(reason, Close::ByPeer | Close::TooBig | Close::NotUtf8 | Close::Protocol) {
+        while let Some(message) = socket.next().await {
+            if let Message::Pong(payload) = message? {
+                gateway.proofs.prove(session, session.pong(&payload));
             }
         }
-    };
-    let _out_of_time = timeout(CLOSE_WITHIN, closing).await;
+    }
+    Ok(())
 }
 
-/// Reads and discards the bytes that the peer still writes: after an error they can't be read as frames.
-async fn discard(socket: &mut Socket) {
-    let mut scrap = [0; 2048];
-    let reading = async { while let Ok(1..) = socket.get_mut().read(&mut scrap).await {} };
-    let _out_of_time = timeout(DISCARD_WITHIN, reading).await;
+/// Closes this side of a TCP connection, which is the server's to do first (RFC 6455, 7.1.1), and discards what the peer sends
+/// until it has closed its own: a socket that is closed with unread bytes is reset, and a reset may overtake the close frame.
+async fn close_tcp(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
+    let mut discarded = [0; 2048];
+    if stream.shutdown().await.is_ok() {
+        while let Ok(1..) = stream.read(&mut discarded).await {}
+    }
 }
 
 #[cfg(test)]

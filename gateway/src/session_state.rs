@@ -40,6 +40,8 @@ pub(crate) struct Session {
     closing: OnceLock<Close>,
     /// Presence was told of the session.
     is_attached: AtomicBool,
+    /// Pings since the last sign of life.
+    pings_unanswered: AtomicU32,
     /// The gateway drains: no more frames are read.
     is_drained: AtomicBool,
     /// Notified when the session is to end, or no more frames are read.
@@ -104,6 +106,7 @@ impl Session {
             eased: Notify::new(),
             closing: OnceLock::new(),
             is_attached: AtomicBool::new(false),
+            pings_unanswered: AtomicU32::new(0),
             is_drained: AtomicBool::new(false),
             stopped: Notify::new(),
             sending: Mutex::default(),
@@ -153,10 +156,16 @@ impl Session {
         self.wake();
     }
 
-    /// Has the client pinged as a sign of life.
-    pub(crate) fn ping(&self) {
+    /// Has the client pinged for a sign of life; returns how many times since the last one.
+    pub(crate) fn ping(&self) -> u32 {
         self.queue().unproven.want_ping();
         self.wake();
+        self.pings_unanswered.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Notes a sign of life.
+    pub(crate) fn is_alive(&self) {
+        self.pings_unanswered.store(0, Ordering::Relaxed);
     }
 
     fn put(&self, frame: Outgoing) {

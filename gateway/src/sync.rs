@@ -88,7 +88,7 @@ async fn in_turn(session: &Session, share: &Arc<Semaphore>, text: String, to_pro
             }
             Err(_) => false,
         },
-        _ended = session.closed() => false,
+        () = session.stopped() => false,
     }
 }
 

@@ -13,6 +13,7 @@ use std::convert::Infallible;
 use std::fmt::Display;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
@@ -21,6 +22,7 @@ use http::{Method, StatusCode};
 use naru_model::frame::Object;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
+use tokio::time::timeout;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::path::FullPath;
@@ -31,6 +33,9 @@ use crate::connect::log_refused_origin;
 use crate::gateway::Gateway;
 use crate::refusal::Refusal;
 use crate::token::{Identity, bearer};
+
+/// A request whose body has not come by then is refused.
+const BODY_WITHIN: Duration = Duration::from_secs(10);
 
 /// A request whose caller is known.
 pub(crate) struct Call<'a> {
@@ -102,7 +107,14 @@ async fn answer(
     let token = bearer(headers).ok_or(Refusal::Unauthenticated("no token: send Authorization: Bearer"))?;
     let caller = gateway.verifier.verify(token).await?;
     gateway.users.admit(&caller).await?;
-    let body = read(body, gateway.config.max_frame_bytes).await?;
+    let body = tokio::select! {
+        biased;
+        body = timeout(BODY_WITHIN, read(body, gateway.config.max_frame_bytes)) => {
+            body.unwrap_or_else(|_| Err(Refusal::Invalid("the body did not come in time".to_owned())))?
+        }
+        // A client that is still sending is not waited for.
+        () = gateway.drain.begun.cancelled() => return Err(Refusal::Overloaded),
+    };
     let call = Call { gateway, caller, query, body: &body };
     match (method.as_str(), resource) {
         ("POST", ["rooms"]) => rooms::create(&call).await,

@@ -20,6 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::Metrics;
@@ -28,6 +29,8 @@ use crate::telemetry::Metrics;
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// A client that has not sent its request by then is disconnected.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the answers under way may take once the server is to stop.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Whether this process can serve: a list of named checks. Clones are the same list.
 #[derive(Clone)]
@@ -182,7 +185,9 @@ async fn answer_all(stream: TcpStream, health: Health, metrics: Metrics, shutdow
         result = connection.as_mut() => result,
         () = shutdown.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            // A client that sends or reads slowly is not waited for.
+            let Ok(result) = timeout(CLOSE_WITHIN, connection).await else { return };
+            result
         }
     };
     if let Err(error) = result {
@@ -295,8 +300,11 @@ mod tests {
         while !answer.ends_with(b"ok\n") {
             assert_ne!(idle.read_buf(&mut answer).await.expect("it answers"), 0, "it kept the connection");
         }
+        let mut slow = TcpStream::connect(address).await.expect("it listens");
+        slow.write_all(b"GET /healthz HTTP/1.1\r\n").await.expect("it reads");
         shutdown.cancel();
-        serving.await.expect("no panic").expect("no error");
+        let stopped = timeout(REQUEST_TIMEOUT / 2, serving).await;
+        stopped.expect("it does not wait for a request").expect("no panic").expect("no error");
         assert_eq!(idle.read(&mut [0]).await.expect("a clean end"), 0);
     }
 

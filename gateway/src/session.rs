@@ -11,7 +11,7 @@ use futures_util::{FutureExt, Sink, SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use naru_model::Timestamp;
-use naru_model::frame::{ClientFrame, RoomPosition, ServerFrame};
+use naru_model::frame::{ClientFrame, Dropped, RoomPosition, ServerFrame};
 use naru_model::live::{LiveEvent, News};
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
@@ -173,6 +173,10 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
     let answered = match frame {
         ClientFrame::Chat(chat) => {
             gateway.acceptor.accept_frame(session, chat).await;
+            Ok(())
+        }
+        ClientFrame::Drop(Dropped { chat_room_id, client_message_id }) => {
+            session.forget(&chat_room_id, &client_message_id);
             Ok(())
         }
         // Boxed, because every connection would keep memory for its answer.

@@ -27,6 +27,7 @@
 //!
 //! - a `New` intake entry: its sender is answered when the run that saves it was synced, or not at all, and then sends it
 //!   again;
+//! - a `Reopened` entry, for the same reason: a rejected entry that is open again may be rejected once more;
 //! - a `Resend` of an entry: its sender is answered from the saved message, which was synced, or waits for it like the first;
 //! - a `Conflict` is reported to the sender at once. It depends on the first entry, so the append that finds one is synced
 //!   ([`Sync::When`]), and the first entry with it;

@@ -64,6 +64,8 @@ pub enum Appended {
     New,
     /// A resend by the sender: the message is in the intake already. This is the first record.
     Resend(Box<IntakeRecord>),
+    /// A resend of a message that was rejected: it is open again, as this entry but under the first one's id, which this is.
+    Reopened(MessageId),
     /// This sender used its `clientMessageId` in this room before, for other content.
     Conflict,
 }
@@ -80,7 +82,8 @@ pub struct Closing {
 /// - **I1 durable** – an entry that was answered `New` survives the death of any process and is *open*. (The embedded
 ///   engine syncs it to disk with the run that saves it; the sender's `ACK` follows that run.)
 /// - **I2 idempotent** – appending an entry again answers `Resend` with the first record, which keeps its id. An entry
-///   whose own id is already in the intake (an append whose outcome was unknown) is a `Resend` of itself.
+///   whose own id is already in the intake (an append whose outcome was unknown) is a `Resend` of itself. `find` answers
+///   the record that an append would meet, and changes nothing.
 /// - **I3 conflict** – a `(room, sender, clientMessageId)` that was used before with other content answers `Conflict` and
 ///   changes nothing. With another room or another sender it is another message.
 /// - **I4 one answer per entry**, in the order of the entries; the result of one entry does not affect another's. Of two
@@ -88,10 +91,16 @@ pub struct Closing {
 /// - **I5 open until closed** – `open` lists the entries that were appended and not closed, in the order of appending,
 ///   oldest first, at most `limit`.
 /// - **I6 closed once** – the first outcome stands; closing an entry again, or one that does not exist, changes nothing.
+/// - **I7 rejected is not for ever** – appending an entry again that was rejected answers `Reopened`: it keeps its id, is open
+///   with all else of the new entry, the last in the order, and can be closed once more. Of several such appends at the same
+///   time, at least one answers `Reopened`, the others that or `Resend`.
 #[async_trait]
 pub trait Intake: Send + Sync {
     /// Appends entries: see I1 to I4.
     async fn append(&self, entries: &[Accepted]) -> EngineResult<Vec<Appended>>;
+
+    /// The records with these entries' [keys](resend_key), in their order: see I2.
+    async fn find(&self, entries: &[Accepted]) -> EngineResult<Vec<Option<IntakeRecord>>>;
 
     /// The records of these ids, in their order; none for an id without a record.
     async fn get(&self, ids: &[MessageId]) -> EngineResult<Vec<Option<IntakeRecord>>>;

@@ -24,6 +24,11 @@ impl Intake for Database {
             .await
     }
 
+    async fn find(&self, entries: &[Accepted]) -> EngineResult<Vec<Option<IntakeRecord>>> {
+        let entries = entries.to_vec();
+        self.read(move |transaction| entries.iter().map(|entry| by_key(transaction, entry)).collect()).await
+    }
+
     async fn get(&self, ids: &[MessageId]) -> EngineResult<Vec<Option<IntakeRecord>>> {
         let ids = ids.to_vec();
         self.read(move |transaction| ids.iter().map(|id| by_id(transaction, *id)).collect()).await
@@ -89,9 +94,27 @@ fn append(connection: &Connection, entry: &Accepted) -> Result<Appended> {
     }
     // Its key or its id exists. An id that exists under another key is another message.
     Ok(match by_key(connection, entry)? {
-        Some(first) if first.accepted.content == entry.content => Appended::Resend(Box::new(first)),
+        Some(first) if first.accepted.content == entry.content => match first.outcome {
+            Some(Outcome::Rejected { .. }) => reopen(connection, first.accepted.id, entry)?,
+            _ => Appended::Resend(Box::new(first)),
+        },
         _ => Appended::Conflict,
     })
+}
+
+/// Its key, its content and its id stay.
+fn reopen(connection: &Connection, first: MessageId, entry: &Accepted) -> Result<Appended> {
+    let sql = "UPDATE intake SET open = 1, outcome = NULL, position = (SELECT max(position) + 1 FROM intake),
+        senderName = ?2, timestamp = ?3, after = ?4, origin = ?5, trace = ?6 WHERE _id = ?1";
+    connection.prepare_cached(sql)?.execute(params![
+        first.bytes(),
+        entry.sender_name,
+        entry.timestamp.as_millis(),
+        entry.after.map(|id| id.bytes()),
+        entry.origin.as_ref().map(column::json).transpose()?,
+        entry.trace.to_string(),
+    ])?;
+    Ok(Appended::Reopened(first))
 }
 
 fn by_id(connection: &Connection, id: MessageId) -> Result<Option<IntakeRecord>> {

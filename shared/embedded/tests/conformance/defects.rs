@@ -86,6 +86,8 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::AnswersOutOfOrder, &["i4_there_is_one_answer_per_entry_in_their_order"]),
             (Defect::OpenForgetsOrder, &["i5_open_lists_what_is_not_closed_oldest_first"]),
             (Defect::CloseOverwrites, &["i6_the_first_outcome_stands"]),
+            (Defect::FindsNoResend, &["i2_a_resend_is_found_without_an_append"]),
+            (Defect::RejectedStays, &["i7_what_was_rejected_may_be_appended_again"]),
             (
                 Defect::RunGoesOnAfterConflict,
                 &["m1_a_stopped_run_leaves_a_prefix", "m1_a_run_of_several_rooms_leaves_one_prefix"],

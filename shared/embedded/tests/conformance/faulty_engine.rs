@@ -34,6 +34,8 @@ pub(crate) enum Defect {
     AnswersOutOfOrder,
     OpenForgetsOrder,
     CloseOverwrites,
+    FindsNoResend,
+    RejectedStays,
 
     RunGoesOnAfterConflict,
     TakenPlaceAccepted,
@@ -184,6 +186,10 @@ impl Intake for FaultyEngine<dyn Intake> {
         let mut answers = self.inner.append(entries).await?;
         for answer in &mut answers {
             match (self.defect, &answer) {
+                (Defect::RejectedStays, Appended::Reopened(id)) => {
+                    let first = self.inner.get(&[*id]).await?.remove(0).expect("it is there");
+                    *answer = Appended::Resend(Box::new(first));
+                }
                 (Defect::ResendIsNew, Appended::Resend(_))
                 | (Defect::ConflictUnnoticed, Appended::Conflict) => {
                     *answer = Appended::New;
@@ -195,6 +201,13 @@ impl Intake for FaultyEngine<dyn Intake> {
             answers.reverse();
         }
         Ok(answers)
+    }
+
+    async fn find(&self, entries: &[Accepted]) -> EngineResult<Vec<Option<IntakeRecord>>> {
+        if self.defect == Defect::FindsNoResend {
+            return Ok(vec![None; entries.len()]);
+        }
+        self.inner.find(entries).await
     }
 
     async fn get(&self, ids: &[MessageId]) -> EngineResult<Vec<Option<IntakeRecord>>> {

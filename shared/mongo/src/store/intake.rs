@@ -7,6 +7,7 @@ use bson::{Bson, Document, doc};
 use naru_engines::store::{Appended, Closing, Intake, IntakeRecord, resend_key};
 use naru_engines::{Applied, EngineError, EngineResult};
 use naru_model::hops::Accepted;
+use naru_model::message::Outcome;
 use naru_model::{ClientMessageId, MessageId, RoomId, Seq, Timestamp, UserId};
 
 use crate::database::{Database, Find, PER_STATEMENT, Update, entry_of};
@@ -17,7 +18,7 @@ use crate::open::INTAKE;
 
 #[async_trait]
 impl Intake for Database {
-    /// One round trip when all entries are new, else two.
+    /// One round trip when all entries are new, else two; one more when rejected entries are opened again.
     ///
     /// When the process dies in between, each entry is stored or not: the sweeper finds the stored ones.
     async fn append(&self, entries: &[Accepted]) -> EngineResult<Vec<Appended>> {
@@ -39,7 +40,14 @@ impl Intake for Database {
         let there = entries.iter().zip(&new).filter(|(_, new)| !**new).map(|(entry, _)| entry);
         let there = self.there_before(there.collect()).await.map_err(crate::error::after_effect)?;
         let answer = |(entry, new)| if new { Ok(Appended::New) } else { there.answer(entry) };
-        entries.iter().zip(new).map(answer).collect()
+        let answers = entries.iter().zip(new).map(answer).collect::<EngineResult<Vec<_>>>()?;
+        self.reopen(entries, answers).await.map_err(crate::error::after_effect)
+    }
+
+    /// One round trip.
+    async fn find(&self, entries: &[Accepted]) -> EngineResult<Vec<Option<IntakeRecord>>> {
+        let there = self.there_before(entries.iter().collect()).await?;
+        Ok(entries.iter().map(|entry| there.by_key.get(&key_of(entry)).cloned()).collect())
     }
 
     /// One round trip.
@@ -122,17 +130,55 @@ impl Database {
         let find = Find::all(doc! { "$or": either }).at_most(2 * entries.len());
         for StoredEntry(record) in self.find(INTAKE, find).await? {
             there.ids.insert(record.accepted.id);
-            let (room, sender, name) = resend_key(&record.accepted);
-            there.by_key.insert((room.clone(), sender.clone(), name.clone()), record);
+            there.by_key.insert(key_of(&record.accepted), record);
         }
         Ok(there)
     }
+
+    /// Opens the rejected ones among the first records of an append again. When two appends do so at the same time, one
+    /// changes the entry and both answer `Reopened`.
+    async fn reopen(&self, entries: &[Accepted], mut answers: Vec<Appended>) -> EngineResult<Vec<Appended>> {
+        let (mut updates, mut opened) = (Vec::new(), HashMap::new());
+        for (place, (entry, answer)) in entries.iter().zip(&mut answers).enumerate() {
+            let Appended::Resend(first) = &*answer else { continue };
+            let id = first.accepted.id;
+            if let Some(accepted) = opened.get(&id).cloned() {
+                *answer = Appended::Resend(Box::new(IntakeRecord { accepted, outcome: None }));
+            } else if let Some(Outcome::Rejected { .. }) = first.outcome {
+                updates.push(reopening(id, entry, place)?);
+                opened.insert(id, Accepted { id, ..entry.clone() });
+                *answer = Appended::Reopened(id);
+            }
+        }
+        self.update_all(INTAKE, updates).await?;
+        Ok(answers)
+    }
+}
+
+fn key_of(entry: &Accepted) -> Key {
+    let (room, sender, name) = resend_key(entry);
+    (room.clone(), sender.clone(), name.clone())
+}
+
+/// An entry as it is opened again. Its key, its content and its id stay.
+fn reopening(first: MessageId, entry: &Accepted, place: usize) -> EngineResult<Update> {
+    let rejected = End::NotAMember.as_str();
+    let mut set = bson::serialize_to_document(&IntakeDocument::new(entry.clone(), place))
+        .map_err(|_| EngineError::permanent(ENGINE, "intake: not to be written as BSON"))?;
+    let mut unset = doc! { "outcome": "" };
+    for field in ["after", "origin"].into_iter().filter(|field| !set.contains_key(*field)) {
+        unset.insert(field, "");
+    }
+    for field in ["_id", "chatRoomId", "senderId", "clientMessageId", "content", "appended"] {
+        set.remove(field);
+    }
+    let change = doc! { "$set": set, "$unset": unset, "$currentDate": { "appended": { "$type": "timestamp" } } };
+    Ok(Update::one(doc! { "_id": first.to_bson(), "open": false, "outcome": rejected }, change))
 }
 
 impl ThereBefore {
     fn answer(&self, entry: &Accepted) -> EngineResult<Appended> {
-        let (room, sender, name) = resend_key(entry);
-        match self.by_key.get(&(room.clone(), sender.clone(), name.clone())) {
+        match self.by_key.get(&key_of(entry)) {
             Some(first) if first.accepted.content == entry.content => {
                 Ok(Appended::Resend(Box::new(first.clone())))
             }

@@ -114,6 +114,7 @@ macro_rules! intercepted {
 intercepted! {
     Intake {
         append(entries: &[Accepted]) -> Vec<Appended>, entries.iter().map(|entry| &entry.chat_room_id);
+        find(entries: &[Accepted]) -> Vec<Option<IntakeRecord>>, entries.iter().map(|entry| &entry.chat_room_id);
         get(ids: &[MessageId]) -> Vec<Option<IntakeRecord>>;
         open(until: Timestamp, limit: usize) -> Vec<Accepted>;
         close(closings: &[Closing]) -> ();

@@ -77,6 +77,17 @@ pub(super) async fn i2_of_many_at_the_same_time_one_is_new(subject: Of<'_, Store
     assert_eq!(open_in(&store, &first.chat_room_id).await, from_ref(winner));
 }
 
+pub(super) async fn i2_a_resend_is_found_without_an_append(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (first, absent) = (accepted(&room(), &user()), accepted(&room(), &user()));
+    append(&store, &first).await;
+    let asked = [absent.clone(), resend_of(&first), first.clone()];
+    let record = Some(still_open(&first));
+    assert_eq!(store.intake.find(&asked).await.unwrap(), [None, record.clone(), record]);
+    assert_eq!(append(&store, &absent).await, Appended::New, "asking changed nothing");
+    assert_eq!(store.intake.find(&[]).await.unwrap(), []);
+}
+
 pub(super) async fn i3_other_content_is_a_conflict_and_changes_nothing(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let first = accepted(&room(), &user());
@@ -180,6 +191,32 @@ pub(super) async fn i6_an_outcome_survives_death(subject: Of<'_, Store>) {
     let record = IntakeRecord { accepted: entry.clone(), outcome: Some(outcome) };
     assert_eq!(store.intake.get(&[entry.id]).await.unwrap(), [Some(record)]);
     assert_eq!(open_in(&store, &entry.chat_room_id).await, []);
+}
+
+pub(super) async fn i7_what_was_rejected_may_be_appended_again(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (first, later) = (accepted(&room(), &user()), accepted(&room(), &user()));
+    let later = Accepted { chat_room_id: first.chat_room_id.clone(), ..later };
+    append(&store, &first).await;
+    let rejected = Outcome::Rejected { reason: Rejection::NotAMember };
+    store.intake.close(&[Closing { id: first.id, outcome: rejected }]).await.unwrap();
+    append(&store, &later).await;
+    let other = Accepted { content: "something else".into(), ..resend_of(&first) };
+    assert_eq!(append(&store, &other).await, Appended::Conflict);
+
+    // Of two in one append, one opens it again.
+    let again = Accepted { after: Some(later.id), ..resend_of(&first) };
+    let opened = Accepted { id: first.id, ..again.clone() };
+    let answers = store.intake.append(&[again.clone(), resend_of(&first)]).await.unwrap();
+    assert_eq!(answers, [Appended::Reopened(first.id), Appended::Resend(Box::new(still_open(&opened)))]);
+    let store = reopened(subject, store).await;
+    assert_eq!(store.intake.get(&[first.id, again.id]).await.unwrap(), [Some(still_open(&opened)), None]);
+    assert_eq!(open_in(&store, &first.chat_room_id).await, [later, opened.clone()]);
+
+    let outcome = Outcome::Saved { seq: Seq(1) };
+    store.intake.close(&[Closing { id: first.id, outcome }]).await.unwrap();
+    let closed = IntakeRecord { accepted: opened, outcome: Some(outcome) };
+    assert_eq!(append(&store, &resend_of(&first)).await, Appended::Resend(Box::new(closed)), "it is saved");
 }
 
 async fn append(store: &Store, entry: &Accepted) -> Appended {

@@ -1,4 +1,4 @@
-//! The ledger of the recipients that a published message still has to reach. When all are accounted for, and not before, its
+//! Accounts for the recipients that a published message still has to reach. When all are accounted for, and not before, its
 //! intake entry is closed.
 //!
 //! A recipient is accounted for once they have proven to have the message, or their offline event is in the notifier's queue.
@@ -13,21 +13,24 @@
 //! | offline event confirmed · closed | the same | the same push again, which its lane recognises by its id |
 //!
 //! Proofs are asked for all due messages at once, twice for each message: shortly after the publish, when nearly all are
-//! proven, and at the grace time. Entries are closed, and rooms moved up in lists, for many messages in one write each. A
-//! room is moved up before its entries are closed: after a crash in between, both are repeated.
+//! proven, and at the grace time. Entries are closed, and rooms moved up in lists, for many messages in one write each, while
+//! the next batches are taken over. A room is moved up before its entries are closed: after a crash in between, both are
+//! repeated.
 
-use std::collections::{HashMap, VecDeque};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::{Fuse, FusedFuture};
 use naru_engines::store::Closing;
 use naru_engines::{EngineResult, Engines};
-use naru_model::message::Outcome;
-use naru_model::{Message, MessageId, RoomId, Trace, UserId};
+use naru_model::{MessageId, UserId};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use crate::ledger::{Ledger, Published, Waiting, Writes, due};
 use crate::publish::enqueue_offline;
 use crate::telemetry::Telemetry;
 
@@ -37,37 +40,17 @@ const FIRST_LOOK: Duration = Duration::from_millis(1_500);
 const TICK: Duration = Duration::from_millis(250);
 /// How many proofs are asked for in one call at most.
 const MAX_ASKED: usize = 8_192;
-/// How many bytes of messages wait for their proofs at most, [`BYTES_EACH`] included. Beyond, the oldest are treated as if
+/// How many bytes of messages wait for their proofs at most. Beyond, the oldest are treated as if
 /// their grace time was over: that costs needless pushes, and bounds the memory.
 const MAX_BYTES: usize = 64 << 20;
-/// The cost of a waiting message beside its content.
-const BYTES_EACH: usize = 300;
-/// How many entries are closed in one tick at most: after a stall tens of thousands are finished at once, and closing them
-/// all would hold up the proofs of later messages.
+/// How many entries are closed in one call at most: after a stall tens of thousands are finished at once, and an engine that
+/// closes them in one command would hold up appends.
 const MAX_CLOSED: usize = 4_096;
+/// How many finished entries wait to be closed at most; beyond, no batch is taken over. At 4,000 a second they are closed
+/// within 4 s: the sweep, which takes entries 5 s after the grace time, does not hand them on again.
+const MAX_UNCLOSED: usize = 16_384;
 /// How many batches may wait to be taken over; beyond, the fanout waits.
 const MAX_BATCHES: usize = 8;
-
-/// A published message, and the recipients who have not proven to have it.
-#[derive(Debug)]
-pub(crate) struct Published {
-    message: Message,
-    trace: Trace,
-    /// Empty: every recipient is accounted for.
-    unproven: Vec<UserId>,
-    /// Its share of the budget, however many recipients have proven to have it since.
-    bytes: usize,
-}
-
-impl Published {
-    pub(crate) fn new(message: Message, trace: Trace, unproven: Vec<UserId>) -> Self {
-        let bytes = BYTES_EACH + message.content.len() + size_of_val(&*unproven);
-        Self { message, trace, unproven, bytes }
-    }
-}
-
-/// Waiting messages, in the order in which they were taken over: all wait equally long.
-type Waiting = VecDeque<(Instant, Published)>;
 
 /// The task. One clone runs at a time.
 #[derive(Clone)]
@@ -98,47 +81,45 @@ impl DeliveryTracker {
     pub(crate) async fn run(self, stop: CancellationToken) -> EngineResult<()> {
         let mut batches = self.batches.lock().await;
         let mut ledger = Ledger::default();
-        let mut next_tick = Instant::now();
+        // One at a time, beside all else: however long it takes, batches are taken over meanwhile.
+        let mut writing = pin!(Fuse::terminated());
+        let (mut next_tick, mut next_write) = (Instant::now(), Instant::now());
         loop {
-            let has_capacity = ledger.bytes < self.max_bytes;
+            let has_capacity = ledger.bytes < self.max_bytes && ledger.unclosed < MAX_UNCLOSED;
             tokio::select! {
                 batch = batches.recv(), if has_capacity => match batch {
                     Some(batch) => self.take_over(&mut ledger, batch),
                     None => break,
                 },
                 // After a pause this has passed already: a lone message is handled at once.
-                () = sleep_until(next_tick), if !ledger.is_empty() => {
+                () = sleep_until(next_tick), if ledger.is_waiting() => {
                     self.tick(&mut ledger, Instant::now()).await;
                     next_tick = Instant::now() + TICK;
                 }
+                // After a write that took longer than a tick, the next one begins at once.
+                () = sleep_until(next_write), if writing.is_terminated() && ledger.has_writes() => {
+                    next_write = Instant::now() + TICK;
+                    writing.set(self.write(ledger.take_writes()).fuse());
+                }
+                left = &mut writing, if !writing.is_terminated() => ledger.written(left),
                 () = self.no_more_proofs.cancelled(), if ledger.is_waiting() && !self.no_more_proofs.is_cancelled() => {
                     next_tick = Instant::now();
                 }
             }
+        }
+        if !writing.is_terminated() {
+            ledger.written(writing.await);
         }
         self.last_tick(ledger, &stop).await
     }
 
     fn take_over(&self, ledger: &mut Ledger, batch: Vec<Published>) {
         let now = Instant::now();
-        for published in batch {
-            let Message { chat_room_id: room, seq, .. } = &published.message;
-            match ledger.newest.get_mut(room) {
-                Some(newest) if newest.seq >= *seq => {}
-                Some(newest) => *newest = published.message.clone(),
-                None => drop(ledger.newest.insert(room.clone(), published.message.clone())),
-            }
-            if published.unproven.is_empty() {
-                ledger.close(&published);
-            } else {
-                ledger.bytes += published.bytes;
-                ledger.unproven.push_back((now, published));
-            }
-        }
+        batch.into_iter().for_each(|published| ledger.add(published, now));
         self.telemetry.unproven.set(ledger.count());
     }
 
-    /// Asks for the proofs that are due, sends offline events where one is missing at the end, and closes finished entries.
+    /// Asks for the proofs that are due, and sends offline events where one is missing at the end.
     async fn tick(&self, ledger: &mut Ledger, now: Instant) {
         let is_over = self.no_more_proofs.is_cancelled();
         let grace = if is_over { Duration::ZERO } else { self.grace.unwrap_or_default() };
@@ -156,7 +137,6 @@ impl DeliveryTracker {
         }
         let last = self.unproven_of(ledger, last).await;
         self.hand_over(ledger, last).await;
-        self.write_down(ledger, MAX_CLOSED).await;
         self.telemetry.unproven.set(ledger.count());
     }
 
@@ -220,37 +200,34 @@ impl DeliveryTracker {
         }
     }
 
-    /// Moves rooms up in lists, then closes entries, the oldest first and `max` at most. A failed write is repeated, unless
-    /// it would fail again: a room that can't be moved up stays where it is in lists, an entry that can't be closed is handed
-    /// on by the sweep, and neither holds up others.
-    async fn write_down(&self, ledger: &mut Ledger, max: usize) {
+    /// Moves rooms up in lists, then closes entries, the oldest first. Returns what is left to be repeated: a failed write,
+    /// unless it would fail again. A room that can't be moved up stays where it is in lists, an entry that can't be closed is
+    /// handed on by the sweep, and neither holds up others.
+    async fn write(&self, Writes { newest, closings }: Writes) -> Writes {
         let store = &self.engines.store;
-        if !ledger.newest.is_empty() {
-            let newest: Vec<Message> = ledger.newest.values().cloned().collect();
+        if !newest.is_empty() {
             match store.messages.bump(&newest).await {
                 Ok(()) => {}
                 Err(error) if error.is_transient() => {
                     tracing::warn!(%error, rooms = newest.len(), "rooms were not moved up in lists; trying again");
-                    return;
+                    return Writes { newest, closings };
                 }
                 Err(error) => {
                     tracing::error!(%error, rooms = newest.len(), "rooms can't be moved up in lists")
                 }
             }
-            ledger.newest.clear();
         }
-        let closings: Vec<Closing> = ledger.closings.drain(..max.min(ledger.closings.len())).collect();
-        let mut parts = vec![&*closings];
-        while let Some(part) = parts.pop().filter(|part| !part.is_empty()) {
+        // Popped from the end.
+        let mut parts: Vec<&[Closing]> = closings.chunks(MAX_CLOSED).rev().collect();
+        while let Some(part) = parts.pop() {
             match store.intake.close(part).await {
                 Ok(()) => {
                     self.telemetry.closed.inc_by(part.len() as u64);
                 }
                 Err(error) if error.is_transient() => {
-                    parts.push(part);
                     tracing::warn!(%error, entries = part.len(), "intake entries were not closed; trying again");
-                    ledger.closings.splice(..0, parts.concat());
-                    return;
+                    let left = [part].into_iter().chain(parts.into_iter().rev()).flatten().copied();
+                    return Writes { newest: Vec::new(), closings: left.collect() };
                 }
                 Err(_) if part.len() > 1 => {
                     let (first, second) = part.split_at(part.len() / 2);
@@ -259,6 +236,7 @@ impl DeliveryTracker {
                 Err(error) => tracing::error!(%error, entry = %part[0].id, "an intake entry can't be closed"),
             }
         }
+        Writes::default()
     }
 
     /// The fanout has ended: messages proven by now are closed, the rest is left to the sweep.
@@ -269,49 +247,11 @@ impl DeliveryTracker {
         let waiting =
             std::mem::take(&mut ledger.unproven).into_iter().chain(std::mem::take(&mut ledger.at_grace));
         let left = self.unproven_of(&mut ledger, waiting.collect()).await;
-        self.write_down(&mut ledger, usize::MAX).await;
+        self.write(ledger.take_writes()).await;
         if !left.is_empty() && stop.is_cancelled() {
             tracing::info!(messages = left.len(), "not proven yet: they stay open, for another fanout");
         }
         Ok(())
-    }
-}
-
-/// Takes the messages of at least this age.
-fn due(waiting: &mut Waiting, now: Instant, age: Duration) -> Waiting {
-    let count = waiting.partition_point(|(at, _)| now.duration_since(*at) >= age);
-    waiting.drain(..count).collect()
-}
-
-#[derive(Default)]
-struct Ledger {
-    /// Messages whose proofs were not asked for yet.
-    unproven: Waiting,
-    /// Messages whose proofs were asked for once.
-    at_grace: Waiting,
-    /// Finished entries, to be closed.
-    closings: Vec<Closing>,
-    /// The newest message of each room that is to be moved up in lists.
-    newest: HashMap<RoomId, Message>,
-    /// Of the messages that wait for proofs.
-    bytes: usize,
-}
-
-impl Ledger {
-    fn close(&mut self, Published { message: Message { id, seq, .. }, .. }: &Published) {
-        self.closings.push(Closing { id: *id, outcome: Outcome::Saved { seq: *seq } });
-    }
-
-    fn is_waiting(&self) -> bool {
-        !(self.unproven.is_empty() && self.at_grace.is_empty())
-    }
-
-    fn is_empty(&self) -> bool {
-        !self.is_waiting() && self.closings.is_empty() && self.newest.is_empty()
-    }
-
-    fn count(&self) -> i64 {
-        i64::try_from(self.unproven.len() + self.at_grace.len()).unwrap_or(i64::MAX)
     }
 }
 

@@ -6,6 +6,7 @@
 //! the intake entry. So an entry is open until every recipient is accounted for.
 
 mod account;
+mod ledger;
 mod members;
 mod publish;
 pub mod route;

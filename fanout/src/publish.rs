@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use naru_engines::bus::{Work, work_on};
+use naru_engines::work::{Work, work_on};
 use naru_engines::{EngineResult, Engines};
 use naru_model::hops::{Offline, Saved};
 use naru_model::live::{LiveEvent, News};
@@ -17,7 +17,7 @@ use naru_runtime::backoff::full_jitter;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::account::Published;
+use crate::ledger::Published;
 use crate::members::{MemberCache, Members, Version};
 use crate::route::{Online, Route, route};
 use crate::telemetry::Telemetry;

@@ -123,7 +123,7 @@ impl Provider for Apns {
         };
         match self.transport.call(Some(&endpoint.gate), request).await {
             Ok(answer) => {
-                let verdict = verdict::of_apns(&answer, called_at, Timestamp::now());
+                let verdict = verdict::apns::of_apns(&answer, called_at, Timestamp::now());
                 endpoint.assess(verdict, &answer)
             }
             Err(no_answer) => verdict::try_later(format!("APNs: {no_answer}")),

@@ -90,7 +90,7 @@ impl Provider for Fcm {
         };
         match self.transport.call(None, request).await {
             Ok(answer) => {
-                let verdict = verdict::of_fcm(&answer, called_at, Timestamp::now());
+                let verdict = verdict::fcm::of_fcm(&answer, called_at, Timestamp::now());
                 let is_about_us = matches!(verdict, Verdict::OurConfiguration { scope: Scope::Provider, .. });
                 if answer.status == 401 && is_about_us {
                     // The next try has another access token.

@@ -25,7 +25,7 @@ use crate::breaker::Breaker;
 use crate::decide::{Action, RetryPolicy, decide};
 use crate::ended::{Ended, Ending, ack, retry};
 use crate::provider::Provider;
-use crate::push::{BACKOFF_BASE, BACKOFF_CAP, reason_to_spare};
+use crate::push::{BACKOFF_BASE, BACKOFF_CAP, positions, reason_to_spare};
 use crate::telemetry::Telemetry;
 use crate::verdict::{Reason, Verdict};
 
@@ -115,24 +115,50 @@ impl LaneWorker {
             for delivery in ready.drain(..places.min(ready.len())) {
                 in_hand.start(delivery.event.event_id, self.clone().push(delivery, ending.clone()));
             }
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(()),
-                Some(health) = in_hand.next() => match health {
-                    ProviderHealth::Unknown => {}
-                    ProviderHealth::Working => breaker.close(),
-                    ProviderHealth::Failing(until) => {
-                        let asked = until.map(|until| until.since(Timestamp::now())).unwrap_or_default();
-                        if breaker.fail(Instant::now(), asked) {
+            let takes = places > 0 && ready.is_empty();
+            // Kept while pushes end one by one: on some engines a call that is dropped is a read for nothing.
+            let mut receiving = receiver.receive(max);
+            let batch = loop {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return Ok(()),
+                    Some(health) = in_hand.next() => {
+                        if self.heed(health, &mut breaker) {
                             ready.clear();
-                            tracing::warn!(lane = self.name().as_str(), "the provider keeps failing; its lane pauses");
+                        }
+                        if !takes || breaker.places(self.concurrency.get(), Instant::now()) != max {
+                            break None;
                         }
                     }
-                },
-                () = sleep_until(pause.unwrap_or(now)), if pause.is_some() => {}
-                batch = receiver.receive(max), if places > 0 && ready.is_empty() => {
-                    ready.extend(self.needed(batch?, in_hand, &mut backoff, stop).await);
+                    () = sleep_until(pause.unwrap_or(now)), if pause.is_some() => break None,
+                    batch = &mut receiving, if takes => break Some(batch?),
                 }
+            };
+            drop(receiving);
+            if let Some(batch) = batch {
+                ready.extend(self.needed(batch, in_hand, &mut backoff, stop).await);
+            }
+        }
+    }
+
+    /// Tells the breaker how a push ended; returns whether a pause began.
+    fn heed(&self, health: ProviderHealth, breaker: &mut Breaker) -> bool {
+        match health {
+            ProviderHealth::Unknown => false,
+            ProviderHealth::Working => {
+                breaker.close();
+                false
+            }
+            ProviderHealth::Failing(until) => {
+                let asked = until.map(|until| until.since(Timestamp::now())).unwrap_or_default();
+                let pauses = breaker.fail(Instant::now(), asked);
+                if pauses {
+                    tracing::warn!(
+                        lane = self.name().as_str(),
+                        "the provider keeps failing; its lane pauses"
+                    );
+                }
+                pauses
             }
         }
     }
@@ -192,15 +218,15 @@ impl LaneWorker {
     async fn look_up(&self, batch: &[Delivery<PushJob>]) -> EngineResult<LookedUp> {
         let jobs = || batch.iter().map(|delivery| &delivery.event.payload);
         let ids: Vec<_> = batch.iter().map(|delivery| delivery.event.event_id).collect();
-        let members: Vec<_> =
-            jobs().map(|job| (job.chat_room_id.clone(), job.recipient_id.clone(), job.seq)).collect();
+        let members = jobs().map(|job| (&job.chat_room_id, &job.recipient_id, job.seq));
         let users: BTreeSet<_> = jobs().map(|job| &job.recipient_id).collect();
         let users: Vec<_> = users.into_iter().filter(|_| self.provider.shows_badge()).cloned().collect();
         let unread = async {
             if users.is_empty() { Ok(Vec::new()) } else { self.store.positions.unread(&users).await }
         };
         let (done, members, unread) =
-            try_join3(self.store.pushes.done(&ids), self.store.positions.get(&members), unread).await?;
+            try_join3(self.store.pushes.done(&ids), positions(&self.store, members), unread).await?;
+        let members = jobs().map(|job| members[&(&job.chat_room_id, &job.recipient_id)]).collect();
         Ok(LookedUp { done, members, unread: users.into_iter().zip(unread).collect() })
     }
 

@@ -15,11 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use naru_engines::bus::{Work, work_on};
-use naru_engines::store::{Device, MemberPosition};
+use naru_engines::store::{Device, MemberPosition, Store};
+use naru_engines::work::{Work, work_on};
 use naru_engines::{EngineResult, Engines};
 use naru_model::hops::{Lane, Offline, PushJob, PushTarget};
-use naru_model::{Event, Seq, Stage, Timestamp, UserId};
+use naru_model::{Event, Message, RoomId, Seq, Stage, Timestamp, UserId};
 use naru_runtime::backoff::full_jitter;
 use tokio_util::sync::CancellationToken;
 
@@ -89,14 +89,15 @@ impl Push {
         if missed.is_empty() {
             return Ok(());
         }
-        let whom = missed.iter().map(|(Event { payload: Offline { message, .. }, .. }, user)| {
-            (message.chat_room_id.clone(), (*user).clone(), message.seq)
+        let asked = missed.iter().map(|(Event { payload: Offline { message, .. }, .. }, user)| {
+            (&message.chat_room_id, *user, message.seq)
         });
-        let positions = self.engines.store.positions.get(&whom.collect::<Vec<_>>()).await?;
+        let positions = positions(&self.engines.store, asked).await?;
         let now = Timestamp::now();
         let (mut due, mut spared) = (Vec::new(), Vec::new());
-        for ((event, user), position) in missed.into_iter().zip(positions) {
-            match reason_to_spare(event.payload.message.seq, position, now) {
+        for (event, user) in missed {
+            let Message { chat_room_id: room, seq, .. } = &event.payload.message;
+            match reason_to_spare(*seq, positions[&(room, user)], now) {
                 Some(reason) => spared.push(reason),
                 None => due.push((event, user)),
             }
@@ -137,6 +138,22 @@ impl Push {
         }
         (jobs, unprovided)
     }
+}
+
+/// The positions of these members of rooms. Each member is asked for once, from the first of its messages on: that shows for
+/// all of them whether they are read.
+pub(crate) async fn positions<'a>(
+    store: &Store,
+    asked: impl Iterator<Item = (&'a RoomId, &'a UserId, Seq)>,
+) -> EngineResult<HashMap<(&'a RoomId, &'a UserId), MemberPosition>> {
+    let mut from: HashMap<(&RoomId, &UserId), Seq> = HashMap::new();
+    for (room, user, seq) in asked {
+        from.entry((room, user)).and_modify(|from| *from = seq.min(*from)).or_insert(seq);
+    }
+    let asked: Vec<_> =
+        from.iter().map(|((room, user), from)| ((*room).clone(), (*user).clone(), *from)).collect();
+    let positions = store.positions.get(&asked).await?;
+    Ok(from.into_keys().zip(positions).collect())
 }
 
 /// Why a recipient needs no push, if there is a reason by now.

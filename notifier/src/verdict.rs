@@ -2,8 +2,8 @@
 //!
 //! Each provider has one table here; `docs/PUSH_VERDICTS.md` is made from them.
 
-mod apns;
-mod fcm;
+pub(crate) mod apns;
+pub(crate) mod fcm;
 #[cfg(test)]
 mod tests;
 
@@ -11,9 +11,6 @@ use std::borrow::Cow;
 use std::time::{Duration, UNIX_EPOCH};
 
 use naru_model::Timestamp;
-
-pub(crate) use self::apns::of_apns;
-pub(crate) use self::fcm::of_fcm;
 
 /// A reason in words for an operator. It holds no content and no token.
 pub type Reason = Cow<'static, str>;

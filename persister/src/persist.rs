@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
-use naru_engines::bus::{Work, work_on};
 use naru_engines::store::{Closing, RunConflict};
+use naru_engines::work::{Work, work_on};
 use naru_engines::{Applied, EngineError, EngineResult, Engines};
 use naru_model::hops::{Accepted, Saved};
 use naru_model::live::Confirmation;

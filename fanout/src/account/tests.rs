@@ -1,13 +1,22 @@
+use std::collections::{HashMap, VecDeque};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use async_trait::async_trait;
 use naru_embedded::{Embedded, Options};
-use naru_engines::EngineError;
+use naru_engines::store::{Appended, Intake, IntakeRecord};
+use naru_engines::{Applied, EngineError};
 use naru_faults::{Call, Counted, Interceptor, Only, Outage, intercepted};
 use naru_model::hops::Accepted;
-use naru_model::{ClientMessageId, Seq, Timestamp};
+use naru_model::message::Outcome;
+use naru_model::{ClientMessageId, Message, RoomId, Seq, Timestamp, Trace};
 use naru_runtime::telemetry::Metrics;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
 
 use super::*;
+use crate::ledger::BYTES_EACH;
 
 /// A tracker on an embedded engine, and the intake entries of published messages.
 struct Books {
@@ -32,6 +41,22 @@ impl Interceptor for Refused {
 
 fn user(name: &str) -> UserId {
     UserId::new(name).expect("a user")
+}
+
+fn accepted() -> Accepted {
+    let id = MessageId::generate();
+    Accepted {
+        id,
+        chat_room_id: RoomId::new("ada_ben").expect("a room"),
+        sender_id: user("ada"),
+        sender_name: "Ada".into(),
+        content: "x".into(),
+        timestamp: Timestamp::now(),
+        client_message_id: ClientMessageId::from(id),
+        after: None,
+        origin: None,
+        trace: Trace::start(),
+    }
 }
 
 impl Books {
@@ -65,26 +90,20 @@ impl Books {
 
     /// Publishes a message to these recipients; returns its id.
     async fn publish(&self, seq: u64, unproven: &[&str]) -> MessageId {
-        let id = MessageId::generate();
-        let accepted = Accepted {
-            id,
-            chat_room_id: RoomId::new("ada_ben").expect("a room"),
-            sender_id: user("ada"),
-            sender_name: "Ada".into(),
-            content: "x".into(),
-            timestamp: Timestamp::now(),
-            client_message_id: ClientMessageId::from(id),
-            after: None,
-            origin: None,
-            trace: Trace::start(),
-        };
+        let published = self.save(seq, unproven).await;
+        let id = published.message.id;
+        self.published.send(vec![published]).await.expect("the tracker runs");
+        id
+    }
+
+    /// Saves a message, which is still to be published to these recipients.
+    async fn save(&self, seq: u64, unproven: &[&str]) -> Published {
+        let accepted = accepted();
         self.engines.store.intake.append(std::slice::from_ref(&accepted)).await.expect("it is appended");
         let message = accepted.at(Seq(seq));
         self.engines.store.messages.append_run(std::slice::from_ref(&message)).await.expect("it is saved");
         let unproven = unproven.iter().map(|name| user(name)).collect();
-        let published = Published::new(message, accepted.trace, unproven);
-        self.published.send(vec![published]).await.expect("the tracker runs");
-        id
+        Published::new(message, accepted.trace, unproven)
     }
 
     async fn open_entries(&self) -> Vec<MessageId> {
@@ -189,9 +208,14 @@ async fn entries_that_can_never_be_closed_are_not_kept_in_memory() {
 #[tokio::test]
 async fn beyond_its_budget_the_oldest_are_handed_over_early() {
     let books = Books::open(HOUR, 5 * (BYTES_EACH + 20), &[]);
-    let mut ids = Vec::new();
+    let mut saved = Vec::new();
     for seq in 1..=8 {
-        ids.push(books.publish(seq, &["ben"]).await);
+        saved.push(books.save(seq, &["ben"]).await);
+    }
+    let ids: Vec<MessageId> = saved.iter().map(|published| published.message.id).collect();
+    // Six exceed the budget, and half of them are handed over; then there is capacity for the other two.
+    for published in saved {
+        books.published.send(vec![published]).await.expect("the tracker runs");
     }
     let handed_over = books.offline(3).await;
     assert_eq!(handed_over.iter().map(|(id, _)| *id).collect::<Vec<_>>(), ids[..3]);
@@ -214,4 +238,130 @@ async fn an_orderly_end_closes_what_is_proven_and_leaves_the_rest_open() {
     let (proven, unproven) = (books.publish(1, &["ben"]).await, books.publish(2, &["ben"]).await);
     books.engines.proofs.record(&[(proven, user("ben"))], HOUR).await.expect("it is recorded");
     assert_eq!(books.end().await, [unproven]);
+}
+
+/// An intake that only closes, by this function.
+struct Closes<F>(F);
+
+#[async_trait]
+impl<F, Closed> Intake for Closes<F>
+where
+    F: Fn(Vec<Closing>) -> Closed + Send + Sync,
+    Closed: Future<Output = EngineResult<()>> + Send,
+{
+    async fn append(&self, _: &[Accepted]) -> EngineResult<Vec<Appended>> {
+        unreachable!("it only closes")
+    }
+
+    async fn get(&self, _: &[MessageId]) -> EngineResult<Vec<Option<IntakeRecord>>> {
+        unreachable!("it only closes")
+    }
+
+    async fn open(&self, _: Timestamp, _: usize) -> EngineResult<Vec<Accepted>> {
+        unreachable!("it only closes")
+    }
+
+    async fn close(&self, closings: &[Closing]) -> EngineResult<()> {
+        (self.0)(closings.to_vec()).await
+    }
+}
+
+/// An accountant on this intake, with engines that answer without a thread.
+fn on(intake: impl Intake + 'static) -> (DeliveryTracker, mpsc::Sender<Vec<Published>>, tempfile::TempDir) {
+    let directory = tempfile::tempdir().expect("a folder");
+    let embedded = Embedded::open(directory.path(), Options::default()).expect("it opens");
+    let mut engines = intercepted(embedded.engines(), Arc::new(Only(&["messages.bump"], Refused)));
+    engines.store.intake = Arc::new(intake);
+    let telemetry = Telemetry::new(&Metrics::new());
+    let (accountant, published) =
+        DeliveryTracker::new(engines, Some(SHORT), CancellationToken::new(), telemetry);
+    (accountant, published, directory)
+}
+
+/// Messages whose recipients are all accounted for.
+fn finished(count: usize) -> Vec<Published> {
+    let message: fn() -> Message = || accepted().at(Seq(1));
+    (0..count).map(|_| Published::new(message(), Trace::start(), Vec::new())).collect()
+}
+
+/// The sweep hands on entries that are open for too long, as messages to publish: a backlog would feed itself.
+#[tokio::test(start_paused = true)]
+async fn entries_are_closed_as_fast_as_messages_are_published() {
+    // The embedded engine's peak, and the time of its commits.
+    const PER_SECOND: usize = 24_000;
+    const EVERY: Duration = Duration::from_millis(10);
+    let published_at: Arc<Mutex<HashMap<MessageId, Instant>>> = Arc::default();
+    let oldest: Arc<Mutex<Duration>> = Arc::default();
+    let (open, age) = (published_at.clone(), oldest.clone());
+    let intake = Closes(move |closings: Vec<Closing>| {
+        let (open, age) = (open.clone(), age.clone());
+        async move {
+            assert!(closings.len() <= MAX_CLOSED, "appends wait for no huge command");
+            sleep(Duration::from_millis(20)).await;
+            for Closing { id, .. } in closings {
+                let at = open.lock().unwrap().remove(&id).expect("it is open");
+                let mut age = age.lock().unwrap();
+                *age = at.elapsed().max(*age);
+            }
+            Ok(())
+        }
+    });
+    let (accountant, published, _directory) = on(intake);
+    let running = tokio::spawn(accountant.run(CancellationToken::new()));
+    for _ in 0..300 {
+        let batch = finished(PER_SECOND / 100);
+        let now = Instant::now();
+        published_at.lock().unwrap().extend(batch.iter().map(|published| (published.message.id, now)));
+        published.send(batch).await.expect("the accountant runs");
+        sleep(EVERY).await;
+    }
+    drop(published);
+    running.await.expect("it does not panic").expect("it ends in order");
+    assert!(published_at.lock().unwrap().is_empty(), "all are closed");
+    let oldest = *oldest.lock().unwrap();
+    assert!(oldest <= 2 * TICK, "{oldest:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn batches_are_taken_over_while_entries_are_being_closed_until_too_many_are_not() {
+    const BATCH: usize = 256;
+    let (gate, closed) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (waits, counts) = (gate.clone(), closed.clone());
+    let intake = Closes(move |closings: Vec<Closing>| {
+        let (waits, counts) = (waits.clone(), counts.clone());
+        async move {
+            let _open = waits.acquire().await.expect("it stays open");
+            counts.fetch_add(closings.len(), Ordering::Relaxed);
+            Ok(())
+        }
+    });
+    let (accountant, published, _directory) = on(intake);
+    let running = tokio::spawn(accountant.run(CancellationToken::new()));
+    let mut sent = 0;
+    while let Ok(taken) = timeout(Duration::from_secs(1), published.send(finished(BATCH))).await {
+        taken.expect("the accountant runs");
+        sent += 1;
+    }
+    assert_eq!(sent, MAX_UNCLOSED / BATCH + MAX_BATCHES);
+    gate.add_permits(1);
+    published.send(finished(BATCH)).await.expect("there is capacity again");
+    drop(published);
+    running.await.expect("it does not panic").expect("it ends in order");
+    assert_eq!(closed.load(Ordering::Relaxed), (sent + 1) * BATCH);
+}
+
+#[tokio::test]
+async fn what_could_not_be_closed_is_repeated_oldest_first() {
+    let refused = EngineError::permanent("the test", "one of them is refused");
+    let away = EngineError::unavailable("the test", Applied::No, "it is away");
+    let answers = Mutex::new(VecDeque::from([Err(refused), Err(away)]));
+    let intake = Closes(move |_: Vec<Closing>| {
+        let answer = answers.lock().unwrap().pop_front().unwrap_or(Ok(()));
+        async move { answer }
+    });
+    let (accountant, _published, _directory) = on(intake);
+    let closing = |seq| Closing { id: MessageId::generate(), outcome: Outcome::Saved { seq: Seq(seq) } };
+    let closings: Vec<Closing> = (1..=4).map(closing).collect();
+    let left = accountant.write(Writes { newest: Vec::new(), closings: closings.clone() }).await;
+    assert_eq!(left.closings, closings);
 }

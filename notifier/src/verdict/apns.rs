@@ -21,11 +21,12 @@ pub(crate) fn of_apns(answer: &Answer, called_at: Timestamp, now: Timestamp) -> 
     #[derive(Deserialize)]
     struct Body {
         reason: String,
-        /// When Apple found the token dead, in milliseconds since 1970.
-        timestamp: Option<i64>,
+        /// When Apple found the token dead, in milliseconds since 1970. Anything else here leaves the reason as it is.
+        #[serde(default)]
+        timestamp: serde_json::Value,
     }
     let body = serde_json::from_slice::<Body>(&answer.body).ok();
-    let (name, since) = body.map_or((String::new(), None), |body| (body.reason, body.timestamp));
+    let (name, since) = body.map_or((String::new(), None), |body| (body.reason, body.timestamp.as_i64()));
     let meaning = of_reason(&name).unwrap_or(unknown(answer.status));
     let name: String = name.chars().filter(char::is_ascii_alphanumeric).take(40).collect();
     let reason = format!("APNs: status {} {name}", answer.status);

@@ -7,6 +7,8 @@ use std::fmt::Write as _;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 
+use super::apns::of_apns;
+use super::fcm::of_fcm;
 use super::*;
 use crate::transport::Answer;
 
@@ -120,6 +122,7 @@ fn a_token_dies_only_of_an_answer_about_it() {
         "Unregistered",
         "Unregistered since a moment",
         "ExpiredToken since a moment",
+        "Unregistered since a time that is none",
     ];
     assert_eq!(names(of_all_apns()), expected);
 }

@@ -59,6 +59,28 @@ async fn no_more_pushes_are_under_way_than_allowed() {
     calls.none_waiting();
 }
 
+/// Each read of the queue would take one of the store's two reader threads.
+#[tokio::test]
+async fn a_push_that_ends_costs_no_read_of_the_queue() {
+    let world = World::new().await;
+    let (backend, mut calls) = Scripted::on(Lane::Webhook);
+    miss(&world, 12).await;
+    let places = NonZeroUsize::new(16).unwrap();
+    let notifier = Running::start(&world, Config { push_concurrency: places, ..config(None) }, [backend]);
+    let under_way = calls.take(12).await;
+    notifier.counts("offline_events_total 12").await;
+    let counts = world.embedded.counts();
+    let before = counts.reader_hand_overs();
+    for (nth, call) in (1..).zip(under_way) {
+        call.deliver();
+        notifier.counts(&format!("pushes_total{{lane=\"webhook\",outcome=\"pushed\"}} {nth}")).await;
+    }
+    world.nothing_is_queued().await;
+    let reads = counts.reader_hand_overs() - before;
+    assert!(reads <= 2, "{reads} reads: a receive of each of the two queues may have begun one before");
+    notifier.finished().await;
+}
+
 #[tokio::test]
 async fn the_same_push_is_not_sent_twice_at_once() {
     let world = World::new().await;

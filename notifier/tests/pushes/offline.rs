@@ -169,3 +169,35 @@ async fn an_event_that_can_not_be_handled_holds_up_no_other() {
     notifier.finished().await;
     webhook.none_waiting();
 }
+
+/// Thirty-two messages to a room of a hundred would be 3,200 questions.
+#[tokio::test]
+async fn of_several_messages_to_one_room_each_member_is_looked_up_once() {
+    let world = World::new().await;
+    let (backend, mut calls) = Scripted::on(Lane::Webhook);
+    let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counts = asked.clone();
+    let engines = with_fault(&world, move |_| {
+        counts.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok(())
+    });
+    let (mut events, read) = (Vec::new(), Seq(3));
+    for number in 1..=5 {
+        events.push(missed(&world.says(&format!("message {number}")).await, &["B"]));
+    }
+    let step = Advance { room: world.room.clone(), user: user("B"), device: None, received: read, read };
+    world.engines.store.positions.advance(&[step]).await.unwrap();
+    // The newest first: each message is compared with the position by itself.
+    events.reverse();
+    world.engines.bus.offline.send(events).await.unwrap();
+    let notifier = Running::on(engines, config(None), [backend]);
+    calls.take(2).await.into_iter().for_each(Call::deliver);
+    notifier.counts("spared_total{reason=\"read\"} 3").await;
+    notifier.finished().await;
+    calls.none_waiting();
+    let asked = asked.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(
+        (2..=3).contains(&asked),
+        "{asked}: once for the events, and once for each batch of the two pushes"
+    );
+}

@@ -38,13 +38,14 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle, ThreadId};
 
 use naru_engines::{Applied, EngineError, EngineResult};
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::lock::lock;
 use crate::rooms::RoomCache;
 
 /// The engine's name in an [`EngineError`].
@@ -103,14 +104,16 @@ pub(crate) struct Database {
     closing: Arc<AtomicBool>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) rooms: Arc<RoomCache>,
-    /// Readers first: the writer's last checkpoint needs them ended.
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// The writer's thread, which ends last.
+    writer: Mutex<Option<JoinHandle<()>>>,
+    /// The writer's and the readers' threads.
+    threads: Vec<ThreadId>,
 }
 
 type Read = Box<dyn FnOnce(&Connection) + Send>;
 
 impl Database {
-    /// Starts the threads. `hold` is dropped when the writer thread ends.
+    /// Starts the threads. `hold` is dropped when all of them have ended.
     pub(crate) fn start(
         writer: Connection,
         readers: Vec<Connection>,
@@ -118,34 +121,24 @@ impl Database {
     ) -> EngineResult<Self> {
         let (writes, commands) = mpsc::channel(WAITING);
         let (reads, jobs) = mpsc::channel(WAITING);
-        let database = Self {
-            writes,
-            reads,
-            closing: Arc::default(),
-            counts: Arc::default(),
-            rooms: Arc::default(),
-            threads: Mutex::default(),
-        };
+        let (closing, counts) = (Arc::<AtomicBool>::default(), Arc::<Counts>::default());
 
         let jobs = Arc::new(Mutex::new(jobs));
-        for (number, reader) in readers.into_iter().enumerate() {
-            let (jobs, closing) = (jobs.clone(), database.closing.clone());
-            database.spawn(format!("naru-read-{number}"), move || read_all(&reader, &jobs, &closing))?;
-        }
-        let closing = database.closing.clone();
-        let writer = Writer { connection: writer, is_synced: None, counts: database.counts.clone() };
-        database.spawn("naru-write".to_owned(), move || {
-            writer.run(commands, &closing);
+        let read = |(number, reader): (usize, Connection)| {
+            let (jobs, closing) = (jobs.clone(), closing.clone());
+            spawn(format!("naru-read-{number}"), move || read_all(&reader, &jobs, &closing))
+        };
+        let readers = readers.into_iter().enumerate().map(read).collect::<EngineResult<Vec<_>>>()?;
+        let mut threads: Vec<ThreadId> = readers.iter().map(|reader| reader.thread().id()).collect();
+        let (state, is_closing) =
+            (Writer { connection: writer, is_synced: None, counts: counts.clone() }, closing.clone());
+        let writer = spawn("naru-write".to_owned(), move || {
+            state.run(commands, readers, &is_closing);
             drop(hold);
         })?;
-        Ok(database)
-    }
-
-    fn spawn(&self, name: String, body: impl FnOnce() + Send + 'static) -> EngineResult<()> {
-        let thread = thread::Builder::new().name(name).spawn(body);
-        let thread = thread.map_err(|error| EngineError::unavailable(ENGINE, Applied::No, error))?;
-        lock(&self.threads).push(thread);
-        Ok(())
+        threads.push(writer.thread().id());
+        let (writer, rooms) = (Mutex::new(Some(writer)), Arc::default());
+        Ok(Self { writes, reads, closing, counts, rooms, writer, threads })
     }
 
     /// Runs `work` in a transaction shared with other commands, and answers when that is on disk. When another command fails,
@@ -200,13 +193,17 @@ impl Database {
         self.counts.reads.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         let read = move |connection: &Connection| {
+            // A cancelled caller needs no answer.
+            if answer.is_closed() {
+                return;
+            }
             drop(answer.send(guarded(|| work(&connection.unchecked_transaction()?))));
         };
         self.reads.send(Box::new(read)).await.map_err(|_| closed())?;
         answered.await.unwrap_or_else(|_| Err(closed()))
     }
 
-    /// Finishes the queued work and ends the threads. Blocks until they have ended.
+    /// Finishes the queued work and ends the threads. Blocks until they have ended, unless it is one of them that calls.
     pub(crate) fn close(&self) {
         self.closing.store(true, Ordering::Release);
         // Wakes the idle threads. When the queue is full, no thread is idle.
@@ -217,11 +214,12 @@ impl Database {
             then: drop,
         })));
         drop(self.reads.try_send(Box::new(|_: &Connection| {})));
-        for thread in lock(&self.threads).drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a thread of the embedded engine panicked");
-            }
+        // A command may be the last owner of this database, and its thread can't wait for itself.
+        if self.threads.contains(&thread::current().id()) {
+            return;
         }
+        let mut writer = lock(&self.writer);
+        writer.take().into_iter().for_each(join);
     }
 }
 
@@ -292,7 +290,12 @@ enum Failure {
 }
 
 impl Writer {
-    fn run(mut self, mut commands: mpsc::Receiver<Box<dyn Command>>, closing: &AtomicBool) {
+    fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Box<dyn Command>>,
+        readers: Vec<JoinHandle<()>>,
+        closing: &AtomicBool,
+    ) {
         let mut group = Group::with_capacity(GROUP);
         while commands.blocking_recv_many(&mut group, GROUP) > 0 {
             // Commands that need no sync don't wait for that of the others.
@@ -304,6 +307,8 @@ impl Writer {
                 commands.close();
             }
         }
+        // No read may see what another process writes, and none may hold up the last checkpoint.
+        readers.into_iter().for_each(join);
         self.checkpoint();
     }
 
@@ -357,6 +362,17 @@ impl Writer {
     }
 }
 
+fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> EngineResult<JoinHandle<()>> {
+    let thread = thread::Builder::new().name(name).spawn(body);
+    thread.map_err(|error| EngineError::unavailable(ENGINE, Applied::No, error))
+}
+
+fn join(thread: JoinHandle<()>) {
+    if thread.join().is_err() {
+        tracing::error!("a thread of the embedded engine panicked");
+    }
+}
+
 fn refuse(group: &mut Group, applied: Applied, error: rusqlite::Error) {
     let error = Arc::new(error);
     for command in group.drain(..) {
@@ -404,11 +420,6 @@ pub(crate) fn engine_error(error: rusqlite::Error) -> EngineError {
 
 pub(crate) fn closed() -> EngineError {
     EngineError::unavailable(ENGINE, Applied::No, "it is closed")
-}
-
-/// Locks a mutex whose critical sections leave their data consistent even when they panic.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -479,6 +490,77 @@ mod tests {
             1,
             "the writer goes on"
         );
+    }
+
+    #[tokio::test]
+    async fn a_read_whose_caller_is_gone_is_not_made() {
+        let memory = || Connection::open_in_memory().unwrap();
+        let database = Database::start(memory(), vec![memory()], ()).unwrap();
+        let (go, wait) = channel::<()>();
+        let first = database.read(move |_| Ok(wait.recv().is_err()));
+        let is_made = Arc::new(AtomicBool::new(false));
+        let made = is_made.clone();
+        let abandoned = database.read(move |_| {
+            made.store(true, Ordering::Relaxed);
+            Ok(())
+        });
+        let abandon = async {
+            // Both are queued when this is polled.
+            tokio::select! { biased; _ = abandoned => panic!("the reader is busy"), () = tokio::task::yield_now() => {} }
+            drop(go);
+        };
+        let (first, ()) = tokio::join!(biased; first, abandon);
+        assert!(first.unwrap(), "it went on when `go` was dropped");
+        database.read(|_| Ok(())).await.unwrap();
+        assert!(!is_made.load(Ordering::Relaxed));
+    }
+
+    /// Reports that it is dropped, and whether by a panic.
+    struct Hold(std::sync::mpsc::Sender<bool>);
+
+    impl Drop for Hold {
+        fn drop(&mut self) {
+            self.0.send(thread::panicking()).unwrap();
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_directory_is_held_while_a_read_is_under_way() {
+        let memory = || Connection::open_in_memory().unwrap();
+        let (released, release) = channel();
+        let database = Arc::new(Database::start(memory(), vec![memory()], Hold(released.clone())).unwrap());
+        let (begin, begun) = oneshot::channel();
+        let reading = {
+            let database = database.clone();
+            tokio::spawn(async move {
+                let read = move |_: &Transaction<'_>| {
+                    begin.send(()).unwrap();
+                    let is_released = release.recv_timeout(std::time::Duration::from_millis(200)).is_ok();
+                    Ok((is_released, release))
+                };
+                database.read(read).await
+            })
+        };
+        begun.await.unwrap();
+        tokio::task::spawn_blocking(move || database.close()).await.unwrap();
+        let (is_released, release) = reading.await.unwrap().unwrap();
+        assert!(!is_released, "another process could have taken the directory");
+        assert_eq!(release.recv(), Ok(false));
+    }
+
+    #[tokio::test]
+    async fn a_command_may_be_the_last_owner() {
+        let (released, release) = channel();
+        let memory = Connection::open_in_memory().unwrap();
+        let database = Arc::new(Database::start(memory, vec![], Hold(released)).unwrap());
+        let (go, wait) = channel::<()>();
+        let wait = Mutex::new(wait);
+        let last = database.clone();
+        let work = move |_: &Transaction<'_>| Ok(lock(&wait).recv().is_err());
+        database.submit(Sync::Always, work, move |_| drop(last)).await;
+        drop(database);
+        drop(go);
+        assert_eq!(release.recv(), Ok(false), "the writer's thread did not wait for itself");
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use naru_engines::EngineResult;
 use naru_engines::live::Leases;
 use tokio::time::Instant;
 
-use crate::database::lock;
+use crate::lock::lock;
 
 /// The holder of each name, and until when.
 #[derive(Default)]

@@ -20,6 +20,7 @@ mod column;
 mod database;
 mod leases;
 mod live;
+mod lock;
 mod open;
 mod presence;
 mod proofs;

@@ -10,7 +10,8 @@ use naru_model::live::{Confirmation, LiveEvent};
 use naru_model::{GatewayId, SessionId};
 use tokio::sync::Notify;
 
-use crate::database::{closed, lock};
+use crate::database::closed;
+use crate::lock::lock;
 
 /// All subscriptions.
 pub(crate) struct PubSub {

@@ -13,7 +13,8 @@ use rusqlite::{OptionalExtension, Result, Transaction, params};
 use tokio::time::Instant;
 
 use crate::column::Columns;
-use crate::database::{Database, Sync, lock};
+use crate::database::{Database, Sync};
+use crate::lock::lock;
 
 pub(crate) struct MemoryPresence {
     database: Arc<Database>,

@@ -10,7 +10,7 @@ use naru_engines::live::Proofs;
 use naru_model::{MessageId, UserId};
 use tokio::time::Instant;
 
-use crate::database::lock;
+use crate::lock::lock;
 
 #[derive(Default)]
 pub(crate) struct MemoryProofs(Mutex<State>);

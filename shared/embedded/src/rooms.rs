@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use naru_model::{Room, RoomId};
 use quick_cache::unsync::Cache;
 
-use crate::database::lock;
+use crate::lock::lock;
 
 /// How many rooms are cached at most: about 300 bytes each for direct rooms.
 const REMEMBERED: usize = 65_536;

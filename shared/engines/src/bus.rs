@@ -2,9 +2,8 @@
 //! SQL do not appear here.
 
 #[cfg(test)]
-mod given;
+pub(crate) mod given;
 mod inbox;
-mod work;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +13,6 @@ use naru_model::Event;
 use naru_model::hops::{Accepted, Lane, Offline, Payload, PushJob, Saved};
 
 pub use self::inbox::{Inbox, Place, Removed, Taken};
-pub use self::work::{Work, work_on};
 use crate::EngineResult;
 
 /// Every hop of `naru_model::hops`, each a queue of its own payload.
@@ -55,7 +53,9 @@ impl Bus {
 ///   room; events of one room are never in two unacknowledged batches at once; an event that is dropped or retried
 ///   there is redelivered before later ones of its room. A hand-over to another receiver may reorder.
 /// - **B5 shared** – receivers of one queue share its events: each event goes to one of them.
-/// - **B6 bounded** – `send` waits while the queue is full; a queue never grows without bound.
+/// - **B6 bounded** – `send` waits while the engine can't take more events, and fails without an effect on those before if
+///   that lasts. The engine sets the bound: its own capacity, a disk or a broker's memory. Embedded ordered hops have one for
+///   each queue.
 #[async_trait]
 pub trait Queue<T: Payload>: Send + Sync {
     /// Hands events over, in order; returns when the engine has them (B1, B2, B6). An engine carries the events of one

@@ -108,7 +108,7 @@ pub trait Intake: Send + Sync {
     /// The messages that were accepted at or before `until` and are still open: see I5.
     async fn open(&self, until: Timestamp, limit: usize) -> EngineResult<Vec<Accepted>>;
 
-    /// Closes entries and records their outcomes: see I6. One round trip, however many.
+    /// Closes entries and records their outcomes: see I6. The cost is per many entries, not per entry.
     async fn close(&self, closings: &[Closing]) -> EngineResult<()>;
 }
 

@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use futures_util::future::join;
 use lapin::uri::AMQPUri;
-use naru_engines::{Applied, EngineError, EngineResult};
+use naru_engines::{EngineError, EngineResult};
 use naru_model::hops::{Hop, Payload};
 use naru_model::{Event, Timestamp};
-use tokio::time::timeout;
 
 use crate::declare::{Failure, Turn, declare_one};
 use crate::envelope::{self, Outgoing};
@@ -90,9 +89,7 @@ impl Broker {
             return Ok(());
         }
         let session = self.sending.now()?;
-        let declared = session.declared.ensure(&session.connection, &self.layout, hop);
-        let late = |_late| EngineError::unavailable(ENGINE, Applied::No, "its queues are not declared yet");
-        timeout(self.publisher.timeout(), declared).await.map_err(late)??;
+        session.declared.ensure(&session.connection, &self.layout, hop).await?;
         let Err(failure) = self.publisher.publish(&session, messages).await else { return Ok(()) };
         if let Unpublished::Unroutable(_) = failure {
             // The next try declares it.

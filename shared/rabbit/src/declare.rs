@@ -78,24 +78,27 @@ impl Declared {
         Self { hops: Mutex::default(), turn }
     }
 
-    /// Makes sure that a hop's queues exist.
+    /// Makes sure that a hop's queues exist. The first send of a hop waits for this and has its own time afterwards: many new
+    /// queues may take a busy broker longer than a send.
     pub(crate) async fn ensure(
         &self,
         connection: &Connection,
         layout: &Layout,
         hop: &Hop,
     ) -> Result<(), Failure> {
-        let mut hops = self.hops.lock().await;
-        match hops.get(hop.name) {
-            Some(Known::There) => return Ok(()),
-            Some(Known::MissedAt(since)) => sleep_until(*since + LET_GO).await,
-            None => {}
-        }
-        let _turn = self.turn.lock().await;
-        let declaring = declare(connection, layout.declarations(hop));
-        timeout(PATIENCE, declaring).await.map_err(|_late| Failure::Silent(PATIENCE))??;
-        hops.insert(hop.name, Known::There);
-        Ok(())
+        let ensuring = async {
+            let mut hops = self.hops.lock().await;
+            match hops.get(hop.name) {
+                Some(Known::There) => return Ok(()),
+                Some(Known::MissedAt(since)) => sleep_until(*since + LET_GO).await,
+                None => {}
+            }
+            let _turn = self.turn.lock().await;
+            declare(connection, layout.declarations(hop)).await?;
+            hops.insert(hop.name, Known::There);
+            Ok(())
+        };
+        timeout(PATIENCE, ensuring).await.map_err(|_late| Failure::Silent(PATIENCE))?
     }
 
     /// One of the hop's queues is missing: they are declared again before the next use.

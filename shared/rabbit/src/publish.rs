@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::envelope::Outgoing;
 use crate::link::Session;
+use crate::outage::Outage;
 use crate::started::Started;
 
 /// How many sends: each worker of a process has one or two in flight for each hop that it sends to.
@@ -31,8 +32,9 @@ pub(crate) enum Unpublished {
     Full,
     #[error("no confirm within {0:?}")]
     Unconfirmed(Duration),
+    /// From this message on, the broker may not have them.
     #[error("the broker can't take it for now")]
-    Nacked,
+    NackedFrom(usize),
     #[error("there is no queue {0:?}")]
     Unroutable(ShortString),
     #[error(transparent)]
@@ -63,10 +65,6 @@ impl Publisher {
         Self { timeout, places: Arc::new(Semaphore::new(CHANNELS)), idle: Arc::default() }
     }
 
-    pub(crate) fn timeout(&self) -> Duration {
-        self.timeout
-    }
-
     /// Publishes in order; returns when all are confirmed.
     ///
     /// After a cancellation or time-out a send goes on: it may reach the broker.
@@ -82,7 +80,7 @@ impl Publisher {
         let (session, idle) = (session.clone(), self.idle.clone());
         let publishing = tokio::spawn(async move {
             let channel = channel(&session, &idle).await?;
-            let answer = transmit(&channel, &messages).await;
+            let answer = transmit_until(&channel, &messages, deadline).await;
             // On a channel that failed, confirms of this send may still come.
             if !matches!(answer, Err(Unpublished::Broken(_))) {
                 idle.lock().unwrap_or_else(PoisonError::into_inner).push((session.number, channel));
@@ -117,18 +115,42 @@ async fn channel(session: &Session, idle: &Mutex<Vec<(u64, Channel)>>) -> lapin:
     Ok(channel)
 }
 
-async fn transmit(channel: &Channel, messages: &Arc<[Outgoing]>) -> Result<(), Unpublished> {
-    let begin = |nth| Started::begin(publish(channel.clone(), messages.clone(), nth));
-    let begun: Vec<_> = (0..messages.len()).map(begin).collect();
+/// Sends nacked messages again until the deadline. Those after the first nacked one are sent again, too, so that they arrive in
+/// order the last time.
+async fn transmit_until(
+    channel: &Channel,
+    messages: &Arc<[Outgoing]>,
+    deadline: Instant,
+) -> Result<(), Unpublished> {
+    let (mut first, mut outage) = (0, Outage::new("publishing"));
+    loop {
+        let answer = transmit(channel, messages, first).await;
+        let Err(nacked @ Unpublished::NackedFrom(next)) = answer else {
+            outage.ended();
+            return answer;
+        };
+        outage.began(&nacked);
+        outage.wait().await;
+        if Instant::now() >= deadline {
+            return Err(nacked);
+        }
+        first = next;
+    }
+}
+
+/// Sends the messages from this one on, once.
+async fn transmit(channel: &Channel, messages: &Arc<[Outgoing]>, first: usize) -> Result<(), Unpublished> {
+    let begin = |nth| (nth, Started::begin(publish(channel.clone(), messages.clone(), nth)));
+    let begun: Vec<_> = (first..messages.len()).map(begin).collect();
     let mut outcome = Ok(());
-    for publishing in begun {
+    for (nth, publishing) in begun {
         // All are awaited: the next send on this channel must not receive a return of this one.
         let confirmation = publishing.end().await?;
         let is_nack = confirmation.is_nack();
         if let Some(returned) = confirmation.take_message() {
             outcome = Err(Unpublished::Unroutable(returned.delivery.routing_key));
         } else if is_nack && outcome.is_ok() {
-            outcome = Err(Unpublished::Nacked);
+            outcome = Err(Unpublished::NackedFrom(nth));
         }
     }
     outcome

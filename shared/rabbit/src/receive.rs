@@ -43,7 +43,7 @@ use crate::declare::Failure;
 use crate::envelope;
 use crate::link::Session;
 use crate::outage::Outage;
-use crate::state::{Placed, ReceiverState, lock};
+use crate::state::{Placed, ReceiverState, Shared, lock};
 use crate::subscription::{CHUNK, close, consume, failed, subscribe};
 
 /// A receiver of a durable hop buffers nothing once `receive` was not called for so long.
@@ -65,16 +65,6 @@ pub(crate) struct RabbitReceiver<T: Payload> {
     acknowledger: Arc<Acknowledger<T>>,
     /// Its subscriptions end with it.
     _subscriptions: DropGuard,
-}
-
-pub(crate) struct Shared<T: Payload> {
-    pub(crate) hop: Hop,
-    pub(crate) broker: Arc<Broker>,
-    pub(crate) state: Mutex<ReceiverState<T>>,
-    /// There is more to receive, or `receive` waits.
-    changed: Notify,
-    /// A message may be finished.
-    finished: Notify,
 }
 
 /// Why a subscription ended without a failure.

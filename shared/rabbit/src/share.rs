@@ -14,8 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::declare::Failure;
 use crate::link::Session;
 use crate::outage::Outage;
-use crate::receive::Shared;
-use crate::state::lock;
+use crate::state::{Shared, lock};
 use crate::subscription::{close, consumers, failed, subscribe};
 
 /// How often a receiver checks whether it holds more than its share.

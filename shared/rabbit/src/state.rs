@@ -13,6 +13,7 @@ use naru_model::hops::{Hop, Payload};
 use tokio::sync::Notify;
 use tokio::time::{Duration, Instant};
 
+use crate::broker::Broker;
 use crate::started::Started;
 use crate::unacked::{Ack, Unacked};
 
@@ -25,6 +26,17 @@ pub(crate) struct Placed<T: Payload> {
     pub(crate) place: u64,
     pub(crate) event: Event<T>,
     pub(crate) attempt: u32,
+}
+
+/// Shared by the tasks of one receiver.
+pub(crate) struct Shared<T: Payload> {
+    pub(crate) hop: Hop,
+    pub(crate) broker: Arc<Broker>,
+    pub(crate) state: Mutex<ReceiverState<T>>,
+    /// There is more to receive, or `receive` waits.
+    pub(crate) changed: Notify,
+    /// A message may be finished.
+    pub(crate) finished: Notify,
 }
 
 pub(crate) struct ReceiverState<T: Payload> {

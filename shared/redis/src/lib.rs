@@ -38,6 +38,7 @@ mod error;
 mod keys;
 mod leases;
 mod link;
+mod live;
 mod names;
 mod presence;
 mod proofs;

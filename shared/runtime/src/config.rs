@@ -18,11 +18,11 @@ use serde::de::{DeserializeOwned, DeserializeSeed, IntoDeserializer, MapAccess};
 use toml::{Table, Value};
 
 use self::schema::{Key, SCHEMA};
+use self::values::HIDDEN;
 pub use self::values::{Secret, Span, optional};
 
 const PREFIX: &str = "NARU_";
 const CONFIG_VARIABLE: &str = "NARU_CONFIG";
-const HIDDEN: &str = "***";
 
 /// One binary: its help, and its defaults that differ from `defaults.toml`.
 #[derive(Debug, Clone, Copy)]

@@ -12,7 +12,8 @@ use naru_model::{Event, partition_of};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep_until};
 
-use crate::database::{ENGINE, lock};
+use crate::database::ENGINE;
+use crate::lock::lock;
 
 pub(crate) struct MemoryQueue<T: Payload>(Arc<Memory<T>>);
 

@@ -18,7 +18,8 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use crate::column::Columns;
-use crate::database::{Database, ENGINE, Sync, lock};
+use crate::database::{Database, ENGINE, Sync};
+use crate::lock::lock;
 
 /// The time of day, as a clock that never jumps and that tests can pause.
 #[derive(Clone, Copy)]
@@ -186,7 +187,7 @@ impl Hand {
     /// Deletes rows, or makes them due at `again_at` as the next attempt; then releases them, also if the write failed.
     async fn write(&self, tags: Vec<u64>, again_at: Option<i64>) -> EngineResult<()> {
         let rows: Vec<i64> = tags.into_iter().map(u64::cast_signed).collect();
-        let in_hand = InHand { table: self.0.clone(), rows: rows.clone() };
+        let in_hand = InHand { table: self.0.clone(), rows: rows.clone(), are_deleted: false };
         let write = move |transaction: &Transaction<'_>| match again_at {
             None => {
                 let mut delete = transaction.prepare_cached("DELETE FROM queue WHERE id = ?1")?;
@@ -200,7 +201,11 @@ impl Hand {
         };
         // The event of an ack that a power cut undoes is delivered again.
         let sync = if again_at.is_none() { Sync::Never } else { Sync::Always };
-        self.0.database.write_then(sync, write, move |_| drop(in_hand)).await
+        let then = move |outcome: &EngineResult<()>| {
+            let mut ended = in_hand;
+            ended.are_deleted = again_at.is_none() && outcome.is_ok();
+        };
+        self.0.database.write_then(sync, write, then).await
     }
 }
 
@@ -215,7 +220,7 @@ impl Acknowledge for Hand {
     }
 
     fn dropped(&self, tag: u64) {
-        drop(InHand { table: self.0.clone(), rows: vec![tag.cast_signed()] });
+        drop(InHand { table: self.0.clone(), rows: vec![tag.cast_signed()], are_deleted: false });
     }
 }
 
@@ -223,12 +228,16 @@ impl Acknowledge for Hand {
 struct InHand {
     table: Arc<Table>,
     rows: Vec<i64>,
+    /// There is nothing more to deliver, so no receiver reads the table for it.
+    are_deleted: bool,
 }
 
 impl Drop for InHand {
     fn drop(&mut self) {
         lock(&self.table.in_hand).retain(|row| !self.rows.contains(row));
-        self.table.changed.notify_waiters();
+        if !self.are_deleted {
+            self.table.changed.notify_waiters();
+        }
     }
 }
 

@@ -5,9 +5,9 @@ use naru_model::{Event, EventId, RoomId, Trace};
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Numbered {
+pub(crate) struct Numbered {
     room: RoomId,
-    pub(super) number: u64,
+    pub(crate) number: u64,
 }
 
 impl Payload for Numbered {
@@ -20,6 +20,6 @@ impl Payload for Numbered {
     }
 }
 
-pub(super) fn numbered(room: &str, number: u64) -> Event<Numbered> {
+pub(crate) fn numbered(room: &str, number: u64) -> Event<Numbered> {
     Event::new(Numbered { room: RoomId::new(room).expect("a room id"), number }, Trace::start())
 }

@@ -1,6 +1,6 @@
 //! Members' positions.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use async_trait::async_trait;
 use bson::{Document, doc};
@@ -106,18 +106,18 @@ impl Positions for Database {
         if asked.is_empty() {
             return Ok(Vec::new());
         }
-        let mut rooms: BTreeMap<&RoomId, Vec<&UserId>> = BTreeMap::new();
+        let mut rooms: BTreeMap<&RoomId, BTreeSet<&UserId>> = BTreeMap::new();
         let mut before: HashMap<MemberKey<'_>, Seq> = HashMap::new();
         for (room, user, from) in asked {
-            rooms.entry(room).or_default().push(user);
+            rooms.entry(room).or_default().insert(user);
             let last = Seq(from.0.saturating_sub(1));
             before.entry((room, user)).and_modify(|before| *before = last.min(*before)).or_insert(last);
         }
-        let of_room = |(room, users): (&RoomId, Vec<&UserId>)| {
+        let of_room = |(room, users): (&RoomId, BTreeSet<&UserId>)| {
             doc! { "userId": { "$in": texts(users) }, "chatRoomId": room.as_str() }
         };
         let either: Vec<Document> = rooms.into_iter().map(of_room).collect();
-        let members = self.members(doc! { "$or": either }, asked.len()).await?;
+        let members = self.members(doc! { "$or": either }, before.len()).await?;
         let members: HashMap<MemberKey<'_>, _> =
             members.iter().map(|member| ((&member.chat_room_id, &member.user_id), member)).collect();
         let said = |key: MemberKey<'_>| members.get(&key).map(|member| member.read).unwrap_or_default();

@@ -266,6 +266,33 @@ async fn a_broker_without_memory_takes_nothing_and_loses_nothing() {
     }
 }
 
+/// An operator's policy may bound a queue, which then refuses what is too much.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_is_full_for_a_while_costs_time_and_no_error() {
+    let broker = Service::start(Kind::Rabbitmq);
+    let place = Place::at(broker.url());
+    let bounded = r#"{"max-length":1,"overflow":"reject-publish"}"#;
+    control(&broker, &["set_policy", "bounded", r"\.offline$", bounded, "--apply-to", "queues"]);
+    let process = place.process().await;
+    let queue = process.bus().offline;
+    let mut sending = {
+        let queue = queue.clone();
+        tokio::spawn(async move {
+            for _ in 0..5 {
+                queue.send(vec![offline()]).await?;
+            }
+            Ok::<_, EngineError>(())
+        })
+    };
+    let waits = timeout(Duration::from_secs(1), &mut sending).await;
+    assert!(waits.is_err(), "{waits:?}");
+    let mut receiver = queue.receiver().await.unwrap();
+    for _ in 0..5 {
+        next(&mut receiver).await;
+    }
+    sending.await.unwrap().unwrap();
+}
+
 /// `rabbitmqctl`, with the broker's own settings: its name and cookie are of the test's making.
 fn control(broker: &Service, arguments: &[&str]) {
     let environment = std::fs::read(format!("/proc/{}/environ", broker.pid())).unwrap();

@@ -34,7 +34,7 @@ impl Book {
     }
 }
 
-/// A worker as [`naru_engines::bus::work_on`] makes one: several batches at a time, never a room in two of them.
+/// A worker as [`naru_engines::work::work_on`] makes one: several batches at a time, never a room in two of them.
 fn work(process: &Process, owner: usize, book: &Arc<Mutex<Book>>) -> JoinHandle<()> {
     let (queue, book) = (process.bus().accepted, book.clone());
     tokio::spawn(async move {

@@ -7,6 +7,9 @@ use std::time::Duration;
 use serde::de::value::StringDeserializer;
 use serde::{Deserialize, Deserializer, Serialize};
 
+/// Shown in the place of a secret.
+pub(super) const HIDDEN: &str = "***";
+
 /// A duration written as `"10s"`, `"250ms"` or `"1h 30m"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
@@ -66,7 +69,7 @@ impl From<String> for Secret {
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(super::HIDDEN)
+        f.write_str(HIDDEN)
     }
 }
 

@@ -11,8 +11,8 @@ use naru_model::hops::Payload;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-use super::{AckHandle, Delivery, Queue, ack, retry};
 use crate::EngineResult;
+use crate::bus::{AckHandle, Delivery, Queue, ack, retry};
 
 /// How a worker receives batches.
 #[derive(Clone, Copy, Debug)]

@@ -13,5 +13,6 @@ mod parked;
 mod phones;
 mod programs;
 mod proof;
+mod resends;
 mod scenarios;
 mod support;

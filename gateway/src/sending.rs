@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(send(&mut sending, "r", 3), (Some(2), false));
         sending.answered(id(3), Some(&Refusal::Conflict("")));
         assert_eq!(send(&mut sending, "r", 4), (Some(2), false), "what is in hand goes before it");
-        [1, 2, 4].map(|number| sending.answered(id(number), None));
+        [1, 2, 4].iter().for_each(|number| sending.answered(id(*number), None));
         assert_eq!(send(&mut sending, "r", 5), (None, false));
     }
 
@@ -230,9 +230,9 @@ mod tests {
     fn the_memory_is_bounded() {
         let (mut sending, room) = (Sending::default(), room("r"));
         for number in 0..2 * MAX_REFUSED {
-            let name = ClientMessageId::new(format!("m-{number}")).unwrap();
-            sending.sent(&room, Some(&name), id(1));
-            sending.answered(id(1), Some(&TOO_FAST));
+            let (id, name) = (MessageId::generate(), ClientMessageId::new(format!("m-{number}")).unwrap());
+            sending.sent(&room, Some(&name), id);
+            sending.answered(id, Some(&TOO_FAST));
         }
         assert_eq!(sending.sent.len(), MAX_REFUSED);
     }

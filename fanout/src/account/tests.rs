@@ -253,6 +253,10 @@ where
         unreachable!("it only closes")
     }
 
+    async fn find(&self, _: &[Accepted]) -> EngineResult<Vec<Option<IntakeRecord>>> {
+        unreachable!("it only closes")
+    }
+
     async fn get(&self, _: &[MessageId]) -> EngineResult<Vec<Option<IntakeRecord>>> {
         unreachable!("it only closes")
     }

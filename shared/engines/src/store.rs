@@ -91,8 +91,8 @@ pub struct Closing {
 /// - **I5 open until closed** – `open` lists the entries that were appended and not closed, in the order of appending,
 ///   oldest first, at most `limit`.
 /// - **I6 closed once** – the first outcome stands; closing an entry again, or one that does not exist, changes nothing.
-/// - **I7 rejected is not for ever** – appending an entry again that was rejected answers `Reopened`: it keeps its id, is open
-///   with all else of the new entry, the last in the order, and can be closed once more. Of several such appends at the same
+/// - **I7 rejected is not for ever** – appending an entry again that was rejected answers `Reopened`: it keeps its id and its
+///   place in the order, is open with all else of the new entry, and can be closed once more. Of several such appends at the same
 ///   time, at least one answers `Reopened`, the others that or `Resend`.
 #[async_trait]
 pub trait Intake: Send + Sync {

@@ -102,10 +102,9 @@ fn append(connection: &Connection, entry: &Accepted) -> Result<Appended> {
     })
 }
 
-/// Its key, its content and its id stay.
+/// Its key, its content, its id and its place in the order stay.
 fn reopen(connection: &Connection, first: MessageId, entry: &Accepted) -> Result<Appended> {
-    let sql = "UPDATE intake SET open = 1, outcome = NULL, position = (SELECT max(position) + 1 FROM intake),
-        senderName = ?2, timestamp = ?3, after = ?4, origin = ?5, trace = ?6 WHERE _id = ?1";
+    let sql = "UPDATE intake SET open = 1, outcome = NULL, senderName = ?2, timestamp = ?3, after = ?4, origin = ?5, trace = ?6 WHERE _id = ?1";
     connection.prepare_cached(sql)?.execute(params![
         first.bytes(),
         entry.sender_name,

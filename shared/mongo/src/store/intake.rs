@@ -143,13 +143,13 @@ impl Database {
     /// changes the entry and both answer `Reopened`.
     async fn reopen(&self, entries: &[Accepted], mut answers: Vec<Appended>) -> EngineResult<Vec<Appended>> {
         let (mut updates, mut opened) = (Vec::new(), HashMap::new());
-        for (place, (entry, answer)) in entries.iter().zip(&mut answers).enumerate() {
+        for (entry, answer) in entries.iter().zip(&mut answers) {
             let Appended::Resend(first) = &*answer else { continue };
             let id = first.accepted.id;
             if let Some(accepted) = opened.get(&id).cloned() {
                 *answer = Appended::Resend(Box::new(IntakeRecord { accepted, outcome: None }));
             } else if let Some(Outcome::Rejected { .. }) = first.outcome {
-                updates.push(reopening(id, entry, place)?);
+                updates.push(reopening(id, entry)?);
                 opened.insert(id, Accepted { id, ..entry.clone() });
                 *answer = Appended::Reopened(id);
             }
@@ -164,19 +164,19 @@ fn key_of(entry: &Accepted) -> Key {
     (room.clone(), sender.clone(), name.clone())
 }
 
-/// An entry as it is opened again. Its key, its content and its id stay.
-fn reopening(first: MessageId, entry: &Accepted, place: usize) -> EngineResult<Update> {
+/// An entry as it is opened again. Its key, its content, its id and its place in the order stay.
+fn reopening(first: MessageId, entry: &Accepted) -> EngineResult<Update> {
     let rejected = End::NotAMember.as_str();
-    let mut set = bson::serialize_to_document(&IntakeDocument::new(entry.clone(), place))
+    let mut set = bson::serialize_to_document(&IntakeDocument::new(entry.clone(), 0))
         .map_err(|_| EngineError::permanent(ENGINE, "intake: not to be written as BSON"))?;
     let mut unset = doc! { "outcome": "" };
     for field in ["after", "origin"].into_iter().filter(|field| !set.contains_key(*field)) {
         unset.insert(field, "");
     }
-    for field in ["_id", "chatRoomId", "senderId", "clientMessageId", "content", "appended"] {
+    for field in ["_id", "chatRoomId", "senderId", "clientMessageId", "content", "appended", "place"] {
         set.remove(field);
     }
-    let change = doc! { "$set": set, "$unset": unset, "$currentDate": { "appended": { "$type": "timestamp" } } };
+    let change = doc! { "$set": set, "$unset": unset };
     Ok(Update::one(doc! { "_id": first.to_bson(), "open": false, "outcome": rejected }, change))
 }
 

@@ -211,7 +211,7 @@ pub(super) async fn i7_what_was_rejected_may_be_appended_again(subject: Of<'_, S
     assert_eq!(answers, [Appended::Reopened(first.id), Appended::Resend(Box::new(still_open(&opened)))]);
     let store = reopened(subject, store).await;
     assert_eq!(store.intake.get(&[first.id, again.id]).await.unwrap(), [Some(still_open(&opened)), None]);
-    assert_eq!(open_in(&store, &first.chat_room_id).await, [later, opened.clone()]);
+    assert_eq!(open_in(&store, &first.chat_room_id).await, [opened.clone(), later]);
 
     let outcome = Outcome::Saved { seq: Seq(1) };
     store.intake.close(&[Closing { id: first.id, outcome }]).await.unwrap();

@@ -58,6 +58,7 @@ const OTHER_CONTENT: Refusal =
 pub(crate) struct Submission {
     accepted: Accepted,
     waiter: Waiter,
+    since: Instant,
     /// Set when it did not pass all checks: it is refused, unless it is a resend of a message that was accepted.
     unless_resend: Option<Doubt>,
 }
@@ -223,7 +224,7 @@ impl Acceptor {
             }
         };
         let waiter = waiter(&accepted, asker, permit);
-        self.submissions.submit(Submission { accepted, waiter, unless_resend });
+        self.submissions.submit(Submission { accepted, waiter, since: Instant::now(), unless_resend });
         Ok(async {
             if let Some(decided) = decided {
                 let Err(_decided) = decided.await;
@@ -291,7 +292,9 @@ impl Intake {
     async fn accept(&mut self, batch: impl Iterator<Item = Submission>) -> Vec<Accepted> {
         let (mut entries, mut waiters) = (Vec::new(), Vec::new());
         let (mut doubtful, mut doubts) = (Vec::new(), Vec::new());
-        for Submission { mut accepted, waiter, unless_resend } in batch {
+        let mut first_came = Instant::now();
+        for Submission { mut accepted, waiter, since, unless_resend } in batch {
+            first_came = first_came.min(since);
             if let Some(doubt) = unless_resend {
                 doubtful.push(accepted);
                 doubts.push((waiter, doubt));
@@ -306,7 +309,8 @@ impl Intake {
                 Err(refusal) => self.refuse(waiter, refusal),
             }
         }
-        let written = if entries.is_empty() { Vec::new() } else { self.write(entries, waiters).await };
+        let written =
+            if entries.is_empty() { Vec::new() } else { self.write(entries, waiters, first_came).await };
         // Later than the write, which may hold their first tries.
         if !doubtful.is_empty() {
             self.recognise(doubtful, doubts).await;
@@ -314,9 +318,9 @@ impl Intake {
         written
     }
 
-    async fn write(&mut self, entries: Vec<Accepted>, waiters: Vec<Waiter>) -> Vec<Accepted> {
+    async fn write(&mut self, entries: Vec<Accepted>, waiters: Vec<Waiter>, since: Instant) -> Vec<Accepted> {
         self.telemetry.intake_batch.observe(entries.len() as f64);
-        let answers = match self.append(&entries).await {
+        let answers = match self.append(&entries, since + APPEND_WITHIN).await {
             Ok(answers) => answers,
             Err(error) => {
                 tracing::error!(%error, messages = entries.len(), "the intake failed; their fate is unknown");
@@ -339,11 +343,16 @@ impl Intake {
                 }
                 Appended::Resend(first) => {
                     let outcome = outcome(&first, saved.next().flatten());
-                    // An append that was repeated may have found its own entry.
-                    if first.accepted.id != accepted.id || outcome.is_some() {
+                    // An append that was repeated, or that failed before, was not handed over.
+                    let is_own = first.accepted.id == accepted.id;
+                    if outcome.is_some() || !(is_own || self.predecessors.is_stored(first.accepted.id)) {
                         self.resend(&first.accepted, accepted.id, waiter, outcome);
                         continue;
                     }
+                    if !is_own {
+                        self.predecessors.note(accepted.id, Predecessor::ResendOf(first.accepted.id));
+                    }
+                    accepted = Accepted { origin: accepted.origin, ..first.accepted };
                 }
                 Appended::Conflict => {
                     self.refuse(waiter, OTHER_CONTENT);
@@ -387,9 +396,7 @@ impl Intake {
     }
 
     /// Writes a batch, with the same ids each time, until the intake answers or the time to retry is over.
-    async fn append(&self, entries: &[Accepted]) -> Result<Vec<Appended>, EngineError> {
-        let waited = entries.first().map(|first| Timestamp::now().since(first.timestamp)).unwrap_or_default();
-        let give_up = Instant::now() + APPEND_WITHIN.saturating_sub(waited);
+    async fn append(&self, entries: &[Accepted], give_up: Instant) -> Result<Vec<Appended>, EngineError> {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
         loop {
             match self.intake.append(entries).await {
@@ -510,6 +517,15 @@ impl Predecessors {
         self.noted.push_back((Instant::now(), id));
     }
 
+    /// Notes that a message is stored after all. Whether its append had failed here.
+    fn is_stored(&mut self, id: MessageId) -> bool {
+        let failed = matches!(self.of.get(&id), Some(Predecessor::Failed));
+        if failed {
+            self.of.remove(&id);
+        }
+        failed
+    }
+
     fn forget(&mut self) {
         while let Some((noted_at, id)) = self.noted.front().copied() {
             if noted_at.elapsed() < REMEMBER_FOR {
@@ -526,7 +542,7 @@ mod tests {
     use async_trait::async_trait;
     use naru_engines::EngineResult;
     use naru_engines::bus::Receiver;
-    use naru_engines::store::{Closing, Run, Window};
+    use naru_engines::store::{Closing, IntakePlace, OpenPage, Run, Window};
     use naru_model::Seq;
     use naru_runtime::telemetry::Metrics;
     use tokio::sync::Mutex;
@@ -568,7 +584,16 @@ mod tests {
             unreachable!("the intake only appends")
         }
 
-        async fn open(&self, _: Timestamp, _: usize) -> EngineResult<Vec<Accepted>> {
+        async fn open(
+            &self,
+            _: Option<IntakePlace>,
+            _: Option<IntakePlace>,
+            _: usize,
+        ) -> EngineResult<OpenPage> {
+            unreachable!("the intake only appends")
+        }
+
+        async fn newest_open(&self) -> EngineResult<Option<IntakePlace>> {
             unreachable!("the intake only appends")
         }
 
@@ -649,7 +674,7 @@ mod tests {
         fn submission(&self, accepted: &Accepted) -> Submission {
             let (answer, _) = oneshot::channel();
             let waiter = waiter(accepted, Asker::Http(answer), self.pending.admit().unwrap());
-            Submission { accepted: accepted.clone(), waiter, unless_resend: None }
+            Submission { accepted: accepted.clone(), waiter, since: Instant::now(), unless_resend: None }
         }
 
         fn submit(&self, accepted: &Accepted) {
@@ -700,6 +725,18 @@ mod tests {
             () = phone => {}
             ((), ()) = async { tokio::join!(intake.run(submissions), hand_over.run()) } => panic!("they go on"),
         }
+    }
+
+    #[tokio::test]
+    async fn what_was_stored_by_an_append_that_failed_is_handed_over_once_by_its_resend() {
+        let first = accepted("a", None);
+        let (world, _submissions) = World::new(vec![first.clone()]);
+        let (mut intake, _hand_over) = world.steps();
+        intake.refuse(world.submission(&first).waiter, Refusal::Unavailable);
+        let again = accepted("a", None);
+        let written = intake.accept([world.submission(&again)].into_iter()).await;
+        assert_eq!(written, [Accepted { origin: again.origin, ..first }], "its session is answered");
+        assert_eq!(intake.accept([world.submission(&accepted("a", None))].into_iter()).await, []);
     }
 
     #[tokio::test]

@@ -75,7 +75,7 @@ impl Sending {
         let Sent { room, name, .. } = self.sent.remove(place);
         if let Some(name) = &name {
             let is_held = self.sent.iter().any(|sent| sent.waits_as(&room, name));
-            match refusal.filter(|refusal| refusal.retry_after().is_some()) {
+            match refusal.filter(|refusal| refusal.holds_back()) {
                 None => self.forget(&room, name),
                 Some(refusal) if !is_held && self.refused_count() < MAX_REFUSED => {
                     let refused = Some(refusal.clone());
@@ -224,6 +224,14 @@ mod tests {
         assert_eq!(plain.after, Some(id(3)));
         sending.answered(id(8), Some(&TOO_FAST));
         assert_eq!(send(&mut sending, "r", 4), (Some(3), false), "without a name it can't be sent again");
+    }
+
+    #[test]
+    fn a_message_whose_fate_is_unknown_holds_back_nothing() {
+        let mut sending = Sending::default();
+        send(&mut sending, "r", 1);
+        sending.answered(id(1), Some(&Refusal::Unavailable));
+        assert_eq!(send(&mut sending, "r", 2), (None, false));
     }
 
     #[test]

@@ -42,6 +42,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle, ThreadId};
 
 use naru_engines::{Applied, EngineError, EngineResult};
+use naru_model::Timestamp;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
@@ -104,6 +105,8 @@ pub(crate) struct Database {
     closing: Arc<AtomicBool>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) rooms: Arc<RoomCache>,
+    /// When a row of the durable hops was written last, as this data was opened.
+    pub(crate) newest_row: Option<Timestamp>,
     /// The writer's thread, which ends last.
     writer: Mutex<Option<JoinHandle<()>>>,
     /// The writer's and the readers' threads.
@@ -138,7 +141,7 @@ impl Database {
         })?;
         threads.push(writer.thread().id());
         let (writer, rooms) = (Mutex::new(Some(writer)), Arc::default());
-        Ok(Self { writes, reads, closing, counts, rooms, writer, threads })
+        Ok(Self { writes, reads, closing, counts, rooms, newest_row: None, writer, threads })
     }
 
     /// Runs `work` in a transaction shared with other commands, and answers when that is on disk. When another command fails,

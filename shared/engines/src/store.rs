@@ -77,6 +77,26 @@ pub struct Closing {
     pub outcome: Outcome,
 }
 
+/// A place in the intake's order of appending: an entry that was appended later has a greater one. The store counts it; no
+/// gateway's clock changes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct IntakePlace(pub u64);
+
+/// An open entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenEntry {
+    pub place: IntakePlace,
+    pub accepted: Accepted,
+}
+
+/// Some open entries, in the order of appending.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenPage {
+    pub entries: Vec<OpenEntry>,
+    /// The place after which the next page begins; none at the end.
+    pub next: Option<IntakePlace>,
+}
+
 /// The intake: the append-only log of accepted messages, and the only source of recovery.
 ///
 /// - **I1 durable** – an entry that was answered `New` survives the death of any process and is *open*. (The embedded
@@ -89,7 +109,9 @@ pub struct Closing {
 /// - **I4 one answer per entry**, in the order of the entries; the result of one entry does not affect another's. Of two
 ///   equal entries in one append, the first is `New` and the second its `Resend`.
 /// - **I5 open until closed** – `open` lists the entries that were appended and not closed, in the order of appending,
-///   oldest first, at most `limit`.
+///   oldest first, from right after one place and up to another. A walk by `next` lists each entry that is open all the time,
+///   once. `newest_open` is the place of the last of them: what is appended after that answer has a greater place. No clock
+///   and no entry's `timestamp` decides what is listed.
 /// - **I6 closed once** – the first outcome stands; closing an entry again, or one that does not exist, changes nothing.
 /// - **I7 rejected is not for ever** – appending an entry again that was rejected answers `Reopened`: it keeps its id and its
 ///   place in the order, is open with all else of the new entry, and can be closed once more. Of several such appends at the same
@@ -105,8 +127,16 @@ pub trait Intake: Send + Sync {
     /// The records of these ids, in their order; none for an id without a record.
     async fn get(&self, ids: &[MessageId]) -> EngineResult<Vec<Option<IntakeRecord>>>;
 
-    /// The messages that were accepted at or before `until` and are still open: see I5.
-    async fn open(&self, until: Timestamp, limit: usize) -> EngineResult<Vec<Accepted>>;
+    /// The open entries after one place and up to another, at most `limit` to a page: see I5.
+    async fn open(
+        &self,
+        after: Option<IntakePlace>,
+        up_to: Option<IntakePlace>,
+        limit: usize,
+    ) -> EngineResult<OpenPage>;
+
+    /// The place of the newest open entry; none when no entry is open. See I5.
+    async fn newest_open(&self) -> EngineResult<Option<IntakePlace>>;
 
     /// Closes entries and records their outcomes: see I6. The cost is per many entries, not per entry.
     async fn close(&self, closings: &[Closing]) -> EngineResult<()>;

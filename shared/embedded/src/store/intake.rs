@@ -2,16 +2,18 @@
 
 use async_trait::async_trait;
 use naru_engines::EngineResult;
-use naru_engines::store::{Appended, Closing, Intake, IntakeRecord};
+use naru_engines::store::{Appended, Closing, Intake, IntakePlace, IntakeRecord, OpenEntry, OpenPage};
+use naru_model::MessageId;
 use naru_model::hops::Accepted;
 use naru_model::message::Outcome;
-use naru_model::{MessageId, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Params, Result, Row, Transaction, params};
 
 use crate::column::{self, Columns, accepted_columns};
 use crate::database::{Database, Sync};
 
 const SAVED: &str = "saved";
+/// How many columns `accepted_columns!` are; other ones come after them.
+const ACCEPTED_COLUMNS: usize = 10;
 
 #[async_trait]
 impl Intake for Database {
@@ -34,16 +36,39 @@ impl Intake for Database {
         self.read(move |transaction| ids.iter().map(|id| by_id(transaction, *id)).collect()).await
     }
 
-    async fn open(&self, until: Timestamp, limit: usize) -> EngineResult<Vec<Accepted>> {
+    async fn open(
+        &self,
+        after: Option<IntakePlace>,
+        up_to: Option<IntakePlace>,
+        limit: usize,
+    ) -> EngineResult<OpenPage> {
         self.read(move |transaction| {
             // The index holds only open entries.
             let sql = concat!(
                 "SELECT ",
                 accepted_columns!(),
-                " FROM intake INDEXED BY intake_open WHERE open = 1 AND timestamp <= ?1 ORDER BY position LIMIT ?2"
+                ", position FROM intake INDEXED BY intake_open
+                WHERE open = 1 AND position > ?1 AND position <= ?2 ORDER BY position LIMIT ?3"
             );
+            let tick = |place: IntakePlace| place.0.cast_signed();
+            let range = params![after.map_or(0, tick), up_to.map_or(i64::MAX, tick), column::limit(limit)];
             let mut open = transaction.prepare_cached(sql)?;
-            open.query_map(params![until.as_millis(), column::limit(limit)], column::accepted)?.collect()
+            let entry = |row: &Row<'_>| {
+                Ok(OpenEntry { place: place(row.get(ACCEPTED_COLUMNS)?), accepted: column::accepted(row)? })
+            };
+            let entries = open.query_map(range, entry)?.collect::<Result<Vec<_>>>()?;
+            let next = entries.last().filter(|_| entries.len() == limit).map(|last| last.place);
+            Ok(OpenPage { entries, next })
+        })
+        .await
+    }
+
+    async fn newest_open(&self) -> EngineResult<Option<IntakePlace>> {
+        self.read(|transaction| {
+            let sql = "SELECT max(position) FROM intake INDEXED BY intake_open WHERE open = 1";
+            let newest =
+                transaction.prepare_cached(sql)?.query_row([], |row| row.get::<_, Option<i64>>(0))?;
+            Ok(newest.map(place))
         })
         .await
     }
@@ -137,11 +162,15 @@ fn one(connection: &Connection, sql: &str, key: impl Params) -> Result<Option<In
     connection.prepare_cached(sql)?.query_row(key, record).optional()
 }
 
+/// A row's place: rows are never removed, so their ids are in the order of appending.
+fn place(position: i64) -> IntakePlace {
+    IntakePlace(position.cast_unsigned())
+}
+
 fn outcome(row: &Row<'_>) -> Result<Option<Outcome>> {
-    const COLUMN: usize = 10;
-    Ok(match row.get_ref(COLUMN)?.as_str_or_null()? {
+    Ok(match row.get_ref(ACCEPTED_COLUMNS)?.as_str_or_null()? {
         None => None,
-        Some(SAVED) => Some(Outcome::Saved { seq: row.seq(COLUMN + 1)? }),
-        Some(_) => Some(Outcome::Rejected { reason: row.word(COLUMN)? }),
+        Some(SAVED) => Some(Outcome::Saved { seq: row.seq(ACCEPTED_COLUMNS + 1)? }),
+        Some(_) => Some(Outcome::Rejected { reason: row.word(ACCEPTED_COLUMNS)? }),
     })
 }

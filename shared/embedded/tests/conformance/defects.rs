@@ -85,6 +85,8 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::ConflictUnnoticed, &["i3_other_content_is_a_conflict_and_changes_nothing"]),
             (Defect::AnswersOutOfOrder, &["i4_there_is_one_answer_per_entry_in_their_order"]),
             (Defect::OpenForgetsOrder, &["i5_open_lists_what_is_not_closed_oldest_first"]),
+            (Defect::OpenEndsEarly, &["i5_a_walk_lists_every_open_entry_once"]),
+            (Defect::NewestIsNot, &["i5_a_walk_lists_every_open_entry_once"]),
             (Defect::CloseOverwrites, &["i6_the_first_outcome_stands"]),
             (Defect::FindsNoResend, &["i2_a_resend_is_found_without_an_append"]),
             (Defect::RejectedStays, &["i7_what_was_rejected_may_be_appended_again"]),

@@ -9,9 +9,10 @@ use async_trait::async_trait;
 use naru_engines::bus::{AckHandle, Acknowledge, Bus, Delivery, Queue, Receiver, ack, retry};
 use naru_engines::live::{IsHere, Leases, Live, Presence, PresenceEntry, Proofs, Seen, Signal, Subscription};
 use naru_engines::store::{
-    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakeRecord,
-    MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedCursor, ParkedPush,
-    Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, Run, RunConflict, Window,
+    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakePlace,
+    IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, OpenPage,
+    ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, Run, RunConflict,
+    Window,
 };
 use naru_engines::{EngineResult, Engines};
 use naru_model::hops::{Accepted, Payload};
@@ -33,6 +34,8 @@ pub(crate) enum Defect {
     ConflictUnnoticed,
     AnswersOutOfOrder,
     OpenForgetsOrder,
+    OpenEndsEarly,
+    NewestIsNot,
     CloseOverwrites,
     FindsNoResend,
     RejectedStays,
@@ -219,12 +222,25 @@ impl Intake for FaultyEngine<dyn Intake> {
         Ok(records)
     }
 
-    async fn open(&self, until: Timestamp, limit: usize) -> EngineResult<Vec<Accepted>> {
-        let mut open = self.inner.open(until, limit).await?;
-        if self.defect == Defect::OpenForgetsOrder {
-            open.reverse();
+    async fn open(
+        &self,
+        after: Option<IntakePlace>,
+        up_to: Option<IntakePlace>,
+        limit: usize,
+    ) -> EngineResult<OpenPage> {
+        let mut page = self.inner.open(after, up_to, limit).await?;
+        match self.defect {
+            Defect::OpenForgetsOrder => page.entries.reverse(),
+            Defect::OpenEndsEarly => page.next = None,
+            _ => {}
         }
-        Ok(open)
+        Ok(page)
+    }
+
+    async fn newest_open(&self) -> EngineResult<Option<IntakePlace>> {
+        let newest = self.inner.newest_open().await?;
+        let later = |IntakePlace(place)| IntakePlace(place + 10);
+        Ok(if self.defect == Defect::NewestIsNot { newest.map(later) } else { newest })
     }
 
     async fn close(&self, closings: &[Closing]) -> EngineResult<()> {

@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use async_trait::async_trait;
-use bson::{Bson, Document, doc};
-use naru_engines::store::{Appended, Closing, Intake, IntakeRecord, resend_key};
+use bson::{Bson, Document, RawDocumentBuf, doc};
+use naru_engines::store::{
+    Appended, Closing, Intake, IntakePlace, IntakeRecord, OpenEntry, OpenPage, resend_key,
+};
 use naru_engines::{Applied, EngineError, EngineResult};
 use naru_model::hops::Accepted;
 use naru_model::message::Outcome;
-use naru_model::{ClientMessageId, MessageId, RoomId, Seq, Timestamp, UserId};
+use naru_model::{ClientMessageId, MessageId, RoomId, Seq, UserId};
 
-use crate::database::{Database, Find, PER_STATEMENT, Update, entry_of};
-use crate::document::{End, IntakeDocument, StoredEntry};
+use crate::database::{Database, Find, PER_STATEMENT, Update, entry_of, readable};
+use crate::document::{End, IntakeDocument, PlaceDocument, StoredEntry};
 use crate::error::{ENGINE, after_effect};
 use crate::field::{self, Field};
 use crate::open::INTAKE;
@@ -61,11 +63,36 @@ impl Intake for Database {
 
     /// One round trip for each 16 MB. The index holds open entries only. An unreadable entry does not prevent the recovery of
     /// others.
-    async fn open(&self, until: Timestamp, limit: usize) -> EngineResult<Vec<Accepted>> {
-        let find = Find::all(doc! { "open": true, "timestamp": { "$lte": until.to_bson() } });
-        let order = doc! { "appended": 1, "timestamp": 1, "place": 1 };
-        let open = self.find_readable::<StoredEntry>(INTAKE, find.sorted(order).at_most(limit)).await?;
-        Ok(open.into_iter().map(|StoredEntry(record)| record.accepted).collect())
+    async fn open(
+        &self,
+        after: Option<IntakePlace>,
+        up_to: Option<IntakePlace>,
+        limit: usize,
+    ) -> EngineResult<OpenPage> {
+        let mut range = Document::new();
+        range.extend(after.map(|place| ("$gt".to_owned(), place.to_bson().into())));
+        range.extend(up_to.map(|place| ("$lte".to_owned(), place.to_bson().into())));
+        let mut filter = doc! { "open": true };
+        if !range.is_empty() {
+            filter.insert("appended", range);
+        }
+        let find = Find::all(filter).sorted(in_order(1)).at_most(limit);
+        let documents = self.documents(INTAKE, find).await?;
+        let place =
+            |document: &RawDocumentBuf| readable(INTAKE, document).map(|PlaceDocument { appended }| appended);
+        let entry = |document: &RawDocumentBuf| {
+            let StoredEntry(record) = readable(INTAKE, document)?;
+            Some(OpenEntry { place: place(document)?, accepted: record.accepted })
+        };
+        let next = documents.iter().rev().filter(|_| documents.len() == limit).find_map(place);
+        Ok(OpenPage { entries: documents.iter().filter_map(entry).collect(), next })
+    }
+
+    /// One round trip.
+    async fn newest_open(&self) -> EngineResult<Option<IntakePlace>> {
+        let find = Find::all(doc! { "open": true }).sorted(in_order(-1)).at_most(1);
+        let newest = self.find::<PlaceDocument>(INTAKE, find.only(doc! { "appended": 1 })).await?.pop();
+        Ok(newest.map(|PlaceDocument { appended }| appended))
     }
 
     /// One round trip for every hundred entries of one `End`, one after the other: an append meanwhile waits for one of them
@@ -106,6 +133,11 @@ fn close(closings: &[Closing]) -> Vec<Update> {
         entries.chunks(PER_STATEMENT).map(|entries| statement(end, entries)).collect::<Vec<_>>()
     };
     ends.iter().flat_map(statements).collect()
+}
+
+/// The order of the intake's index of open entries, or the opposite.
+fn in_order(direction: i32) -> Document {
+    doc! { "appended": direction, "timestamp": direction, "place": direction }
 }
 
 type Key = (RoomId, UserId, ClientMessageId);

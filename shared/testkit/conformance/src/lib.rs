@@ -40,6 +40,7 @@ macro_rules! conformance_cases {
                 i3_another_room_or_sender_is_another_message,
                 i4_there_is_one_answer_per_entry_in_their_order,
                 i5_open_lists_what_is_not_closed_oldest_first,
+                i5_a_walk_lists_every_open_entry_once,
                 i6_the_first_outcome_stands,
                 i6_an_outcome_survives_death,
                 i7_what_was_rejected_may_be_appended_again,

@@ -18,9 +18,10 @@ use super::{Call, Interceptor, locked};
 use naru_engines::bus::{self, AckHandle, Acknowledge, Bus, Delivery, Queue, Receiver};
 use naru_engines::live::{IsHere, Leases, Live, Presence, PresenceEntry, Proofs, Seen, Signal, Subscription};
 use naru_engines::store::{
-    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakeRecord,
-    MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedCursor, ParkedPush,
-    Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, Run, Store, Window,
+    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakePlace,
+    IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, OpenPage,
+    ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, Run, Store,
+    Window,
 };
 use naru_engines::{EngineResult, Engines};
 
@@ -116,7 +117,8 @@ intercepted! {
         append(entries: &[Accepted]) -> Vec<Appended>, entries.iter().map(|entry| &entry.chat_room_id);
         find(entries: &[Accepted]) -> Vec<Option<IntakeRecord>>, entries.iter().map(|entry| &entry.chat_room_id);
         get(ids: &[MessageId]) -> Vec<Option<IntakeRecord>>;
-        open(until: Timestamp, limit: usize) -> Vec<Accepted>;
+        open(after: Option<IntakePlace>, up_to: Option<IntakePlace>, limit: usize) -> OpenPage;
+        newest_open() -> Option<IntakePlace>;
         close(closings: &[Closing]) -> ();
     }
     Messages {

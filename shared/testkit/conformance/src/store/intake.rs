@@ -9,7 +9,7 @@ use naru_model::{MessageId, RoomId, Seq, Timestamp};
 
 use super::given::{accepted, room, user};
 use super::{Of, Store, reopened, together};
-use naru_engines::store::{Appended, Closing, IntakeRecord};
+use naru_engines::store::{Appended, Closing, IntakePlace, IntakeRecord};
 
 pub(super) async fn i1_what_is_new_survives_death_and_is_open(subject: Of<'_, Store>) {
     let store = subject.open().await;
@@ -139,25 +139,44 @@ pub(super) async fn i4_there_is_one_answer_per_entry_in_their_order(subject: Of<
 pub(super) async fn i5_open_lists_what_is_not_closed_oldest_first(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let (room, ada) = (room(), user());
-    // Times so early that no other case's entries are as old.
-    let moment = Timestamp::from_millis;
+    // Their gateways' clocks say the opposite of the order of appending.
+    let moment = |at: u64| Timestamp::now().before(Duration::from_secs(at * 3_600));
     let entries: Vec<_> =
-        (1..=5).map(|at| Accepted { timestamp: moment(at), ..accepted(&room, &ada) }).collect();
+        (0..5).map(|at| Accepted { timestamp: moment(at), ..accepted(&room, &ada) }).collect();
     store.intake.append(&entries[..2]).await.unwrap();
-    store.intake.append(&entries[2..]).await.unwrap();
-
-    assert_eq!(store.intake.open(moment(5), 10).await.unwrap(), entries);
-    assert_eq!(store.intake.open(moment(3), 10).await.unwrap(), entries[..3], "at or before");
-    assert_eq!(store.intake.open(moment(5), 2).await.unwrap(), entries[..2], "at most the limit");
-    assert_eq!(store.intake.open(moment(0), 10).await.unwrap(), []);
+    store.intake.append(&entries[2..3]).await.unwrap();
+    store.intake.append(&entries[3..]).await.unwrap();
+    assert_eq!(open_in(&store, &room).await, entries);
 
     let outcome = Outcome::Saved { seq: Seq(1) };
     store.intake.close(&[Closing { id: entries[0].id, outcome }]).await.unwrap();
-    assert_eq!(store.intake.open(moment(5), 2).await.unwrap(), entries[1..3], "what is closed is not listed");
-
+    assert_eq!(open_in(&store, &room).await, entries[1..], "what is closed is not listed");
     let ends: Vec<_> = entries[1..].iter().map(|entry| Closing { id: entry.id, outcome }).collect();
     store.intake.close(&ends).await.unwrap();
-    assert_eq!(store.intake.open(moment(5), 10).await.unwrap(), []);
+    assert_eq!(open_in(&store, &room).await, []);
+}
+
+pub(super) async fn i5_a_walk_lists_every_open_entry_once(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (room, ada) = (room(), user());
+    let entries: Vec<_> = (0..7).map(|_| accepted(&room, &ada)).collect();
+    store.intake.append(&entries[..4]).await.unwrap();
+    let newest = store.intake.newest_open().await.unwrap();
+    store.intake.append(&entries[4..]).await.unwrap();
+
+    let walk = async |after, up_to, limit| {
+        let mut walked = open_between(&store, after, up_to, limit).await;
+        walked.retain(|entry| entry.chat_room_id == room);
+        walked
+    };
+    for limit in [1, 2, 3, 100] {
+        assert_eq!(walk(None, None, limit).await, entries);
+        assert_eq!(walk(None, newest, limit).await, entries[..4], "up to a place");
+        assert_eq!(walk(newest, None, limit).await, entries[4..], "right after a place");
+    }
+    let page = store.intake.open(None, None, 1).await.unwrap();
+    assert_eq!(page.entries.len(), 1, "at most the limit");
+    assert_eq!(page.next, Some(page.entries[0].place));
 }
 
 pub(super) async fn i6_the_first_outcome_stands(subject: Of<'_, Store>) {
@@ -241,8 +260,25 @@ fn still_open(accepted: &Accepted) -> IntakeRecord {
 
 /// The open entries of this room.
 async fn open_in(store: &Store, room: &RoomId) -> Vec<Accepted> {
-    let soon = Timestamp::now().after(Duration::from_secs(60));
-    let mut open = store.intake.open(soon, 100_000).await.unwrap();
+    let mut open = open_between(store, None, None, 1_000).await;
     open.retain(|entry| entry.chat_room_id == *room);
     open
+}
+
+async fn open_between(
+    store: &Store,
+    mut after: Option<IntakePlace>,
+    up_to: Option<IntakePlace>,
+    limit: usize,
+) -> Vec<Accepted> {
+    let mut open = Vec::new();
+    loop {
+        let page = store.intake.open(after, up_to, limit).await.unwrap();
+        assert!(page.entries.is_sorted_by_key(|entry| entry.place));
+        open.extend(page.entries.into_iter().map(|entry| entry.accepted));
+        after = page.next;
+        if after.is_none() {
+            return open;
+        }
+    }
 }

@@ -100,6 +100,12 @@ export class Conversation {
     return draft?.state === 'failed' ? this.#attempt(draft, link, now) : null;
   }
 
+  /** The DROP frames for what failed: when its author writes on, it must hold back nothing. */
+  drops() {
+    const failed = [...this.#outbox.values()].filter((draft) => draft.state === 'failed');
+    return failed.map(({ clientMessageId }) => ({ type: 'DROP', chatRoomId: this.#roomId, clientMessageId }));
+  }
+
   /**
    * A new session is open. `again` is what was sent before and never acknowledged, in the order it was first sent: it goes
    * out before the SYNC. `waiting` is what was written meanwhile and never sent: it goes out after.

@@ -172,6 +172,7 @@ export class Person {
     const asFrame = contentBytes(JSON.stringify(content)) + 256; // 256: room for the other fields
     if (this.#maxContentBytes !== null && bytes > this.#maxContentBytes) return 'too_long';
     if (this.#maxFrameBytes !== null && asFrame > this.#maxFrameBytes) return 'too_long';
+    for (const drop of this.#conversation.drops()) this.#connection.send(drop);
     const chat = this.#conversation.write(content, this.#connection.link, Date.now());
     this.#typingSentAt = -Infinity;
     this.#draw();

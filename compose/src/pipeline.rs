@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use gateway::token::TokenConfig;
 use naru_embedded::{Embedded, Options};
 use naru_engines::Engines;
-use naru_model::{MessageId, Timestamp};
+use naru_model::MessageId;
 use naru_runtime::{Health, Metrics, Policy, Settings, Span, Supervisor};
 use notifier::Notifier;
 use serde::Deserialize;
@@ -234,7 +234,7 @@ impl Pipeline {
 /// Waits until every intake entry is closed, or the store does not answer.
 async fn run_empty(engines: &Engines) {
     let mut looks = tokio::time::interval(LOOK_EVERY);
-    while let Ok([_, ..]) = engines.store.intake.open(Timestamp::now(), 1).await.as_deref() {
+    while let Ok(Some(_)) = engines.store.intake.newest_open().await {
         looks.tick().await;
     }
 }

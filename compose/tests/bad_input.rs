@@ -39,9 +39,10 @@ fn chat(content: &str, client_message_id: &str) -> Value {
 }
 
 /// One good frame of each type that has fields.
-fn good_frames() -> [Value; 5] {
+fn good_frames() -> [Value; 6] {
     [
         json!({"type": "CHAT", "chatRoomId": "A_B", "content": "x", "clientMessageId": "c", "senderId": "A"}),
+        json!({"type": "DROP", "chatRoomId": "A_B", "clientMessageId": "c"}),
         json!({"type": "SYNC", "rooms": [{"chatRoomId": "A_B", "afterSeq": 0}]}),
         json!({"type": "RECEIVED", "chatRoomId": "A_B", "seq": 0}),
         json!({"type": "READ", "chatRoomId": "A_B", "seq": 0}),

@@ -16,6 +16,7 @@ mod parked;
 mod phones;
 mod programs;
 mod proof;
+mod resends;
 mod scenarios;
 mod settings;
 mod support;

@@ -8,6 +8,7 @@
 //! open, and the persister's sweep finds it.
 
 use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ use crate::limit::Limiter;
 use crate::pending::{Asker, Pending, Permit, Waiter, waiter};
 use crate::refusal::Refusal;
 use crate::rooms::RoomCache;
+use crate::sending::Taken;
 use crate::session_state::Session;
 use crate::telemetry::Telemetry;
 
@@ -49,20 +51,34 @@ const APPEND_WITHIN: Duration = Duration::from_secs(5);
 const PUBLISH_WITHIN: Duration = Duration::from_secs(5);
 /// For how long the gateway remembers the messages that later ones may be `after`.
 const REMEMBER_FOR: Duration = Duration::from_secs(60);
+const OTHER_CONTENT: Refusal =
+    Refusal::Conflict("this clientMessageId was used in this room for other content");
 
-/// A message that passed all checks, and the waiter for its answer.
+/// A message, and the waiter for its answer.
 pub(crate) struct Submission {
     accepted: Accepted,
     waiter: Waiter,
+    since: Instant,
+    /// Set when it did not pass all checks: it is refused, unless it is a resend of a message that was accepted.
+    unless_resend: Option<Doubt>,
+}
+
+/// The refusal of a message that may be a resend.
+struct Doubt {
+    refusal: Refusal,
+    /// Dropped when the message is answered, or waits for the first try's outcome.
+    _decided: oneshot::Sender<Infallible>,
 }
 
 /// The sending end of the intake's channel.
 pub(crate) struct Submissions(mpsc::Sender<Submission>);
 
 impl Submissions {
-    /// `max_pending`: how many messages can be in hand. Each message in the channel is one of them, so it is never full.
+    /// `max_pending`: how many messages can be in hand, and as many again to be looked up. Each message in the channel is
+    /// one of them, so it is never full.
     pub(crate) fn new(max_pending: usize) -> (Self, mpsc::Receiver<Submission>) {
-        let (sender, receiver) = mpsc::channel(max_pending.clamp(1, Semaphore::MAX_PERMITS));
+        let places = max_pending.saturating_mul(2).clamp(1, Semaphore::MAX_PERMITS);
+        let (sender, receiver) = mpsc::channel(places);
         (Self(sender), receiver)
     }
 
@@ -99,28 +115,41 @@ pub(crate) struct SendRequest {
 }
 
 impl Acceptor {
-    /// Takes a `CHAT` frame of a session. The answer goes to the session later.
+    /// Takes a `CHAT` frame of a session. The answer goes to the session later. A refused message is answered when this
+    /// returns, so that it holds back the session's next one.
     pub(crate) async fn accept_frame(&self, session: &Arc<Session>, chat: Chat) {
-        let ticket = chat.client_message_id.is_none().then(|| session.ticket());
         let named = chat.client_message_id.clone();
+        let ticket = named.is_none().then(|| session.ticket());
         let refuse = |refusal: Refusal| {
             self.telemetry.count_refused(&refusal);
             session.answer(ticket, refusal.frame(named.as_ref()));
             session.wake();
         };
         let identity = &session.identity;
+        let id = MessageId::generate();
+        let Taken { after, held_by } = session.sent(&chat.chat_room_id, named.as_ref(), id);
+        let refuse = |refusal: Refusal| {
+            session.answered(id, Some(&refusal));
+            refuse(refusal);
+        };
         if chat.sender_id.as_deref().is_some_and(|sender| sender != identity.user.as_str()) {
             return refuse(Refusal::Forbidden("senderId must be the token's sub"));
         }
-        let admitted =
-            match self.admit(&chat.chat_room_id, &identity.user, &chat.content, !identity.is_service).await {
-                Ok(permit) => permit,
-                Err(refusal) => return refuse(refusal),
-            };
-        let id = MessageId::generate();
+        if let Err(refusal) = self.check(&chat.content) {
+            return refuse(refusal);
+        }
+        let admitted = match held_by {
+            Some(refusal) => Err(refusal),
+            None => self.admit(&chat.chat_room_id, &identity.user, !identity.is_service).await,
+        };
+        // Without a name of its own it can't be a resend.
+        let admitted = match admitted {
+            Err(refusal) if named.is_none() => return refuse(refusal),
+            admitted => admitted,
+        };
         let accepted = Accepted {
             id,
-            after: session.sent(&chat.chat_room_id, id),
+            after,
             chat_room_id: chat.chat_room_id,
             sender_id: identity.user.clone(),
             sender_name: identity.name.clone(),
@@ -131,8 +160,10 @@ impl Acceptor {
             trace: Trace::start(),
         };
         let asker = Asker::Session { session: session.clone(), ticket };
-        let waiter = waiter(&accepted, asker, admitted);
-        self.submissions.submit(Submission { accepted, waiter });
+        match self.submit(accepted, asker, admitted) {
+            Ok(decided) => decided.await,
+            Err(refusal) => refuse(refusal),
+        }
     }
 
     /// Takes a message sent over HTTP and waits for its outcome.
@@ -140,9 +171,8 @@ impl Acceptor {
     /// # Errors
     /// The refusal; `UNAVAILABLE` when its fate is unknown.
     pub(crate) async fn accept_request(&self, request: SendRequest) -> Result<Ack, Refusal> {
-        let admitted = self
-            .admit(&request.chat_room_id, &request.sender_id, &request.content, request.is_limited)
-            .await?;
+        self.check(&request.content)?;
+        let admitted = self.admit(&request.chat_room_id, &request.sender_id, request.is_limited).await;
         let accepted = Accepted {
             id: MessageId::generate(),
             chat_room_id: request.chat_room_id,
@@ -156,25 +186,19 @@ impl Acceptor {
             trace: Trace::start(),
         };
         let (answer, answered) = oneshot::channel();
-        let waiter = waiter(&accepted, Asker::Http(answer), admitted);
-        self.submissions.submit(Submission { accepted, waiter });
+        self.submit(accepted, Asker::Http(answer), admitted)?.await;
         answered.await.unwrap_or(Err(Refusal::Unavailable))
     }
 
-    async fn admit(
-        &self,
-        room: &RoomId,
-        sender: &UserId,
-        content: &str,
-        is_limited: bool,
-    ) -> Result<Permit, Refusal> {
+    fn check(&self, content: &str) -> Result<(), Refusal> {
         if content.is_empty() {
             return Err(Refusal::Invalid("content must not be empty".to_owned()));
         }
         let limit = self.max_content_bytes;
-        if content.len() > limit {
-            return Err(Refusal::TooLarge { limit });
-        }
+        if content.len() > limit { Err(Refusal::TooLarge { limit }) } else { Ok(()) }
+    }
+
+    async fn admit(&self, room: &RoomId, sender: &UserId, is_limited: bool) -> Result<Permit, Refusal> {
         if is_limited {
             self.limiter.take(sender)?;
         }
@@ -182,6 +206,30 @@ impl Acceptor {
             return Err(Refusal::RoomNotFound);
         }
         self.pending.admit()
+    }
+
+    /// Submits a message to the intake. One that was not admitted is refused there, unless it is a resend: the returned
+    /// future waits until that is known. It does not wait for a message that was admitted.
+    fn submit(
+        &self,
+        accepted: Accepted,
+        asker: Asker,
+        admitted: Result<Permit, Refusal>,
+    ) -> Result<impl Future<Output = ()> + use<>, Refusal> {
+        let (permit, unless_resend, decided) = match admitted {
+            Ok(permit) => (permit, None, None),
+            Err(refusal) => {
+                let (_decided, decided) = oneshot::channel();
+                (self.pending.admit_look_up()?, Some(Doubt { refusal, _decided }), Some(decided))
+            }
+        };
+        let waiter = waiter(&accepted, asker, permit);
+        self.submissions.submit(Submission { accepted, waiter, since: Instant::now(), unless_resend });
+        Ok(async {
+            if let Some(decided) = decided {
+                let Err(_decided) = decided.await;
+            }
+        })
     }
 }
 
@@ -243,7 +291,15 @@ impl Intake {
     /// Writes a batch; returns the messages to hand over to the persister, in the order in which they came.
     async fn accept(&mut self, batch: impl Iterator<Item = Submission>) -> Vec<Accepted> {
         let (mut entries, mut waiters) = (Vec::new(), Vec::new());
-        for Submission { mut accepted, waiter } in batch {
+        let (mut doubtful, mut doubts) = (Vec::new(), Vec::new());
+        let mut first_came = Instant::now();
+        for Submission { mut accepted, waiter, since, unless_resend } in batch {
+            first_came = first_came.min(since);
+            if let Some(doubt) = unless_resend {
+                doubtful.push(accepted);
+                doubts.push((waiter, doubt));
+                continue;
+            }
             match self.predecessors.correct(&mut accepted) {
                 Ok(()) => {
                     entries.push(accepted);
@@ -253,11 +309,18 @@ impl Intake {
                 Err(refusal) => self.refuse(waiter, refusal),
             }
         }
-        if entries.is_empty() {
-            return Vec::new();
+        let written =
+            if entries.is_empty() { Vec::new() } else { self.write(entries, waiters, first_came).await };
+        // Later than the write, which may hold their first tries.
+        if !doubtful.is_empty() {
+            self.recognise(doubtful, doubts).await;
         }
+        written
+    }
+
+    async fn write(&mut self, entries: Vec<Accepted>, waiters: Vec<Waiter>, since: Instant) -> Vec<Accepted> {
         self.telemetry.intake_batch.observe(entries.len() as f64);
-        let answers = match self.append(&entries).await {
+        let answers = match self.append(&entries, since + APPEND_WITHIN).await {
             Ok(answers) => answers,
             Err(error) => {
                 tracing::error!(%error, messages = entries.len(), "the intake failed; their fate is unknown");
@@ -265,36 +328,75 @@ impl Intake {
                 return Vec::new();
             }
         };
-        let mut saved = self.saved(&answers).await.into_iter();
-        let mut new = 0;
+        let first_tries = answers.iter().filter_map(|answer| match answer {
+            Appended::Resend(first) => Some(first.accepted.id),
+            _ => None,
+        });
+        let mut saved = self.saved(first_tries.collect()).await.into_iter();
         let mut written = Vec::with_capacity(entries.len());
         for ((mut accepted, waiter), answer) in entries.into_iter().zip(waiters).zip(answers) {
             match answer {
-                Appended::New => {
-                    // The message before it may be a resend in the same batch.
-                    let _is_stored_all_the_same = self.predecessors.correct(&mut accepted);
-                    self.pending.wait(accepted.id, accepted.timestamp, waiter);
-                    new += 1;
-                    written.push(accepted);
+                Appended::New => {}
+                Appended::Reopened(first) => {
+                    self.predecessors.note(accepted.id, Predecessor::ResendOf(first));
+                    accepted.id = first;
                 }
                 Appended::Resend(first) => {
-                    let saved = saved.next().flatten();
-                    written.extend(self.resend(*first, accepted, waiter, saved));
+                    let outcome = outcome(&first, saved.next().flatten());
+                    // An append that was repeated, or that failed before, was not handed over.
+                    let is_own = first.accepted.id == accepted.id;
+                    if outcome.is_some() || !(is_own || self.predecessors.is_stored(first.accepted.id)) {
+                        self.resend(&first.accepted, accepted.id, waiter, outcome);
+                        continue;
+                    }
+                    if !is_own {
+                        self.predecessors.note(accepted.id, Predecessor::ResendOf(first.accepted.id));
+                    }
+                    accepted = Accepted { origin: accepted.origin, ..first.accepted };
                 }
-                Appended::Conflict => self.refuse(
-                    waiter,
-                    Refusal::Conflict("this clientMessageId was used in this room for other content"),
-                ),
+                Appended::Conflict => {
+                    self.refuse(waiter, OTHER_CONTENT);
+                    continue;
+                }
             }
+            // The message before it may be a resend in the same batch.
+            let _is_stored_all_the_same = self.predecessors.correct(&mut accepted);
+            self.pending.wait(accepted.id, accepted.timestamp, waiter);
+            written.push(accepted);
         }
-        self.telemetry.accepted.inc_by(new);
+        self.telemetry.accepted.inc_by(written.len() as u64);
         written
     }
 
+    /// Answers messages that did not pass all checks: a resend like any other one, and the others with their refusals.
+    async fn recognise(&mut self, doubtful: Vec<Accepted>, doubts: Vec<(Waiter, Doubt)>) {
+        let records = match self.intake.find(&doubtful).await {
+            Ok(records) => records,
+            Err(error) => {
+                tracing::warn!(%error, messages = doubtful.len(), "resends can't be recognised; their fate is unknown");
+                doubts.into_iter().for_each(|(waiter, _)| self.refuse_doubtful(waiter, Refusal::Unavailable));
+                return;
+            }
+        };
+        let first_tries = records.iter().flatten().map(|first| first.accepted.id);
+        let mut saved = self.saved(first_tries.collect()).await.into_iter();
+        for ((again, (waiter, Doubt { refusal, _decided })), first) in
+            doubtful.into_iter().zip(doubts).zip(records)
+        {
+            let Some(first) = first else {
+                self.refuse_doubtful(waiter, refusal);
+                continue;
+            };
+            match outcome(&first, saved.next().flatten()) {
+                Some(Outcome::Rejected { .. }) => self.refuse_doubtful(waiter, refusal),
+                _ if first.accepted.content != again.content => self.refuse_doubtful(waiter, OTHER_CONTENT),
+                outcome => self.resend(&first.accepted, again.id, waiter, outcome),
+            }
+        }
+    }
+
     /// Writes a batch, with the same ids each time, until the intake answers or the time to retry is over.
-    async fn append(&self, entries: &[Accepted]) -> Result<Vec<Appended>, EngineError> {
-        let waited = entries.first().map(|first| Timestamp::now().since(first.timestamp)).unwrap_or_default();
-        let give_up = Instant::now() + APPEND_WITHIN.saturating_sub(waited);
+    async fn append(&self, entries: &[Accepted], give_up: Instant) -> Result<Vec<Appended>, EngineError> {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
         loop {
             match self.intake.append(entries).await {
@@ -308,43 +410,30 @@ impl Intake {
         }
     }
 
-    /// The saved messages of a batch's resends, in their order.
-    async fn saved(&self, answers: &[Appended]) -> Vec<Option<Message>> {
-        let resent = answers.iter().filter_map(|answer| match answer {
-            Appended::Resend(first) => Some(first.accepted.id),
-            _ => None,
-        });
-        let ids: Vec<MessageId> = resent.collect();
+    /// The saved ones of these messages, in their order.
+    async fn saved(&self, ids: Vec<MessageId>) -> Vec<Option<Message>> {
         if ids.is_empty() {
             return Vec::new();
         }
         self.messages.find(&ids).await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "resends can't be looked up; handing them on again");
+            tracing::warn!(%error, "resends can't be looked up; they wait for their first tries");
             Vec::new()
         })
     }
 
-    /// Takes a second try: it is answered if the first one has ended, and handed on again if not.
-    fn resend(
-        &mut self,
-        first: IntakeRecord,
-        again: Accepted,
-        waiter: Waiter,
-        saved: Option<Message>,
-    ) -> Option<Accepted> {
-        let (id, timestamp) = (first.accepted.id, first.accepted.timestamp);
+    /// Takes a second try: it is answered if the first one has ended, and waits for that if not. It is not handed over once
+    /// more, which could bring the message to its recipients twice: if the first try was lost, the sweep finds it.
+    fn resend(&mut self, first: &Accepted, again: MessageId, waiter: Waiter, outcome: Option<Outcome>) {
         if let Asker::Session { session, .. } = &waiter.asker {
-            session.sent_again(id);
+            session.sent_again(first.id);
         }
-        let outcome = saved.map(|message| Outcome::Saved { seq: message.seq }).or(first.outcome);
-        if let Some(outcome) = outcome {
-            waiter.resolve(id, outcome, timestamp);
-            return None;
+        match outcome {
+            Some(outcome) => drop(waiter.resolve(first.id, outcome, first.timestamp)),
+            None => {
+                self.predecessors.note(again, Predecessor::ResendOf(first.id));
+                self.pending.wait(first.id, first.timestamp, waiter);
+            }
         }
-        self.predecessors.note(again.id, Predecessor::ResendOf(id));
-        self.pending.wait(id, timestamp, waiter);
-        // The session that resends is the one that waits for the answer now.
-        Some(Accepted { origin: again.origin, ..first.accepted })
     }
 
     fn refuse(&mut self, waiter: Waiter, refusal: Refusal) {
@@ -352,6 +441,17 @@ impl Intake {
         self.predecessors.note(waiter.sent_as, Predecessor::Failed);
         waiter.refuse(refusal);
     }
+
+    /// The same for a message whose session has sent none after it.
+    fn refuse_doubtful(&self, waiter: Waiter, refusal: Refusal) {
+        self.telemetry.count_refused(&refusal);
+        waiter.refuse(refusal);
+    }
+}
+
+/// How a first try has ended, by its record and by its saved message: the record is closed later.
+fn outcome(first: &IntakeRecord, saved: Option<Message>) -> Option<Outcome> {
+    saved.map(|message| Outcome::Saved { seq: message.seq }).or(first.outcome)
 }
 
 impl HandOver {
@@ -417,6 +517,15 @@ impl Predecessors {
         self.noted.push_back((Instant::now(), id));
     }
 
+    /// Notes that a message is stored after all. Whether its append had failed here.
+    fn is_stored(&mut self, id: MessageId) -> bool {
+        let failed = matches!(self.of.get(&id), Some(Predecessor::Failed));
+        if failed {
+            self.of.remove(&id);
+        }
+        failed
+    }
+
     fn forget(&mut self) {
         while let Some((noted_at, id)) = self.noted.front().copied() {
             if noted_at.elapsed() < REMEMBER_FOR {
@@ -433,7 +542,7 @@ mod tests {
     use async_trait::async_trait;
     use naru_engines::EngineResult;
     use naru_engines::bus::Receiver;
-    use naru_engines::store::{Closing, Run, Window};
+    use naru_engines::store::{Closing, IntakePlace, OpenPage, Run, Window};
     use naru_model::Seq;
     use naru_runtime::telemetry::Metrics;
     use tokio::sync::Mutex;
@@ -463,11 +572,28 @@ mod tests {
             Ok(entries.iter().map(answer).collect())
         }
 
+        async fn find(&self, entries: &[Accepted]) -> EngineResult<Vec<Option<IntakeRecord>>> {
+            let record = |first: &Accepted| IntakeRecord { accepted: first.clone(), outcome: None };
+            let first = |entry: &Accepted| {
+                self.first_tries.iter().find(|first| first.client_message_id == entry.client_message_id)
+            };
+            Ok(entries.iter().map(|entry| first(entry).map(record)).collect())
+        }
+
         async fn get(&self, _: &[MessageId]) -> EngineResult<Vec<Option<IntakeRecord>>> {
             unreachable!("the intake only appends")
         }
 
-        async fn open(&self, _: Timestamp, _: usize) -> EngineResult<Vec<Accepted>> {
+        async fn open(
+            &self,
+            _: Option<IntakePlace>,
+            _: Option<IntakePlace>,
+            _: usize,
+        ) -> EngineResult<OpenPage> {
+            unreachable!("the intake only appends")
+        }
+
+        async fn newest_open(&self) -> EngineResult<Option<IntakePlace>> {
             unreachable!("the intake only appends")
         }
 
@@ -548,7 +674,7 @@ mod tests {
         fn submission(&self, accepted: &Accepted) -> Submission {
             let (answer, _) = oneshot::channel();
             let waiter = waiter(accepted, Asker::Http(answer), self.pending.admit().unwrap());
-            Submission { accepted: accepted.clone(), waiter }
+            Submission { accepted: accepted.clone(), waiter, since: Instant::now(), unless_resend: None }
         }
 
         fn submit(&self, accepted: &Accepted) {
@@ -602,6 +728,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_was_stored_by_an_append_that_failed_is_handed_over_once_by_its_resend() {
+        let first = accepted("a", None);
+        let (world, _submissions) = World::new(vec![first.clone()]);
+        let (mut intake, _hand_over) = world.steps();
+        intake.refuse(world.submission(&first).waiter, Refusal::Unavailable);
+        let again = accepted("a", None);
+        let written = intake.accept([world.submission(&again)].into_iter()).await;
+        assert_eq!(written, [Accepted { origin: again.origin, ..first }], "its session is answered");
+        assert_eq!(intake.accept([world.submission(&accepted("a", None))].into_iter()).await, []);
+    }
+
+    #[tokio::test]
     async fn what_follows_a_resend_in_the_same_batch_comes_after_the_first_try() {
         let first = accepted("a", None);
         let again = accepted("a", None);
@@ -611,7 +749,10 @@ mod tests {
         let batch = [&again, &next].map(|accepted| world.submission(accepted));
         let written = intake.accept(batch.into_iter()).await;
         let order: Vec<_> = written.iter().map(|accepted| (accepted.id, accepted.after)).collect();
-        assert_eq!(order, [(first.id, None), (next.id, Some(first.id))]);
-        assert_eq!(written[0].origin, again.origin, "the session that sent it again is answered");
+        assert_eq!(
+            order,
+            [(next.id, Some(first.id))],
+            "the first try is under way, and not handed over once more"
+        );
     }
 }

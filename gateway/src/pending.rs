@@ -65,7 +65,7 @@ impl Waiter {
         let ack = Ack { client_message_id, id, chat_room_id, seq, timestamp };
         match asker {
             Asker::Session { session, ticket } => {
-                session.answered(sent_as);
+                session.answered(sent_as, None);
                 session.answer(ticket, to_text(&ServerFrame::Ack(&ack)));
                 Some(Wake(session))
             }
@@ -81,7 +81,7 @@ impl Waiter {
     pub(crate) fn refuse(self, refusal: Refusal) -> Option<Wake> {
         match self.asker {
             Asker::Session { session, ticket } => {
-                session.answered(self.sent_as);
+                session.answered(self.sent_as, Some(&refusal));
                 session.answer(ticket, refusal.frame(Some(&self.client_message_id)));
                 Some(Wake(session))
             }
@@ -127,9 +127,21 @@ impl Pending {
     /// # Errors
     /// `OVERLOADED` when too many are in hand.
     pub(crate) fn admit(self: &Arc<Self>) -> Result<Permit, Refusal> {
+        self.admit_below(self.max).ok_or(Refusal::Overloaded)
+    }
+
+    /// The right to look up whether a message that would be refused is a resend. As many again may be in hand for that.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` when there are too many: it may be a resend of a message that was taken.
+    pub(crate) fn admit_look_up(self: &Arc<Self>) -> Result<Permit, Refusal> {
+        self.admit_below(self.max.saturating_mul(2)).ok_or(Refusal::Unavailable)
+    }
+
+    fn admit_below(self: &Arc<Self>, max: usize) -> Option<Permit> {
         let others = self.in_hand.fetch_add(1, Ordering::Relaxed);
         let permit = Permit(self.clone());
-        if others < self.max { Ok(permit) } else { Err(Refusal::Overloaded) }
+        (others < max).then_some(permit)
     }
 
     /// How many messages are in hand: taken and not yet answered.

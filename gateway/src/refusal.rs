@@ -123,6 +123,11 @@ impl Refusal {
         }]
     }
 
+    /// Whether later messages of the session wait for the refused one: it was not accepted, and may be in a moment.
+    pub(crate) const fn holds_back(&self) -> bool {
+        matches!(self, Self::RateLimited { .. } | Self::Overloaded)
+    }
+
     /// A sentence for the client's developer; it holds no data that the client did not send.
     pub fn message(&self) -> Cow<'_, str> {
         match self {

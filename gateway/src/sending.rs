@@ -1,21 +1,25 @@
-//! A session's state of the messages it sends: which one the next of a room comes after, in which order answers go out,
-//! and which ones it sent again. Pure.
+//! A session's state of the messages it sends: which one the next of a room comes after, which refused ones hold back
+//! those after them, in which order answers go out, and which ones it sent again. Pure.
 
 use std::collections::VecDeque;
 
-use naru_model::{MessageId, RoomId};
+use naru_model::{ClientMessageId, MessageId, RoomId};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use crate::refusal::Refusal;
 
 /// A session remembers this many of its resends, and does not get their `CHAT`.
 const MAX_RESENDS: usize = 32;
+/// This many refused messages of one session hold back others. One that is refused beyond holds nothing back.
+const MAX_REFUSED: usize = 256;
 /// An empty list frees its memory beyond this many places: most sessions send little.
 const KEPT_PLACES: usize = 4;
 
 /// See the module.
 #[derive(Default)]
 pub(crate) struct Sending {
-    /// The last message per room that is not yet answered: the next one comes after it. Few at a time.
-    unanswered: Vec<(RoomId, MessageId)>,
+    /// The messages without an `ACK`, in the order in which they were first sent. Few at a time.
+    sent: Vec<Sent>,
     /// The answers to plain frames, in the order the frames came; the first is the one of ticket `first`.
     answers: VecDeque<Option<Utf8Bytes>>,
     first: u64,
@@ -23,27 +27,79 @@ pub(crate) struct Sending {
     resent: VecDeque<MessageId>,
 }
 
+/// A message that is not answered yet, or was refused and can be sent again.
+struct Sent {
+    room: RoomId,
+    /// The client's own name for it. Without one it can't be sent again, and holds back nothing.
+    name: Option<ClientMessageId>,
+    id: MessageId,
+    /// Set while it waits to be sent again. Messages after it in its room are refused like it.
+    refused: Option<Refusal>,
+}
+
+impl Sent {
+    fn waits_as(&self, room: &RoomId, name: &ClientMessageId) -> bool {
+        self.refused.is_some() && self.name.as_ref() == Some(name) && self.room == *room
+    }
+}
+
+/// What a session knows of a message that it has just sent.
+pub(crate) struct Taken {
+    /// The unanswered message before it in its room.
+    pub(crate) after: Option<MessageId>,
+    /// The refusal of a message before it in its room, which was not sent again.
+    pub(crate) held_by: Option<Refusal>,
+}
+
 /// The place of an answer among the answers to plain frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ticket(u64);
 
 impl Sending {
-    /// Notes a message as sent and not yet answered; returns the unanswered one before it in its room.
-    pub(crate) fn sent(&mut self, room: &RoomId, id: MessageId) -> Option<MessageId> {
-        match self.unanswered.iter_mut().find(|(other, _)| other == room) {
-            Some((_, last)) => Some(std::mem::replace(last, id)),
-            None => {
-                self.unanswered.push((room.clone(), id));
-                None
-            }
+    /// Notes a message as sent and not yet answered. One that was refused keeps its place in the order.
+    pub(crate) fn sent(&mut self, room: &RoomId, name: Option<&ClientMessageId>, id: MessageId) -> Taken {
+        let own = name.and_then(|name| self.sent.iter().position(|sent| sent.waits_as(room, name)));
+        let before = self.sent.iter().take(own.unwrap_or(self.sent.len())).filter(|sent| sent.room == *room);
+        let held_by = before.clone().find_map(|sent| sent.refused.clone());
+        let after = before.rev().find(|sent| sent.refused.is_none()).map(|sent| sent.id);
+        match own.and_then(|place| self.sent.get_mut(place)) {
+            Some(own) => (own.id, own.refused) = (id, None),
+            None => self.sent.push(Sent { room: room.clone(), name: name.cloned(), id, refused: None }),
         }
+        Taken { after, held_by }
     }
 
-    /// Notes that a message is being answered.
-    pub(crate) fn answered(&mut self, id: MessageId) {
-        self.unanswered.retain(|(_, last)| *last != id);
-        if self.unanswered.is_empty() {
-            self.unanswered.shrink_to(KEPT_PLACES);
+    /// Notes that a message is being answered. One that was refused, and can be sent again, holds back those after it.
+    pub(crate) fn answered(&mut self, id: MessageId, refusal: Option<&Refusal>) {
+        let Some(place) = self.sent.iter().position(|sent| sent.id == id) else { return };
+        let Sent { room, name, .. } = self.sent.remove(place);
+        if let Some(name) = &name {
+            let is_held = self.sent.iter().any(|sent| sent.waits_as(&room, name));
+            match refusal.filter(|refusal| refusal.holds_back()) {
+                None => self.forget(&room, name),
+                Some(refusal) if !is_held && self.refused_count() < MAX_REFUSED => {
+                    let refused = Some(refusal.clone());
+                    self.sent.insert(place, Sent { room, name: Some(name.clone()), id, refused });
+                }
+                Some(_) => {}
+            }
+        }
+        self.free();
+    }
+
+    /// Forgets a refused message: it holds back no other one any more.
+    pub(crate) fn forget(&mut self, room: &RoomId, name: &ClientMessageId) {
+        self.sent.retain(|sent| !sent.waits_as(room, name));
+        self.free();
+    }
+
+    fn refused_count(&self) -> usize {
+        self.sent.iter().filter(|sent| sent.refused.is_some()).count()
+    }
+
+    fn free(&mut self) {
+        if self.sent.is_empty() {
+            self.sent.shrink_to(KEPT_PLACES);
         }
     }
 
@@ -84,16 +140,108 @@ impl Sending {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    const TOO_FAST: Refusal = Refusal::RateLimited { retry_after: Duration::from_millis(250) };
+
+    fn id(number: u8) -> MessageId {
+        MessageId::from_bytes([number; 12])
+    }
+
+    fn name(number: u8) -> ClientMessageId {
+        ClientMessageId::new(format!("m-{number}")).unwrap()
+    }
+
+    fn room(name: &str) -> RoomId {
+        RoomId::new(name).unwrap()
+    }
+
+    /// Sends a message: the one it comes after, and whether it is refused because of another one.
+    fn send(sending: &mut Sending, in_room: &str, number: u8) -> (Option<u8>, bool) {
+        let taken = sending.sent(&room(in_room), Some(&name(number)), id(number));
+        if let Some(refusal) = &taken.held_by {
+            assert_eq!(*refusal, TOO_FAST, "the same refusal");
+            sending.answered(id(number), Some(refusal));
+        }
+        (taken.after.map(|after| after.bytes()[0]), taken.held_by.is_some())
+    }
 
     #[test]
     fn a_message_follows_the_last_unanswered_one_of_its_room() {
-        let (mut sending, room) = (Sending::default(), RoomId::new("r").unwrap());
-        let [one, two, three] = [1, 2, 3].map(|byte| MessageId::from_bytes([byte; 12]));
-        assert_eq!(sending.sent(&room, one), None);
-        assert_eq!(sending.sent(&room, two), Some(one));
-        sending.answered(one);
-        sending.answered(two);
-        assert_eq!(sending.sent(&room, three), None);
+        let mut sending = Sending::default();
+        assert_eq!(send(&mut sending, "r", 1), (None, false));
+        assert_eq!(send(&mut sending, "r", 2), (Some(1), false));
+        assert_eq!(send(&mut sending, "other", 9), (None, false));
+        assert_eq!(send(&mut sending, "r", 3), (Some(2), false));
+        sending.answered(id(3), Some(&Refusal::Conflict("")));
+        assert_eq!(send(&mut sending, "r", 4), (Some(2), false), "what is in hand goes before it");
+        [1, 2, 4].iter().for_each(|number| sending.answered(id(*number), None));
+        assert_eq!(send(&mut sending, "r", 5), (None, false));
+    }
+
+    #[test]
+    fn a_refused_message_holds_back_those_after_it_until_it_was_sent_again() {
+        let mut sending = Sending::default();
+        send(&mut sending, "r", 1);
+        send(&mut sending, "r", 2);
+        sending.answered(id(2), Some(&TOO_FAST));
+        assert_eq!(send(&mut sending, "r", 3), (Some(1), true));
+        assert_eq!(send(&mut sending, "other", 9), (None, false), "of its room only");
+        // Three was refused after two: it waits for two.
+        assert_eq!(send(&mut sending, "r", 3), (Some(1), true));
+        assert_eq!(send(&mut sending, "r", 2), (Some(1), false));
+        assert_eq!(send(&mut sending, "r", 4), (Some(2), true), "three was sent before it");
+        assert_eq!(send(&mut sending, "r", 3), (Some(2), false));
+        assert_eq!(send(&mut sending, "r", 4), (Some(3), false));
+    }
+
+    #[test]
+    fn a_message_whose_fate_is_unknown_goes_before_one_that_was_refused_sooner() {
+        let mut sending = Sending::default();
+        send(&mut sending, "r", 1);
+        send(&mut sending, "r", 2);
+        sending.answered(id(2), Some(&TOO_FAST));
+        sending.answered(id(1), Some(&TOO_FAST));
+        assert_eq!(send(&mut sending, "r", 2), (None, true));
+        assert_eq!(send(&mut sending, "r", 1), (None, false));
+        assert_eq!(send(&mut sending, "r", 2), (Some(1), false));
+    }
+
+    #[test]
+    fn what_is_dropped_or_refused_for_good_holds_back_nothing() {
+        let mut sending = Sending::default();
+        for number in 1..=3 {
+            send(&mut sending, "r", number);
+            sending.answered(id(number), Some(&TOO_FAST));
+        }
+        sending.forget(&room("r"), &name(1));
+        send(&mut sending, "r", 2);
+        sending.answered(id(2), Some(&Refusal::RoomNotFound));
+        assert_eq!(send(&mut sending, "r", 3), (None, false));
+        let plain = sending.sent(&room("r"), None, id(8));
+        assert_eq!(plain.after, Some(id(3)));
+        sending.answered(id(8), Some(&TOO_FAST));
+        assert_eq!(send(&mut sending, "r", 4), (Some(3), false), "without a name it can't be sent again");
+    }
+
+    #[test]
+    fn a_message_whose_fate_is_unknown_holds_back_nothing() {
+        let mut sending = Sending::default();
+        send(&mut sending, "r", 1);
+        sending.answered(id(1), Some(&Refusal::Unavailable));
+        assert_eq!(send(&mut sending, "r", 2), (None, false));
+    }
+
+    #[test]
+    fn the_memory_is_bounded() {
+        let (mut sending, room) = (Sending::default(), room("r"));
+        for number in 0..2 * MAX_REFUSED {
+            let (id, name) = (MessageId::generate(), ClientMessageId::new(format!("m-{number}")).unwrap());
+            sending.sent(&room, Some(&name), id);
+            sending.answered(id, Some(&TOO_FAST));
+        }
+        assert_eq!(sending.sent.len(), MAX_REFUSED);
     }
 }

@@ -12,7 +12,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use naru_engines::store::UserRecord;
 use naru_model::Timestamp;
-use naru_model::frame::{ClientFrame, RoomPosition, ServerFrame};
+use naru_model::frame::{ClientFrame, Dropped, RoomPosition, ServerFrame};
 use naru_model::live::{LiveEvent, News};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, MissedTickBehavior, timeout, timeout_at};
@@ -209,6 +209,10 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
     let answered = match frame {
         ClientFrame::Chat(chat) => {
             gateway.acceptor.accept_frame(session, chat).await;
+            Ok(())
+        }
+        ClientFrame::Drop(Dropped { chat_room_id, client_message_id }) => {
+            session.forget(&chat_room_id, &client_message_id);
             Ok(())
         }
         // Boxed, because every connection would keep memory for its answer.

@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use naru_engines::store::UserRecord;
-use naru_model::{MessageId, RoomId, Seq, SessionId, UserId};
+use naru_model::{ClientMessageId, MessageId, RoomId, Seq, SessionId, UserId};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use crate::proof_requests::ProofRequests;
-use crate::refusal::Close;
+use crate::refusal::{Close, Refusal};
 use crate::room_heads::Epoch;
-use crate::sending::{Sending, Ticket};
+use crate::sending::{Sending, Taken, Ticket};
 use crate::token::Identity;
 use crate::unproven::{ToProve, Unproven};
 
@@ -319,10 +319,15 @@ impl Session {
         }
     }
 
-    /// Notes a message as sent and not yet answered; returns the unanswered one before it in its room.
-    pub(crate) fn sent(&self, room: &RoomId, id: MessageId) -> Option<MessageId> {
+    /// Notes a message as sent and not yet answered.
+    pub(crate) fn sent(&self, room: &RoomId, name: Option<&ClientMessageId>, id: MessageId) -> Taken {
         self.unanswered.fetch_add(1, Ordering::Relaxed);
-        self.sending().sent(room, id)
+        self.sending().sent(room, name, id)
+    }
+
+    /// Forgets a refused message that its client will not send again.
+    pub(crate) fn forget(&self, room: &RoomId, name: &ClientMessageId) {
+        self.sending().forget(room, name);
     }
 
     /// Takes a ticket for the answer to a plain frame.
@@ -340,10 +345,10 @@ impl Session {
         }
     }
 
-    /// Notes that a message of this session is being answered.
-    pub(crate) fn answered(&self, id: MessageId) {
+    /// Notes that a message of this session is being answered; none: with an `ACK`.
+    pub(crate) fn answered(&self, id: MessageId, refusal: Option<&Refusal>) {
         self.unanswered.fetch_sub(1, Ordering::Relaxed);
-        self.sending().answered(id);
+        self.sending().answered(id, refusal);
     }
 
     /// Notes that this session sent a message again that an earlier session had sent first.

@@ -2,15 +2,16 @@
 //!
 //! The intake's open entries are the only source: an entry is open from its acceptance until every recipient is accounted
 //! for. An entry is handed on again if it is open for three seconds and not saved, or saved and still open after the grace
-//! time and five seconds, when a fanout that did not die must have closed it. One persister sweeps, by an advisory lease; two
-//! at once would only cost work.
+//! time and five seconds, when a fanout that did not die must have closed it. How long it has been open is what this sweep
+//! has seen by its own monotonic clock: no time of day counts, of no machine. So a sweep that has just begun waits as long.
+//! One persister sweeps, by an advisory lease; two at once would only cost work.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
+use naru_engines::store::{IntakePlace, OpenEntry};
 use naru_engines::{EngineResult, Engines};
-use naru_model::hops::Accepted;
-use naru_model::{Event, MessageId, Timestamp};
+use naru_model::{Event, GatewayId, MessageId};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -27,21 +28,34 @@ const OPEN_FOR: Duration = Duration::from_secs(3);
 const FANOUT_MARGIN: Duration = Duration::from_secs(5);
 /// An entry that stays open is handed on again after twice as long each time, up to this: it may be waiting in a long queue.
 const MAX_WAIT: Duration = Duration::from_secs(60);
-/// How many entries one sweep reads, oldest first.
-const AT_ONCE: usize = 10_000;
+/// Where no entry was open, a sweep looks again after this: one may be opened again, or become visible late.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How many entries are read at a time, oldest first.
+const PAGE: usize = 1_000;
+/// How many entries may be under way: handed on lately, and still open. A sweep goes no further, because queues that are
+/// behind need no more. One that stays open after it was handed on again and again counts no longer, and so hides none.
+const MAX_UNDER_WAY: usize = 10_000;
+/// An entry that waits for longer counts no longer.
+const LATELY: Duration = Duration::from_secs(12);
 /// The lease and its duration. Where a pause is longer, another persister sweeps, and pauses too.
 const LEASE: (&str, Duration) = ("sweep", Duration::from_secs(3));
 
-/// Hands on all open intake entries, however young: at the start of a process whose bus loses its events when it dies. Call
-/// it while a persister runs and before a gateway does. Returns the count.
+/// Hands on the oldest open intake entries, however young: at the start of a process whose bus loses its events when it dies.
+/// Call it while a persister runs and before a gateway does. Returns the count. The sweep finds those after them.
 ///
 /// # Errors
 /// When the store or the bus does not answer.
 pub async fn recover(engines: &Engines) -> EngineResult<usize> {
-    let open = engines.store.intake.open(Timestamp::now(), AT_ONCE).await?;
-    let count = open.len();
-    hand_on(engines, open).await?;
-    Ok(count)
+    let (mut after, mut count) = (None, 0);
+    loop {
+        let page = engines.store.intake.open(after, None, PAGE).await?;
+        count += page.entries.len();
+        hand_on(engines, page.entries).await?;
+        after = page.next;
+        if after.is_none() || count >= MAX_UNDER_WAY {
+            return Ok(count);
+        }
+    }
 }
 
 pub(crate) async fn run(
@@ -50,15 +64,13 @@ pub(crate) async fn run(
     telemetry: Telemetry,
     stop: CancellationToken,
 ) -> EngineResult<()> {
-    let closed_after = grace + FANOUT_MARGIN;
-    let holder = naru_model::GatewayId::generate();
-    let mut memory = Memory::default();
+    let mut sweep = Sweep::new(engines, grace + FANOUT_MARGIN, telemetry);
     let mut is_failing = false;
     let mut pause = Duration::ZERO;
     while stop.run_until_cancelled(sleep(pause)).await.is_some() {
         let began = Instant::now();
         // A failed sweep is not put off further: for messages that wait, an outage ends with the next sweep.
-        match sweep(&engines, closed_after, &telemetry, holder.as_str(), &mut memory).await {
+        match sweep.once().await {
             Ok(()) => is_failing = false,
             Err(error) if !error.is_transient() => return Err(error),
             Err(error) => {
@@ -73,121 +85,200 @@ pub(crate) async fn run(
     Ok(())
 }
 
-async fn sweep(
-    engines: &Engines,
+struct Sweep {
+    engines: Engines,
+    /// How long a saved entry is left to the fanout.
     closed_after: Duration,
-    telemetry: &Telemetry,
-    holder: &str,
-    memory: &mut Memory,
-) -> EngineResult<()> {
-    // The lease only saves work. Where it can't be asked for, every persister sweeps.
-    if let Ok(false) = engines.leases.hold(LEASE.0, holder, LEASE.1).await {
-        return Ok(());
-    }
-    let open = engines.store.intake.open(Timestamp::now().before(OPEN_FOR), AT_ONCE).await?;
-    let now = Instant::now();
-    let due = memory.due(open, now);
-    let due = left_to_the_fanout(engines, closed_after, memory, due, now).await?;
-    if due.is_empty() {
-        return Ok(());
-    }
-    let (count, ids) = (due.len(), due.iter().map(|entry| entry.id).collect::<Vec<_>>());
-    if let Err(error) = hand_on(engines, due).await {
-        ids.iter().for_each(|id| memory.look_again(*id, now));
-        return Err(error);
-    }
-    tracing::info!(count, "open intake entries are handed on again");
-    telemetry.swept.inc_by(count as u64);
-    Ok(())
+    telemetry: Telemetry,
+    holder: GatewayId,
+    ages: Ages,
+    memory: Memory,
+    /// Up to this place no entry was open, and when.
+    empty: Option<(IntakePlace, Instant)>,
 }
 
-/// The due entries that the fanout can't be about to close: they are not saved, or its time is over.
-async fn left_to_the_fanout(
-    engines: &Engines,
-    closed_after: Duration,
-    memory: &mut Memory,
-    due: Vec<Accepted>,
-    now: Instant,
-) -> EngineResult<Vec<Accepted>> {
-    let today = Timestamp::now();
-    let time_left = |entry: &Accepted| closed_after.saturating_sub(today.since(entry.timestamp));
-    let young: Vec<MessageId> =
-        due.iter().filter(|entry| !time_left(entry).is_zero()).map(|entry| entry.id).collect();
-    if young.is_empty() {
-        return Ok(due);
+impl Sweep {
+    fn new(engines: Engines, closed_after: Duration, telemetry: Telemetry) -> Self {
+        let (holder, ages, memory) = (GatewayId::generate(), Ages::default(), Memory::default());
+        Self { engines, closed_after, telemetry, holder, ages, memory, empty: None }
     }
-    let saved = match engines.store.messages.find(&young).await {
-        Ok(saved) => saved,
-        Err(error) => {
-            due.iter().for_each(|entry| memory.look_again(entry.id, now));
-            return Err(error);
+
+    async fn once(&mut self) -> EngineResult<()> {
+        // The lease only saves work. Where it can't be asked for, every persister sweeps.
+        if let Ok(false) = self.engines.leases.hold(LEASE.0, self.holder.as_str(), LEASE.1).await {
+            return Ok(());
         }
-    };
-    let saved: HashSet<MessageId> = saved.into_iter().flatten().map(|message| message.id).collect();
-    let (left, due): (Vec<_>, Vec<_>) = due.into_iter().partition(|entry| saved.contains(&entry.id));
-    left.iter().for_each(|entry| memory.look_again(entry.id, now + time_left(entry)));
-    Ok(due)
+        let newest = self.engines.store.intake.newest_open().await?;
+        let now = Instant::now();
+        self.ages.note(now, newest, self.closed_after);
+        let Some(up_to) = self.ages.open_for(OPEN_FOR, now) else { return Ok(()) };
+        if self.empty.is_some_and(|(place, at)| up_to <= place && now - at < LOOK_AGAIN) {
+            return Ok(());
+        }
+        let (mut after, mut count, mut under_way) = (None, 0, 0);
+        let mut seen = HashSet::new();
+        loop {
+            let page = self.engines.store.intake.open(after, Some(up_to), PAGE).await?;
+            let ids: Vec<MessageId> = page.entries.iter().map(|entry| entry.accepted.id).collect();
+            count += self.take(page.entries, now).await?;
+            under_way += ids.iter().filter(|id| self.memory.is_under_way(**id)).count();
+            seen.extend(ids);
+            after = page.next;
+            if after.is_none() || under_way >= MAX_UNDER_WAY {
+                break;
+            }
+        }
+        self.memory.keep(&seen);
+        self.empty = seen.is_empty().then_some((up_to, now));
+        if count > 0 {
+            tracing::info!(count, "open intake entries are handed on again");
+        }
+        Ok(())
+    }
+
+    /// Hands on the due ones of these entries; how many they were.
+    async fn take(&mut self, open: Vec<OpenEntry>, now: Instant) -> EngineResult<usize> {
+        let due = self.memory.due(open, now);
+        let ids: Vec<MessageId> = due.iter().map(|entry| entry.accepted.id).collect();
+        let handed_on = async {
+            let due = self.left_to_the_fanout(due, now).await?;
+            let count = due.len();
+            hand_on(&self.engines, due).await.map(|()| count)
+        };
+        let count = handed_on.await.inspect_err(|_| {
+            ids.iter().for_each(|id| self.memory.look_again(*id, now));
+        })?;
+        self.telemetry.swept.inc_by(count as u64);
+        Ok(count)
+    }
+
+    /// The due entries that the fanout can't be about to close: they are not saved, or its time is over.
+    async fn left_to_the_fanout(
+        &mut self,
+        due: Vec<OpenEntry>,
+        now: Instant,
+    ) -> EngineResult<Vec<OpenEntry>> {
+        let time_left =
+            |ages: &Ages, entry: &OpenEntry| self.closed_after.saturating_sub(ages.age(entry.place, now));
+        let young = due.iter().filter(|entry| !time_left(&self.ages, entry).is_zero());
+        let young: Vec<MessageId> = young.map(|entry| entry.accepted.id).collect();
+        if young.is_empty() {
+            return Ok(due);
+        }
+        let saved = self.engines.store.messages.find(&young).await?;
+        let saved: HashSet<MessageId> = saved.into_iter().flatten().map(|message| message.id).collect();
+        let (left, due): (Vec<_>, Vec<_>) =
+            due.into_iter().partition(|entry| saved.contains(&entry.accepted.id));
+        for entry in left {
+            self.memory.look_again(entry.accepted.id, now + time_left(&self.ages, &entry));
+        }
+        Ok(due)
+    }
 }
 
-async fn hand_on(engines: &Engines, open: Vec<Accepted>) -> EngineResult<()> {
+async fn hand_on(engines: &Engines, open: Vec<OpenEntry>) -> EngineResult<()> {
     if open.is_empty() {
         return Ok(());
     }
-    let events = open.into_iter().map(|accepted| {
+    let events = open.into_iter().map(|OpenEntry { accepted, .. }| {
         let trace = accepted.trace;
         Event::new(accepted, trace)
     });
     engines.bus.accepted.send(events.collect()).await
 }
 
-/// When each open entry is to be handed on next.
+/// How long entries have been open at least: when which place was the newest one.
+#[derive(Default)]
+struct Ages(VecDeque<(Instant, Option<IntakePlace>)>);
+
+impl Ages {
+    /// Notes the place of the newest open entry. What is older than `keep` is not told apart.
+    fn note(&mut self, now: Instant, newest: Option<IntakePlace>, keep: Duration) {
+        // The newest entry may have been closed, and an older one be the newest now.
+        let newest = newest.max(self.0.back().and_then(|(_, newest)| *newest));
+        self.0.push_back((now, newest));
+        while self.0.get(1).is_some_and(|(at, _)| now - *at >= keep) {
+            self.0.pop_front();
+        }
+    }
+
+    /// Entries up to this place have been open for at least so long.
+    fn open_for(&self, time: Duration, now: Instant) -> Option<IntakePlace> {
+        self.0.iter().rev().find(|(at, _)| now - *at >= time)?.1
+    }
+
+    /// How long the entry at a place has been open at least.
+    fn age(&self, place: IntakePlace, now: Instant) -> Duration {
+        let seen = self.0.iter().find(|(_, newest)| *newest >= Some(place));
+        seen.map(|(at, _)| now - *at).unwrap_or_default()
+    }
+}
+
+/// When each open entry is to be handed on next, and how long it waits after that.
 #[derive(Default)]
 struct Memory(HashMap<MessageId, (Instant, Duration)>);
 
 impl Memory {
-    /// The open entries that are due now. Entries that are open no more are removed.
-    fn due(&mut self, open: Vec<Accepted>, now: Instant) -> Vec<Accepted> {
-        let mut before = std::mem::take(&mut self.0);
-        let mut due = Vec::new();
-        for entry in open {
-            let (at, wait) = before.remove(&entry.id).unwrap_or((now, OPEN_FOR));
-            if at <= now {
-                self.0.insert(entry.id, (now + wait, (wait * 2).min(MAX_WAIT)));
-                due.push(entry);
-            } else {
-                self.0.insert(entry.id, (at, wait));
+    /// The open entries that are due now.
+    fn due(&mut self, mut open: Vec<OpenEntry>, now: Instant) -> Vec<OpenEntry> {
+        open.retain(|entry| {
+            let (at, wait) = self.0.entry(entry.accepted.id).or_insert((now, OPEN_FOR));
+            let is_due = *at <= now;
+            if is_due {
+                (*at, *wait) = (now + *wait, (*wait * 2).min(MAX_WAIT));
             }
-        }
-        due
+            is_due
+        });
+        open
     }
 
     /// Makes an entry that was not handed on due again at `at`.
     fn look_again(&mut self, id: MessageId, at: Instant) {
         self.0.insert(id, (at, OPEN_FOR));
     }
+
+    /// Whether an entry was handed on lately.
+    fn is_under_way(&self, id: MessageId) -> bool {
+        self.0.get(&id).is_some_and(|(_, wait)| (OPEN_FOR + OPEN_FOR..=LATELY).contains(wait))
+    }
+
+    /// Removes the entries that a sweep did not see: as a rule they are open no more.
+    fn keep(&mut self, seen: &HashSet<MessageId>) {
+        self.0.retain(|id, _| seen.contains(id));
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use naru_engines::bus::{Receiver, ack};
+    use naru_model::hops::Accepted;
+    use naru_model::{Seq, Timestamp, Trace};
+    use tokio::time::advance;
+
     use super::*;
 
-    fn entry() -> Accepted {
-        Accepted {
-            id: MessageId::generate(),
+    const SECOND: Duration = Duration::from_secs(1);
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    fn entry() -> OpenEntry {
+        let id = MessageId::generate();
+        let accepted = Accepted {
+            id,
             chat_room_id: "ada_ben".parse().expect("a room"),
             sender_id: "ada".parse().expect("a user"),
             sender_name: "Ada".into(),
             content: "lost again".into(),
             timestamp: Timestamp::now(),
-            client_message_id: "c1".parse().expect("a name"),
+            client_message_id: id.into(),
             after: None,
             origin: None,
-            trace: naru_model::Trace::start(),
-        }
+            trace: Trace::start(),
+        };
+        OpenEntry { place: IntakePlace(1), accepted }
     }
 
     /// When an entry that stays open for five minutes is handed on, in seconds from its first sweep.
-    fn handed_on_at(memory: &mut Memory, entry: &Accepted) -> Vec<u64> {
+    fn handed_on_at(memory: &mut Memory, entry: &OpenEntry) -> Vec<u64> {
         let start = Instant::now();
         let is_due = |memory: &mut Memory, second: u64| {
             !memory.due(vec![entry.clone()], start + Duration::from_secs(second)).is_empty()
@@ -197,65 +288,149 @@ mod tests {
 
     #[test]
     fn what_stays_open_is_handed_on_ever_more_seldom_and_never_given_up() {
-        let mut memory = Memory::default();
-        assert_eq!(handed_on_at(&mut memory, &entry()), [0, 3, 9, 21, 45, 93, 153, 213, 273]);
+        let (mut memory, entry) = (Memory::default(), entry());
+        assert_eq!(handed_on_at(&mut memory, &entry), [0, 3, 9, 21, 45, 93, 153, 213, 273]);
+        assert!(!memory.is_under_way(entry.accepted.id), "it hides no other one");
     }
 
     #[test]
     fn what_is_open_no_more_is_forgotten() {
         let (mut memory, entry, now) = (Memory::default(), entry(), Instant::now());
         assert_eq!(memory.due(vec![entry.clone()], now).len(), 1);
+        assert!(memory.is_under_way(entry.accepted.id));
         assert!(memory.due(vec![entry.clone()], now).is_empty());
-        assert!(memory.due(vec![], now).is_empty());
+        memory.keep(&HashSet::new());
         assert_eq!(memory.due(vec![entry], now).len(), 1, "as if it had never been seen");
-    }
-
-    /// An intake entry of that age; if `seq` is given, its message is saved, too.
-    async fn stored(engines: &Engines, name: &str, age: Duration, seq: Option<u64>) -> MessageId {
-        let accepted = Accepted {
-            client_message_id: name.parse().expect("a name"),
-            timestamp: Timestamp::now().before(age),
-            ..entry()
-        };
-        engines.store.intake.append(std::slice::from_ref(&accepted)).await.expect("it is appended");
-        if let Some(seq) = seq {
-            let message = accepted.at(naru_model::Seq(seq));
-            engines.store.messages.append_run(&[message]).await.expect("it is saved");
-        }
-        accepted.id
-    }
-
-    #[tokio::test]
-    async fn what_is_saved_is_left_to_the_fanout_for_its_time() {
-        let directory = tempfile::tempdir().expect("a folder");
-        let embedded = naru_embedded::Embedded::open(directory.path(), naru_embedded::Options::default());
-        let engines = embedded.expect("it opens").engines();
-        let telemetry = Telemetry::new(&naru_runtime::telemetry::Metrics::new());
-        let second = Duration::from_secs(1);
-        let _young = stored(&engines, "young", second, None).await;
-        let _about_to_be_closed = stored(&engines, "saved", 14 * second, Some(1)).await;
-        let lost = stored(&engines, "lost", 4 * second, None).await;
-        let of_a_dead_fanout = stored(&engines, "unproven", 16 * second, Some(2)).await;
-
-        let mut memory = Memory::default();
-        for _ in 0..2 {
-            sweep(&engines, 15 * second, &telemetry, "me", &mut memory).await.expect("it sweeps");
-        }
-        assert_eq!(telemetry.swept.get(), 2);
-        let mut queue = engines.bus.accepted.receiver().await.expect("a receiver");
-        let batch = queue.receive(9).await.expect("a batch");
-        let mut handed_on: Vec<MessageId> = batch.iter().map(|delivery| delivery.event.payload.id).collect();
-        let mut expected = [lost, of_a_dead_fanout];
-        handed_on.sort_unstable();
-        expected.sort_unstable();
-        assert_eq!(handed_on, expected);
     }
 
     #[test]
     fn what_could_not_be_handed_on_is_due_at_once() {
         let (mut memory, entry, now) = (Memory::default(), entry(), Instant::now());
         memory.due(vec![entry.clone()], now);
-        memory.look_again(entry.id, now);
+        memory.look_again(entry.accepted.id, now);
         assert_eq!(memory.due(vec![entry], now).len(), 1);
+    }
+
+    #[test]
+    fn an_entry_is_as_old_as_the_first_look_that_could_have_seen_it() {
+        let (mut ages, start) = (Ages::default(), Instant::now());
+        let at = |second: u64| start + Duration::from_secs(second);
+        for (second, newest) in [(0, None), (1, Some(5)), (2, Some(7)), (3, Some(6)), (4, None), (5, Some(9))]
+        {
+            ages.note(at(second), newest.map(IntakePlace), 10 * SECOND);
+        }
+        let of = |place: u64| ages.age(IntakePlace(place), at(6)).as_secs();
+        assert_eq!([5, 6, 7, 8, 9, 10].map(of), [5, 4, 4, 1, 1, 0]);
+        let open_for = |seconds: u64| ages.open_for(Duration::from_secs(seconds), at(6)).map(|place| place.0);
+        assert_eq!(
+            [0, 1, 2, 4, 5, 6, 7].map(open_for),
+            [Some(9), Some(9), Some(7), Some(7), Some(5), None, None]
+        );
+        ages.note(at(14), None, 10 * SECOND);
+        assert_eq!(ages.0.front().map(|(at, _)| *at), Some(at(4)), "what is older is not told apart");
+    }
+
+    struct World {
+        sweep: Sweep,
+        queue: Box<dyn Receiver<Accepted>>,
+        _directory: tempfile::TempDir,
+    }
+
+    impl World {
+        async fn new() -> Self {
+            let directory = tempfile::tempdir().expect("a folder");
+            let options = naru_embedded::Options { buffered_events: 100_000, ..Default::default() };
+            let engines =
+                naru_embedded::Embedded::open(directory.path(), options).expect("it opens").engines();
+            let telemetry = Telemetry::new(&naru_runtime::telemetry::Metrics::new());
+            let queue = engines.bus.accepted.receiver().await.expect("a receiver");
+            Self { sweep: Sweep::new(engines, 15 * SECOND, telemetry), queue, _directory: directory }
+        }
+
+        /// Entries that are accepted now, by a gateway whose clock says this.
+        async fn accept(&self, timestamps: &[Timestamp]) -> Vec<MessageId> {
+            let entry = |timestamp: &Timestamp| Accepted { timestamp: *timestamp, ..entry().accepted };
+            let entries: Vec<Accepted> = timestamps.iter().map(entry).collect();
+            self.sweep.engines.store.intake.append(&entries).await.expect("it is appended");
+            entries.iter().map(|entry| entry.id).collect()
+        }
+
+        async fn save(&self, id: MessageId, seq: u64) {
+            let store = &self.sweep.engines.store;
+            let record = store.intake.get(&[id]).await.expect("an answer").remove(0).expect("it is there");
+            store.messages.append_run(&[record.accepted.at(Seq(seq))]).await.expect("it is saved");
+        }
+
+        /// What a sweep hands on, that many seconds later.
+        async fn sweep_after(&mut self, seconds: u64) -> Vec<MessageId> {
+            advance(Duration::from_secs(seconds)).await;
+            let before = self.sweep.telemetry.swept.get();
+            self.sweep.once().await.expect("it sweeps");
+            let count = self.sweep.telemetry.swept.get() - before;
+            self.received(usize::try_from(count).expect("a small number")).await
+        }
+
+        async fn received(&mut self, count: usize) -> Vec<MessageId> {
+            let mut handed_on = Vec::new();
+            while handed_on.len() < count {
+                let batch = self.queue.receive(1_000).await.expect("a batch");
+                handed_on.extend(batch.iter().map(|delivery| delivery.event.payload.id));
+                ack(batch.into_iter().map(|delivery| delivery.ack_handle))
+                    .await
+                    .expect("they are acknowledged");
+            }
+            assert_eq!(handed_on.len(), count);
+            handed_on
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_saved_is_left_to_the_fanout_for_its_time() {
+        let mut world = World::new().await;
+        let [saved, lost] = world.accept(&[Timestamp::now(); 2]).await[..] else { panic!("two") };
+        world.save(saved, 1).await;
+        assert_eq!(world.sweep_after(0).await, []);
+        assert_eq!(world.sweep_after(2).await, [], "not sooner");
+        assert_eq!(world.sweep_after(1).await, [lost]);
+        assert_eq!(world.sweep_after(1).await, []);
+        assert_eq!(world.sweep_after(2).await, [lost]);
+        assert_eq!(world.sweep_after(8).await, [lost], "of the saved one nothing for 14 s");
+        assert_eq!(world.sweep_after(1).await, [saved]);
+    }
+
+    /// Neither a gateway's clock nor a step of this machine's puts a sweep off, or brings it forward.
+    #[tokio::test(start_paused = true)]
+    async fn no_time_of_day_counts() {
+        let mut world = World::new().await;
+        let now = Timestamp::now();
+        let all = world.accept(&[now.after(HOUR), now.before(HOUR), now]).await;
+        world.save(all[1], 1).await;
+        assert_eq!(world.sweep_after(0).await, []);
+        assert_eq!(world.sweep_after(2).await, []);
+        assert_eq!(world.sweep_after(1).await, [all[0], all[2]]);
+        assert_eq!(world.sweep_after(12).await, all);
+    }
+
+    /// The process was started again with its clock an hour back.
+    #[tokio::test(start_paused = true)]
+    async fn what_was_accepted_by_a_later_clock_is_recovered() {
+        let mut world = World::new().await;
+        let accepted = world.accept(&[Timestamp::now().after(HOUR)]).await;
+        assert_eq!(recover(&world.sweep.engines).await.expect("it is recovered"), 1);
+        assert_eq!(world.received(1).await, accepted);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_that_stay_open_hide_no_younger_one() {
+        let mut world = World::new().await;
+        let now = Timestamp::now();
+        let old = world.accept(&vec![now; MAX_UNDER_WAY + 2 * PAGE]).await;
+        let young = world.accept(&[now]).await;
+        assert_eq!(world.sweep_after(0).await, []);
+        // A queue that is behind gets no more than this.
+        assert_eq!(world.sweep_after(3).await, old[..MAX_UNDER_WAY]);
+        assert_eq!(world.sweep_after(3).await, old[..MAX_UNDER_WAY]);
+        assert_eq!(world.sweep_after(1).await, []);
+        assert_eq!(world.sweep_after(5).await, [&old, &young[..]].concat());
     }
 }

@@ -67,6 +67,17 @@ test('an ERROR fails the message, and says whether it was refused or its fate is
   assert.equal(conversation.refused(error('somebody-else', 'RATE_LIMITED')), false);
 });
 
+test('what failed is dropped when its author writes on', () => {
+  const conversation = opened();
+  conversation.write('one', 'up', 0);
+  assert.deepEqual(conversation.drops(), []);
+  conversation.refused(error('draft-1', 'RATE_LIMITED'));
+  const [drop] = conversation.drops();
+  assert.deepEqual([drop.type, drop.chatRoomId, drop.clientMessageId], ['DROP', conversation.roomId, 'draft-1']);
+  conversation.resend('draft-1', 'up', 1);
+  assert.deepEqual(conversation.drops(), []);
+});
+
 test('a refused resend leaves an unanswered first try unknown', () => {
   const conversation = opened();
   conversation.write('one', 'up', 0);

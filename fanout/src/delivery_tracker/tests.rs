@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use naru_embedded::{Embedded, Options};
-use naru_engines::store::{Appended, Intake, IntakeRecord};
+use naru_engines::store::{Appended, Intake, IntakePlace, IntakeRecord, OpenPage};
 use naru_engines::{Applied, EngineError};
 use naru_faults::{Call, Counted, Interceptor, Only, Outage, intercepted};
 use naru_model::hops::Accepted;
@@ -107,8 +107,8 @@ impl Fixture {
     }
 
     async fn open_entries(&self) -> Vec<MessageId> {
-        let open = self.engines.store.intake.open(Timestamp::now(), 100).await.expect("a list");
-        open.into_iter().map(|entry| entry.id).collect()
+        let open = self.engines.store.intake.open(None, None, 100).await.expect("a list");
+        open.entries.into_iter().map(|entry| entry.accepted.id).collect()
     }
 
     /// Waits until only these entries are open.
@@ -140,8 +140,8 @@ impl Fixture {
         let Self { published, running, engines, _directory, .. } = self;
         drop(published);
         running.await.expect("it does not panic").expect("it ends in order");
-        let open = engines.store.intake.open(Timestamp::now(), 100).await.expect("a list");
-        open.into_iter().map(|entry| entry.id).collect()
+        let open = engines.store.intake.open(None, None, 100).await.expect("a list");
+        open.entries.into_iter().map(|entry| entry.accepted.id).collect()
     }
 }
 
@@ -253,11 +253,19 @@ where
         unreachable!("it only closes")
     }
 
+    async fn find(&self, _: &[Accepted]) -> EngineResult<Vec<Option<IntakeRecord>>> {
+        unreachable!("it only closes")
+    }
+
     async fn get(&self, _: &[MessageId]) -> EngineResult<Vec<Option<IntakeRecord>>> {
         unreachable!("it only closes")
     }
 
-    async fn open(&self, _: Timestamp, _: usize) -> EngineResult<Vec<Accepted>> {
+    async fn open(&self, _: Option<IntakePlace>, _: Option<IntakePlace>, _: usize) -> EngineResult<OpenPage> {
+        unreachable!("it only closes")
+    }
+
+    async fn newest_open(&self) -> EngineResult<Option<IntakePlace>> {
         unreachable!("it only closes")
     }
 

@@ -14,7 +14,7 @@ use crate::bus::table::{Clock, TableQueue};
 use crate::database::Database;
 
 pub(crate) fn bus(database: &Arc<Database>, options: &Options) -> Bus {
-    let carrier = Carrier { database, options, clock: Clock::start() };
+    let carrier = Carrier { database, options, clock: Clock::start(database.newest_row) };
     Bus {
         accepted: carrier.queue(hops::ACCEPTED),
         saved: carrier.queue(hops::SAVED),

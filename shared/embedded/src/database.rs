@@ -27,6 +27,7 @@
 //!
 //! - a `New` intake entry: its sender is answered when the run that saves it was synced, or not at all, and then sends it
 //!   again;
+//! - a `Reopened` entry, for the same reason: a rejected entry that is open again may be rejected once more;
 //! - a `Resend` of an entry: its sender is answered from the saved message, which was synced, or waits for it like the first;
 //! - a `Conflict` is reported to the sender at once. It depends on the first entry, so the append that finds one is synced
 //!   ([`Sync::When`]), and the first entry with it;
@@ -41,6 +42,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle, ThreadId};
 
 use naru_engines::{Applied, EngineError, EngineResult};
+use naru_model::Timestamp;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
@@ -103,6 +105,8 @@ pub(crate) struct Database {
     closing: Arc<AtomicBool>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) rooms: Arc<RoomCache>,
+    /// When a row of the durable hops was written last, as this data was opened.
+    pub(crate) newest_row: Option<Timestamp>,
     /// The writer's thread, which ends last.
     writer: Mutex<Option<JoinHandle<()>>>,
     /// The writer's and the readers' threads.
@@ -137,7 +141,7 @@ impl Database {
         })?;
         threads.push(writer.thread().id());
         let (writer, rooms) = (Mutex::new(Some(writer)), Arc::default());
-        Ok(Self { writes, reads, closing, counts, rooms, writer, threads })
+        Ok(Self { writes, reads, closing, counts, rooms, newest_row: None, writer, threads })
     }
 
     /// Runs `work` in a transaction shared with other commands, and answers when that is on disk. When another command fails,

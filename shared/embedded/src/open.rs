@@ -9,12 +9,13 @@ use naru_engines::{Applied, EngineError, EngineResult};
 use rusqlite::{Connection, OpenFlags};
 
 use crate::Embedded;
+use crate::column::Columns;
 use crate::database::{Database, ENGINE, engine_error};
 use crate::directory;
 
 /// The data's layout and its version. No release exists yet, so no older layout is read.
 const SCHEMA: &str = include_str!("schema.sql");
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 /// How long an owner that is ending may still have the directory.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 const RELEASE_CHECK_INTERVAL: Duration = Duration::from_millis(10);
@@ -32,8 +33,12 @@ pub(crate) fn open(dir: &Path) -> EngineResult<Database> {
         PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -65536";
     writer.execute_batch(pragmas).map_err(engine_error)?;
     lay_out(&mut writer, dir)?;
+    let newest_row = "SELECT max(writtenAt) FROM queue";
+    let newest_row = writer.query_row(newest_row, [], |row| row.maybe_time(0)).map_err(engine_error)?;
     let readers = (0..READERS).map(|_| connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY));
-    Database::start(writer, readers.collect::<Result<_, _>>()?, hold)
+    let mut database = Database::start(writer, readers.collect::<Result<_, _>>()?, hold)?;
+    database.newest_row = newest_row;
+    Ok(database)
 }
 
 /// Makes the directory and locks it. The lock ends with the file or with the process, however it ends.

@@ -19,7 +19,7 @@ CREATE TABLE intake (
     seq             INTEGER,
     UNIQUE (chatRoomId, senderId, clientMessageId)
 ) STRICT;
-CREATE INDEX intake_open ON intake (position, timestamp) WHERE open = 1;
+CREATE INDEX intake_open ON intake (position) WHERE open = 1;
 
 -- In the order of saving, which costs a save the least: a row at the end, and an entry in each of two small indexes. (By
 -- room, each room's newest page would be written for each of its messages.) `activity` orders the lists of rooms: the
@@ -141,6 +141,7 @@ CREATE INDEX parked_by_reason ON parked (reason, parkedAt, eventId);
 CREATE TABLE queue (
     id        INTEGER PRIMARY KEY,
     hop       TEXT NOT NULL,
+    writtenAt INTEGER NOT NULL, -- when it was sent or retried
     visibleAt INTEGER NOT NULL,
     attempt   INTEGER NOT NULL DEFAULT 1,
     eventId   BLOB NOT NULL,

@@ -122,8 +122,14 @@ async fn a_killed_process_has_lost_nothing_it_confirmed() {
 
     let engines = open(dir.path()).engines();
     let intake = &engines.store.intake;
-    let open: HashSet<_> =
-        intake.open(Timestamp::now(), 10_000).await.unwrap().into_iter().map(|entry| entry.id).collect();
+    let open: HashSet<_> = intake
+        .open(None, None, 10_000)
+        .await
+        .unwrap()
+        .entries
+        .into_iter()
+        .map(|entry| entry.accepted.id)
+        .collect();
     for record in intake.get(&confirmed.iter().copied().collect::<Vec<_>>()).await.unwrap() {
         let record = record.expect("what was confirmed is there");
         let id = record.accepted.id;
@@ -169,6 +175,34 @@ async fn a_retry_keeps_its_time_and_its_count_over_a_restart() {
     let batch = receiver.receive(10).await.unwrap();
     assert_eq!((batch[0].event.clone(), batch[0].attempt), (event, 2));
     ack(batch).await;
+}
+
+/// The process was started again with its clock an hour back: rows, which are due by that clock, are due all the same.
+#[tokio::test]
+async fn a_clock_an_hour_back_delays_no_event() {
+    let dir = tempdir().unwrap();
+    let (sent, retried) = (offline(&accepted("x")), offline(&accepted("y")));
+    {
+        let engines = open(dir.path()).engines();
+        let mut receiver = engines.bus.offline.receiver().await.unwrap();
+        engines.bus.offline.send(vec![retried.clone()]).await.unwrap();
+        let batch = receiver.receive(10).await.unwrap();
+        engines.bus.offline.send(vec![sent.clone()]).await.unwrap();
+        let ack_handles = batch.into_iter().map(|delivery| delivery.ack_handle);
+        bus::retry(ack_handles, Duration::from_millis(300)).await.unwrap();
+    }
+    let database = rusqlite::Connection::open(dir.path().join(Embedded::DATABASE)).unwrap();
+    let later = "UPDATE queue SET writtenAt = writtenAt + 3600000, visibleAt = visibleAt + 3600000";
+    assert_eq!(database.execute(later, []).unwrap(), 2);
+    drop(database);
+    let engines = open(dir.path()).engines();
+    let mut receiver = engines.bus.offline.receiver().await.unwrap();
+    for expected in [sent, retried] {
+        let received = tokio::time::timeout(Duration::from_secs(20), receiver.receive(1)).await;
+        let batch = received.expect("it is due").unwrap();
+        assert_eq!(batch[0].event, expected);
+        ack(batch).await;
+    }
 }
 
 #[tokio::test]

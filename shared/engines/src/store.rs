@@ -67,6 +67,8 @@ pub enum Appended {
     New,
     /// A resend by the sender: the message is in the intake already. This is the first record.
     Resend(Box<IntakeRecord>),
+    /// A resend of a message that was rejected: it is open again, as this entry but under the first one's id, which this is.
+    Reopened(MessageId),
     /// This sender used its `clientMessageId` in this room before, for other content.
     Conflict,
 }
@@ -78,31 +80,68 @@ pub struct Closing {
     pub outcome: Outcome,
 }
 
+/// A place in the intake's order of appending: an entry that was appended later has a greater one. The store counts it; no
+/// gateway's clock changes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct IntakePlace(pub u64);
+
+/// An open entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenEntry {
+    pub place: IntakePlace,
+    pub accepted: Accepted,
+}
+
+/// Some open entries, in the order of appending.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenPage {
+    pub entries: Vec<OpenEntry>,
+    /// The place after which the next page begins; none at the end.
+    pub next: Option<IntakePlace>,
+}
+
 /// The intake: the append-only log of accepted messages, and the only source of recovery.
 ///
 /// - **I1 durable** – an entry that was answered `New` survives the death of any process and is *open*. (The embedded
 ///   engine syncs it to disk with the run that saves it; the sender's `ACK` follows that run.)
 /// - **I2 idempotent** – appending an entry again answers `Resend` with the first record, which keeps its id. An entry
-///   whose own id is already in the intake (an append whose outcome was unknown) is a `Resend` of itself.
+///   whose own id is already in the intake (an append whose outcome was unknown) is a `Resend` of itself. `find` answers
+///   the record that an append would meet, and changes nothing.
 /// - **I3 conflict** – a `(room, sender, clientMessageId)` that was used before with other content answers `Conflict` and
 ///   changes nothing. With another room or another sender it is another message.
 /// - **I4 one answer per entry**, in the order of the entries; the result of one entry does not affect another's. Of two
 ///   equal entries in one append, the first is `New` and the second its `Resend`.
 /// - **I5 open until closed** – `open` lists the entries that were appended and not closed, in the order of appending,
-///   oldest first, at most `limit`.
+///   oldest first, from right after one place and up to another. A walk by `next` lists each entry that is open all the time,
+///   once. `newest_open` is the place of the last of them: what is appended after that answer has a greater place. No clock
+///   and no entry's `timestamp` decides what is listed.
 /// - **I6 closed once** – the first outcome stands; closing an entry again, or one that does not exist, changes nothing.
 /// - **I7 after the first try** – an entry whose `after` names a resend of the same append is stored as coming after the first
 ///   record: a resend's own id is nowhere.
+/// - **I8 rejected is not for ever** – appending an entry again that was rejected answers `Reopened`: it keeps its id and its
+///   place in the order, is open with all else of the new entry, and can be closed once more. Of several such appends at the same
+///   time, at least one answers `Reopened`, the others that or `Resend`.
 #[async_trait]
 pub trait Intake: Send + Sync {
-    /// Appends entries: see I1 to I4, I7.
+    /// Appends entries: see I1 to I4, I7, I8.
     async fn append(&self, entries: &[Accepted]) -> EngineResult<Vec<Appended>>;
+
+    /// The records with these entries' [keys](resend_key), in their order: see I2.
+    async fn find(&self, entries: &[Accepted]) -> EngineResult<Vec<Option<IntakeRecord>>>;
 
     /// The records of these ids, in their order; none for an id without a record.
     async fn get(&self, ids: &[MessageId]) -> EngineResult<Vec<Option<IntakeRecord>>>;
 
-    /// The messages that were accepted at or before `until` and are still open: see I5.
-    async fn open(&self, until: Timestamp, limit: usize) -> EngineResult<Vec<Accepted>>;
+    /// The open entries after one place and up to another, at most `limit` to a page: see I5.
+    async fn open(
+        &self,
+        after: Option<IntakePlace>,
+        up_to: Option<IntakePlace>,
+        limit: usize,
+    ) -> EngineResult<OpenPage>;
+
+    /// The place of the newest open entry; none when no entry is open. See I5.
+    async fn newest_open(&self) -> EngineResult<Option<IntakePlace>>;
 
     /// Closes entries and records their outcomes: see I6. The cost is per many entries, not per entry.
     async fn close(&self, closings: &[Closing]) -> EngineResult<()>;
@@ -568,6 +607,7 @@ pub trait Pushes: Send + Sync {
 pub fn after_first_tries(entries: &[Accepted], answers: &[Appended]) -> Vec<(MessageId, MessageId)> {
     let first_of = |(entry, answer): (&Accepted, &Appended)| match answer {
         Appended::Resend(first) if first.accepted.id != entry.id => Some((entry.id, first.accepted.id)),
+        Appended::Reopened(first) if *first != entry.id => Some((entry.id, *first)),
         _ => None,
     };
     let resends: HashMap<MessageId, MessageId> = entries.iter().zip(answers).filter_map(first_of).collect();

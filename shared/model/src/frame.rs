@@ -43,6 +43,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
 pub enum ClientFrame {
     /// A message for a room.
     Chat(Chat),
+    /// A refused message will not be sent again.
+    Drop(Dropped),
     /// Requests the messages that the client misses.
     Sync(Sync),
     /// All messages up to here are on this device.
@@ -65,6 +67,14 @@ pub struct Chat {
     pub client_message_id: Option<ClientMessageId>,
     /// If given, it must be the token's `sub`.
     pub sender_id: Option<Box<str>>,
+}
+
+/// A refused message that the client will not send again: it holds back no other one.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Dropped {
+    pub chat_room_id: RoomId,
+    pub client_message_id: ClientMessageId,
 }
 
 /// A request for the messages that a client misses.
@@ -130,6 +140,7 @@ impl ClientFrame {
 
         match &*read::<Kind<'_>>(text)?.kind {
             "CHAT" => read(text).map(Self::Chat).map_err(|bad| bad.of_chat(text)),
+            "DROP" => read(text).map(Self::Drop),
             "SYNC" => read(text).map(Self::Sync),
             "RECEIVED" => read(text).map(Self::Received),
             "READ" => read(text).map(Self::Read),

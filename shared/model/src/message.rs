@@ -92,6 +92,6 @@ pub enum Rejection {
 pub enum Outcome {
     /// In `chat_messages`, at this place.
     Saved { seq: Seq },
-    /// Not saved, and never will be.
+    /// Not saved, and never will be unless its sender sends it again.
     Rejected { reason: Rejection },
 }

@@ -171,22 +171,12 @@ impl Database {
         documents.iter().map(|document| read(collection, document)).collect()
     }
 
-    /// The same, without unreadable documents, each of which is logged.
-    pub(crate) async fn find_readable<T: DeserializeOwned>(
+    /// The same, as they are stored.
+    pub(crate) async fn documents(
         &self,
         collection: &'static str,
         find: Find,
-    ) -> EngineResult<Vec<T>> {
-        let documents = self.documents(collection, find).await?;
-        let read = |document: &RawDocumentBuf| {
-            let read = read(collection, document);
-            read.inspect_err(|error| tracing::error!(%error, "a document can't be read; it is passed over"))
-                .ok()
-        };
-        Ok(documents.iter().filter_map(read).collect())
-    }
-
-    async fn documents(&self, collection: &'static str, find: Find) -> EngineResult<Vec<RawDocumentBuf>> {
+    ) -> EngineResult<Vec<RawDocumentBuf>> {
         // To MongoDB, 0 means no limit.
         if find.limit == Some(0) {
             return Ok(Vec::new());
@@ -381,6 +371,12 @@ impl Database {
         let removed = self.ask(Request::Write, collection, raw.delete_many(filter).into_future()).await?;
         Ok(removed.deleted_count)
     }
+}
+
+/// Reads a document; an unreadable one is logged, and passed over.
+pub(crate) fn readable<T: DeserializeOwned>(collection: &str, document: &RawDocument) -> Option<T> {
+    let read = read(collection, document);
+    read.inspect_err(|error| tracing::error!(%error, "a document can't be read; it is passed over")).ok()
 }
 
 /// Reads a document. An unreadable one is reported by collection, `_id` and field name, without content.

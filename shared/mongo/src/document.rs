@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use bson::{Bson, Document, doc};
-use naru_engines::store::{Device, IntakeRecord, MemberSettings, ParkedPush, Platform, UserRecord};
+use naru_engines::store::{
+    Device, IntakePlace, IntakeRecord, MemberSettings, ParkedPush, Platform, UserRecord,
+};
 use naru_model::hops::{Accepted, PushEnvironment, PushJob};
 use naru_model::message::{Outcome, Rejection};
 use naru_model::room::sorted_members;
@@ -35,7 +37,7 @@ pub(crate) struct IntakeDocument {
     pub(crate) origin: Option<Origin>,
     pub(crate) trace: Trace,
     /// The order of appending, independent of gateways' clocks: an insert leaves this empty, and the server fills in its own
-    /// clock's next tick. <https://www.mongodb.com/docs/manual/reference/bson-types/#timestamps>
+    /// clock's next tick, which no other entry has. <https://www.mongodb.com/docs/manual/reference/bson-types/#timestamps>
     pub(crate) appended: bson::Timestamp,
     /// The order within one append, for a server without such ticks.
     pub(crate) place: i64,
@@ -92,6 +94,13 @@ impl IntakeDocument {
             seq: None,
         }
     }
+}
+
+/// An intake entry's place in the order of appending.
+#[derive(Clone, Copy, Deserialize)]
+pub(crate) struct PlaceDocument {
+    #[serde(with = "field")]
+    pub(crate) appended: IntakePlace,
 }
 
 /// An intake entry as it is read.

@@ -21,7 +21,8 @@ use crate::column::Columns;
 use crate::database::{Database, ENGINE, Sync};
 use crate::lock::lock;
 
-/// The time of day, as a clock that never jumps and that tests can pause.
+/// The time that rows are due by: the time of day as the process began, or the latest that the rows know where that is later.
+/// It never jumps, a step back of the machine's clock delays no row, and tests can pause it.
 #[derive(Clone, Copy)]
 pub(crate) struct Clock {
     started: Instant,
@@ -29,8 +30,9 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    pub(crate) fn start() -> Self {
-        Self { started: Instant::now(), started_at: Timestamp::now() }
+    pub(crate) fn start(latest: Option<Timestamp>) -> Self {
+        let now = Timestamp::now();
+        Self { started: Instant::now(), started_at: latest.map_or(now, |latest| latest.max(now)) }
     }
 
     fn now(self) -> Timestamp {
@@ -74,7 +76,8 @@ impl<T: Payload> Queue<T> for TableQueue<T> {
         let rows = rows.map_err(|error| EngineError::permanent(ENGINE, error))?;
         let (table, visible_at) = (self.table.clone(), self.table.clock.now().as_millis());
         let insert = move |transaction: &Transaction<'_>| {
-            let sql = "INSERT INTO queue (hop, visibleAt, eventId, event) VALUES (?1, ?2, ?3, ?4)";
+            let sql =
+                "INSERT INTO queue (hop, writtenAt, visibleAt, eventId, event) VALUES (?1, ?2, ?2, ?3, ?4)";
             let mut insert = transaction.prepare_cached(sql)?;
             rows.iter().try_for_each(|(id, event)| {
                 insert.execute(params![table.hop, visible_at, id.0.as_bytes(), event]).map(drop)
@@ -184,8 +187,10 @@ impl fmt::Debug for Hand {
 }
 
 impl Hand {
-    /// Deletes rows, or makes them due at `again_at` as the next attempt; then releases them, also if the write failed.
-    async fn write(&self, tags: Vec<u64>, again_at: Option<i64>) -> EngineResult<()> {
+    /// Deletes rows, or makes them due after that time as the next attempt; then releases them, also if the write failed.
+    async fn write(&self, tags: Vec<u64>, again_after: Option<Duration>) -> EngineResult<()> {
+        let now = self.0.clock.now();
+        let again_at = again_after.map(|after| now.after(after));
         let rows: Vec<i64> = tags.into_iter().map(u64::cast_signed).collect();
         let in_hand = InHand { table: self.0.clone(), rows: rows.clone(), are_deleted: false };
         let write = move |transaction: &Transaction<'_>| match again_at {
@@ -194,9 +199,12 @@ impl Hand {
                 rows.iter().try_for_each(|row| delete.execute([row]).map(drop))
             }
             Some(again_at) => {
-                let sql = "UPDATE queue SET visibleAt = ?2, attempt = attempt + 1 WHERE id = ?1";
+                let sql =
+                    "UPDATE queue SET writtenAt = ?3, visibleAt = ?2, attempt = attempt + 1 WHERE id = ?1";
                 let mut update = transaction.prepare_cached(sql)?;
-                rows.iter().try_for_each(|row| update.execute([*row, again_at]).map(drop))
+                rows.iter().try_for_each(|row| {
+                    update.execute([*row, again_at.as_millis(), now.as_millis()]).map(drop)
+                })
             }
         };
         // The event of an ack that a power cut undoes is delivered again.
@@ -216,7 +224,7 @@ impl Acknowledge for Hand {
     }
 
     async fn retry(&self, tags: Vec<u64>, after: Duration) -> EngineResult<()> {
-        self.write(tags, Some(self.0.clock.now().after(after).as_millis())).await
+        self.write(tags, Some(after)).await
     }
 
     fn dropped(&self, tag: u64) {
@@ -272,7 +280,7 @@ mod tests {
 
     fn queue(dir: &TempDir) -> TableQueue<Numbered> {
         let database = crate::open::open(dir.path()).unwrap();
-        TableQueue::new("test", Arc::new(database), Clock::start())
+        TableQueue::new("test", Arc::new(database), Clock::start(None))
     }
 
     /// Reads and acknowledgements interleave as two receivers and a busy sender make them.

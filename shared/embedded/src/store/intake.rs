@@ -2,16 +2,20 @@
 
 use async_trait::async_trait;
 use naru_engines::EngineResult;
-use naru_engines::store::{Appended, Closing, Intake, IntakeRecord, after_first_tries};
+use naru_engines::store::{
+    Appended, Closing, Intake, IntakePlace, IntakeRecord, OpenEntry, OpenPage, after_first_tries,
+};
+use naru_model::MessageId;
 use naru_model::hops::Accepted;
 use naru_model::message::Outcome;
-use naru_model::{MessageId, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Params, Result, Row, Transaction, params};
 
 use crate::column::{self, Columns, accepted_columns};
 use crate::database::{Database, Sync};
 
 const SAVED: &str = "saved";
+/// How many columns `accepted_columns!` are; other ones come after them.
+const ACCEPTED_COLUMNS: usize = 10;
 
 #[async_trait]
 impl Intake for Database {
@@ -31,21 +35,49 @@ impl Intake for Database {
             .await
     }
 
+    async fn find(&self, entries: &[Accepted]) -> EngineResult<Vec<Option<IntakeRecord>>> {
+        let entries = entries.to_vec();
+        self.read(move |transaction| entries.iter().map(|entry| by_key(transaction, entry)).collect()).await
+    }
+
     async fn get(&self, ids: &[MessageId]) -> EngineResult<Vec<Option<IntakeRecord>>> {
         let ids = ids.to_vec();
         self.read(move |transaction| ids.iter().map(|id| by_id(transaction, *id)).collect()).await
     }
 
-    async fn open(&self, until: Timestamp, limit: usize) -> EngineResult<Vec<Accepted>> {
+    async fn open(
+        &self,
+        after: Option<IntakePlace>,
+        up_to: Option<IntakePlace>,
+        limit: usize,
+    ) -> EngineResult<OpenPage> {
         self.read(move |transaction| {
             // The index holds only open entries.
             let sql = concat!(
                 "SELECT ",
                 accepted_columns!(),
-                " FROM intake INDEXED BY intake_open WHERE open = 1 AND timestamp <= ?1 ORDER BY position LIMIT ?2"
+                ", position FROM intake INDEXED BY intake_open
+                WHERE open = 1 AND position > ?1 AND position <= ?2 ORDER BY position LIMIT ?3"
             );
+            let tick = |place: IntakePlace| place.0.cast_signed();
+            let range = params![after.map_or(0, tick), up_to.map_or(i64::MAX, tick), column::limit(limit)];
             let mut open = transaction.prepare_cached(sql)?;
-            open.query_map(params![until.as_millis(), column::limit(limit)], column::accepted)?.collect()
+            let entry = |row: &Row<'_>| {
+                Ok(OpenEntry { place: place(row.get(ACCEPTED_COLUMNS)?), accepted: column::accepted(row)? })
+            };
+            let entries = open.query_map(range, entry)?.collect::<Result<Vec<_>>>()?;
+            let next = entries.last().filter(|_| entries.len() == limit).map(|last| last.place);
+            Ok(OpenPage { entries, next })
+        })
+        .await
+    }
+
+    async fn newest_open(&self) -> EngineResult<Option<IntakePlace>> {
+        self.read(|transaction| {
+            let sql = "SELECT max(position) FROM intake INDEXED BY intake_open WHERE open = 1";
+            let newest =
+                transaction.prepare_cached(sql)?.query_row([], |row| row.get::<_, Option<i64>>(0))?;
+            Ok(newest.map(place))
         })
         .await
     }
@@ -96,9 +128,26 @@ fn append(connection: &Connection, entry: &Accepted) -> Result<Appended> {
     }
     // Its key or its id exists. An id that exists under another key is another message.
     Ok(match by_key(connection, entry)? {
-        Some(first) if first.accepted.content == entry.content => Appended::Resend(Box::new(first)),
+        Some(first) if first.accepted.content == entry.content => match first.outcome {
+            Some(Outcome::Rejected { .. }) => reopen(connection, first.accepted.id, entry)?,
+            _ => Appended::Resend(Box::new(first)),
+        },
         _ => Appended::Conflict,
     })
+}
+
+/// Its key, its content, its id and its place in the order stay.
+fn reopen(connection: &Connection, first: MessageId, entry: &Accepted) -> Result<Appended> {
+    let sql = "UPDATE intake SET open = 1, outcome = NULL, senderName = ?2, timestamp = ?3, after = ?4, origin = ?5, trace = ?6 WHERE _id = ?1";
+    connection.prepare_cached(sql)?.execute(params![
+        first.bytes(),
+        entry.sender_name,
+        entry.timestamp.as_millis(),
+        entry.after.map(|id| id.bytes()),
+        entry.origin.as_ref().map(column::json).transpose()?,
+        entry.trace.to_string(),
+    ])?;
+    Ok(Appended::Reopened(first))
 }
 
 fn by_id(connection: &Connection, id: MessageId) -> Result<Option<IntakeRecord>> {
@@ -122,11 +171,15 @@ fn one(connection: &Connection, sql: &str, key: impl Params) -> Result<Option<In
     connection.prepare_cached(sql)?.query_row(key, record).optional()
 }
 
+/// A row's place: rows are never removed, so their ids are in the order of appending.
+fn place(position: i64) -> IntakePlace {
+    IntakePlace(position.cast_unsigned())
+}
+
 fn outcome(row: &Row<'_>) -> Result<Option<Outcome>> {
-    const COLUMN: usize = 10;
-    Ok(match row.get_ref(COLUMN)?.as_str_or_null()? {
+    Ok(match row.get_ref(ACCEPTED_COLUMNS)?.as_str_or_null()? {
         None => None,
-        Some(SAVED) => Some(Outcome::Saved { seq: row.seq(COLUMN + 1)? }),
-        Some(_) => Some(Outcome::Rejected { reason: row.word(COLUMN)? }),
+        Some(SAVED) => Some(Outcome::Saved { seq: row.seq(ACCEPTED_COLUMNS + 1)? }),
+        Some(_) => Some(Outcome::Rejected { reason: row.word(ACCEPTED_COLUMNS)? }),
     })
 }

@@ -86,8 +86,12 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::ConflictUnnoticed, &["i3_other_content_is_a_conflict_and_changes_nothing"]),
             (Defect::AnswersOutOfOrder, &["i4_there_is_one_answer_per_entry_in_their_order"]),
             (Defect::OpenForgetsOrder, &["i5_open_lists_what_is_not_closed_oldest_first"]),
+            (Defect::OpenEndsEarly, &["i5_a_walk_lists_every_open_entry_once"]),
+            (Defect::NewestIsNot, &["i5_a_walk_lists_every_open_entry_once"]),
             (Defect::CloseOverwrites, &["i6_the_first_outcome_stands"]),
             (Defect::AfterAResend, &["i7_what_comes_after_a_resend_comes_after_its_first_try"]),
+            (Defect::FindsNoResend, &["i2_a_resend_is_found_without_an_append"]),
+            (Defect::RejectedStays, &["i8_what_was_rejected_may_be_appended_again"]),
             (
                 Defect::RunGoesOnAfterConflict,
                 &["m1_a_stopped_run_leaves_a_prefix", "m1_a_run_of_several_rooms_leaves_one_prefix"],

@@ -11,9 +11,10 @@ use naru_engines::live::{
     IsHere, Leases, Live, Presence, PresenceEntry, Proofs, Renewal, Seen, Signal, Subscription,
 };
 use naru_engines::store::{
-    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakeRecord,
-    MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedCursor, ParkedPush,
-    Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, Run, RunConflict, UserRecord, Users, Window,
+    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakePlace,
+    IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, OpenPage,
+    ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, Run, RunConflict,
+    UserRecord, Users, Window,
 };
 use naru_engines::{EngineResult, Engines};
 use naru_model::hops::{Accepted, Payload};
@@ -35,8 +36,12 @@ pub(crate) enum Defect {
     ConflictUnnoticed,
     AnswersOutOfOrder,
     OpenForgetsOrder,
+    OpenEndsEarly,
+    NewestIsNot,
     CloseOverwrites,
     AfterAResend,
+    FindsNoResend,
+    RejectedStays,
 
     RunGoesOnAfterConflict,
     TakenPlaceAccepted,
@@ -206,6 +211,10 @@ impl Intake for FaultyEngine<dyn Intake> {
         }
         for answer in &mut answers {
             match (self.defect, &answer) {
+                (Defect::RejectedStays, Appended::Reopened(id)) => {
+                    let first = self.inner.get(&[*id]).await?.remove(0).expect("it is there");
+                    *answer = Appended::Resend(Box::new(first));
+                }
                 (Defect::ResendIsNew, Appended::Resend(_))
                 | (Defect::ConflictUnnoticed, Appended::Conflict) => {
                     *answer = Appended::New;
@@ -219,6 +228,13 @@ impl Intake for FaultyEngine<dyn Intake> {
         Ok(answers)
     }
 
+    async fn find(&self, entries: &[Accepted]) -> EngineResult<Vec<Option<IntakeRecord>>> {
+        if self.defect == Defect::FindsNoResend {
+            return Ok(vec![None; entries.len()]);
+        }
+        self.inner.find(entries).await
+    }
+
     async fn get(&self, ids: &[MessageId]) -> EngineResult<Vec<Option<IntakeRecord>>> {
         let mut records = self.inner.get(ids).await?;
         let kept = self.kept();
@@ -230,12 +246,25 @@ impl Intake for FaultyEngine<dyn Intake> {
         Ok(records)
     }
 
-    async fn open(&self, until: Timestamp, limit: usize) -> EngineResult<Vec<Accepted>> {
-        let mut open = self.inner.open(until, limit).await?;
-        if self.defect == Defect::OpenForgetsOrder {
-            open.reverse();
+    async fn open(
+        &self,
+        after: Option<IntakePlace>,
+        up_to: Option<IntakePlace>,
+        limit: usize,
+    ) -> EngineResult<OpenPage> {
+        let mut page = self.inner.open(after, up_to, limit).await?;
+        match self.defect {
+            Defect::OpenForgetsOrder => page.entries.reverse(),
+            Defect::OpenEndsEarly => page.next = None,
+            _ => {}
         }
-        Ok(open)
+        Ok(page)
+    }
+
+    async fn newest_open(&self) -> EngineResult<Option<IntakePlace>> {
+        let newest = self.inner.newest_open().await?;
+        let later = |IntakePlace(place)| IntakePlace(place + 10);
+        Ok(if self.defect == Defect::NewestIsNot { newest.map(later) } else { newest })
     }
 
     async fn close(&self, closings: &[Closing]) -> EngineResult<()> {

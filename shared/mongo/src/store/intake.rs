@@ -3,21 +3,25 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use async_trait::async_trait;
-use bson::{Bson, Document, doc};
-use naru_engines::store::{Appended, Closing, Intake, IntakeRecord, after_first_tries, resend_key};
+use bson::{Bson, Document, RawDocumentBuf, doc};
+use naru_engines::store::{
+    Appended, Closing, Intake, IntakePlace, IntakeRecord, OpenEntry, OpenPage, after_first_tries, resend_key,
+};
 use naru_engines::{Applied, EngineError, EngineResult};
 use naru_model::hops::Accepted;
-use naru_model::{ClientMessageId, MessageId, RoomId, Seq, Timestamp, UserId};
+use naru_model::message::Outcome;
+use naru_model::{ClientMessageId, MessageId, RoomId, Seq, UserId};
 
-use crate::database::{Database, Find, PER_STATEMENT, Update, entry_of};
-use crate::document::{End, IntakeDocument, StoredEntry};
+use crate::database::{Database, Find, PER_STATEMENT, Update, entry_of, readable};
+use crate::document::{End, IntakeDocument, PlaceDocument, StoredEntry};
 use crate::error::{ENGINE, after_effect};
 use crate::field::{self, Field};
 use crate::open::INTAKE;
 
 #[async_trait]
 impl Intake for Database {
-    /// One round trip when all entries are new, else two, and a third where a new one comes after a resend.
+    /// One round trip when all entries are new, else two; one more when rejected entries are opened again, and one where a new
+    /// entry comes after a resend.
     ///
     /// When the process dies in between, each entry is stored or not: the sweeper finds the stored ones. One that comes after
     /// a resend may then be saved before it; their sender has had no answer to either, and sends both again, in order.
@@ -41,12 +45,19 @@ impl Intake for Database {
         let there = self.there_before(there.collect()).await.map_err(after_effect)?;
         let answer = |(entry, new)| if new { Ok(Appended::New) } else { there.answer(entry) };
         let answers = entries.iter().zip(new).map(answer).collect::<EngineResult<Vec<_>>>()?;
+        let answers = self.reopen(entries, answers).await.map_err(after_effect)?;
         let correct = |(id, first): (MessageId, MessageId)| {
             Update::one(doc! { "_id": id.to_bson() }, doc! { "$set": { "after": first.to_bson() } })
         };
         let corrected = after_first_tries(entries, &answers).into_iter().map(correct).collect();
         self.update_all(INTAKE, corrected).await.map_err(after_effect)?;
         Ok(answers)
+    }
+
+    /// One round trip.
+    async fn find(&self, entries: &[Accepted]) -> EngineResult<Vec<Option<IntakeRecord>>> {
+        let there = self.there_before(entries.iter().collect()).await?;
+        Ok(entries.iter().map(|entry| there.by_key.get(&key_of(entry)).cloned()).collect())
     }
 
     /// One round trip.
@@ -60,11 +71,36 @@ impl Intake for Database {
 
     /// One round trip for each 16 MB. The index holds open entries only. An unreadable entry does not prevent the recovery of
     /// others.
-    async fn open(&self, until: Timestamp, limit: usize) -> EngineResult<Vec<Accepted>> {
-        let find = Find::all(doc! { "open": true, "timestamp": { "$lte": until.to_bson() } });
-        let order = doc! { "appended": 1, "timestamp": 1, "place": 1 };
-        let open = self.find_readable::<StoredEntry>(INTAKE, find.sorted(order).at_most(limit)).await?;
-        Ok(open.into_iter().map(|StoredEntry(record)| record.accepted).collect())
+    async fn open(
+        &self,
+        after: Option<IntakePlace>,
+        up_to: Option<IntakePlace>,
+        limit: usize,
+    ) -> EngineResult<OpenPage> {
+        let mut range = Document::new();
+        range.extend(after.map(|place| ("$gt".to_owned(), place.to_bson().into())));
+        range.extend(up_to.map(|place| ("$lte".to_owned(), place.to_bson().into())));
+        let mut filter = doc! { "open": true };
+        if !range.is_empty() {
+            filter.insert("appended", range);
+        }
+        let find = Find::all(filter).sorted(in_order(1)).at_most(limit);
+        let documents = self.documents(INTAKE, find).await?;
+        let place =
+            |document: &RawDocumentBuf| readable(INTAKE, document).map(|PlaceDocument { appended }| appended);
+        let entry = |document: &RawDocumentBuf| {
+            let StoredEntry(record) = readable(INTAKE, document)?;
+            Some(OpenEntry { place: place(document)?, accepted: record.accepted })
+        };
+        let next = documents.iter().rev().filter(|_| documents.len() == limit).find_map(place);
+        Ok(OpenPage { entries: documents.iter().filter_map(entry).collect(), next })
+    }
+
+    /// One round trip.
+    async fn newest_open(&self) -> EngineResult<Option<IntakePlace>> {
+        let find = Find::all(doc! { "open": true }).sorted(in_order(-1)).at_most(1);
+        let newest = self.find::<PlaceDocument>(INTAKE, find.only(doc! { "appended": 1 })).await?.pop();
+        Ok(newest.map(|PlaceDocument { appended }| appended))
     }
 
     /// One round trip for every hundred entries of one `End`, one after the other: an append meanwhile waits for one of them
@@ -107,6 +143,11 @@ fn close(closings: &[Closing]) -> Vec<Update> {
     ends.iter().flat_map(statements).collect()
 }
 
+/// The order of the intake's index of open entries, or the opposite.
+fn in_order(direction: i32) -> Document {
+    doc! { "appended": direction, "timestamp": direction, "place": direction }
+}
+
 type Key = (RoomId, UserId, ClientMessageId);
 
 /// The records that refused entries met.
@@ -133,17 +174,55 @@ impl Database {
         let find = Find::all(doc! { "$or": either }).at_most(2 * entries.len());
         for StoredEntry(record) in self.find(INTAKE, find).await? {
             there.ids.insert(record.accepted.id);
-            let (room, sender, name) = resend_key(&record.accepted);
-            there.by_key.insert((room.clone(), sender.clone(), name.clone()), record);
+            there.by_key.insert(key_of(&record.accepted), record);
         }
         Ok(there)
     }
+
+    /// Opens the rejected ones among the first records of an append again. When two appends do so at the same time, one
+    /// changes the entry and both answer `Reopened`.
+    async fn reopen(&self, entries: &[Accepted], mut answers: Vec<Appended>) -> EngineResult<Vec<Appended>> {
+        let (mut updates, mut opened) = (Vec::new(), HashMap::new());
+        for (entry, answer) in entries.iter().zip(&mut answers) {
+            let Appended::Resend(first) = &*answer else { continue };
+            let id = first.accepted.id;
+            if let Some(accepted) = opened.get(&id).cloned() {
+                *answer = Appended::Resend(Box::new(IntakeRecord { accepted, outcome: None }));
+            } else if let Some(Outcome::Rejected { .. }) = first.outcome {
+                updates.push(reopening(id, entry)?);
+                opened.insert(id, Accepted { id, ..entry.clone() });
+                *answer = Appended::Reopened(id);
+            }
+        }
+        self.update_all(INTAKE, updates).await?;
+        Ok(answers)
+    }
+}
+
+fn key_of(entry: &Accepted) -> Key {
+    let (room, sender, name) = resend_key(entry);
+    (room.clone(), sender.clone(), name.clone())
+}
+
+/// An entry as it is opened again. Its key, its content, its id and its place in the order stay.
+fn reopening(first: MessageId, entry: &Accepted) -> EngineResult<Update> {
+    let rejected = End::NotAMember.as_str();
+    let mut set = bson::serialize_to_document(&IntakeDocument::new(entry.clone(), 0))
+        .map_err(|_| EngineError::permanent(ENGINE, "intake: not to be written as BSON"))?;
+    let mut unset = doc! { "outcome": "" };
+    for field in ["after", "origin"].into_iter().filter(|field| !set.contains_key(*field)) {
+        unset.insert(field, "");
+    }
+    for field in ["_id", "chatRoomId", "senderId", "clientMessageId", "content", "appended", "place"] {
+        set.remove(field);
+    }
+    let change = doc! { "$set": set, "$unset": unset };
+    Ok(Update::one(doc! { "_id": first.to_bson(), "open": false, "outcome": rejected }, change))
 }
 
 impl ThereBefore {
     fn answer(&self, entry: &Accepted) -> EngineResult<Appended> {
-        let (room, sender, name) = resend_key(entry);
-        match self.by_key.get(&(room.clone(), sender.clone(), name.clone())) {
+        match self.by_key.get(&key_of(entry)) {
             Some(first) if first.accepted.content == entry.content => {
                 Ok(Appended::Resend(Box::new(first.clone())))
             }

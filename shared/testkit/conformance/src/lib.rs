@@ -12,7 +12,7 @@
 //!
 //! | sub-suite | part | for |
 //! |---|---|---|
-//! | [`store`] | [`Store`] | I1–I7, M1–M7, R1–R3, R5, R6, P1–P6, D1–D5, K1–K4, U1–U4 |
+//! | [`store`] | [`Store`] | I1–I8, M1–M7, R1–R3, R5, R6, P1–P6, D1–D5, K1–K4, U1–U4 |
 //! | [`bus`] | [`Bus`] | B1–B5, C1, C2, S1–S3, each on every hop it applies to |
 //! | [`live`] | [`LiveLayer`] | L1–L5, E1–E7, O1, O2, A1 |
 //! | [`foreign`] | [`ForeignStore`] | R4, where another system can write |
@@ -35,13 +35,16 @@ macro_rules! conformance_cases {
                 i2_an_append_repeated_is_a_resend_of_itself,
                 i2_a_resend_is_recognised_after_death,
                 i2_of_many_at_the_same_time_one_is_new,
+                i2_a_resend_is_found_without_an_append,
                 i3_other_content_is_a_conflict_and_changes_nothing,
                 i3_another_room_or_sender_is_another_message,
                 i4_there_is_one_answer_per_entry_in_their_order,
                 i5_open_lists_what_is_not_closed_oldest_first,
+                i5_a_walk_lists_every_open_entry_once,
                 i6_the_first_outcome_stands,
                 i7_what_comes_after_a_resend_comes_after_its_first_try,
                 i6_an_outcome_survives_death,
+                i8_what_was_rejected_may_be_appended_again,
             }
             messages {
                 m1_a_run_is_stored_in_its_order,

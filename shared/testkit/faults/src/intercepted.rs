@@ -20,9 +20,10 @@ use naru_engines::live::{
     IsHere, Leases, Live, Presence, PresenceEntry, Proofs, Renewal, Seen, Signal, Subscription,
 };
 use naru_engines::store::{
-    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakeRecord,
-    MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedCursor, ParkedPush,
-    Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, Run, Store, UserRecord, Users, Window,
+    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakePlace,
+    IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, OpenPage,
+    ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, Run, Store,
+    UserRecord, Users, Window,
 };
 use naru_engines::{EngineResult, Engines};
 
@@ -117,8 +118,10 @@ macro_rules! intercepted {
 intercepted! {
     Intake {
         append(entries: &[Accepted]) -> Vec<Appended>, entries.iter().map(|entry| &entry.chat_room_id);
+        find(entries: &[Accepted]) -> Vec<Option<IntakeRecord>>, entries.iter().map(|entry| &entry.chat_room_id);
         get(ids: &[MessageId]) -> Vec<Option<IntakeRecord>>;
-        open(until: Timestamp, limit: usize) -> Vec<Accepted>;
+        open(after: Option<IntakePlace>, up_to: Option<IntakePlace>, limit: usize) -> OpenPage;
+        newest_open() -> Option<IntakePlace>;
         close(closings: &[Closing]) -> ();
     }
     Messages {

@@ -9,7 +9,7 @@ use naru_model::{MessageId, RoomId, Seq, Timestamp};
 
 use super::given::{accepted, room, user};
 use super::{Of, Store, reopened, together};
-use naru_engines::store::{Appended, Closing, IntakeRecord};
+use naru_engines::store::{Appended, Closing, IntakePlace, IntakeRecord};
 
 pub(super) async fn i1_what_is_new_survives_death_and_is_open(subject: Of<'_, Store>) {
     let store = subject.open().await;
@@ -77,6 +77,17 @@ pub(super) async fn i2_of_many_at_the_same_time_one_is_new(subject: Of<'_, Store
     assert_eq!(open_in(&store, &first.chat_room_id).await, from_ref(winner));
 }
 
+pub(super) async fn i2_a_resend_is_found_without_an_append(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (first, absent) = (accepted(&room(), &user()), accepted(&room(), &user()));
+    append(&store, &first).await;
+    let asked = [absent.clone(), resend_of(&first), first.clone()];
+    let record = Some(still_open(&first));
+    assert_eq!(store.intake.find(&asked).await.unwrap(), [None, record.clone(), record]);
+    assert_eq!(append(&store, &absent).await, Appended::New, "asking changed nothing");
+    assert_eq!(store.intake.find(&[]).await.unwrap(), []);
+}
+
 pub(super) async fn i3_other_content_is_a_conflict_and_changes_nothing(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let first = accepted(&room(), &user());
@@ -128,25 +139,44 @@ pub(super) async fn i4_there_is_one_answer_per_entry_in_their_order(subject: Of<
 pub(super) async fn i5_open_lists_what_is_not_closed_oldest_first(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let (room, ada) = (room(), user());
-    // Times so early that no other case's entries are as old.
-    let moment = Timestamp::from_millis;
+    // Their gateways' clocks say the opposite of the order of appending.
+    let moment = |at: u64| Timestamp::now().before(Duration::from_secs(at * 3_600));
     let entries: Vec<_> =
-        (1..=5).map(|at| Accepted { timestamp: moment(at), ..accepted(&room, &ada) }).collect();
+        (0..5).map(|at| Accepted { timestamp: moment(at), ..accepted(&room, &ada) }).collect();
     store.intake.append(&entries[..2]).await.unwrap();
-    store.intake.append(&entries[2..]).await.unwrap();
-
-    assert_eq!(store.intake.open(moment(5), 10).await.unwrap(), entries);
-    assert_eq!(store.intake.open(moment(3), 10).await.unwrap(), entries[..3], "at or before");
-    assert_eq!(store.intake.open(moment(5), 2).await.unwrap(), entries[..2], "at most the limit");
-    assert_eq!(store.intake.open(moment(0), 10).await.unwrap(), []);
+    store.intake.append(&entries[2..3]).await.unwrap();
+    store.intake.append(&entries[3..]).await.unwrap();
+    assert_eq!(open_in(&store, &room).await, entries);
 
     let outcome = Outcome::Saved { seq: Seq(1) };
     store.intake.close(&[Closing { id: entries[0].id, outcome }]).await.unwrap();
-    assert_eq!(store.intake.open(moment(5), 2).await.unwrap(), entries[1..3], "what is closed is not listed");
-
+    assert_eq!(open_in(&store, &room).await, entries[1..], "what is closed is not listed");
     let ends: Vec<_> = entries[1..].iter().map(|entry| Closing { id: entry.id, outcome }).collect();
     store.intake.close(&ends).await.unwrap();
-    assert_eq!(store.intake.open(moment(5), 10).await.unwrap(), []);
+    assert_eq!(open_in(&store, &room).await, []);
+}
+
+pub(super) async fn i5_a_walk_lists_every_open_entry_once(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (room, ada) = (room(), user());
+    let entries: Vec<_> = (0..7).map(|_| accepted(&room, &ada)).collect();
+    store.intake.append(&entries[..4]).await.unwrap();
+    let newest = store.intake.newest_open().await.unwrap();
+    store.intake.append(&entries[4..]).await.unwrap();
+
+    let walk = async |after, up_to, limit| {
+        let mut walked = open_between(&store, after, up_to, limit).await;
+        walked.retain(|entry| entry.chat_room_id == room);
+        walked
+    };
+    for limit in [1, 2, 3, 100] {
+        assert_eq!(walk(None, None, limit).await, entries);
+        assert_eq!(walk(None, newest, limit).await, entries[..4], "up to a place");
+        assert_eq!(walk(newest, None, limit).await, entries[4..], "right after a place");
+    }
+    let page = store.intake.open(None, None, 1).await.unwrap();
+    assert_eq!(page.entries.len(), 1, "at most the limit");
+    assert_eq!(page.next, Some(page.entries[0].place));
 }
 
 pub(super) async fn i6_the_first_outcome_stands(subject: Of<'_, Store>) {
@@ -200,6 +230,32 @@ pub(super) async fn i7_what_comes_after_a_resend_comes_after_its_first_try(subje
     assert_eq!(records, expected.map(|entry| Some(still_open(&entry))));
 }
 
+pub(super) async fn i8_what_was_rejected_may_be_appended_again(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (first, later) = (accepted(&room(), &user()), accepted(&room(), &user()));
+    let later = Accepted { chat_room_id: first.chat_room_id.clone(), ..later };
+    append(&store, &first).await;
+    let rejected = Outcome::Rejected { reason: Rejection::NotAMember };
+    store.intake.close(&[Closing { id: first.id, outcome: rejected }]).await.unwrap();
+    append(&store, &later).await;
+    let other = Accepted { content: "something else".into(), ..resend_of(&first) };
+    assert_eq!(append(&store, &other).await, Appended::Conflict);
+
+    // Of two in one append, one opens it again.
+    let again = Accepted { after: Some(later.id), ..resend_of(&first) };
+    let opened = Accepted { id: first.id, ..again.clone() };
+    let answers = store.intake.append(&[again.clone(), resend_of(&first)]).await.unwrap();
+    assert_eq!(answers, [Appended::Reopened(first.id), Appended::Resend(Box::new(still_open(&opened)))]);
+    let store = reopened(subject, store).await;
+    assert_eq!(store.intake.get(&[first.id, again.id]).await.unwrap(), [Some(still_open(&opened)), None]);
+    assert_eq!(open_in(&store, &first.chat_room_id).await, [opened.clone(), later]);
+
+    let outcome = Outcome::Saved { seq: Seq(1) };
+    store.intake.close(&[Closing { id: first.id, outcome }]).await.unwrap();
+    let closed = IntakeRecord { accepted: opened, outcome: Some(outcome) };
+    assert_eq!(append(&store, &resend_of(&first)).await, Appended::Resend(Box::new(closed)), "it is saved");
+}
+
 async fn append(store: &Store, entry: &Accepted) -> Appended {
     let mut answers = store.intake.append(from_ref(entry)).await.unwrap();
     assert_eq!(answers.len(), 1, "one answer per entry");
@@ -222,8 +278,25 @@ fn still_open(accepted: &Accepted) -> IntakeRecord {
 
 /// The open entries of this room.
 async fn open_in(store: &Store, room: &RoomId) -> Vec<Accepted> {
-    let soon = Timestamp::now().after(Duration::from_secs(60));
-    let mut open = store.intake.open(soon, 100_000).await.unwrap();
+    let mut open = open_between(store, None, None, 1_000).await;
     open.retain(|entry| entry.chat_room_id == *room);
     open
+}
+
+async fn open_between(
+    store: &Store,
+    mut after: Option<IntakePlace>,
+    up_to: Option<IntakePlace>,
+    limit: usize,
+) -> Vec<Accepted> {
+    let mut open = Vec::new();
+    loop {
+        let page = store.intake.open(after, up_to, limit).await.unwrap();
+        assert!(page.entries.is_sorted_by_key(|entry| entry.place));
+        open.extend(page.entries.into_iter().map(|entry| entry.accepted));
+        after = page.next;
+        if after.is_none() {
+            return open;
+        }
+    }
 }

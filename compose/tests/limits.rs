@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use naru_client::{Claims, Client, Connect, Http, Incoming, Reading, token};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::support::{Naru, SECRET, token_of};
 
@@ -185,12 +187,8 @@ async fn a_sync_answers_each_room_once() {
     naru.stop().await;
 }
 
-/// Of an answer that is not read, no more is in memory than a part of the queue holds.
-#[tokio::test]
-async fn an_answer_is_made_as_it_is_read() {
-    const READERS: u64 = 5;
-    let flags = ["--max-content-bytes", "60000", "--rate-messages-per-second", "0", "--ping-interval", "1h"];
-    let naru = Naru::start(&flags).await;
+/// 12 MB of messages: more than the system's buffers of a connection hold.
+async fn fill(naru: &Naru) -> Client {
     naru.http("A").create_room(&["A", "B"]).await;
     let mut ada = naru.phone("A").await;
     for number in 0..200 {
@@ -199,6 +197,16 @@ async fn an_answer_is_made_as_it_is_read() {
     for _ in 0..200 {
         ada.expect("ACK").await;
     }
+    ada
+}
+
+/// Of an answer that is not read, no more is in memory than a part of the queue holds.
+#[tokio::test]
+async fn an_answer_is_made_as_it_is_read() {
+    const READERS: u64 = 5;
+    let flags = ["--max-content-bytes", "60000", "--rate-messages-per-second", "0", "--ping-interval", "1h"];
+    let naru = Naru::start(&flags).await;
+    let mut ada = fill(&naru).await;
     let mut readers = Vec::new();
     for _ in 0..READERS {
         let mut ben = naru.phone("B").await;
@@ -253,5 +261,37 @@ async fn who_leaves_too_much_unread_is_closed() {
         .await
         .expect("all is freed");
     naru.phone("B").await.quiet("ERROR").await;
+    naru.stop().await;
+}
+
+/// An answer over HTTP that is not read counts, too; while too much waits, new work is refused and old sessions go on.
+#[tokio::test]
+async fn beyond_the_budget_new_work_is_refused() {
+    let flags =
+        ["--max-content-bytes", "60000", "--rate-messages-per-second", "0", "--max-queued-bytes", "8000000"];
+    let naru = Naru::start(&flags).await;
+    let mut ada = fill(&naru).await;
+    let mut unread = TcpStream::connect(naru.url.trim_start_matches("http://")).await.expect("it listens");
+    let bearer = token_of("A");
+    let head = format!("host: naru\r\nauthorization: Bearer {bearer}\r\nconnection: close\r\n");
+    let request = format!("GET /api/rooms/A_B/messages?limit=200 HTTP/1.1\r\n{head}\r\n");
+    unread.write_all(request.as_bytes()).await.expect("it reads");
+    assert_eq!(&unread.read_u32().await.expect("an answer").to_be_bytes(), b"HTTP");
+
+    ada.chat("A_B", "one more", "new").await;
+    let refusal = ada.expect("ERROR").await;
+    assert_eq!((&refusal["code"], &refusal["clientMessageId"]), (&json!("OVERLOADED"), &json!("new")));
+    ada.send_json(&json!({"type": "SYNC", "rooms": []})).await;
+    assert_eq!(ada.expect("ERROR").await["code"], "OVERLOADED");
+    let (status, body) = naru.http("A").get("/api/rooms").await;
+    assert_eq!((status, &body["code"]), (503, &json!("OVERLOADED")));
+    let refused = Connect::to(&naru.url, &token_of("B")).client().await.expect_err("a new session");
+    assert_eq!(refused.status(), Some(503), "{refused}");
+
+    let mut rest = Vec::new();
+    unread.read_to_end(&mut rest).await.expect("the whole answer");
+    assert!(rest.len() > 12_000_000);
+    ada.chat("A_B", "one more", "new").await;
+    ada.expect("ACK").await;
     naru.stop().await;
 }

@@ -13,6 +13,7 @@
 //! persister has saved each message that it has confirmed.
 
 mod accept;
+mod answer_body;
 mod api;
 mod batches;
 mod budget;

@@ -10,7 +10,7 @@ use crate::{
     process::Group,
     push,
     session::{Protocol, Server},
-    systems::{KEYS, Places},
+    systems::{Directories, KEYS},
 };
 
 fn required(name: &'static str, help: &'static str) -> Arg {
@@ -52,7 +52,7 @@ pub fn command() -> Command {
         count_arg("bytes", "100", "Content size"),
         time_arg("settle", "10s", "How long to wait for stragglers before they count as lost"),
     ];
-    let places = [
+    let directories = [
         Arg::new("systems")
             .long("systems")
             .value_delimiter(',')
@@ -87,10 +87,11 @@ pub fn command() -> Command {
                 .args(server.clone())
                 .args([
                     required("phones", "The emulator's admin address: http://HOST:PORT"),
-                    with_default("platform", "apns", "Whose phones").value_parser(["apns", "fcm"]),
-                    count_arg("recipients", "50", "Members who are away, a phone each"),
+                    with_default("platform", "apns", "The provider whose devices they are")
+                        .value_parser(["apns", "fcm"]),
+                    count_arg("recipients", "50", "Members without a session, a device each"),
                     count_arg("messages", "100", "Messages that each of them misses"),
-                    time_arg("patience", "5m", "How long all of it may take"),
+                    time_arg("timeout", "5m", "How long all of it may take"),
                     pid,
                 ]),
         )
@@ -114,7 +115,7 @@ pub fn command() -> Command {
         .subcommand(
             Command::new("compare")
                 .about("Measure several systems in interleaved rounds")
-                .args(places.clone())
+                .args(directories.clone())
                 .args(load.clone())
                 .args([
                     count_arg("rounds", "5", "How often each system has its turn"),
@@ -141,7 +142,7 @@ pub fn command() -> Command {
         .subcommand(
             Command::new("peak")
                 .about("The highest rate that each system holds")
-                .args(places)
+                .args(directories)
                 .args(load)
                 .args([
                     count_arg("start", "1000", "The first rate that is tried"),
@@ -197,7 +198,7 @@ pub fn push_options(matches: &ArgMatches) -> push::Options {
         platform: text(matches, "platform").to_owned(),
         recipients: count(matches, "recipients"),
         messages: count(matches, "messages"),
-        patience: time(matches, "patience"),
+        timeout: time(matches, "timeout"),
         pid: matches.get_one("pid").copied(),
     }
 }
@@ -238,7 +239,7 @@ pub fn peak_options(matches: &ArgMatches) -> peak::Options {
 }
 
 /// Where the systems are. Data of an earlier run is removed, unless it is asked for.
-pub fn places(matches: &ArgMatches) -> anyhow::Result<Places> {
+pub fn directories(matches: &ArgMatches) -> anyhow::Result<Directories> {
     let data = PathBuf::from(text(matches, "data"));
     // Only the folders of a run: the directory may hold other files.
     for old in KEYS.map(|key| data.join(key)) {
@@ -257,7 +258,7 @@ pub fn places(matches: &ArgMatches) -> anyhow::Result<Places> {
             variable.split_once('=').with_context(|| format!("{variable:?} is not NAME=VALUE"))?;
         Ok((name.to_owned(), value.to_owned()))
     });
-    Ok(Places {
+    Ok(Directories {
         naru,
         against: matches.get_one::<String>("against").map(PathBuf::from),
         data: data.canonicalize()?,

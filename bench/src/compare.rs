@@ -66,7 +66,7 @@ pub async fn run(
         for number in 1..=options.rounds {
             for place in 0..systems.len() {
                 let system = &systems[(place + number as usize - 1) % systems.len()];
-                eprintln!("round {number} of {}, {}: {}", options.rounds, state.word(), system.label);
+                eprintln!("round {number} of {}, {}: {}", options.rounds, state.as_str(), system.label);
                 let running = system.start()?;
                 if let (State::Full, 1, Some(amount)) = (state, number, &options.fill) {
                     let filled = fill::run(&running.server, amount).await?;

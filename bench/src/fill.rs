@@ -12,15 +12,15 @@ use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 
 use crate::{
-    ledger::Schedule,
     load::{Driver, Room},
+    record::Schedule,
     session::{Protocol, Server, new_run},
 };
 
 /// Messages that are under way at a time.
 const WINDOW: usize = 512;
 /// How long no message may be answered before the run gives up.
-const PATIENCE: Duration = Duration::from_secs(30);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone)]
 pub struct Amount {
@@ -31,7 +31,6 @@ pub struct Amount {
     pub bytes: u32,
 }
 
-/// The result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
@@ -65,11 +64,11 @@ pub async fn run(server: &Server, amount: &Amount) -> anyhow::Result<Report> {
         server.open_all(&users, &run, &mut driver)?;
         driver.rooms(rooms, users, content);
         let start = Instant::now();
-        let ledger = driver.fill(WINDOW, PATIENCE)?;
-        Ok((ledger.settled(), ledger.close().errors, start.elapsed()))
+        let record = driver.fill(WINDOW, IDLE_TIMEOUT)?;
+        Ok((record.finished(), record.totals().errors, start.elapsed()))
     });
-    let (settled, errors, took) = filling.await??;
-    ensure!(settled == total && errors.is_empty(), "{settled} of {total} messages arrived: {errors:?}");
+    let (finished, errors, took) = filling.await??;
+    ensure!(finished == total && errors.is_empty(), "{finished} of {total} messages arrived: {errors:?}");
     let Amount { messages, rooms, .. } = *amount;
     Ok(Report { messages, rooms, rooms_seconds, messages_seconds: took.as_secs_f64() })
 }

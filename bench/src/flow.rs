@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 
 use crate::{
-    ledger::{Latency, Schedule, Totals},
     load::{Driver, Room},
     process::{self, Group},
+    record::{Latency, Schedule, Totals},
     session::{Server, new_run},
 };
 
@@ -38,7 +38,6 @@ pub struct Options {
     pub groups: Vec<Group>,
 }
 
-/// The result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
@@ -95,7 +94,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let groups: Vec<_> = options.groups.iter().chain([&tool]).collect();
     let machine_before = process::machine_cpu_time()?;
     let before = groups.iter().map(|group| group.cpu_time()).collect::<anyhow::Result<Vec<_>>>()?;
-    let totals = driving.await??.close();
+    let totals = driving.await??.totals();
     let costs = groups.iter().zip(before).map(|(group, before)| Cost::since(before, group, totals.measured));
     let mut server = costs.collect::<anyhow::Result<Vec<_>>>()?;
     let machine = process::machine_cpu_time()?.saturating_sub(machine_before).as_secs_f64();

@@ -15,9 +15,9 @@ use std::{
 use serde_json::json;
 
 use crate::{
-    ledger::Schedule,
     load::{Driver, Session},
     process::Group,
+    record::Schedule,
     session::{Server, new_run},
 };
 
@@ -39,7 +39,6 @@ pub struct Options {
     pub groups: Vec<Group>,
 }
 
-/// The result.
 #[derive(Debug)]
 pub struct Report {
     opened: u32,

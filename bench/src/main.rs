@@ -53,12 +53,12 @@ mod fake_server;
 mod fill;
 mod flow;
 mod idle;
-mod ledger;
 mod load;
 mod peak;
 mod peers;
 mod process;
 mod push;
+mod record;
 mod session;
 mod systems;
 
@@ -104,7 +104,7 @@ async fn main() -> anyhow::Result<ExitCode> {
 }
 
 async fn run_compare(matches: &ArgMatches) -> anyhow::Result<()> {
-    let (options, systems) = (cli::compare_options(matches), cli::places(matches)?);
+    let (options, systems) = (cli::compare_options(matches), cli::directories(matches)?);
     let out = Path::new(cli::text(matches, "out"));
     let systems = systems.systems(&cli::list(matches, "systems"))?;
     systems::install(&systems)?;
@@ -112,7 +112,7 @@ async fn run_compare(matches: &ArgMatches) -> anyhow::Result<()> {
     let mut comparison = Comparison {
         started: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
         command: std::env::args().collect::<Vec<_>>().join(" "),
-        machine: Machine::here(),
+        machine: Machine::current(),
         versions: systems::versions()?,
         systems: systems
             .iter()
@@ -136,8 +136,8 @@ fn write_pages(comparison: &Comparison, out: &Path) -> anyhow::Result<()> {
 }
 
 async fn run_peak(matches: &ArgMatches) -> anyhow::Result<()> {
-    let (options, places) = (cli::peak_options(matches), cli::places(matches)?);
-    let systems = places.systems(&cli::list(matches, "systems"))?;
+    let (options, directories) = (cli::peak_options(matches), cli::directories(matches)?);
+    let systems = directories.systems(&cli::list(matches, "systems"))?;
     systems::install(&systems)?;
     for system in systems {
         eprintln!("{}", system.label);

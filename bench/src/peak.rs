@@ -30,7 +30,6 @@ pub struct Options {
     pub bytes: u32,
 }
 
-/// The result.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {

@@ -1,4 +1,4 @@
-//! How fast pushes leave, and what they cost: one room, many members who are away, a phone each, and the provider emulator
+//! How fast pushes leave, and what they cost: one room, many offline members with a device each, and the provider emulator
 //! (`naru phones`) as FCM and APNs.
 
 use std::{
@@ -17,7 +17,6 @@ use crate::{
 /// How often the emulator is asked how many pushes it has taken.
 const ASK_EVERY: Duration = Duration::from_millis(20);
 
-/// The load.
 #[derive(Debug)]
 pub struct Options {
     /// The server. It pushes to the emulator.
@@ -26,17 +25,16 @@ pub struct Options {
     pub phones: String,
     /// `fcm` or `apns`.
     pub platform: String,
-    /// How many members are away.
+    /// How many members are offline.
     pub recipients: u32,
     /// How many messages each of them misses.
     pub messages: u32,
     /// How long all of it may take.
-    pub patience: Duration,
+    pub timeout: Duration,
     /// The process that pushes.
     pub pid: Option<u32>,
 }
 
-/// The result.
 #[derive(Debug)]
 pub struct Report {
     pushes: u64,
@@ -83,7 +81,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
         if now.taken >= before.taken + pushes {
             break now;
         }
-        ensure!(start.elapsed() < options.patience, "{} of {pushes} pushes came", now.taken - before.taken);
+        ensure!(start.elapsed() < options.timeout, "{} of {pushes} pushes came", now.taken - before.taken);
         tokio::time::sleep(ASK_EVERY).await;
     };
     let took = start.elapsed();

@@ -1,4 +1,4 @@
-//! The systems that are compared, each started on ports and in folders of its own, and stopped when its turn is over.
+//! The systems that are compared, each started on ports and in directories of its own, and stopped when its turn is over.
 //!
 //! Ports stay the same over restarts, because stored data refers to them (RabbitMQ's node is named by its port).
 
@@ -62,9 +62,9 @@ pub struct Running {
     children: Vec<Child>,
 }
 
-/// The folders of programs and data.
+/// The directories of programs and data.
 #[derive(Debug, Clone)]
-pub struct Places {
+pub struct Directories {
     /// Naru's programs.
     pub naru: PathBuf,
     /// The programs of another version, if that is to be measured, too.
@@ -75,7 +75,7 @@ pub struct Places {
     pub variables: Vec<(String, String)>,
 }
 
-impl Places {
+impl Directories {
     /// The systems with these keys, or all there are.
     ///
     /// # Errors
@@ -193,11 +193,15 @@ mod tests {
 
     #[test]
     fn systems_are_chosen_by_key_and_must_be_there() {
-        let places =
-            Places { naru: "/nowhere".into(), against: None, data: "/nowhere".into(), variables: Vec::new() };
+        let directories = Directories {
+            naru: "/nowhere".into(),
+            against: None,
+            data: "/nowhere".into(),
+            variables: Vec::new(),
+        };
         let keys = |keys: &[&str]| {
             let keys: Vec<_> = keys.iter().map(|key| (*key).to_owned()).collect();
-            let systems = places.systems(&keys)?;
+            let systems = directories.systems(&keys)?;
             anyhow::Ok(systems.into_iter().map(|system| system.key).collect::<Vec<_>>())
         };
         assert_eq!(keys(&["ejabberd", "socketio"]).expect("known"), ["socketio", "ejabberd"]);

@@ -55,13 +55,15 @@ impl Signer {
         struct All<'a> {
             #[serde(flatten)]
             claims: &'a Claims<'a>,
+            iat: i64,
             #[serde(skip_serializing_if = "Option::is_none")]
             iss: Option<&'a str>,
             #[serde(skip_serializing_if = "Option::is_none")]
             aud: Option<&'a str>,
         }
         let Config { jwt_issuer, jwt_audience } = &self.config;
-        let all = All { claims, iss: jwt_issuer.as_deref(), aud: jwt_audience.as_deref() };
+        let iat = Timestamp::now().as_millis() / 1000;
+        let all = All { claims, iat, iss: jwt_issuer.as_deref(), aud: jwt_audience.as_deref() };
         let key = EncodingKey::from_secret(self.secret.expose().as_bytes());
         Ok(jsonwebtoken::encode(&Header::default(), &all, &key)?)
     }

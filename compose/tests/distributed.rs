@@ -9,6 +9,7 @@ pub mod costs;
 mod forward;
 mod journey;
 mod kills;
+mod lapses;
 mod meter;
 mod outages;
 mod pushes;

@@ -117,7 +117,7 @@ async fn without_its_key_set_a_gateway_is_not_ready_and_tokens_are_unavailable()
     identity_provider.script((0..1_000).map(|_| Answer::status(500)));
     let url = identity_provider.url("/jwks");
     let naru = Naru::start_with_keys(&["--jwt-jwks-url", &url]).await;
-    // Signed with another's key: nobody knows.
+    // Signed with a key that may be in the set.
     let token = "eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiJBIiwiZXhwIjo0MTAyNDQ0ODAwfQ.AAAA";
     let (status, body) = Http::new(&naru.url, token).get("/api/rooms").await;
     assert_eq!((status, &body["code"]), (503, &json!("UNAVAILABLE")));

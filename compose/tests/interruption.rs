@@ -16,14 +16,14 @@ use serde_json::{Value, json};
 use crate::support::{Before, Naru};
 
 /// A Naru behind whose back messages can be stored and published.
-struct World {
+struct Fixture {
     naru: Naru,
     engines: Engines,
     /// Whether the subscription is interrupted the next time it is listened to.
     interruption: Arc<AtomicBool>,
 }
 
-impl World {
+impl Fixture {
     async fn start(flags: &[&str]) -> Self {
         let (interruption, out) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(None)));
         let (due, sink) = (interruption.clone(), out.clone());
@@ -100,115 +100,116 @@ async fn heard(phone: &mut Client, count: usize) -> Vec<Value> {
 
 #[tokio::test]
 async fn only_clients_that_may_have_missed_a_message_are_asked_to_sync() {
-    let world = World::start(&[]).await;
+    let fixture = Fixture::start(&[]).await;
     for members in [["A", "B"], ["C", "D"]] {
-        world.naru.http(members[0]).create_room(&members).await;
+        fixture.naru.http(members[0]).create_room(&members).await;
     }
-    let mut ben = world.synced("B", "A_B").await;
-    let mut cleo = world.synced("C", "C_D").await;
-    let mut dan = world.naru.phone("D").await;
+    let mut ben = fixture.synced("B", "A_B").await;
+    let mut cleo = fixture.synced("C", "C_D").await;
+    let mut dan = fixture.naru.phone("D").await;
 
     // Interrupted in silence: only a client that never said what it has is asked.
-    world.interrupted().await;
+    fixture.interrupted().await;
     assert!(dan.expect("RESYNC").await.get("rooms").is_none(), "any of his rooms may have moved");
     for phone in [&mut ben, &mut cleo] {
         phone.quiet("RESYNC").await;
     }
 
     // Interrupted while Ada wrote.
-    world.saved("A_B", 1).await;
-    world.interrupted().await;
+    fixture.saved("A_B", 1).await;
+    fixture.interrupted().await;
     let resync = ben.expect("RESYNC").await;
     assert_eq!(resync["rooms"], json!(["A_B"]));
     assert!(resync["retryAfterMs"].as_u64().expect("a moment") < 2_000);
     cleo.quiet("RESYNC").await;
 
     // Ben was told, so the next interruption does not concern him; and what comes next is no gap.
-    let next = world.saved("A_B", 2).await;
-    world.published(&next).await;
+    let next = fixture.saved("A_B", 2).await;
+    fixture.published(&next).await;
     assert_eq!(ben.expect("CHAT").await["seq"], 2);
-    world.interrupted().await;
+    fixture.interrupted().await;
     dan.expect("RESYNC").await;
     dan.expect("RESYNC").await;
     ben.quiet("RESYNC").await;
     ben.quiet("CHAT").await;
-    world.naru.stop().await;
+    fixture.naru.stop().await;
 }
 
 /// Where nothing else would tell of what can't be seen from here, every client is asked.
 #[tokio::test]
 async fn without_proof_of_delivery_every_client_is_asked_to_sync() {
-    let world = World::start(&["--delivery-grace", "0s"]).await;
-    world.naru.http("A").create_room(&["A", "B"]).await;
-    let mut ben = world.synced("B", "A_B").await;
-    world.interrupted().await;
+    let fixture = Fixture::start(&["--delivery-grace", "0s"]).await;
+    fixture.naru.http("A").create_room(&["A", "B"]).await;
+    let mut ben = fixture.synced("B", "A_B").await;
+    fixture.interrupted().await;
     assert!(ben.expect("RESYNC").await.get("rooms").is_none());
-    world.naru.stop().await;
+    fixture.naru.stop().await;
 }
 
 /// A live layer that was restarted has forgotten the sessions.
 #[tokio::test]
 async fn all_sessions_are_attached_to_presence_again() {
-    let world = World::start(&[]).await;
-    let mut ben = Client::connect(&world.naru.url, &crate::support::token_of("B")).await.expect("a welcome");
+    let fixture = Fixture::start(&[]).await;
+    let mut ben =
+        Client::connect(&fixture.naru.url, &crate::support::token_of("B")).await.expect("a welcome");
     let session = ben.welcome().await["sessionId"].as_str().expect("an id").to_owned();
-    let presence = &world.engines.presence;
+    let presence = &fixture.engines.presence;
     let gateway = GatewayId::generate();
     let session = SessionId::new(session).expect("an id");
     let attachment = PresenceEntry { user: user("B"), device: None, session, gateway };
     presence.detach(&attachment).await.expect("an answer");
     assert!(!presence.online(&[user("B")]).await.expect("an answer")[0]);
 
-    world.interrupted().await;
+    fixture.interrupted().await;
     let back = async {
         while !presence.online(&[user("B")]).await.expect("an answer")[0] {
             tokio::task::yield_now().await;
         }
     };
     tokio::time::timeout(naru_client::PATIENCE, back).await.expect("presence is told");
-    world.naru.stop().await;
+    fixture.naru.stop().await;
 }
 
 /// A hand-over between fanouts may reorder; what comes late by little is waited for.
 #[tokio::test]
 async fn what_overtook_another_waits_for_it() {
-    let world = World::start(&[]).await;
-    world.naru.http("A").create_room(&["A", "B"]).await;
-    let mut ben = world.synced("B", "A_B").await;
+    let fixture = Fixture::start(&[]).await;
+    fixture.naru.http("A").create_room(&["A", "B"]).await;
+    let mut ben = fixture.synced("B", "A_B").await;
     let mut messages = Vec::new();
     for seq in 1..=4 {
-        messages.push(world.saved("A_B", seq).await);
+        messages.push(fixture.saved("A_B", seq).await);
     }
     for place in [0, 3, 2, 1] {
-        world.published(&messages[place]).await;
+        fixture.published(&messages[place]).await;
     }
     assert_eq!(heard(&mut ben, 4).await, [1, 2, 3, 4]);
     ben.quiet("CHAT").await;
     ben.quiet("RESYNC").await;
 
     // Once more, as after a redelivery: it may come twice, and never not at all.
-    world.published(&messages[1]).await;
+    fixture.published(&messages[1]).await;
     assert_eq!(heard(&mut ben, 1).await, [2]);
-    world.naru.stop().await;
+    fixture.naru.stop().await;
 }
 
 /// What does not come is fetched, and goes out in its place. Its own sender is not sent it as news.
 #[tokio::test]
 async fn what_never_came_is_fetched() {
-    let world = World::start(&[]).await;
-    world.naru.http("A").create_room(&["A", "B"]).await;
-    let (mut ada, mut ben) = (world.synced("A", "A_B").await, world.synced("B", "A_B").await);
+    let fixture = Fixture::start(&[]).await;
+    fixture.naru.http("A").create_room(&["A", "B"]).await;
+    let (mut ada, mut ben) = (fixture.synced("A", "A_B").await, fixture.synced("B", "A_B").await);
     for seq in 1..=3 {
-        world.saved("A_B", seq).await;
+        fixture.saved("A_B", seq).await;
     }
-    let last = world.saved("A_B", 4).await;
-    world.published(&last).await;
+    let last = fixture.saved("A_B", 4).await;
+    fixture.published(&last).await;
     assert_eq!(heard(&mut ben, 4).await, [1, 2, 3, 4]);
-    world.naru.counts("naru_gateway_fetched_total 3").await;
+    fixture.naru.counts("naru_gateway_fetched_total 3").await;
     assert_eq!(ada.expect("RESYNC").await["rooms"], json!(["A_B"]));
     assert_eq!(heard(&mut ada, 1).await, [4]);
     ada.quiet("CHAT").await;
-    world.naru.stop().await;
+    fixture.naru.stop().await;
 }
 
 /// Presence does not answer when a phone connects: it is served, and as soon as presence hears of it, it hears of messages.

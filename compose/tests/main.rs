@@ -20,4 +20,5 @@ mod proof;
 mod scenarios;
 mod settings;
 mod support;
+mod users;
 mod websocket;

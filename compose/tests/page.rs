@@ -24,15 +24,15 @@ const RECONNECT: Duration = Duration::from_secs(20);
 /// Ada's message is on her screen at once, becomes sent when it is saved, and is at Ben's; no phone buzzes.
 #[tokio::test]
 async fn a_message_is_drawn_at_once_and_arrives() {
-    let desk = Desk::set_up().await;
-    desk.watch_bubbles("ada").await;
-    desk.write("ada", "안녕하세요, Ben").await;
-    let sent = desk.bubble("ada", "안녕하세요, Ben", "sent").await;
-    let received = desk.bubble("ben", "안녕하세요, Ben", "received").await;
+    let fixture = Fixture::set_up().await;
+    fixture.watch_bubbles("ada").await;
+    fixture.write("ada", "안녕하세요, Ben").await;
+    let sent = fixture.bubble("ada", "안녕하세요, Ben", "sent").await;
+    let received = fixture.bubble("ben", "안녕하세요, Ben", "received").await;
     assert_eq!(received["id"], sent["id"]);
 
     // From Enter on: first sending, then sent under the saved id, and nothing in between.
-    let seen = desk.browser.run("return window.seen").await;
+    let seen = fixture.browser.run("return window.seen").await;
     let states: Vec<_> = seen.as_array().expect("what was seen").iter().map(|step| &step["state"]).collect();
     assert_eq!(states, ["sending", "sent"], "{seen}");
     assert_eq!((&seen[0]["id"], &seen[1]["id"]), (&Value::Null, &sent["id"]));
@@ -41,139 +41,143 @@ async fn a_message_is_drawn_at_once_and_arrives() {
     assert!(drawn_after < 100.0, "drawn after {drawn_after} ms: {seen}");
 
     // Ben reads it, and Ada sees that. He answers.
-    desk.browser
+    fixture
+        .browser
         .until(&format!("bubbles('ada', {})[0].dataset.mark === 'read'", json!("안녕하세요, Ben")))
         .await;
-    desk.write("ben", "Hello, Ada").await;
-    let answer = desk.bubble("ada", "Hello, Ada", "received").await;
-    assert_eq!(desk.bubble("ben", "Hello, Ada", "sent").await["id"], answer["id"]);
-    assert_eq!(desk.pushes("ada").await, json!([]));
-    assert_eq!(desk.pushes("ben").await, json!([]));
-    desk.clear_away().await;
+    fixture.write("ben", "Hello, Ada").await;
+    let answer = fixture.bubble("ada", "Hello, Ada", "received").await;
+    assert_eq!(fixture.bubble("ben", "Hello, Ada", "sent").await["id"], answer["id"]);
+    assert_eq!(fixture.pushes("ada").await, json!([]));
+    assert_eq!(fixture.pushes("ben").await, json!([]));
+    fixture.clear_away().await;
 }
 
 /// Ben is switched off, so his phone buzzes; when he is back, the message is there, once.
 #[tokio::test]
 async fn a_phone_buzzes_when_its_owner_is_away() {
-    let desk = Desk::set_up().await;
-    desk.write("ada", "you are here").await;
-    desk.bubble("ben", "you are here", "received").await;
+    let fixture = Fixture::set_up().await;
+    fixture.write("ada", "you are here").await;
+    fixture.bubble("ben", "you are here", "received").await;
 
-    desk.switch("ben", "offline").await;
-    desk.write("ada", "밥 먹었어?").await;
-    let sent = desk.bubble("ada", "밥 먹었어?", "sent").await;
-    desk.browser.until("all('ben', 'push').length > 0").await;
+    fixture.switch("ben", "offline").await;
+    fixture.write("ada", "밥 먹었어?").await;
+    let sent = fixture.bubble("ada", "밥 먹었어?", "sent").await;
+    fixture.browser.until("all('ben', 'push').length > 0").await;
     // One push: none was sent for the message that found him here.
-    assert_eq!(desk.pushes("ben").await, json!([{"title": "Ada", "body": "밥 먹었어?", "id": sent["id"]}]));
-    assert_eq!(desk.texts("ben").await, json!(["you are here"]));
+    assert_eq!(
+        fixture.pushes("ben").await,
+        json!([{"title": "Ada", "body": "밥 먹었어?", "id": sent["id"]}])
+    );
+    assert_eq!(fixture.texts("ben").await, json!(["you are here"]));
 
-    desk.switch("ben", "connected").await;
-    let received = desk.bubble("ben", "밥 먹었어?", "received").await;
+    fixture.switch("ben", "connected").await;
+    let received = fixture.bubble("ben", "밥 먹었어?", "received").await;
     assert_eq!(received["id"], sent["id"]);
-    assert_eq!(desk.texts("ben").await, json!(["you are here", "밥 먹었어?"]));
-    assert_eq!(desk.pushes("ada").await, json!([]));
-    desk.clear_away().await;
+    assert_eq!(fixture.texts("ben").await, json!(["you are here", "밥 먹었어?"]));
+    assert_eq!(fixture.pushes("ada").await, json!([]));
+    fixture.clear_away().await;
 }
 
 /// What is written with the network switched off fails at once, and says that it was not sent.
 #[tokio::test]
 async fn what_is_written_offline_fails_and_can_be_resent() {
-    let desk = Desk::set_up().await;
-    desk.switch("ada", "offline").await;
-    desk.write("ada", "into the void").await;
-    let failed = desk.bubble("ada", "into the void", "failed").await;
+    let fixture = Fixture::set_up().await;
+    fixture.switch("ada", "offline").await;
+    fixture.write("ada", "into the void").await;
+    let failed = fixture.bubble("ada", "into the void", "failed").await;
     assert_eq!((&failed["reason"], &failed["fate"]), (&json!("not_connected"), &json!("not_sent")));
 
-    desk.switch("ada", "connected").await;
-    desk.resend("ada").await;
-    let sent = desk.bubble("ada", "into the void", "sent").await;
+    fixture.switch("ada", "connected").await;
+    fixture.resend("ada").await;
+    let sent = fixture.bubble("ada", "into the void", "sent").await;
     assert_eq!(sent["clientMessageId"], failed["clientMessageId"]);
-    assert_eq!(desk.bubble("ben", "into the void", "received").await["id"], sent["id"]);
-    desk.clear_away().await;
+    assert_eq!(fixture.bubble("ben", "into the void", "received").await["id"], sent["id"]);
+    fixture.clear_away().await;
 }
 
 /// P2: the server dies. What Ada writes then gets no answer and fails; when the server is back, the page is too,
 /// and a resend is the same message. (The page waits 10 s for an answer, and so does this test.)
 #[tokio::test]
 async fn a_message_written_while_the_server_is_dead_is_resent() {
-    let mut desk = Desk::set_up().await;
-    desk.server.kill9().await;
-    desk.connection("ada", "reconnecting").await;
-    desk.write("ada", "is anyone there?").await;
-    desk.bubble("ada", "is anyone there?", "sending").await;
-    let failed = desk.bubble_within(NO_ANSWER, "ada", "is anyone there?", "failed").await;
+    let mut fixture = Fixture::set_up().await;
+    fixture.server.kill9().await;
+    fixture.connection("ada", "reconnecting").await;
+    fixture.write("ada", "is anyone there?").await;
+    fixture.bubble("ada", "is anyone there?", "sending").await;
+    let failed = fixture.bubble_within(NO_ANSWER, "ada", "is anyone there?", "failed").await;
     assert_eq!((&failed["reason"], &failed["fate"]), (&json!("not_connected"), &json!("not_sent")));
 
-    desk.start_server_again().await;
+    fixture.start_server_again().await;
     for person in ["ada", "ben"] {
-        desk.connected_within(RECONNECT, person).await;
+        fixture.connected_within(RECONNECT, person).await;
     }
-    desk.resend("ada").await;
-    let sent = desk.bubble("ada", "is anyone there?", "sent").await;
+    fixture.resend("ada").await;
+    let sent = fixture.bubble("ada", "is anyone there?", "sent").await;
     assert_eq!(sent["clientMessageId"], failed["clientMessageId"]);
     assert!(is_object_id(&sent["id"]), "{sent}");
-    assert_eq!(desk.bubble("ben", "is anyone there?", "received").await["id"], sent["id"]);
-    desk.browser.reload().await;
-    desk.ready().await;
-    desk.bubble("ada", "is anyone there?", "sent").await;
-    assert_eq!(desk.texts("ada").await, json!(["is anyone there?"]));
-    desk.clear_away_after_an_outage().await;
+    assert_eq!(fixture.bubble("ben", "is anyone there?", "received").await["id"], sent["id"]);
+    fixture.browser.reload().await;
+    fixture.ready().await;
+    fixture.bubble("ada", "is anyone there?", "sent").await;
+    assert_eq!(fixture.texts("ada").await, json!(["is anyone there?"]));
+    fixture.clear_away_after_an_outage().await;
 }
 
 /// P4 as the page sees it: the server dies with a message in its hands, whose fate is unknown. The page sends it
 /// again by itself, and there is one.
 #[tokio::test]
 async fn a_message_of_unknown_fate_is_sent_again_by_the_page() {
-    let mut desk = Desk::set_up().await;
-    desk.halt_server();
-    desk.write("ada", "in your hands").await;
-    let sending = desk.bubble("ada", "in your hands", "sending").await;
-    desk.server.kill9().await;
-    desk.start_server_again().await;
+    let mut fixture = Fixture::set_up().await;
+    fixture.halt_server();
+    fixture.write("ada", "in your hands").await;
+    let sending = fixture.bubble("ada", "in your hands", "sending").await;
+    fixture.server.kill9().await;
+    fixture.start_server_again().await;
     for person in ["ada", "ben"] {
-        desk.connected_within(RECONNECT, person).await;
+        fixture.connected_within(RECONNECT, person).await;
     }
-    let sent = desk.bubble("ada", "in your hands", "sent").await;
+    let sent = fixture.bubble("ada", "in your hands", "sent").await;
     assert_eq!(sent["clientMessageId"], sending["clientMessageId"]);
-    assert_eq!(desk.bubble("ben", "in your hands", "received").await["id"], sent["id"]);
-    desk.browser.reload().await;
-    desk.ready().await;
-    desk.bubble("ada", "in your hands", "sent").await;
-    assert_eq!(desk.texts("ada").await, json!(["in your hands"]));
-    desk.clear_away_after_an_outage().await;
+    assert_eq!(fixture.bubble("ben", "in your hands", "received").await["id"], sent["id"]);
+    fixture.browser.reload().await;
+    fixture.ready().await;
+    fixture.bubble("ada", "in your hands", "sent").await;
+    assert_eq!(fixture.texts("ada").await, json!(["in your hands"]));
+    fixture.clear_away_after_an_outage().await;
 }
 
 /// The history is there again after a reload, in order, and text is text, whatever it says.
 #[tokio::test]
 async fn the_history_survives_a_reload() {
     let texts = ["first", "안녕하세요 👋", "<b>bold?</b><script>alert(1)</script>", "  &amp; last"];
-    let desk = Desk::set_up().await;
+    let fixture = Fixture::set_up().await;
     for (text, (from, to)) in texts.iter().zip([("ada", "ben"), ("ben", "ada")].into_iter().cycle()) {
-        desk.write(from, text).await;
-        desk.bubble(from, text, "sent").await;
-        desk.bubble(to, text, "received").await;
+        fixture.write(from, text).await;
+        fixture.bubble(from, text, "sent").await;
+        fixture.bubble(to, text, "received").await;
     }
     for round in ["before", "after"] {
         for person in ["ada", "ben"] {
-            assert_eq!(desk.texts(person).await, json!(texts), "{person}, {round} the reload");
+            assert_eq!(fixture.texts(person).await, json!(texts), "{person}, {round} the reload");
         }
         let markup = "return document.querySelectorAll('[data-role=content] *').length";
-        assert_eq!(desk.browser.run(markup).await, 0);
+        assert_eq!(fixture.browser.run(markup).await, 0);
         if round == "before" {
-            desk.browser.reload().await;
-            desk.ready().await;
-            desk.browser.until(&format!("all('ben', 'message').length === {}", texts.len())).await;
+            fixture.browser.reload().await;
+            fixture.ready().await;
+            fixture.browser.until(&format!("all('ben', 'message').length === {}", texts.len())).await;
         }
     }
-    desk.clear_away().await;
+    fixture.clear_away().await;
 }
 
 /// The page speaks English and Korean, and remembers which.
 #[tokio::test]
 async fn the_page_speaks_korean() {
-    let desk = Desk::set_up().await;
-    desk.write("ada", "hello").await;
-    desk.bubble("ada", "hello", "sent").await;
+    let fixture = Fixture::set_up().await;
+    fixture.write("ada", "hello").await;
+    fixture.bubble("ada", "hello", "sent").await;
     let words =
         "[document.documentElement.lang, one('ada', 'send').textContent, one('ben', 'input').placeholder,
         one('ada', 'mark').ariaLabel]";
@@ -182,48 +186,50 @@ async fn the_page_speaks_korean() {
     let english = in_language(["en", "Send", "Message to Ada", "sent"]);
     let korean = in_language(["ko", "보내기", "Ada에게 보낼 메시지", "보냄"]);
 
-    desk.browser.until(&english).await;
-    desk.browser.click("[data-role=language]").await;
-    desk.browser.until(&korean).await;
-    assert_eq!(desk.texts("ada").await, json!(["hello"]));
-    desk.browser.reload().await;
-    desk.ready().await;
-    desk.bubble("ada", "hello", "sent").await;
-    desk.browser.until(&korean).await;
-    desk.browser.click("[data-role=language]").await;
-    desk.browser.until(&english).await;
-    desk.clear_away().await;
+    fixture.browser.until(&english).await;
+    fixture.browser.click("[data-role=language]").await;
+    fixture.browser.until(&korean).await;
+    assert_eq!(fixture.texts("ada").await, json!(["hello"]));
+    fixture.browser.reload().await;
+    fixture.ready().await;
+    fixture.bubble("ada", "hello", "sent").await;
+    fixture.browser.until(&korean).await;
+    fixture.browser.click("[data-role=language]").await;
+    fixture.browser.until(&english).await;
+    fixture.clear_away().await;
 }
 
 /// Pictures of the page for its developers, in `target/screenshots`. On a small screen one person is shown at a
 /// time, and the other's tab counts the pushes on the phone that is out of sight. Nothing is wider than the screen.
 #[tokio::test]
 async fn the_page_fits_its_screens() {
-    let desk = Desk::set_up().await;
-    let browser = &desk.browser;
-    desk.picture("1-empty", 1280, 900, "light").await;
+    let fixture = Fixture::set_up().await;
+    let browser = &fixture.browser;
+    fixture.picture("1-empty", 1280, 900, "light").await;
 
-    desk.write("ada", "Shall we meet at the landing?").await;
-    desk.bubble("ben", "Shall we meet at the landing?", "received").await;
-    desk.write("ben", "네, 나루터에서 만나요! 여섯 시쯤 어때요? 강가에 있는 오래된 찻집 앞에서 기다릴게요.")
+    fixture.write("ada", "Shall we meet at the landing?").await;
+    fixture.bubble("ben", "Shall we meet at the landing?", "received").await;
+    fixture
+        .write("ben", "네, 나루터에서 만나요! 여섯 시쯤 어때요? 강가에 있는 오래된 찻집 앞에서 기다릴게요.")
         .await;
-    desk.browser.until("all('ada', 'message').length === 2").await;
-    desk.switch("ben", "offline").await;
-    desk.write("ada", "Six is fine. 🚢").await;
-    desk.write(
-        "ada",
-        "Don’t forget the tickets; the last ferry leaves at half past nine and there is no other.",
-    )
-    .await;
+    fixture.browser.until("all('ada', 'message').length === 2").await;
+    fixture.switch("ben", "offline").await;
+    fixture.write("ada", "Six is fine. 🚢").await;
+    fixture
+        .write(
+            "ada",
+            "Don’t forget the tickets; the last ferry leaves at half past nine and there is no other.",
+        )
+        .await;
     browser.until("all('ben', 'push').length === 2").await;
-    desk.switch("ada", "offline").await;
-    desk.write("ada", "Ben?").await;
-    desk.bubble("ada", "Ben?", "failed").await;
+    fixture.switch("ada", "offline").await;
+    fixture.write("ada", "Ben?").await;
+    fixture.bubble("ada", "Ben?", "failed").await;
     for scheme in ["light", "dark"] {
-        desk.picture("2-away", 1280, 900, scheme).await;
+        fixture.picture("2-away", 1280, 900, scheme).await;
     }
     for scheme in ["light", "dark"] {
-        desk.picture("3-ada", 390, 844, scheme).await;
+        fixture.picture("3-ada", 390, 844, scheme).await;
     }
     let in_sight = "[...document.querySelectorAll('[data-person]')]
         .filter((person) => person.offsetParent).map((person) => person.dataset.person).join()";
@@ -234,41 +240,41 @@ async fn the_page_fits_its_screens() {
     );
     browser.click("[data-role=tab][data-show=ben]").await;
     browser.until(&format!("{in_sight} === 'ben'")).await;
-    desk.picture("4-ben", 390, 844, "light").await;
+    fixture.picture("4-ben", 390, 844, "light").await;
     browser.click("[data-role=language]").await;
-    desk.picture("5-korean", 390, 844, "dark").await;
-    desk.picture("5-korean", 1280, 900, "light").await;
+    fixture.picture("5-korean", 390, 844, "dark").await;
+    fixture.picture("5-korean", 1280, 900, "light").await;
     browser.click("[data-role=language]").await;
-    desk.picture("6-tablet", 820, 1180, "light").await;
-    desk.switch("ada", "connected").await;
-    desk.halt_server();
-    desk.write("ada", "Ben, are you there?").await;
-    desk.bubble("ada", "Ben, are you there?", "sending").await;
-    desk.picture("7-sending", 1280, 900, "light").await;
-    desk.clear_away().await;
+    fixture.picture("6-tablet", 820, 1180, "light").await;
+    fixture.switch("ada", "connected").await;
+    fixture.halt_server();
+    fixture.write("ada", "Ben, are you there?").await;
+    fixture.bubble("ada", "Ben, are you there?", "sending").await;
+    fixture.picture("7-sending", 1280, 900, "light").await;
+    fixture.clear_away().await;
 }
 
 /// Only one of these tests at a time has its browser: what is timed here is the page, not the machine's load.
 static TURN: Mutex<()> = Mutex::const_new(());
 
 /// A server with its data, and a browser that shows its page: both people connected, both phones on the desk.
-struct Desk {
+struct Fixture {
     browser: Browser,
     server: ServerProcess,
     data: TempDir,
     _turn: MutexGuard<'static, ()>,
 }
 
-impl Desk {
+impl Fixture {
     async fn set_up() -> Self {
         let turn = TURN.lock().await;
         let data = tempfile::tempdir().expect("a folder for the data");
         let server = ServerProcess::start(BINARY, data.path(), &[]).await.expect("a server");
         let browser = Browser::start().await;
         browser.open(server.url()).await;
-        let desk = Self { browser, server, data, _turn: turn };
-        desk.ready().await;
-        desk
+        let fixture = Self { browser, server, data, _turn: turn };
+        fixture.ready().await;
+        fixture
     }
 
     async fn ready(&self) {

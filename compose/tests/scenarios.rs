@@ -166,7 +166,7 @@ async fn a_device_has_one_connection() {
     naru.stop().await;
 }
 
-/// On shutdown what is in hand is answered, then every client is told to go.
+/// On shutdown unanswered messages are answered, then every client is sent away.
 #[tokio::test]
 async fn a_drain_answers_first() {
     let naru = Naru::start(&[]).await;

@@ -52,6 +52,7 @@ const SETTINGS: &[(&str, &[&str], Programs)] = &[
     ("max_content_bytes", &["0", "-1", "16777217"], ALL),
     ("max_frame_bytes", &["0", "63", "16777217"], ALL),
     ("max_room_members", &["0", "1", "100001"], ALL),
+    ("room_creation", &["anyone", ""], WITH_CLIENTS),
     ("rate_messages_per_second", &["-1", "4294967296"], ALL),
     ("rate_burst", &["-1", "4294967296"], ALL),
     ("rate_frames_per_second", &["-1", "4294967296"], ALL),

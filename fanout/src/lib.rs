@@ -1,13 +1,13 @@
 //! Decides per recipient between live delivery and a push, emits the offline events, then publishes.
 //!
 //! `members` finds a saved message's recipients, [`route`] splits them into online and offline, `publish` serves both, in the
-//! one order that loses none of them: first the offline events, then the live layer. An online recipient has to prove in time
-//! that the message has arrived; `account` asks for the proofs, emits offline events where one is missing, and then closes
-//! the intake entry. So an entry is open until every recipient is accounted for.
+//! one order that loses none of them: first a room's offline events, then the live layer. An online recipient has to prove in
+//! time that the message has arrived; `delivery_tracker` asks for the proofs, emits offline events where one is missing, and
+//! then closes the intake entry. So an entry is open until every recipient is accounted for.
 
-mod account;
-mod ledger;
+mod delivery_tracker;
 mod members;
+mod pending_proofs;
 mod publish;
 pub mod route;
 mod telemetry;
@@ -36,8 +36,8 @@ pub fn run(
     let telemetry = telemetry::Telemetry::new(metrics);
     let grace = Some(config.delivery_grace.0).filter(|grace| !grace.is_zero());
     let (tracker, published) =
-        account::DeliveryTracker::new(engines.clone(), grace, no_more_proofs, telemetry.clone());
+        delivery_tracker::DeliveryTracker::new(engines.clone(), grace, no_more_proofs, telemetry.clone());
     let fanout = publish::Fanout::new(grace, engines, published, telemetry);
     supervisor.spawn("publish", Policy::Restart, move |stop| fanout.clone().run(stop));
-    supervisor.spawn("account", Policy::Restart, move |stop| tracker.clone().run(stop));
+    supervisor.spawn("delivery-tracker", Policy::Restart, move |stop| tracker.clone().run(stop));
 }

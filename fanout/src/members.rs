@@ -12,7 +12,7 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 /// How many bytes of versions are cached: about 100,000 of direct rooms, or 500 with a thousand members.
-const REMEMBERED_BYTES: u64 = 32 << 20;
+const CACHE_BYTES: u64 = 32 << 20;
 /// What an entry, and each of its members, takes about.
 const ENTRY_BYTES: (usize, usize) = (200, 64);
 
@@ -34,14 +34,13 @@ impl Weighter<Version, Arc<[UserId]>> for ByBytes {
 #[derive(Clone)]
 pub(crate) struct MemberCache {
     rooms: Arc<dyn Rooms>,
-    remembered: Arc<Cache<Version, Arc<[UserId]>, ByBytes>>,
+    cache: Arc<Cache<Version, Arc<[UserId]>, ByBytes>>,
 }
 
 impl MemberCache {
     pub(crate) fn new(rooms: Arc<dyn Rooms>) -> Self {
-        let direct = REMEMBERED_BYTES / (ENTRY_BYTES.0 + 2 * ENTRY_BYTES.1) as u64;
-        let remembered = Cache::with_weighter(direct as usize, REMEMBERED_BYTES, ByBytes);
-        Self { rooms, remembered: Arc::new(remembered) }
+        let direct = CACHE_BYTES / (ENTRY_BYTES.0 + 2 * ENTRY_BYTES.1) as u64;
+        Self { rooms, cache: Arc::new(Cache::with_weighter(direct as usize, CACHE_BYTES, ByBytes)) }
     }
 
     /// The members of these versions; nothing for a version that the store does not have, or not yet: a lagging primary may
@@ -49,7 +48,7 @@ impl MemberCache {
     pub(crate) async fn of(&self, versions: HashSet<Version>) -> EngineResult<Members> {
         let (mut members, mut unknown) = (Members::new(), Vec::new());
         for version in versions {
-            match self.remembered.get(&version) {
+            match self.cache.get(&version) {
                 Some(known) => drop(members.insert(version, known)),
                 None => unknown.push(version),
             }
@@ -59,7 +58,7 @@ impl MemberCache {
             Ok(members.map(|members| (version, members)))
         });
         for (version, read) in try_join_all(read).await?.into_iter().flatten() {
-            self.remembered.insert(version.clone(), read.clone());
+            self.cache.insert(version.clone(), read.clone());
             members.insert(version, read);
         }
         Ok(members)

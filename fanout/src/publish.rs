@@ -1,9 +1,10 @@
-//! Sends out a batch of saved messages: offline events first, then the live layer. A recipient who was published to has to
-//! prove that the message has arrived (`account`).
+//! Sends out a batch of saved messages. A room's messages reach the live layer only after the offline events of that room are
+//! confirmed; a room in which every recipient is online has none, and waits for no other. A recipient that was published to has
+//! to prove that the message has arrived (`delivery_tracker`).
 //!
 //! If the process dies before the batch is acknowledged, it comes again, and at worst a recipient gets both a push and the
-//! message, or the same message twice. If it dies after that, before the intake entry is closed, the sweep hands the message
-//! on once more. It is then older than the grace time, so its proofs are asked for first; a recipient without one gets both.
+//! message, or the same message twice. If it dies after that, before the intake entry is closed, the sweep resends the message.
+//! It is then older than the grace time, so its proofs are asked for first; a recipient without one gets both.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -17,8 +18,8 @@ use naru_runtime::backoff::full_jitter;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::ledger::Published;
 use crate::members::{MemberCache, Members, Version};
+use crate::pending_proofs::Published;
 use crate::route::{Online, Route, route};
 use crate::telemetry::Telemetry;
 
@@ -30,7 +31,7 @@ fn backoff(attempt: u32) -> Duration {
     full_jitter(Duration::from_millis(100), Duration::from_secs(5), attempt, &mut rand::rng())
 }
 
-/// The worker. Clones share their cache.
+/// Takes saved messages from the bus and publishes them. Clones share their cache.
 #[derive(Clone)]
 pub(crate) struct Fanout {
     /// How long an online recipient has to prove that a message arrived; none: presence alone decides.
@@ -87,7 +88,7 @@ impl Fanout {
         if events.len() < count {
             tracing::warn!(
                 messages = count - events.len(),
-                "members are not known: left open, for the sweep"
+                "members are not known: the entries stay open for the sweep"
             );
         }
         let members_of = |saved: &Saved| members.get(&version(saved)).map_or(&[][..], |members| members);
@@ -120,7 +121,7 @@ impl Fanout {
         let mut both = now;
         both.extend(later);
         if self.grace.is_none() {
-            self.enqueue_departed(&both).await?;
+            self.enqueue_disconnected(&both).await?;
         }
         let published = both.into_iter().map(|Routed { saved, trace, route }| {
             let unproven = if self.grace.is_some() { route.to_prove } else { Vec::new() };
@@ -148,7 +149,7 @@ impl Fanout {
         let proven = match self.engines.proofs.proven(&asked).await {
             Ok(proven) => proven,
             Err(error) => {
-                tracing::warn!(%error, "proofs can't be asked, which proves nothing");
+                tracing::warn!(%error, "proof look-up failed; all recipients count as unproven");
                 vec![false; asked.len()]
             }
         };
@@ -161,12 +162,13 @@ impl Fanout {
 
     /// Where nothing has to be proven, a recipient who was online before the publish and is not after it may have missed it
     /// (a session leaves presence before it stops taking messages), and gets a push like all offline recipients.
-    async fn enqueue_departed(&self, messages: &[Routed]) -> EngineResult<()> {
-        let here: HashSet<&UserId> = messages.iter().flat_map(|routed| &routed.route.to_prove).collect();
-        if here.is_empty() {
+    async fn enqueue_disconnected(&self, messages: &[Routed]) -> EngineResult<()> {
+        let online_before: HashSet<&UserId> =
+            messages.iter().flat_map(|routed| &routed.route.to_prove).collect();
+        if online_before.is_empty() {
             return Ok(());
         }
-        let online = self.online(here.into_iter().cloned().collect()).await;
+        let online = self.online(online_before.into_iter().cloned().collect()).await;
         let left = messages.iter().map(|Routed { saved: Saved { message, .. }, route: before, trace }| {
             (message, route(&message.sender_id, &before.to_prove, &online).offline, *trace)
         });

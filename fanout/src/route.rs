@@ -87,14 +87,14 @@ mod tests {
     }
 
     #[test]
-    fn unknown_is_both() {
+    fn unknown_presence_gives_push_and_message() {
         let routed = route(&user("ada"), &[user("ada"), user("ben")], &Online::Unknown);
         let live = vec![user("ada"), user("ben")];
         assert_eq!(routed, Route { live, offline: vec![user("ben")], to_prove: vec![] });
     }
 
     #[test]
-    fn late_is_a_push_for_all_without_proof() {
+    fn after_the_grace_time_all_without_proof_get_a_push() {
         let mut routed = route(
             &user("ada"),
             &[user("ada"), user("ben"), user("cleo"), user("dan")],
@@ -107,7 +107,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_neither(names in prop::collection::btree_set("[a-f]", 2..6), online in prop::collection::vec("[a-f]", 0..6)) {
+        fn each_recipient_gets_a_push_or_must_prove(names in prop::collection::btree_set("[a-f]", 2..6), online in prop::collection::vec("[a-f]", 0..6)) {
             let members: Vec<UserId> = names.iter().map(|name| user(name)).collect();
             let online: Vec<&str> = online.iter().map(String::as_str).collect();
             for online in [known(&online), Online::Unknown] {

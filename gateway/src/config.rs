@@ -10,6 +10,16 @@ use crate::client_address::{Network, ProxyHeader};
 use crate::origin::AllowedOrigins;
 use crate::proof_requests::DeliveryProof;
 
+/// Which callers make rooms and add members to them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RoomCreation {
+    /// The members, too.
+    Members,
+    /// Those with the scope `service` only.
+    Service,
+}
+
 /// See `defaults.toml`, which explains each key.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Config {
@@ -26,6 +36,7 @@ pub struct Config {
     pub max_content_bytes: usize,
     pub max_frame_bytes: usize,
     pub max_room_members: usize,
+    pub room_creation: RoomCreation,
     pub max_connections: usize,
     pub max_pending_sends: usize,
     pub session_queue: usize,

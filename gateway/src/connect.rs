@@ -58,6 +58,7 @@ pub(crate) async fn upgrade(
         .or_else(|| offered.iter().find_map(|protocol| protocol.strip_prefix("bearer.")))
         .ok_or(Refusal::Unauthenticated("no token: send Authorization: Bearer, or the bearer subprotocol"))?;
     let identity = gateway.verifier.verify(token).await?;
+    let record = gateway.users.admit(&identity).await?;
     let (Some(key), Some(upgrade)) = (handshake_key(headers), upgrade) else {
         return Err(Refusal::Invalid("this is a WebSocket endpoint: version 13, with a key".to_owned()));
     };
@@ -90,7 +91,7 @@ pub(crate) async fn upgrade(
             .max_frame_size(limit);
         let socket =
             WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
-        session::serve(serving, socket, identity).await;
+        session::serve(serving, socket, identity, record).await;
     });
     response.body(warp::reply::Response::default().into_body()).map_err(|_| Refusal::Unavailable)
 }

@@ -30,6 +30,7 @@ use crate::refusal::to_text;
 use crate::registry::SessionRegistry;
 use crate::room_heads::{Arrival, RoomHeads};
 use crate::telemetry::Telemetry;
+use crate::users::Users;
 
 /// How long a message that skips another waits for it.
 const GAP_WAIT: Duration = Duration::from_millis(50);
@@ -44,11 +45,12 @@ const SYNC_WITHIN: Duration = Duration::from_millis(500);
 pub(crate) struct Deliver<'a> {
     pub(crate) sessions: &'a SessionRegistry,
     pub(crate) pending: &'a Pending,
+    pub(crate) users: &'a Users,
     pub(crate) presence: &'a Presence,
     pub(crate) proofs: &'a Proofs,
     pub(crate) room_heads: &'a RoomHeads,
     pub(crate) messages: &'a Arc<dyn Messages>,
-    pub(crate) restored: &'a watch::Sender<u64>,
+    pub(crate) interruptions: &'a watch::Sender<u64>,
     pub(crate) budget: &'a Arc<Budget>,
     pub(crate) telemetry: &'a Telemetry,
 }
@@ -114,6 +116,7 @@ impl Deliver<'_> {
                         delivered += 1;
                     }
                     _ if event.origin.as_ref() == Some(&session.id) => {}
+                    News::Typing { user_id, .. } if session.blocks(user_id) => {}
                     news => {
                         let key = *key.get_or_insert_with(|| signal_key(news));
                         dropped += u64::from(!session.send_signal(key, frame()));
@@ -150,9 +153,13 @@ impl Listener<'_> {
             },
             Signal::Elsewhere { room, seq } => self.take_message(&room, seq, None),
             Signal::Confirmed(confirmations) => self.to.pending.resolve(&confirmations),
+            Signal::UserChanged(user) => self.to.users.changed(&user),
             Signal::Evict(session) => self.to.presence.evicted(&session),
             Signal::Interrupted => tracing::warn!("the live layer was interrupted"),
-            Signal::Restored => self.to.restored.send_modify(|epoch| *epoch += 1),
+            Signal::Restored => {
+                self.to.room_heads.interrupted();
+                self.to.interruptions.send_modify(|count| *count += 1);
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! The orderly end of a gateway: it takes no new work, and ends its tasks when the messages in hand are finished.
+//! The orderly end of a gateway: it takes no new work, and ends its tasks when the unanswered messages are finished.
 
 use std::sync::Arc;
 
@@ -24,14 +24,14 @@ impl Drain {
         self.begun.is_cancelled()
     }
 
-    /// Waits until, after shutdown, every session has ended and every message in hand was answered.
+    /// Waits until, after shutdown, every session has ended and every message was answered.
     pub(crate) async fn done(&self) {
         self.begun.cancelled().await;
         self.sessions.emptied().await;
         self.pending.emptied().await;
     }
 
-    /// Runs `work` until the gateway has drained: messages in hand at shutdown are finished first.
+    /// Runs `work` until the gateway has drained: messages unanswered at shutdown are finished first.
     pub(crate) async fn until_done(&self, work: impl Future<Output = ()>) {
         tokio::select! {
             () = work => {}

@@ -25,6 +25,7 @@ use crate::session_state::QueueLimits;
 use crate::telemetry::Telemetry;
 use crate::tls::Tls;
 use crate::token::Verifier;
+use crate::users::Users;
 
 /// See the module.
 pub(crate) struct Gateway {
@@ -38,6 +39,7 @@ pub(crate) struct Gateway {
     pub(crate) queue_limits: Arc<QueueLimits>,
     pub(crate) sessions: Arc<SessionRegistry>,
     pub(crate) pending: Arc<Pending>,
+    pub(crate) users: Users,
     pub(crate) presence: Presence,
     pub(crate) acceptor: Acceptor,
     pub(crate) rooms: Arc<RoomCache>,
@@ -45,8 +47,8 @@ pub(crate) struct Gateway {
     pub(crate) positions: Positions,
     pub(crate) proofs: Proofs,
     pub(crate) drain: Drain,
-    /// Counts the interruptions of the live layer that are over.
-    pub(crate) restored: watch::Sender<u64>,
+    /// Counts the interruptions, of the live layer and of the lease on presence, that are over.
+    pub(crate) interruptions: watch::Sender<u64>,
     /// Sessions and HTTP connections.
     pub(crate) connections: TaskTracker,
     pub(crate) telemetry: Arc<Telemetry>,

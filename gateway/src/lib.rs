@@ -1,9 +1,9 @@
 //! Accepts the frames of clients, forwards live events to sessions, and serves the HTTP API.
 //!
 //! The path of a sent message is `connect` → `session` → `accept` → the intake, then the persister. A live message goes
-//! from the live layer through `deliver` to the queue of a session. `sync` reads missed messages from the store. `presence` keeps
-//! one lease for the whole gateway. `proof` records deliveries, by confirmations and by pings. `recover` acts after an
-//! interruption of the live layer.
+//! from the live layer through `deliver` to the queue of a session. `sync` reads missed messages from the store. `presence` tells
+//! where sessions are, and `lease` keeps one lease on it for the whole gateway. `proof` records deliveries, by confirmations
+//! and by pings. `recover` acts after an interruption of the live layer or of the lease.
 //!
 //! WebSocket pings are of one kind, each with a number as its payload. At most one a second asks for proof of delivered
 //! messages; one goes to a connection that was quiet for `ping_interval`. The pong of the last ping proves all messages
@@ -24,6 +24,7 @@ mod deliver;
 mod drain;
 mod gap;
 mod gateway;
+mod lease;
 mod limit;
 mod origin;
 mod overdue;
@@ -47,6 +48,7 @@ mod telemetry;
 mod tls;
 pub mod token;
 mod unproven;
+mod users;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -70,6 +72,7 @@ pub use crate::config::Config;
 use crate::deliver::Deliver;
 use crate::drain::Drain;
 use crate::gateway::Gateway;
+use crate::lease::LeaseKeeper;
 use crate::limit::{Limiter, Limits};
 pub use crate::origin::{AllowedOrigins, NotAnOrigin};
 use crate::pending::Pending;
@@ -86,6 +89,7 @@ use crate::session_state::QueueLimits;
 use crate::telemetry::Telemetry;
 use crate::tls::{Tls, TlsError};
 use crate::token::{TokenConfig, TokenConfigError, Verifier};
+use crate::users::Users;
 
 /// Why a gateway does not start.
 #[derive(Debug, thiserror::Error)]
@@ -175,6 +179,7 @@ impl Bound {
         let gateway = Gateway {
             verifier,
             tls,
+            users: Users::new(&engines, &sessions),
             presence: Presence::new(id, &engines, &sessions),
             drain: Drain::new(&sessions, &pending),
             limits: Limits::new(&config),
@@ -192,7 +197,7 @@ impl Bound {
             room_heads: RoomHeads::new(),
             positions,
             proofs,
-            restored: watch::Sender::new(0),
+            interruptions: watch::Sender::new(0),
             connections: TaskTracker::new(),
             telemetry,
             engines,
@@ -239,7 +244,9 @@ impl Bound {
         let sessions = gateway.sessions.clone();
         let is_here: IsHere = Arc::new(move |user: &str| sessions.has(user));
         let mut subscription = gateway.presence.subscribe(is_here).await?;
-        gateway.presence.renew_lease().await?;
+        gateway.presence.renew_lease(&gateway.room_heads).await?;
+        // The lease was not there before, and neither was a session.
+        gateway.room_heads.recovered_from(gateway.room_heads.interruptions());
 
         let (intake, hand_over) = accept::steps(&gateway.engines, &gateway.pending, &gateway.telemetry);
         let owner = gateway.clone();
@@ -257,11 +264,12 @@ impl Bound {
             let deliver = Deliver {
                 sessions: &owner.sessions,
                 pending: &owner.pending,
+                users: &owner.users,
                 presence: &owner.presence,
                 proofs: &owner.proofs,
                 room_heads: &owner.room_heads,
                 messages: &owner.engines.store.messages,
-                restored: &owner.restored,
+                interruptions: &owner.interruptions,
                 budget: &owner.budget,
                 telemetry: &owner.telemetry,
             };
@@ -272,7 +280,16 @@ impl Bound {
         let owner = gateway.clone();
         supervisor.spawn("presence", Policy::Restart, move |_| {
             let owner = owner.clone();
-            async move { owner.presence.keep_lease().await }
+            async move {
+                let keeper = LeaseKeeper {
+                    presence: &owner.presence,
+                    sessions: &owner.sessions,
+                    room_heads: &owner.room_heads,
+                    interruptions: &owner.interruptions,
+                    telemetry: &owner.telemetry,
+                };
+                keeper.run().await
+            }
         });
         let owner = gateway.clone();
         supervisor.spawn("look-up", Policy::Restart, move |_| {
@@ -284,27 +301,18 @@ impl Bound {
             }
         });
         let owner = gateway.clone();
-        supervisor.spawn("attach again", Policy::Restart, move |_| {
-            let owner = owner.clone();
-            async move {
-                let restored = owner.restored.subscribe();
-                let attaching = recover::attach_again(restored, &owner.sessions, &owner.presence);
-                owner.drain.until_done(attaching).await;
-                Ok::<_, Infallible>(())
-            }
-        });
-        let owner = gateway.clone();
-        supervisor.spawn("ask to sync", Policy::Restart, move |_| {
+        supervisor.spawn("recover", Policy::Restart, move |_| {
             let owner = owner.clone();
             async move {
                 let recover = Recover {
+                    presence: &owner.presence,
                     sessions: &owner.sessions,
                     room_heads: &owner.room_heads,
                     store: &owner.engines.store,
                     proofs: &owner.proofs,
                     telemetry: &owner.telemetry,
                 };
-                let asking = recover.run(owner.restored.subscribe());
+                let asking = recover.run(owner.interruptions.subscribe());
                 owner.drain.until_done(asking).await;
                 Ok::<_, Infallible>(())
             }
@@ -314,6 +322,14 @@ impl Bound {
             let owner = owner.clone();
             async move {
                 owner.drain.until_done(owner.budget.relieve(&owner.sessions)).await;
+                Ok::<_, Infallible>(())
+            }
+        });
+        let owner = gateway.clone();
+        supervisor.spawn("users", Policy::Restart, move |_| {
+            let owner = owner.clone();
+            async move {
+                owner.drain.until_done(owner.users.run()).await;
                 Ok::<_, Infallible>(())
             }
         });

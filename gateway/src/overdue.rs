@@ -12,11 +12,11 @@ use crate::pending::Pending;
 use crate::telemetry::Telemetry;
 
 /// The interval of the search for overdue confirmations.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Looks up, in groups, the outcomes of messages whose confirmation is overdue.
 pub(crate) async fn look_up(engines: &Engines, pending: &Pending, telemetry: &Telemetry) {
-    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    let mut ticks = tokio::time::interval(CHECK_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;

@@ -25,7 +25,7 @@ const LINGER: Linger = Linger { span: Duration::from_millis(20), enough: BATCH, 
 /// How many steps may wait; beyond that, a session that takes steps waits too.
 const QUEUE: usize = 4096;
 /// A user who takes a step was a member this long ago at most. The store moves only present members.
-const MEMBER_WITHIN: Duration = Duration::from_secs(30);
+const MAX_MEMBERSHIP_AGE: Duration = Duration::from_secs(30);
 /// Positions are published in rooms of up to this many members, and stored in all.
 const TOLD_UP_TO: usize = 32;
 
@@ -74,7 +74,7 @@ impl Positions {
         kind: PositionKind,
     ) -> Result<(), Refusal> {
         let user = &session.identity.user;
-        if self.rooms.of_member_within(MEMBER_WITHIN, &position.chat_room_id, user).await?.is_none() {
+        if self.rooms.of_member_within(MAX_MEMBERSHIP_AGE, &position.chat_room_id, user).await?.is_none() {
             return Err(Refusal::RoomNotFound);
         }
         let advance = Advance {

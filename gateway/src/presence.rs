@@ -3,20 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use naru_engines::live::{self, IsHere, Live, PresenceEntry, Subscription};
-use naru_engines::{EngineError, EngineResult, Engines};
+use naru_engines::live::{self, IsHere, Live, PresenceEntry, Renewal, Subscription};
+use naru_engines::{EngineResult, Engines};
 use naru_model::{GatewayId, SessionId};
-use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
+use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::refusal::Close;
 use crate::registry::SessionRegistry;
+use crate::room_heads::RoomHeads;
 use crate::session_state::Session;
 
-/// A gateway's lease on the presence of its sessions is renewed this often …
-const RENEW_EVERY: Duration = Duration::from_secs(2);
-/// … and lapses after this: three renewals.
+/// A gateway's lease on the presence of its sessions lapses after this.
 const LEASE: Duration = Duration::from_secs(6);
 
 /// See the module.
@@ -25,6 +23,8 @@ pub(crate) struct Presence {
     presence: Arc<dyn live::Presence>,
     live: Arc<dyn Live>,
     sessions: Arc<SessionRegistry>,
+    /// Renewals take turns: what one says is noted before the next begins.
+    renewing: Mutex<()>,
     drain_barrier: DrainBarrier,
 }
 
@@ -55,6 +55,7 @@ impl Presence {
             presence: engines.presence.clone(),
             live: engines.live.clone(),
             sessions: sessions.clone(),
+            renewing: Mutex::default(),
             drain_barrier: DrainBarrier::new(),
         }
     }
@@ -64,24 +65,34 @@ impl Presence {
         self.live.subscribe(&self.gateway, is_here).await
     }
 
-    pub(crate) async fn renew_lease(&self) -> EngineResult<()> {
-        self.presence.renew(&self.gateway, LEASE).await
+    /// Renews the lease, and notes whether the messages received until now name all their recipients here.
+    pub(crate) async fn renew_lease(&self, room_heads: &RoomHeads) -> EngineResult<Renewal> {
+        let _turn = self.renewing.lock().await;
+        let period = room_heads.begin_period();
+        let renewal = self.presence.renew(&self.gateway, LEASE).await?;
+        match renewal {
+            Renewal::Unbroken => room_heads.confirm_before(period),
+            Renewal::Lapsed => room_heads.lapsed(),
+        }
+        Ok(renewal)
     }
 
-    /// Keeps the gateway's lease until it leaves presence.
-    pub(crate) async fn keep_lease(&self) -> Result<(), EngineError> {
-        let DrainBarrier { leaving, left, .. } = &self.drain_barrier;
-        let mut ticks = tokio::time::interval(RENEW_EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // A renewal under way is finished first: it might take effect after the resignation.
-        while leaving.run_until_cancelled(ticks.tick()).await.is_some() {
-            if let Err(error) = self.renew_lease().await {
-                tracing::warn!(%error, "the lease on presence was not renewed");
-            }
-        }
+    /// Waits for `work`, unless the gateway is to leave presence before.
+    pub(crate) async fn until_leaving<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        self.drain_barrier.leaving.run_until_cancelled(work).await
+    }
+
+    /// Ends the lease: the gateway has left presence.
+    pub(crate) async fn resign(&self) -> EngineResult<()> {
         let resigned = self.presence.resign(&self.gateway).await;
-        left.cancel();
+        self.drain_barrier.left.cancel();
         resigned
+    }
+
+    /// Which of these sessions presence has, in their order.
+    pub(crate) async fn attached(&self, sessions: &[Arc<Session>]) -> EngineResult<Vec<bool>> {
+        let entries: Vec<PresenceEntry> = sessions.iter().map(|session| self.entry(session)).collect();
+        self.presence.attached(&entries).await
     }
 
     /// Attaches a session before its `WELCOME`: every message published after the `WELCOME` finds the session. Returns
@@ -96,6 +107,7 @@ impl Presence {
                 return false;
             }
         }
+        session.attached();
         true
     }
 
@@ -113,6 +125,7 @@ impl Presence {
             // It may have been detached before it was attached again.
             self.presence.detach(&entry).await?;
         }
+        session.attached();
         Ok(())
     }
 
@@ -154,18 +167,21 @@ impl Presence {
         }
     }
 
-    /// Leaves presence, and waits until all events published before are forwarded: see [`DrainBarrier`]. `restored` changes
-    /// when an interruption of the live layer is over.
-    pub(crate) async fn pass_drain_barrier(&self, mut restored: watch::Receiver<u64>) -> EngineResult<()> {
+    /// Leaves presence, and waits until all events published before are forwarded: see [`DrainBarrier`]. `interruptions`
+    /// changes when one is over.
+    pub(crate) async fn pass_drain_barrier(
+        &self,
+        mut interruptions: watch::Receiver<u64>,
+    ) -> EngineResult<()> {
         self.drain_barrier.leaving.cancel();
         self.drain_barrier.left.cancelled().await;
-        restored.mark_unchanged();
+        interruptions.mark_unchanged();
         self.live.evict(&self.gateway, &self.drain_barrier.marker).await?;
         // The marker may be lost in an interruption, and without sessions no event is forwarded any more.
         tokio::select! {
             () = self.drain_barrier.passed.cancelled() => {}
             () = self.sessions.emptied() => {}
-            _ = restored.changed() => {}
+            _ = interruptions.changed() => {}
         }
         Ok(())
     }

@@ -176,8 +176,15 @@ mod tests {
         let asking = ProofRequests::by_ping();
         let user = UserId::new("ada").unwrap();
         let expires_at = Timestamp::from_millis(0);
-        let identity = Identity { name: "Ada".into(), user, device: None, is_service: false, expires_at };
-        let session = Session::new(identity, QueueLimits::of_frames(8), asking.clone());
+        let identity = Identity {
+            name: "Ada".into(),
+            user,
+            device: None,
+            is_service: false,
+            issued_at: None,
+            expires_at,
+        };
+        let session = Session::new(identity, Arc::default(), QueueLimits::of_frames(8), asking.clone());
         let mut pings = Vec::new();
         for number in 0..100 {
             // For three seconds a message every 50 ms, none of which is proven until then.

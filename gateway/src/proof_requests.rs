@@ -26,9 +26,9 @@ const KEEP_BESIDES: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeliveryProof {
-    /// A pong, or the client's `RECEIVED`.
+    /// A pong, or the client's `RECEIVED` or `READ`.
     Pong,
-    /// Only the client's `RECEIVED`: a proxy in between may answer pings itself.
+    /// Only the client's `RECEIVED` or `READ`: a proxy in between may answer pings itself.
     Received,
 }
 

@@ -1,14 +1,16 @@
-//! After an interruption of the live layer, all sessions are attached to presence again, and clients that may have missed
-//! a message are asked to `SYNC`.
+//! After an interruption, all sessions are attached to presence again, and clients that may have missed a message are asked
+//! to `SYNC`. Interrupted was the live layer, or the gateway's [lease](crate::lease) on presence had lapsed.
 //!
 //! The rooms that moved are found by their heads: the heads of every room [known](crate::room_heads) here are read in
-//! groups. A session's rooms are known from its `SYNC`; a session that has not sent one yet, or whose rooms were forgotten
-//! since, is asked to `SYNC` all its rooms. **Not found like this**: a room that began, or that a user joined, after that
+//! groups, and compared with how far all its members here have certainly been sent its messages. A session's rooms are known
+//! from its `SYNC`; a session that has not sent one yet, or whose rooms were forgotten since, is asked to `SYNC` all its
+//! rooms. **Not found like this**: a room that began, or that a user joined, after that
 //! user's `SYNC`, and of which no message has come here yet. Its first messages are not proven to be delivered, so they
 //! become pushes; where no proof is asked for (`delivery_grace` is 0) every client is asked to `SYNC` after every
 //! interruption.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +21,7 @@ use naru_model::frame::ServerFrame;
 use naru_model::{RoomId, Seq, UserId};
 use naru_runtime::backoff::Backoff;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::presence::Presence;
 use crate::proof::Proofs;
@@ -28,6 +31,8 @@ use crate::room_heads::{Epoch, RoomHeads};
 use crate::session_state::Session;
 use crate::telemetry::Telemetry;
 
+/// Clients are asked to `SYNC` after this even if presence does not take all their sessions, and again when it has.
+const ASK_WITHIN: Duration = Duration::from_secs(5);
 /// How many sessions are attached at a time.
 const ATTACH_AT_ONCE: usize = 64;
 /// The backoff before failed attachments are tried again: from the first value, doubling up to the second.
@@ -43,6 +48,7 @@ const SYNCS_PER_SECOND: usize = 2_000;
 
 /// Asks clients that may have missed messages to `SYNC`.
 pub(crate) struct Recover<'a> {
+    pub(crate) presence: &'a Presence,
     pub(crate) sessions: &'a SessionRegistry,
     pub(crate) room_heads: &'a RoomHeads,
     pub(crate) store: &'a Store,
@@ -60,37 +66,33 @@ struct MovedRooms {
     epoch: Epoch,
 }
 
-/// Attaches all sessions again after every interruption: a live layer that was restarted has lost presence.
-pub(crate) async fn attach_again(
-    mut restored: watch::Receiver<u64>,
-    sessions: &SessionRegistry,
-    presence: &Presence,
-) {
-    while restored.changed().await.is_ok() {
-        attach_all(&sessions.all(), presence).await;
+/// Attaches sessions again, some at a time; returns the result for each.
+pub(crate) async fn attach(sessions: &[Arc<Session>], presence: &Presence) -> Vec<EngineResult<()>> {
+    let mut attached = Vec::with_capacity(sessions.len());
+    for some in sessions.chunks(ATTACH_AT_ONCE) {
+        attached.extend(join_all(some.iter().map(|session| presence.attach_again(session))).await);
     }
+    attached
 }
 
-async fn attach_all(sessions: &[Arc<Session>], presence: &Presence) {
+/// Attaches all sessions again: presence may have lost them.
+async fn attach_all(sessions: &SessionRegistry, presence: &Presence) {
     let mut backoff = Backoff::new(ATTACH_RETRY.0, ATTACH_RETRY.1);
-    // Without a lease no entry counts.
-    while let Err(error) = presence.renew_lease().await {
-        tracing::warn!(%error, "presence is not back yet");
+    let mut left = sessions.all();
+    while !left.is_empty() {
+        let attached = attach(&left, presence).await;
+        let failed =
+            left.iter().zip(attached).filter_map(|(session, attached)| Some((session, attached.err()?)));
+        let (again, errors): (Vec<_>, Vec<_>) =
+            failed.map(|(session, error)| (session.clone(), error)).unzip();
+        let Some(error) = errors.first() else { return };
+        tracing::warn!(%error, sessions = again.len(), "presence did not hear of sessions");
+        let again = again
+            .into_iter()
+            .zip(errors)
+            .filter(|(session, error)| error.is_transient() && !session.is_closing());
+        left = again.map(|(session, _)| session).collect();
         tokio::time::sleep(backoff.next_delay()).await;
-    }
-    for some in sessions.chunks(ATTACH_AT_ONCE) {
-        let mut left: Vec<&Arc<Session>> = some.iter().collect();
-        loop {
-            let told = join_all(left.iter().map(|session| presence.attach_again(session))).await;
-            let failed =
-                left.into_iter().zip(told).filter_map(|(session, told)| Some((session, told.err()?)));
-            let (unheard, errors): (Vec<_>, Vec<_>) = failed.unzip();
-            let Some(error) = errors.first() else { break };
-            tracing::warn!(%error, sessions = unheard.len(), "presence did not hear of sessions; telling it again");
-            left = unheard;
-            tokio::time::sleep(backoff.next_delay()).await;
-        }
-        backoff.reset();
     }
 }
 
@@ -113,6 +115,11 @@ pub(crate) async fn attach_late(session: &Session, presence: &Presence, telemetr
     }
 }
 
+/// The span over which the requests for so many `SYNC`s are spread.
+pub(crate) fn sync_spread(count: usize) -> Duration {
+    Duration::from_millis((count * 1_000 / SYNCS_PER_SECOND) as u64).max(SPREAD)
+}
+
 /// Asks one client to `SYNC` these rooms (none: all it has) at a moment within `spread`.
 pub(crate) fn ask_to_sync(
     session: &Session,
@@ -130,10 +137,24 @@ pub(crate) fn ask_to_sync(
 }
 
 impl Recover<'_> {
-    /// Asks clients to `SYNC` after every interruption.
-    pub(crate) async fn run(self, mut restored: watch::Receiver<u64>) {
-        while restored.changed().await.is_ok() {
+    /// Attaches all sessions again after every interruption, then asks clients to `SYNC`. A message of which look-ups do not
+    /// find a session before it is attached is in the store when the heads are read.
+    pub(crate) async fn run(self, mut interruptions: watch::Receiver<u64>) {
+        while interruptions.changed().await.is_ok() {
+            let mut backoff = Backoff::new(ATTACH_RETRY.0, ATTACH_RETRY.1);
+            // Without a lease no entry counts.
+            while let Err(error) = self.presence.renew_lease(self.room_heads).await {
+                tracing::warn!(%error, "presence is not back yet");
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+            let until = self.room_heads.interruptions();
+            let mut attaching = pin!(attach_all(self.sessions, self.presence));
+            if timeout(ASK_WITHIN, &mut attaching).await.is_err() {
+                self.ask().await;
+                attaching.await;
+            }
             self.ask().await;
+            self.room_heads.recovered_from(until);
         }
     }
 
@@ -161,14 +182,14 @@ impl Recover<'_> {
         tracing::info!(
             sessions = sessions.len(),
             asked = concerned.len(),
-            "the live layer is back; asking clients to SYNC"
+            "live delivery was interrupted; asking clients to SYNC"
         );
-        let spread = Duration::from_millis((concerned.len() * 1_000 / SYNCS_PER_SECOND) as u64).max(SPREAD);
+        let spread = sync_spread(concerned.len());
         for (session, rooms) in concerned {
             ask_to_sync(session, rooms, spread, self.telemetry);
         }
         for (room, head) in moved.into_iter().flat_map(|moved| moved.heads) {
-            self.room_heads.reached(&room, head);
+            self.room_heads.asked_to_sync(&room, head);
         }
     }
 

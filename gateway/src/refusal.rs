@@ -223,6 +223,8 @@ pub enum Close {
     TooBig,
     /// The session's token has expired.
     TokenExpired,
+    /// The app's backend has ended the session.
+    Revoked,
     /// The client does not read as fast as the gateway writes.
     SlowConsumer,
     /// Too many bytes wait for this gateway's clients, and this one has left many unread.
@@ -245,6 +247,7 @@ impl Close {
             Self::TooBig => (1009, "a frame above the limit"),
             Self::Overloaded => (1013, "overloaded; reconnect later and SYNC"),
             Self::TokenExpired => (4401, "token expired"),
+            Self::Revoked => (4401, "ended by the app's backend"),
             Self::SlowConsumer => (4408, "slow consumer; reconnect and SYNC"),
             Self::Replaced => (4409, "replaced by a newer connection of this device"),
         })
@@ -260,6 +263,7 @@ impl Close {
             Self::Policy => "policy",
             Self::TooBig => "too_big",
             Self::TokenExpired => "token_expired",
+            Self::Revoked => "revoked",
             Self::SlowConsumer => "slow_consumer",
             Self::Overloaded => "overloaded",
             Self::Replaced => "replaced",
@@ -295,7 +299,7 @@ mod tests {
         page
     }
 
-    const CLOSES: [Close; 11] = [
+    const CLOSES: [Close; 12] = [
         Close::ByPeer,
         Close::GoingAway,
         Close::Protocol,
@@ -303,6 +307,7 @@ mod tests {
         Close::Policy,
         Close::TooBig,
         Close::TokenExpired,
+        Close::Revoked,
         Close::SlowConsumer,
         Close::Overloaded,
         Close::Replaced,

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use crate::session_state::Session;
 
 /// The registry has this many locks, so that connecting clients and deliveries seldom contend for one.
-const SHARDS: usize = 16;
+pub(crate) const SHARDS: usize = 16;
 
 /// The sessions of some users.
 type Shard = HashMap<UserId, Vec<Arc<Session>>>;
@@ -73,11 +73,13 @@ impl SessionRegistry {
 
     /// All sessions, as they are now.
     pub(crate) fn all(&self) -> Vec<Arc<Session>> {
-        let lock = |shard: &Mutex<Shard>| {
-            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            shard.values().flatten().cloned().collect::<Vec<_>>()
-        };
-        self.shards.iter().flat_map(lock).collect()
+        (0..SHARDS).flat_map(|shard| self.of_shard(shard)).collect()
+    }
+
+    /// All sessions of one of the [`SHARDS`].
+    pub(crate) fn of_shard(&self, shard: usize) -> Vec<Arc<Session>> {
+        let shard = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
+        shard.values().flatten().cloned().collect()
     }
 
     /// Waits until there are no sessions.

@@ -11,15 +11,15 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
-/// How many bytes of rooms are remembered: about 100,000 direct ones, or 780 with a thousand members.
-const REMEMBERED_BYTES: u64 = 48 << 20;
+/// How many bytes of rooms are cached: about 100,000 direct ones, or 780 with a thousand members.
+const CACHE_BYTES: u64 = 48 << 20;
 /// What an entry, and each of its members, takes about.
 const ENTRY_BYTES: (usize, usize) = (300, 64);
 /// TYPING and positions go to a list of members that is at most this old: no later step checks it.
 pub(crate) const FRESH: Duration = Duration::from_secs(2);
 
 #[derive(Clone)]
-struct Remembered {
+struct CachedRoom {
     room: Arc<Room>,
     read_at: Instant,
 }
@@ -27,27 +27,27 @@ struct Remembered {
 #[derive(Clone)]
 struct ByBytes;
 
-impl Weighter<RoomId, Remembered> for ByBytes {
-    fn weight(&self, _: &RoomId, remembered: &Remembered) -> u64 {
+impl Weighter<RoomId, CachedRoom> for ByBytes {
+    fn weight(&self, _: &RoomId, cached: &CachedRoom) -> u64 {
         let (entry, member) = ENTRY_BYTES;
-        (entry + member * remembered.room.member_ids.len()) as u64
+        (entry + member * cached.room.member_ids.len()) as u64
     }
 }
 
 pub(crate) struct RoomCache {
     rooms: Arc<dyn Rooms>,
-    remembered: Cache<RoomId, Remembered, ByBytes>,
+    cache: Cache<RoomId, CachedRoom, ByBytes>,
 }
 
 impl RoomCache {
     pub(crate) fn new(rooms: Arc<dyn Rooms>) -> Self {
-        let direct = REMEMBERED_BYTES / (ENTRY_BYTES.0 + 2 * ENTRY_BYTES.1) as u64;
-        Self { rooms, remembered: Cache::with_weighter(direct as usize, REMEMBERED_BYTES, ByBytes) }
+        let direct = CACHE_BYTES / (ENTRY_BYTES.0 + 2 * ENTRY_BYTES.1) as u64;
+        Self { rooms, cache: Cache::with_weighter(direct as usize, CACHE_BYTES, ByBytes) }
     }
 
     /// The room, if `user` is a member. A cached membership is taken as valid; a user without one is looked up.
     pub(crate) async fn of_member(&self, id: &RoomId, user: &UserId) -> EngineResult<Option<Arc<Room>>> {
-        if let Some(known) = self.remembered.get(id).filter(|known| known.room.has(user)) {
+        if let Some(known) = self.cache.get(id).filter(|known| known.room.has(user)) {
             return Ok(Some(known.room));
         }
         let room = self.read(std::slice::from_ref(id)).await?.pop().flatten();
@@ -56,7 +56,7 @@ impl RoomCache {
 
     /// These rooms, in their order, from entries that are at most this old. One look-up for all.
     pub(crate) async fn within(&self, age: Duration, ids: &[RoomId]) -> EngineResult<Vec<Option<Arc<Room>>>> {
-        let fresh = |id| self.remembered.get(id).filter(|known| known.read_at.elapsed() < age);
+        let fresh = |id| self.cache.get(id).filter(|known| known.read_at.elapsed() < age);
         let mut rooms: Vec<_> = ids.iter().map(|id| fresh(id).map(|known| known.room)).collect();
         let missing = ids.iter().zip(&rooms).filter(|(_, room)| room.is_none());
         let missing: Vec<RoomId> = missing.map(|(id, _)| id.clone()).collect();
@@ -94,14 +94,14 @@ impl RoomCache {
         for (id, room) in ids.iter().zip(&rooms) {
             match room {
                 Some(room) => self.remember(room.clone()),
-                None => drop(self.remembered.remove(id)),
+                None => drop(self.cache.remove(id)),
             }
         }
         Ok(rooms)
     }
 
     fn remember(&self, room: Arc<Room>) {
-        self.remembered.insert(room.id.clone(), Remembered { room, read_at: Instant::now() });
+        self.cache.insert(room.id.clone(), CachedRoom { room, read_at: Instant::now() });
     }
 }
 
@@ -132,8 +132,8 @@ mod tests {
             };
             cache.changed(&Arc::new(room));
         }
-        let max = usize::try_from(REMEMBERED_BYTES).unwrap() / (ENTRY_BYTES.0 + 1_000 * ENTRY_BYTES.1);
-        assert!((max / 2..=max).contains(&cache.remembered.len()), "{} of {max}", cache.remembered.len());
+        let max = usize::try_from(CACHE_BYTES).unwrap() / (ENTRY_BYTES.0 + 1_000 * ENTRY_BYTES.1);
+        assert!((max / 2..=max).contains(&cache.cache.len()), "{} of {max}", cache.cache.len());
     }
 
     #[tokio::test]

@@ -181,7 +181,8 @@ async fn drain(gateway: &Gateway) {
         let in_hand = gateway.pending.in_hand();
         tracing::warn!(in_hand, "not all messages were answered; their senders will resend them");
     }
-    match timeout(BARRIER_WITHIN, gateway.presence.pass_drain_barrier(gateway.restored.subscribe())).await {
+    let interruptions = gateway.interruptions.subscribe();
+    match timeout(BARRIER_WITHIN, gateway.presence.pass_drain_barrier(interruptions)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             tracing::warn!(%error, "the drain barrier was not passed: presence or the live layer failed")

@@ -10,6 +10,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{FutureExt, Sink, SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use naru_engines::store::UserRecord;
 use naru_model::Timestamp;
 use naru_model::frame::{ClientFrame, RoomPosition, ServerFrame};
 use naru_model::live::{LiveEvent, News};
@@ -42,8 +43,14 @@ const TOO_FAST_PAUSE: Duration = Duration::from_millis(10);
 const PINGS_UNANSWERED: u32 = 2;
 
 /// Serves one connection to its end.
-pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Identity) {
-    let session = Session::new(identity, gateway.queue_limits.clone(), gateway.proofs.requests.clone());
+pub(crate) async fn serve(
+    gateway: Arc<Gateway>,
+    socket: Socket,
+    identity: Identity,
+    record: Arc<UserRecord>,
+) {
+    let requests = gateway.proofs.requests.clone();
+    let session = Session::new(identity, record, gateway.queue_limits.clone(), requests);
     tracing::debug!(session = %session.id, user = %session.identity.user, "connected");
     gateway.telemetry.connections.inc();
     gateway.sessions.add(&session);
@@ -63,7 +70,10 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, socket: Socket, identity: Ident
     if let Ok((stream, mut sink)) = conversation {
         let within = if gateway.drain.has_begun() { CLOSE_WITHIN_DRAIN } else { CLOSE_WITHIN };
         let deadline = Instant::now() + within;
-        if !matches!(reason, Close::SlowConsumer | Close::ByPeer | Close::TokenExpired | Close::Overloaded) {
+        if !matches!(
+            reason,
+            Close::SlowConsumer | Close::ByPeer | Close::TokenExpired | Close::Revoked | Close::Overloaded
+        ) {
             let _out_of_time = timeout_at(deadline, write_the_rest(&session, &mut sink)).await;
         }
         session.give_up();
@@ -91,9 +101,13 @@ async fn converse(
     if gateway.drain.has_begun() {
         session.close(Close::GoingAway);
     }
-    // Presence may take its time; a session that is to end does not wait for it.
+    // The store and presence may take their time; a session that is to end does not wait for them.
+    let attaching = async {
+        gateway.users.tell_new(session).await;
+        gateway.presence.attach(session).await
+    };
     let is_known = tokio::select! {
-        is_known = gateway.presence.attach(session) => is_known,
+        is_known = attaching => is_known,
         _ = session.closed() => false,
     };
     // From `add` on live messages may come; no frame is written before this one.
@@ -307,7 +321,7 @@ async fn write_what_waits(
     sink.flush().await
 }
 
-/// Writes the frames left in the queue, and a ping after them. (Those of a slow consumer, and of one whose token has expired, are
+/// Writes the frames left in the queue, and a ping after them. (Those of a slow consumer, and of one whose token has ended, are
 /// dropped: the store has them all.)
 async fn write_the_rest(
     session: &Arc<Session>,
@@ -393,8 +407,15 @@ mod tests {
     fn session() -> Arc<Session> {
         let user = UserId::new("ada").unwrap();
         let expires_at = Timestamp::from_millis(0);
-        let identity = Identity { name: "Ada".into(), user, device: None, is_service: false, expires_at };
-        Session::new(identity, QueueLimits::of_frames(8), ProofRequests::by_ping())
+        let identity = Identity {
+            name: "Ada".into(),
+            user,
+            device: None,
+            is_service: false,
+            issued_at: None,
+            expires_at,
+        };
+        Session::new(identity, Arc::default(), QueueLimits::of_frames(8), ProofRequests::by_ping())
     }
 
     #[tokio::test]

@@ -9,7 +9,8 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use naru_model::{MessageId, RoomId, Seq, SessionId};
+use naru_engines::store::UserRecord;
+use naru_model::{MessageId, RoomId, Seq, SessionId, UserId};
 use tokio::sync::Notify;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
@@ -48,6 +49,10 @@ impl QueueLimits {
 pub(crate) struct Session {
     pub(crate) id: SessionId,
     pub(crate) identity: Identity,
+    /// The epoch of its user's sessions in which it began.
+    epoch: u64,
+    /// What is kept of its user, as it was when so many changes of records were noted.
+    record: Mutex<(Arc<UserRecord>, u64)>,
     queue: Mutex<Queue>,
     pub(crate) limits: Arc<QueueLimits>,
     filled: Notify,
@@ -60,6 +65,8 @@ pub(crate) struct Session {
     pings_unanswered: AtomicU32,
     /// A frame was refused because its client sends too fast.
     is_too_fast: AtomicBool,
+    /// Presence was told of the session.
+    is_attached: AtomicBool,
     /// The gateway drains: no more frames are read.
     is_drained: AtomicBool,
     /// Notified when the session is to end, or no more frames are read.
@@ -162,14 +169,18 @@ impl Drop for Wake {
 }
 
 impl Session {
+    /// `record` is what its user was admitted by.
     pub(crate) fn new(
         identity: Identity,
+        record: Arc<UserRecord>,
         limits: Arc<QueueLimits>,
         proof_requests: Arc<ProofRequests<Session>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             id: SessionId::generate(),
             identity,
+            epoch: record.session_epoch,
+            record: Mutex::new((record, 0)),
             queue: Mutex::new(Queue {
                 frames: VecDeque::new(),
                 all: Tally::default(),
@@ -183,12 +194,29 @@ impl Session {
             closing: OnceLock::new(),
             pings_unanswered: AtomicU32::new(0),
             is_too_fast: AtomicBool::new(false),
+            is_attached: AtomicBool::new(false),
             is_drained: AtomicBool::new(false),
             stopped: Notify::new(),
             sending: Mutex::default(),
             known_in: AtomicU32::new(0),
             proof_requests,
         })
+    }
+
+    /// Takes the record of its user, as of so many changes, by which the session may have ended.
+    pub(crate) fn take_record(&self, record: Arc<UserRecord>, as_of: u64) {
+        if record.session_epoch > self.epoch || !self.identity.counts_by(&record) {
+            self.close(Close::Revoked);
+        }
+        let mut known = self.record();
+        if as_of >= known.1 {
+            *known = (record, as_of);
+        }
+    }
+
+    /// Whether its user blocks another.
+    pub(crate) fn blocks(&self, other: &UserId) -> bool {
+        self.record().0.blocked.binary_search(other).is_ok()
     }
 
     /// Puts a frame in the queue. A full queue closes the session.
@@ -326,6 +354,16 @@ impl Session {
     /// Asks for proof of the messages that no ping covers yet: the last ping before a session ends.
     pub(crate) fn ask_for_the_rest(&self) {
         self.queue().unproven.ask_for_the_rest();
+    }
+
+    /// Notes that presence was told of the session.
+    pub(crate) fn attached(&self) {
+        self.is_attached.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether presence was told of the session.
+    pub(crate) fn is_attached(&self) -> bool {
+        self.is_attached.load(Ordering::Relaxed)
     }
 
     /// Notes that all rooms of its client are known, as long as this epoch lasts. Only the first time: a later `SYNC` may
@@ -477,6 +515,10 @@ impl Session {
         origin == Some(&self.id) || self.sending().has_sent_again(id)
     }
 
+    fn record(&self) -> MutexGuard<'_, (Arc<UserRecord>, u64)> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -496,15 +538,22 @@ impl QueueLimits {
 
 #[cfg(test)]
 mod tests {
-    use naru_model::{Timestamp, UserId};
+    use naru_model::Timestamp;
 
     use super::*;
 
     fn session() -> Arc<Session> {
         let user = UserId::new("ada").unwrap();
         let expires_at = Timestamp::from_millis(0);
-        let identity = Identity { name: "Ada".into(), user, device: None, is_service: false, expires_at };
-        Session::new(identity, QueueLimits::of_frames(2), ProofRequests::by_ping())
+        let identity = Identity {
+            name: "Ada".into(),
+            user,
+            device: None,
+            is_service: false,
+            issued_at: None,
+            expires_at,
+        };
+        Session::new(identity, Arc::default(), QueueLimits::of_frames(2), ProofRequests::by_ping())
     }
 
     fn drain(session: &Arc<Session>) -> Vec<String> {
@@ -570,8 +619,16 @@ mod tests {
     fn signals_never_close_a_session() {
         let user = UserId::new("ada").unwrap();
         let expires_at = Timestamp::from_millis(0);
-        let identity = Identity { name: "Ada".into(), user, device: None, is_service: false, expires_at };
-        let session = Session::new(identity, QueueLimits::of_frames(8), ProofRequests::by_ping());
+        let identity = Identity {
+            name: "Ada".into(),
+            user,
+            device: None,
+            is_service: false,
+            issued_at: None,
+            expires_at,
+        };
+        let session =
+            Session::new(identity, Arc::default(), QueueLimits::of_frames(8), ProofRequests::by_ping());
         for round in 0..100 {
             assert!(session.send_signal(1, format!("typing {round}").into()));
         }

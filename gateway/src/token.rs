@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jsonwebtoken::{Algorithm, Validation, decode, decode_header};
+use naru_engines::store::UserRecord;
 use naru_model::{DeviceId, Timestamp, UserId};
 use naru_runtime::config::{Secret, Span, optional};
 use serde::Deserialize;
@@ -91,8 +92,19 @@ pub struct Identity {
     pub device: Option<DeviceId>,
     /// Whether the caller is the app's own backend.
     pub is_service: bool,
+    /// When the token was made, if it says so (`iat`).
+    pub issued_at: Option<Timestamp>,
     /// When the token expires, with the leeway.
     pub expires_at: Timestamp,
+}
+
+impl Identity {
+    /// Whether the token was not ended by this record of its user. One that does not say when it was made may be as old as
+    /// any.
+    pub(crate) fn counts_by(&self, record: &UserRecord) -> bool {
+        let not_before = record.tokens_not_before;
+        not_before.is_none_or(|start| self.issued_at.is_some_and(|issued_at| issued_at >= start))
+    }
 }
 
 pub struct Verifier {
@@ -129,6 +141,8 @@ struct Claims {
     scope: Option<String>,
     exp: f64,
     nbf: Option<f64>,
+    /// Tokens whose `iat` is no number were always accepted.
+    iat: Option<serde_json::Value>,
 }
 
 impl Verifier {
@@ -326,6 +340,7 @@ fn identity(claims: Claims, leeway: Duration) -> Result<Identity, Refusal> {
         device: device.map_err(|_| Refusal::Unauthenticated("the token's device is no device id"))?,
         is_service: claims.scope.is_some_and(|scope| scope.split(' ').any(|word| word == "service")),
         user,
+        issued_at: claims.iat.and_then(|iat| iat.as_f64()).map(time),
         expires_at,
     })
 }

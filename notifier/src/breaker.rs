@@ -9,7 +9,7 @@ use crate::decide::RetryPolicy;
 /// This many failures in a row are the provider's, not the pushes'.
 const FAILURES: u32 = 10;
 
-/// Limits the pushes that a lane has in hand. It reads no clock.
+/// Limits the pushes that a lane has in flight. It reads no clock.
 #[derive(Debug)]
 pub(crate) struct Breaker {
     retry_policy: RetryPolicy,
@@ -25,7 +25,7 @@ impl Breaker {
     }
 
     /// How many pushes may be under way: `max`, one probe or none.
-    pub(crate) fn places(&self, max: usize, now: Instant) -> usize {
+    pub(crate) fn slots(&self, max: usize, now: Instant) -> usize {
         match self.open_until {
             None => max,
             Some(until) if now >= until => 1,
@@ -82,9 +82,9 @@ mod tests {
     #[test]
     fn nine_failures_change_nothing_and_the_tenth_pauses() {
         let now = Instant::now();
-        assert_eq!(failing(9, now).places(MAX, now), MAX);
+        assert_eq!(failing(9, now).slots(MAX, now), MAX);
         let open = failing(10, now);
-        assert_eq!((open.places(MAX, now), open.pause(now)), (0, Some(now + seconds(5))));
+        assert_eq!((open.slots(MAX, now), open.pause(now)), (0, Some(now + seconds(5))));
     }
 
     #[test]
@@ -93,7 +93,7 @@ mod tests {
         let mut breaker = failing(9, now);
         breaker.close();
         breaker.fail(now, Duration::ZERO);
-        assert_eq!(breaker.places(MAX, now), MAX);
+        assert_eq!(breaker.slots(MAX, now), MAX);
     }
 
     #[test]
@@ -119,11 +119,11 @@ mod tests {
         let mut breaker = failing(10, start);
         for pause in [5, 30, 30] {
             let now = breaker.pause(breaker.open_until.unwrap() - seconds(1)).unwrap();
-            assert_eq!((breaker.places(MAX, now), breaker.pause(now)), (1, None), "after {pause} s");
+            assert_eq!((breaker.slots(MAX, now), breaker.pause(now)), (1, None), "after {pause} s");
             assert!(breaker.fail(now, Duration::ZERO));
             assert_eq!(breaker.pause(now), Some(now + seconds(30)));
         }
         breaker.close();
-        assert_eq!(breaker.places(MAX, start), MAX);
+        assert_eq!(breaker.slots(MAX, start), MAX);
     }
 }

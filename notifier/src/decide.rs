@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use naru_model::{Stage, Timestamp};
+use naru_model::{PushStage, Timestamp};
 
 use crate::verdict::{Reason, Verdict};
 
@@ -14,11 +14,11 @@ pub(crate) enum Action {
     /// It is tried again, after exactly this long.
     RetryAfter(Duration),
     /// It is not tried again by itself: it is kept where it can be listed and replayed.
-    Park(Stage, Reason),
+    Park(PushStage, Reason),
 }
 
 impl Action {
-    pub(crate) const EXPIRED: Self = Self::Park(Stage::Expired, Reason::Borrowed("expired"));
+    pub(crate) const EXPIRED: Self = Self::Park(PushStage::Expired, Reason::Borrowed("expired"));
 }
 
 /// How long a push waits before its next try, by how often it was tried.
@@ -61,7 +61,7 @@ pub(crate) fn decide(
     policy: &RetryPolicy,
     chance: f64,
 ) -> Action {
-    let park = |reason: &Reason| Action::Park(Stage::Parked, reason.clone());
+    let park = |reason: &Reason| Action::Park(PushStage::Parked, reason.clone());
     let fifth = chance.clamp(0.0, 1.0) / 5.0;
     let spread = |delay: Duration| delay.mul_f64(1.0 - fifth);
     let next_step = policy.delay(attempt);
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn each_verdict_has_its_action() {
-        let parked = |reason: &'static str| Action::Park(Stage::Parked, reason.into());
+        let parked = |reason: &'static str| Action::Park(PushStage::Parked, reason.into());
         let rows = [
             (Verdict::Delivered { provider_id: "7".into() }, Action::Ack { provider_id: "7".into() }),
             (Verdict::TokenDead { since: NOW }, parked("the token is dead")),

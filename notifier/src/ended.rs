@@ -10,7 +10,7 @@ use futures_util::future::{join, join_all};
 use naru_engines::bus::{self, AckHandle};
 use naru_engines::store::Store;
 use naru_model::hops::Lane;
-use naru_model::{EventId, Stage};
+use naru_model::{EventId, PushStage};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::decide::Action;
@@ -73,7 +73,7 @@ impl Recorder {
             let stage = match action {
                 Action::Ack { provider_id } => {
                     taken.push((event_id, provider_id));
-                    Stage::Pushed
+                    PushStage::Pushed
                 }
                 Action::Park(stage, _) => stage,
                 Action::RetryAfter(delay) => {

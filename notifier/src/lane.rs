@@ -19,7 +19,7 @@ use naru_engines::EngineResult;
 use naru_engines::bus::{Delivery, Queue, Receiver};
 use naru_engines::store::{Device, MemberPosition, ParkedPush, Platform, Store};
 use naru_model::hops::{self, PushJob};
-use naru_model::{DeviceId, Event, EventId, Room, RoomId, Stage, Timestamp, UserId};
+use naru_model::{DeviceId, Event, EventId, PushStage, Room, RoomId, Timestamp, UserId};
 use naru_runtime::Backoff;
 use tokio::task::{self, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -62,12 +62,12 @@ enum ProviderHealth {
 
 /// The pushes under way, each in a task of its own.
 #[derive(Default)]
-struct InHand {
+struct InFlight {
     tasks: JoinSet<ProviderHealth>,
     events: HashMap<task::Id, EventId>,
 }
 
-impl InHand {
+impl InFlight {
     fn start(&mut self, event: EventId, push: impl Future<Output = ProviderHealth> + Send + 'static) {
         self.events.insert(self.tasks.spawn(push).id(), event);
     }
@@ -91,59 +91,59 @@ impl InHand {
 }
 
 impl LaneWorker {
-    /// Works until stopped, and then finishes the pushes it has in hand.
+    /// Works until stopped, and then finishes the pushes it has in flight.
     ///
     /// # Errors
     /// When the queue can't be read.
     pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) -> EngineResult<()> {
         let mut receiver = self.queue.receiver().await?;
-        let mut in_hand = InHand::default();
+        let mut in_flight = InFlight::default();
         let ending = Ending::start(self.name(), self.store.clone(), self.telemetry.clone());
-        let taken = self.take(&mut *receiver, &mut in_hand, &ending, &stop).await;
+        let taken = self.take(&mut *receiver, &mut in_flight, &ending, &stop).await;
         // The receiver has to outlive them: a push not acknowledged before it is dropped comes again.
-        while in_hand.next().await.is_some() {}
+        while in_flight.next().await.is_some() {}
         taken
     }
 
     async fn take(
         self: &Arc<Self>,
         receiver: &mut dyn Receiver<PushJob>,
-        in_hand: &mut InHand,
+        in_flight: &mut InFlight,
         ending: &Ending,
         stop: &CancellationToken,
     ) -> EngineResult<()> {
         let mut breaker = Breaker::new(self.retry_policy);
         let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_CAP);
-        // Pushes looked up and not begun: as many as there are places, so that places which become free one by one do not
+        // Pushes looked up and not begun: as many as there are slots, so that slots which become free one by one do not
         // cost a look-up each. If dropped, they come again.
         let mut ready: VecDeque<Delivery<PushJob>> = VecDeque::new();
         let mut looked_up = Instant::now();
         loop {
             let now = Instant::now();
             let pause = breaker.pause(now);
-            let max = breaker.places(self.concurrency.get(), now);
-            let places = max.saturating_sub(in_hand.tasks.len());
+            let max = breaker.slots(self.concurrency.get(), now);
+            let slots = max.saturating_sub(in_flight.tasks.len());
             self.telemetry.paused(self.name(), pause.is_some());
-            if places > 0 && !ready.is_empty() && looked_up.elapsed() > FRESH {
+            if slots > 0 && !ready.is_empty() && looked_up.elapsed() > FRESH {
                 let waited = ready.drain(..).collect();
-                ready.extend(self.needed(waited, in_hand, &mut backoff, stop).await);
+                ready.extend(self.needed(waited, in_flight, &mut backoff, stop).await);
                 looked_up = Instant::now();
             }
-            for delivery in ready.drain(..places.min(ready.len())) {
-                in_hand.start(delivery.event.event_id, self.clone().push(delivery, ending.clone()));
+            for delivery in ready.drain(..slots.min(ready.len())) {
+                in_flight.start(delivery.event.event_id, self.clone().push(delivery, ending.clone()));
             }
-            let takes = places > 0 && ready.is_empty();
+            let takes = slots > 0 && ready.is_empty();
             // Kept while pushes end one by one: on some engines a call that is dropped is a read for nothing.
             let mut receiving = receiver.receive(max);
             let batch = loop {
                 tokio::select! {
                     biased;
                     () = stop.cancelled() => return Ok(()),
-                    Some(health) = in_hand.next() => {
+                    Some(health) = in_flight.next() => {
                         if self.heed(health, &mut breaker) {
                             ready.clear();
                         }
-                        if !takes || breaker.places(self.concurrency.get(), Instant::now()) != max {
+                        if !takes || breaker.slots(self.concurrency.get(), Instant::now()) != max {
                             break None;
                         }
                     }
@@ -153,7 +153,7 @@ impl LaneWorker {
             };
             drop(receiving);
             if let Some(batch) = batch {
-                ready.extend(self.needed(batch, in_hand, &mut backoff, stop).await);
+                ready.extend(self.needed(batch, in_flight, &mut backoff, stop).await);
                 looked_up = Instant::now();
             }
         }
@@ -181,11 +181,11 @@ impl LaneWorker {
         }
     }
 
-    /// The pushes of a batch that are not done, not in hand, and still needed by their recipients, as they go out now.
+    /// The pushes of a batch that are not done, not in flight, and still needed by their recipients, as they go out now.
     async fn needed(
         &self,
         batch: Vec<Delivery<PushJob>>,
-        in_hand: &InHand,
+        in_flight: &InFlight,
         backoff: &mut Backoff,
         stop: &CancellationToken,
     ) -> Vec<Delivery<PushJob>> {
@@ -218,8 +218,8 @@ impl LaneWorker {
             } else if let Err(reason) = known.renew(place, &mut delivery.event.payload, now) {
                 self.telemetry.count_spared(reason);
                 needless.push(delivery.ack_handle);
-            } else if in_hand.holds(event_id) || !seen.insert(event_id) {
-                // By its next turn the push in hand has been recorded, or has failed.
+            } else if in_flight.holds(event_id) || !seen.insert(event_id) {
+                // By its next turn the push in flight has been recorded, or has failed.
                 doubled.push(delivery.ack_handle);
             } else {
                 if self.hides_content && delivery.event.payload.target.is_some() {
@@ -341,7 +341,7 @@ impl LaneWorker {
     }
 
     /// Parks a push in the store, or retries it where that fails.
-    async fn park(&self, event: Event<PushJob>, attempt: u32, stage: Stage, reason: Reason) -> Action {
+    async fn park(&self, event: Event<PushJob>, attempt: u32, stage: PushStage, reason: Reason) -> Action {
         let parked = ParkedPush {
             event_id: event.event_id,
             job: event.payload,

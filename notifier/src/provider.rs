@@ -1,9 +1,14 @@
 //! The interface of push providers.
 //!
-//! A new one has a lane of its own: a hop, an entry of `Lane` and of `ALL` (`shared/model/src/hops.rs`), a queue of `Bus` in both
-//! engines, and, where devices register for it, an entry of `Platform` (`shared/engines/src/store.rs`). The compiler leads through
-//! these. It does not ask for: the keys (`Config` and `configured` in this crate's `lib.rs`, `defaults.toml`), the table of verdicts with
-//! its page and answers (`verdict/`, `tests/answers`), the conformance suite's lists of hops, the emulator, and `docs/PROTOCOL.md`.
+//! A new one has a lane of its own: a hop, an entry of `Lane` (`shared/model/src/hops.rs`), a queue of `Bus` in both engines, and,
+//! where devices register for it, an entry of `Platform` (`shared/engines/src/store.rs`). The compiler leads through these. It does
+//! not ask for:
+//!
+//! - the hop's entry in `hops::ALL`, which only tests read, and in the conformance suite's lists of hops;
+//! - the keys: `Config` and `configured` in this crate's `lib.rs`, and `defaults.toml`. For OAuth2, `ServiceAccount` in `google.rs`
+//!   is the pattern: one token for all calls, renewed before it expires, by one call however many wait for it;
+//! - the table of verdicts with its page and answers (`verdict/`, `tests/answers`), and the emulator (`shared/testkit/phones`);
+//! - `docs/PROTOCOL.md`, `docs/OPERATING.md`, `compose/docker-compose.yml` and `compose/k8s/notifier.yaml`.
 
 use async_trait::async_trait;
 use naru_model::Event;

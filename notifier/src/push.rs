@@ -20,7 +20,7 @@ use naru_engines::store::{Device, MemberPosition, Store};
 use naru_engines::work::{Work, work_on};
 use naru_engines::{EngineResult, Engines};
 use naru_model::hops::{Lane, Offline, PushJob};
-use naru_model::{Event, Message, RoomId, Seq, Stage, Timestamp, UserId};
+use naru_model::{Event, Message, PushStage, RoomId, Seq, Timestamp, UserId};
 use naru_runtime::backoff::full_jitter;
 use tokio_util::sync::CancellationToken;
 
@@ -65,19 +65,19 @@ impl Push {
         work_on(&*offline, options, stop.cancelled(), move |events| {
             let push = self.clone();
             async move {
-                let handed_on = push.hand_on(&events).await;
-                match &handed_on {
+                let enqueued = push.enqueue_jobs(&events).await;
+                match &enqueued {
                     Ok(()) => push.telemetry.offline(events.len()),
                     Err(_) => push.telemetry.engine_failed(),
                 }
-                handed_on
+                enqueued
             }
         })
         .await
     }
 
     /// Puts the pushes that these events ask for on their lanes. Recipients with nothing to push to cost no further look-up.
-    async fn hand_on(&self, events: &[Event<Offline>]) -> EngineResult<()> {
+    async fn enqueue_jobs(&self, events: &[Event<Offline>]) -> EngineResult<()> {
         let users: BTreeSet<_> = events.iter().flat_map(|event| &event.payload.recipients).cloned().collect();
         let devices = self.engines.store.devices.of_users(&Vec::from_iter(users)).await?;
         let mut devices_of: HashMap<&UserId, Vec<&Device>> = HashMap::new();
@@ -166,9 +166,9 @@ pub(crate) async fn positions<'a>(
 /// Why a recipient needs no push, if there is a reason by now.
 pub(crate) fn reason_to_spare(seq: Seq, member: MemberPosition, now: Timestamp) -> Option<&'static str> {
     if member.read >= seq {
-        Some(Stage::Read.as_str())
+        Some(PushStage::Read.as_str())
     } else if member.received >= seq {
-        Some(Stage::Received.as_str())
+        Some(PushStage::Received.as_str())
     } else if member.settings.mutes_at(now) {
         Some("muted")
     } else {

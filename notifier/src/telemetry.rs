@@ -1,9 +1,9 @@
-//! The notifier's metrics, `naru_notifier_…`. The words of `outcome` are those of `Stage` where there is one.
+//! The notifier's metrics, `naru_notifier_…`. The words of `outcome` are those of `PushStage` where there is one.
 
 use std::time::Duration;
 
 use naru_engines::EngineResult;
-use naru_model::Stage;
+use naru_model::PushStage;
 use naru_model::hops::Lane;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -67,7 +67,7 @@ impl Telemetry {
     }
 
     /// A push ended as pushed, expired or parked.
-    pub(crate) fn ended(&self, lane: Lane, stage: Stage) {
+    pub(crate) fn ended(&self, lane: Lane, stage: PushStage) {
         self.outcome(lane, stage.as_str(), 1);
     }
 

@@ -23,9 +23,9 @@ pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections are kept for this long between pushes. Apple asks for connections that last.
 const IDLE: Duration = Duration::from_secs(3600);
 /// A connection that is silent for so long gets a keep-alive ping.
-const ASK_AFTER: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// A connection that does not answer it for so long is closed.
-const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The first wait before a request that was not looked at is sent again; it grows, up to the second.
 const AGAIN_AFTER: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
 /// More than any answer that is about a push.
@@ -135,8 +135,8 @@ impl Transport {
     pub(crate) fn new(config: &Config) -> Result<Self, BuildError> {
         let client = client(config)?
             .http2_prior_knowledge()
-            .http2_keep_alive_interval(ASK_AFTER)
-            .http2_keep_alive_timeout(GIVE_UP_AFTER)
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .http2_keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .http2_keep_alive_while_idle(true)
             .pool_idle_timeout(IDLE);
         Ok(Self { client: client.build().map_err(BuildError::Client)? })

@@ -33,7 +33,7 @@ struct Data<'a> {
     chat_room_name: Option<&'a str>,
 }
 
-/// See PROTOCOL.md, "Push", for what a backend may rely on.
+/// What a backend may rely on is in PROTOCOL.md, "Pushes".
 pub(crate) struct Webhook {
     client: Client,
     url: Url,

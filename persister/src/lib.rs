@@ -1,7 +1,7 @@
 //! Gives every accepted message its place in the room, saves it and confirms the saved id.
 //!
 //! [`persist`](Persister) takes accepted messages from the bus; [`sweep`](recover) finds those that were accepted and then
-//! lost by a worker that died. Any number of persisters may run: the bus shares the rooms out, and where two write to one
+//! lost by a worker that died. Any number of persisters may run: the bus distributes the rooms, and where two write to one
 //! room the store's unique `(room, seq)` decides, not a lock.
 
 mod order;

@@ -2,7 +2,7 @@
 //!
 //! If the process dies before the run is stored, the batch is delivered again. In the middle of it, a prefix is stored, never
 //! a hole, and the batch is delivered again. After it, the batch is delivered again, recognised by its ids, confirmed and
-//! handed on once more.
+//! enqueued for the fanout once more.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -27,10 +27,10 @@ use crate::telemetry::Telemetry;
 /// How many messages a batch holds at most.
 const BATCH: usize = 256;
 /// How many rooms' heads, and how many recently saved ids, are cached.
-const REMEMBERED: usize = 65_536;
-/// A message that the bus took within this time is not handed on once more. It is less than the 5 s beyond the grace time
-/// after which the sweep brings a saved message back.
-const HANDED_ON_LATELY: Duration = Duration::from_secs(4);
+const CACHE_CAPACITY: usize = 65_536;
+/// A message that the bus took within this time is not enqueued once more. It is less than the 5 s beyond the grace time after
+/// which the sweep resends a saved message.
+const RESEND_SUPPRESSION: Duration = Duration::from_secs(4);
 /// How often a run that conflicts with another persister's is tried before its batch is retried.
 const TRIES: usize = 32;
 /// One batch is in flight: events that come meanwhile form the next one.
@@ -42,7 +42,7 @@ fn backoff(attempt: u32) -> Duration {
     full_jitter(Duration::from_millis(100), Duration::from_secs(5), attempt, &mut rand::rng())
 }
 
-/// The worker. Clones share their caches.
+/// Takes accepted messages from the bus, saves and confirms them. Clones share their caches.
 #[derive(Clone)]
 pub struct Persister {
     engines: Engines,
@@ -53,7 +53,7 @@ pub struct Persister {
     /// these, and one that comes again is as a rule one of these.
     saved_lately: Arc<Cache<MessageId, Seq>>,
     /// When the bus took each message of this persister.
-    handed_on: Arc<Cache<MessageId, Instant>>,
+    enqueued: Arc<Cache<MessageId, Instant>>,
 }
 
 /// A batch after all look-ups.
@@ -68,9 +68,10 @@ struct Batch {
 
 impl Persister {
     pub(crate) fn new(engines: Engines, telemetry: Telemetry) -> Self {
-        let (heads, saved_lately) = (Arc::new(Cache::new(REMEMBERED)), Arc::new(Cache::new(REMEMBERED)));
-        let handed_on = Arc::new(Cache::new(REMEMBERED));
-        Self { engines, telemetry, heads, saved_lately, handed_on }
+        let (heads, saved_lately) =
+            (Arc::new(Cache::new(CACHE_CAPACITY)), Arc::new(Cache::new(CACHE_CAPACITY)));
+        let enqueued = Arc::new(Cache::new(CACHE_CAPACITY));
+        Self { engines, telemetry, heads, saved_lately, enqueued }
     }
 
     /// Works until stopped; then finishes the batch in flight.
@@ -104,7 +105,7 @@ impl Persister {
             self.telemetry.accepted_to_saved_seconds.observe(now.since(message.timestamp).as_secs_f64());
             let outcome = Outcome::Saved { seq: message.seq };
             confirmations.add(accepted.origin.as_ref(), message.id, outcome);
-            if self.is_handed_on(message.id) {
+            if self.is_enqueued(message.id) {
                 continue;
             }
             let room = rooms.get(&message.chat_room_id);
@@ -113,8 +114,8 @@ impl Persister {
                 .push(Event::new(Saved { message, member_version, origin: accepted.origin }, accepted.trace));
         }
         self.reject(&rejected, &mut confirmations).await?;
-        let (handed_on, ()) = join(self.hand_on(events), self.confirm(confirmations)).await;
-        handed_on
+        let (enqueued, ()) = join(self.enqueue(events), self.confirm(confirmations)).await;
+        enqueued
     }
 
     /// Closes rejected messages; only their senders are notified, and only once that is stored. Otherwise a message that
@@ -145,12 +146,12 @@ impl Persister {
         let mut batch = order.into_run();
         let room_ids: HashSet<&RoomId> = batch.iter().map(|message| &message.chat_room_id).collect();
         let room_ids: Vec<RoomId> = room_ids.into_iter().cloned().collect();
-        let (forgotten, rooms) =
-            join(self.forgotten(missing), self.engines.store.rooms.current(&room_ids)).await;
-        let (forgotten, rooms) = (forgotten?, rooms?);
-        if !forgotten.is_empty() {
+        let (unsaved_predecessors, rooms) =
+            join(self.unsaved_predecessors(missing), self.engines.store.rooms.current(&room_ids)).await;
+        let (unsaved_predecessors, rooms) = (unsaved_predecessors?, rooms?);
+        if !unsaved_predecessors.is_empty() {
             let mut order = Order::default();
-            for message in forgotten.into_iter().chain(batch) {
+            for message in unsaved_predecessors.into_iter().chain(batch) {
                 order.add(message);
             }
             batch = order.into_run();
@@ -161,14 +162,14 @@ impl Persister {
         let is_member = |message: &Accepted| {
             rooms.get(&message.chat_room_id).is_some_and(|room| room.has(&message.sender_id))
         };
-        let strangers: Vec<MessageId> =
+        let non_members: Vec<MessageId> =
             batch.iter().filter(|message| !is_member(message)).map(|message| message.id).collect();
-        if strangers.is_empty() {
+        if non_members.is_empty() {
             return Ok(Batch { run: batch, rejected: Vec::new(), rooms });
         }
         // A message that comes again is not refused if it was saved while its sender was still a member.
-        let saved = self.engines.store.messages.find(&strangers).await?;
-        let refused: HashSet<MessageId> = strangers
+        let saved = self.engines.store.messages.find(&non_members).await?;
+        let refused: HashSet<MessageId> = non_members
             .into_iter()
             .zip(saved)
             .filter_map(|(id, saved)| saved.is_none().then_some(id))
@@ -179,9 +180,9 @@ impl Persister {
 
     /// Of these ids, the messages that are open in the intake and not saved, and in turn those that they come after: accepted
     /// before, delivered later or lost by the bus. An id that the intake lacks was never accepted.
-    async fn forgotten(&self, mut ids: Vec<MessageId>) -> EngineResult<Vec<Accepted>> {
+    async fn unsaved_predecessors(&self, mut ids: Vec<MessageId>) -> EngineResult<Vec<Accepted>> {
         let store = &self.engines.store;
-        let (mut forgotten, mut asked) = (Vec::<Accepted>::new(), HashSet::new());
+        let (mut unsaved_predecessors, mut asked) = (Vec::<Accepted>::new(), HashSet::new());
         while !ids.is_empty() {
             asked.extend(ids.iter().copied());
             let saved = store.messages.find(&ids).await?;
@@ -189,11 +190,11 @@ impl Persister {
                 ids.into_iter().zip(saved).filter_map(|(id, saved)| saved.is_none().then_some(id)).collect();
             let records = store.intake.get(&ids).await?;
             let open = records.into_iter().flatten().filter(|record| record.outcome.is_none());
-            forgotten.extend(open.map(|record| record.accepted));
-            let before = forgotten.iter().filter_map(|message| message.after);
+            unsaved_predecessors.extend(open.map(|record| record.accepted));
+            let before = unsaved_predecessors.iter().filter_map(|message| message.after);
             ids = before.filter(|id| !asked.contains(id) && self.saved_lately.get(id).is_none()).collect();
         }
-        Ok(forgotten)
+        Ok(unsaved_predecessors)
     }
 
     /// Gives a run its places and stores it, resolving conflicts with earlier saves and with other persisters. Returns the
@@ -275,32 +276,32 @@ impl Persister {
         Ok(heads)
     }
 
-    /// Whether the bus took it so lately that it comes again only because of a backlog. If the bus lost it, the sweep brings
-    /// it back, and no sooner than this time is over.
-    fn is_handed_on(&self, id: MessageId) -> bool {
-        self.handed_on.get(&id).is_some_and(|at| at.elapsed() < HANDED_ON_LATELY)
+    /// Whether the bus took it so lately that it comes again only because of a backlog. If the bus lost it, the sweep resends
+    /// it, and no sooner than this time is over.
+    fn is_enqueued(&self, id: MessageId) -> bool {
+        self.enqueued.get(&id).is_some_and(|at| at.elapsed() < RESEND_SUPPRESSION)
     }
 
-    /// Hands saved messages to the fanout.
-    async fn hand_on(&self, events: Vec<Event<Saved>>) -> EngineResult<()> {
+    /// Enqueues saved messages for the fanout.
+    async fn enqueue(&self, events: Vec<Event<Saved>>) -> EngineResult<()> {
         if events.is_empty() {
             return Ok(());
         }
         let ids: Vec<MessageId> = events.iter().map(|event| event.payload.message.id).collect();
         self.engines.bus.saved.send(events).await?;
         let now = Instant::now();
-        ids.into_iter().for_each(|id| self.handed_on.insert(id, now));
+        ids.into_iter().for_each(|id| self.enqueued.insert(id, now));
         Ok(())
     }
 
     /// Notifies the gateways, all at once. A gateway that does not receive it reads the store.
     async fn confirm(&self, confirmations: Confirmations) {
-        let tell = |(gateway, confirmations)| async move {
+        let send = |(gateway, confirmations)| async move {
             if let Err(error) = self.engines.live.confirm(&gateway, confirmations).await {
-                tracing::debug!(%error, %gateway, "a gateway was not told; it will look");
+                tracing::debug!(%error, %gateway, "confirmation not delivered; the gateway will query the store");
             }
         };
-        join_all(confirmations.0.into_iter().map(tell)).await;
+        join_all(confirmations.0.into_iter().map(send)).await;
     }
 }
 

@@ -48,11 +48,11 @@ fn old_data_is_removed_unless_it_is_asked_for() {
         fs::create_dir_all(data.join(folder)).expect("a temporary directory");
     }
     let line = format!("naru-bench compare --set NARU_LOG=info --naru /bin --data {}", data.display());
-    let places_of = |line: &str| places(&parse(line)).expect("legal");
-    places_of(&format!("{line} --keep-data"));
+    let directories_of = |line: &str| directories(&parse(line)).expect("legal");
+    directories_of(&format!("{line} --keep-data"));
     assert!(data.join("naru").exists());
-    let places = places_of(&line);
+    let directories = directories_of(&line);
     assert!(!data.join("naru").exists() && data.join("mine").exists());
-    assert_eq!(places.variables, [("NARU_LOG".to_owned(), "info".to_owned())]);
+    assert_eq!(directories.variables, [("NARU_LOG".to_owned(), "info".to_owned())]);
     fs::remove_dir_all(&data).expect("made above");
 }

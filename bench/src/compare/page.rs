@@ -20,7 +20,6 @@ const LATENCIES: [(&str, Figure); 4] = [
     ("Delivery, 99th percentile (ms)", |report| report.totals.delivery.p99),
 ];
 
-/// The whole page.
 pub fn html(comparison: &Comparison) -> String {
     let mut body = String::new();
     let machine = &comparison.machine;
@@ -88,7 +87,7 @@ pub fn html(comparison: &Comparison) -> String {
 }
 
 fn of_state(comparison: &Comparison, state: State) -> String {
-    if comparison.states().len() > 1 { format!(", {}", state.word()) } else { String::new() }
+    if comparison.states().len() > 1 { format!(", {}", state.as_str()) } else { String::new() }
 }
 
 fn figure_of(title: &str, svg: &str) -> String {

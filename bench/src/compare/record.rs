@@ -11,7 +11,6 @@ use crate::{fill, flow};
 pub struct Comparison {
     /// When the comparison began, in UTC.
     pub started: String,
-    /// The command line.
     pub command: String,
     pub machine: Machine,
     /// The peers' components, with versions.
@@ -22,7 +21,6 @@ pub struct Comparison {
     pub fills: Vec<Filled>,
 }
 
-/// The machine of the run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Machine {
@@ -105,7 +103,7 @@ impl Round {
 
 impl State {
     /// Its name in reports.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Empty => "empty",
             Self::Full => "full",
@@ -114,7 +112,7 @@ impl State {
 }
 
 impl Machine {
-    pub fn here() -> Self {
+    pub fn current() -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let value = |text: &str, key: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(key))?;

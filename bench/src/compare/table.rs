@@ -43,7 +43,7 @@ pub fn tables(comparison: &Comparison) -> Vec<(String, Vec<Vec<String>>)> {
     let mut tables = Vec::new();
     for state in comparison.states() {
         let of_state =
-            if comparison.states().len() > 1 { format!(", {}", state.word()) } else { String::new() };
+            if comparison.states().len() > 1 { format!(", {}", state.as_str()) } else { String::new() };
         for rate in comparison.rates() {
             let select = Select { comparison, state, rate: Some(rate) };
             let title =

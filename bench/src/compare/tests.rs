@@ -7,7 +7,7 @@ use super::{
 use crate::{
     fake_server::{Defect, serve},
     flow::{Cost, Report},
-    ledger::{Latency, Totals},
+    record::{Latency, Totals},
     systems::Kind,
 };
 
@@ -61,7 +61,7 @@ fn empty(systems: &[System]) -> Comparison {
     Comparison {
         started: "now".to_owned(),
         command: "naru-bench compare".to_owned(),
-        machine: Machine::here(),
+        machine: Machine::current(),
         versions: vec![],
         systems: names.collect(),
         rounds: vec![],

@@ -18,7 +18,7 @@ use rustix::{
 };
 
 use super::{Chat, Event, Session};
-use crate::ledger::{Ledger, Schedule};
+use crate::record::{RunRecord, Schedule};
 
 /// Bytes read from a session at a time.
 const READ_BYTES: usize = 64 * 1024;
@@ -29,7 +29,7 @@ const TIMER: u64 = u64::MAX;
 /// Above this rate several messages are due at each tick.
 const MIN_TICK: Duration = Duration::from_micros(40);
 /// How long the loop waits at most before it reads the clock.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A room of two, by their sessions' numbers.
 #[derive(Debug, Clone)]
@@ -45,7 +45,7 @@ pub struct Driver {
     rooms: Vec<Room>,
     users: Arc<[String]>,
     content: String,
-    ledger: Ledger,
+    record: RunRecord,
     schedule: Schedule,
     buffer: Vec<u8>,
     events: Vec<Event>,
@@ -67,7 +67,7 @@ impl Driver {
             rooms: Vec::new(),
             users: Arc::default(),
             content: String::new(),
-            ledger: Ledger::new(schedule),
+            record: RunRecord::new(schedule),
             schedule,
             buffer: vec![0; READ_BYTES],
             events: Vec::new(),
@@ -96,9 +96,9 @@ impl Driver {
     }
 
     /// Sends every message when it is due, the first at `start`, and waits for the stragglers.
-    pub fn run(mut self, start: Instant, settle: Duration) -> io::Result<Ledger> {
+    pub fn run(mut self, start: Instant, settle: Duration) -> io::Result<RunRecord> {
         self.schedule.start = start;
-        self.ledger = Ledger::new(self.schedule);
+        self.record = RunRecord::new(self.schedule);
         let tick = Duration::from_secs(1) / self.schedule.rate;
         let timer =
             timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
@@ -112,33 +112,33 @@ impl Driver {
                 self.send(next);
                 next += 1;
             }
-            self.poll(LOOK_EVERY)?;
+            self.poll(POLL_INTERVAL)?;
             // A periodic timer goes on when it is read; one that has not expired has nothing to read.
             let _expiries = rustix::io::read(&timer, &mut [0; 8]);
         }
         epoll::delete(&self.epoll, timer.as_fd())?;
         let deadline = self.schedule.due(self.schedule.total) + settle;
-        while !self.ledger.is_settled() && Instant::now() < deadline {
-            self.poll(LOOK_EVERY)?;
+        while !self.record.is_finished() && Instant::now() < deadline {
+            self.poll(POLL_INTERVAL)?;
         }
-        Ok(self.ledger)
+        Ok(self.record)
     }
 
     /// Sends all messages as fast as they are answered, with this many unanswered at a time; gives up when nothing
-    /// has been answered for `patience`.
-    pub fn fill(mut self, window: usize, patience: Duration) -> io::Result<Ledger> {
-        let (mut next, mut settled, mut last_answer) = (0, 0, Instant::now());
-        while !self.ledger.is_settled() && last_answer.elapsed() < patience {
-            while next < self.schedule.total && next - self.ledger.settled() < window {
+    /// has been answered for `idle_timeout`.
+    pub fn fill(mut self, window: usize, idle_timeout: Duration) -> io::Result<RunRecord> {
+        let (mut next, mut finished, mut last_answer) = (0, 0, Instant::now());
+        while !self.record.is_finished() && last_answer.elapsed() < idle_timeout {
+            while next < self.schedule.total && next - self.record.finished() < window {
                 self.send(next);
                 next += 1;
             }
-            self.poll(LOOK_EVERY)?;
-            if self.ledger.settled() > settled {
-                (settled, last_answer) = (self.ledger.settled(), Instant::now());
+            self.poll(POLL_INTERVAL)?;
+            if self.record.finished() > finished {
+                (finished, last_answer) = (self.record.finished(), Instant::now());
             }
         }
-        Ok(self.ledger)
+        Ok(self.record)
     }
 
     /// Waits at most this long for input, and takes it.
@@ -185,7 +185,7 @@ impl Driver {
         let member = &mut self.members[number];
         match member.session.socket.flush() {
             Ok(true) => {
-                member.unsent.drain(..).for_each(|number| self.ledger.sent(number));
+                member.unsent.drain(..).for_each(|number| self.record.sent(number));
                 if is_watched {
                     self.watch(number, EventFlags::IN);
                 }
@@ -243,11 +243,11 @@ impl Driver {
 
     fn enter(&mut self, member: usize, event: Event) {
         match event {
-            Event::Acked(number) if number < self.schedule.total => self.ledger.acked(number),
-            Event::Delivered(Some(number)) if self.is_for(number, member) => self.ledger.delivered(number),
-            Event::Acked(_) | Event::Delivered(_) => self.ledger.stray(),
-            Event::Error(kind, number) => self.ledger.error(&kind, number),
-            Event::Resync => self.ledger.resync(),
+            Event::Acked(number) if number < self.schedule.total => self.record.acked(number),
+            Event::Delivered(Some(number)) if self.is_for(number, member) => self.record.delivered(number),
+            Event::Acked(_) | Event::Delivered(_) => self.record.stray(),
+            Event::Error(kind, number) => self.record.error(&kind, number),
+            Event::Resync => self.record.resync(),
             Event::Closed(how) => self.end(member, &how),
         }
     }
@@ -263,7 +263,7 @@ impl Driver {
         if member.is_open {
             member.is_open = false;
             let _ = epoll::delete(&self.epoll, &member.session.socket);
-            self.ledger.error(why, None);
+            self.record.error(why, None);
         }
     }
 

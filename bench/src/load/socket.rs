@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
 
 /// How long each step of opening a session may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const STEP_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes read at a time while a session is opened.
 const OPENING_READ: usize = 4096;
 
@@ -34,8 +34,8 @@ impl Socket {
         };
         let tcp = tcp.with_context(|| format!("no TCP connection to {authority}"))?;
         tcp.set_nodelay(true)?;
-        tcp.set_read_timeout(Some(PATIENCE))?;
-        tcp.set_write_timeout(Some(PATIENCE))?;
+        tcp.set_read_timeout(Some(STEP_TIMEOUT))?;
+        tcp.set_write_timeout(Some(STEP_TIMEOUT))?;
         Ok(Self { tcp, input: Vec::new(), output: Vec::new() })
     }
 

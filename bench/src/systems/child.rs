@@ -14,9 +14,9 @@ use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// How long a program may take to start. The slowest, RabbitMQ, takes some seconds.
-const START_PATIENCE: Duration = Duration::from_secs(120);
+const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long it may take to stop before it is killed.
-const STOP_PATIENCE: Duration = Duration::from_secs(60);
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 const ASK_EVERY: Duration = Duration::from_millis(20);
 /// How many lines of a log are shown.
 const LOG_LINES: usize = 20;
@@ -75,14 +75,14 @@ impl Child {
 
     /// Waits until it is ready.
     pub fn wait(&mut self, ready: Ready) -> anyhow::Result<()> {
-        let deadline = Instant::now() + START_PATIENCE;
+        let deadline = Instant::now() + START_TIMEOUT;
         while !ready.is_so() {
             if let Some(status) = self.process.try_wait()? {
                 bail!("{} has ended ({status}); the last of {}", self.name, self.last_of_log());
             }
             if Instant::now() > deadline {
                 bail!(
-                    "{} is not ready after {START_PATIENCE:?}; the last of {}",
+                    "{} is not ready after {START_TIMEOUT:?}; the last of {}",
                     self.name,
                     self.last_of_log()
                 );
@@ -98,7 +98,7 @@ impl Child {
         if self.process.try_wait()?.is_none() {
             kill_process(pid, self.stop_with)?;
         }
-        let deadline = Instant::now() + STOP_PATIENCE;
+        let deadline = Instant::now() + STOP_TIMEOUT;
         while self.process.try_wait()?.is_none() && Instant::now() < deadline {
             thread::sleep(ASK_EVERY);
         }

@@ -8,7 +8,7 @@ use notifier::Notifier;
 
 const PROGRAM: Program = Program {
     name: "notifier",
-    about: "Pushes messages to the phones of people who are offline.",
+    about: "Pushes messages to the devices of recipients that are offline or have not proven delivery.",
     overrides: &[("admin_listen", "127.0.0.1:9104")],
 };
 

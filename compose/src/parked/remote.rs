@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// How long one answer may take: a request takes milliseconds, and longer only where a service is down.
-const PATIENCE: Duration = Duration::from_secs(30);
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many pushes are requested at a time: the API's maximum.
 const PAGE: usize = 200;
 
@@ -60,7 +60,7 @@ impl Remote {
             .user_agent(concat!("naru/", env!("CARGO_PKG_VERSION")))
             .redirect(redirect::Policy::none())
             .no_proxy()
-            .timeout(PATIENCE)
+            .timeout(CALL_TIMEOUT)
             .build()
             .context("no HTTP client can be made")?;
         Ok(Self { url: url.trim_end_matches('/').to_owned(), token, client })

@@ -7,7 +7,7 @@ use naru_client::{Http, Post, Webhook};
 use serde_json::Value;
 use tokio::task::unconstrained;
 
-use super::load::{ABSENT, Person, ROOMS, Saved};
+use super::load::{ABSENT, Jump, Person, ROOMS, Saved};
 use super::stored::Stored;
 use crate::support::{WEBHOOK_SECRET, token_of};
 
@@ -114,6 +114,23 @@ impl History {
                 "{} heard it otherwise",
                 person.user
             );
+        }
+    }
+
+    /// What a client did not get in its turn, and was not asked to `SYNC`, it had sent itself.
+    pub fn check_jumps(&self, person: &Person) {
+        let senders: HashMap<(&str, u64), &str> =
+            self.0.iter().map(|message| ((&*message.room, message.seq), &*message.sender)).collect();
+        for Jump { room, after, before } in &person.jumps {
+            for seq in after + 1..*before {
+                let sender = senders.get(&(room.as_str(), seq)).copied();
+                assert_eq!(
+                    sender,
+                    Some(person.user),
+                    "{} missed {seq} in {room}, without RESYNC",
+                    person.user
+                );
+            }
         }
     }
 

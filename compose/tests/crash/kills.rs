@@ -1,5 +1,6 @@
-//! A hundred times kill -9, under load, on the same data. Nothing that was confirmed may be missing, nothing that was
-//! accepted may be forgotten, and nothing may be there twice.
+//! A hundred times kill -9, under load, on the same data, and now and then a pause (SIGSTOP and SIGCONT) before it. Nothing
+//! that was confirmed may be missing, nothing that was accepted may be forgotten, nothing may be there twice, and no client
+//! has a gap without a `RESYNC`.
 //!
 //! All choices are drawn from one seed, which is printed and can be given again as `NARU_TEST_SEED`. It repeats the
 //! choices, not the scheduling of two processes: a fault found with a seed may need a few tries to come again.
@@ -25,6 +26,11 @@ use crate::support::token_of;
 const ROUNDS: u64 = 100;
 /// The longest wait between the chosen moment and the kill.
 const KILL_WITHIN: Duration = Duration::from_millis(3);
+/// In one of so many rounds the process is paused for so long that its own lease lapses.
+const LONG_PAUSE_EVERY: u64 = 50;
+const LONG_PAUSE: Duration = Duration::from_secs(7);
+/// How many messages are acknowledged after a pause before the kill.
+const ACKS_AFTER_A_PAUSE: u32 = 40;
 /// How many of each sender's messages are sent once more when all is over.
 const SENT_ONCE_MORE: usize = 50;
 
@@ -39,10 +45,12 @@ struct Round {
     /// The kill comes after this, and then after that long.
     moment: Moment,
     then: Duration,
+    /// A pause before the kill.
+    pause: Option<Duration>,
 }
 
 impl Round {
-    fn draw(rng: &mut StdRng) -> Self {
+    fn draw(rng: &mut StdRng, round: u64) -> Self {
         let killed_starts = if rng.random_ratio(1, 5) { rng.random_range(1..=2) } else { 0 };
         let count = rng.random_range(0..=60);
         Self {
@@ -55,6 +63,11 @@ impl Round {
                 Moment::FramesSent(2 * count)
             },
             then: KILL_WITHIN.mul_f64(rng.random_range(0.0..1.0)),
+            pause: match rng.random_range(0..8) {
+                _ if round.is_multiple_of(LONG_PAUSE_EVERY) => Some(LONG_PAUSE),
+                0 => Some(Duration::from_millis(rng.random_range(1..500))),
+                _ => None,
+            },
         }
     }
 }
@@ -65,7 +78,7 @@ fn habits(rng: &mut StdRng) -> Habits {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_kills_lose_nothing() {
+async fn a_hundred_kills_and_pauses_lose_nothing() {
     let given = |name: &str| Some(std::env::var(name).ok()?.parse().expect("a number"));
     let seed: u64 = given("NARU_TEST_SEED").unwrap_or_else(rand::random);
     let rounds = given("NARU_TEST_ROUNDS").unwrap_or(ROUNDS);
@@ -98,10 +111,10 @@ async fn kill_again_and_again(seed: u64, rounds: u64, data: &Path, at: &Cell<u64
     let mut writers = WRITERS.map(|user| Person::new(user, &rooms, rng.random()));
     let mut listener = Person::new(LISTENER, &rooms, rng.random());
 
-    let (begun, mut kills, mut start_takes) = (Instant::now(), 1, Duration::from_millis(50));
+    let (begun, mut kills, mut pauses, mut start_takes) = (Instant::now(), 1, 0, Duration::from_millis(50));
     for round in 1..=rounds {
         at.set(round);
-        let plan = Round::draw(&mut rng);
+        let plan = Round::draw(&mut rng, round);
         for share in &plan.killed_starts {
             kill_a_start(data, &environment, start_takes.mul_f64(*share)).await;
             kills += 1;
@@ -114,6 +127,7 @@ async fn kill_again_and_again(seed: u64, rounds: u64, data: &Path, at: &Cell<u64
         }
         live_and_die(&mut server, &plan, &mut writers, &mut listener).await;
         kills += 1;
+        pauses += usize::from(plan.pause.is_some());
     }
 
     // No client connects or resends: what was accepted must end its journey by itself.
@@ -131,6 +145,7 @@ async fn kill_again_and_again(seed: u64, rounds: u64, data: &Path, at: &Cell<u64
     }
     for person in writers.iter().chain([&listener]) {
         history.check_heard(person);
+        history.check_jumps(person);
     }
     let all: Vec<&Person> = writers.iter().chain([&listener]).collect();
     history.check_recipients(&all, &pushes, &rooms);
@@ -147,7 +162,7 @@ async fn kill_again_and_again(seed: u64, rounds: u64, data: &Path, at: &Cell<u64
     let sent = total(|person| person.sent.len());
     let acknowledged = total(|person| person.sent.iter().filter(|sent| sent.saved.is_some()).count());
     eprintln!(
-        "{kills} kills in {:?}: {sent} messages sent, {} of them saved, {acknowledged} of them acknowledged; \
+        "{kills} kills and {pauses} pauses in {:?}: {sent} messages sent, {} of them saved, {acknowledged} of them acknowledged; \
          {} ACKs, {} of them repeated; {} CHATs heard by the listener; {} pushes, {events} different ones, \
          {} repeated; {} closed as too slow",
         begun.elapsed(),
@@ -199,6 +214,18 @@ async fn live_and_die(
     let kill = async {
         happenings.wait_for(plan.moment).await;
         pass(plan.then).await;
+        if let Some(pause) = plan.pause {
+            if pause == LONG_PAUSE {
+                happenings.all_welcomed().await;
+            }
+            server.freeze();
+            tokio::time::sleep(pause).await;
+            server.thaw();
+            if pause == LONG_PAUSE {
+                happenings.all_synced().await;
+            }
+            happenings.wait_for(happenings.acks_from_now(ACKS_AFTER_A_PAUSE)).await;
+        }
         happenings.end();
         server.kill9().await;
     };

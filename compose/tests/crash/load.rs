@@ -1,7 +1,8 @@
 //! People who write as fast as they are answered, and remember everything that they sent and were told.
 
-use std::cell::Cell;
-use std::collections::{HashMap, VecDeque};
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
 
 use naru_client::{Client, Incoming, PATIENCE};
 use rand::rngs::StdRng;
@@ -30,6 +31,8 @@ pub const ROOMS: [&[&str]; 8] = [
     &["u0", "u1", "u2", "u3", "u4", "u5", LISTENER],
 ];
 
+/// How often something is looked at while it is waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// "Slow consumer": the client reconnects, and asks for what it missed.
 const SLOW_CONSUMER: u16 = 4408;
 
@@ -40,6 +43,8 @@ pub struct Person {
     pub sent: Vec<Sent>,
     /// Everything that came as a `CHAT`, by id.
     pub heard: HashMap<String, Heard>,
+    /// The jumps in what came live, in all connections that have ended, for which no `RESYNC` came.
+    pub jumps: Vec<Jump>,
     /// What came before the `WELCOME` of its session.
     pub before_welcome: Vec<Value>,
     /// How often the server found this person too slow.
@@ -52,6 +57,7 @@ pub struct Person {
     /// The places of what was acknowledged since the last look.
     pub fresh: Vec<usize>,
     rooms: Vec<String>,
+    live: Live,
     /// The places of what may still be acknowledged, in the order sent.
     unacknowledged: VecDeque<usize>,
     /// Counts up whenever something is forgotten: within a chain everything is resent until it is acknowledged.
@@ -82,6 +88,34 @@ pub struct Heard {
     pub content: String,
 }
 
+/// A `CHAT` skipped places of its room: those between these two.
+#[derive(Debug)]
+pub struct Jump {
+    pub room: String,
+    pub after: u64,
+    pub before: u64,
+}
+
+/// What came live in one connection.
+#[derive(Default)]
+struct Live {
+    newest: HashMap<String, u64>,
+    /// The jumps for which no `RESYNC` has come.
+    jumps: Vec<Jump>,
+    /// A `SYNC` was not answered yet: what comes live meanwhile may jump.
+    is_syncing: bool,
+}
+
+impl Live {
+    fn hear(&mut self, room: &str, seq: u64) {
+        let newest = self.newest.entry(room.to_owned()).or_insert(seq);
+        if seq > *newest + 1 && !self.is_syncing {
+            self.jumps.push(Jump { room: room.to_owned(), after: *newest, before: seq });
+        }
+        *newest = seq.max(*newest);
+    }
+}
+
 /// What a person does about messages that were not acknowledged when the connection broke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Memory {
@@ -104,6 +138,9 @@ pub struct Happenings {
     frames: Semaphore,
     acks: Semaphore,
     over: Cell<bool>,
+    /// Who is welcomed, and who of them was asked to `SYNC`, or was answered a `SYNC`, in their connection.
+    welcomed: RefCell<HashSet<&'static str>>,
+    synced: RefCell<HashSet<&'static str>>,
 }
 
 /// A moment: when that many have happened.
@@ -115,7 +152,9 @@ pub enum Moment {
 
 impl Happenings {
     pub fn new() -> Self {
-        Self { frames: Semaphore::new(0), acks: Semaphore::new(0), over: Cell::new(false) }
+        let (frames, acks) = (Semaphore::new(0), Semaphore::new(0));
+        let (welcomed, synced) = (RefCell::default(), RefCell::default());
+        Self { frames, acks, over: Cell::new(false), welcomed, synced }
     }
 
     pub async fn wait_for(&self, moment: Moment) {
@@ -127,10 +166,35 @@ impl Happenings {
         drop(waited.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {moment:?}")));
     }
 
+    /// The moment when so many more are acknowledged.
+    pub fn acks_from_now(&self, more: u32) -> Moment {
+        Moment::AcksReceived(more + u32::try_from(self.acks.available_permits()).expect("not that many"))
+    }
+
+    /// Waits until all users are connected.
+    pub async fn all_welcomed(&self) {
+        all_in(&self.welcomed, "welcomed").await;
+    }
+
+    /// Waits until all users were asked to `SYNC`, or have done so by themselves.
+    pub async fn all_synced(&self) {
+        all_in(&self.synced, "asked to SYNC").await;
+    }
+
     /// From now on connections may end.
     pub fn end(&self) {
         self.over.set(true);
     }
+}
+
+async fn all_in(users: &RefCell<HashSet<&'static str>>, what: &str) {
+    let waiting = async {
+        while users.borrow().len() < WRITERS.len() + 1 {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    let waited = timeout(PATIENCE, waiting).await;
+    waited.unwrap_or_else(|_| panic!("only {:?} were {what}", users.borrow()));
 }
 
 impl Person {
@@ -141,6 +205,7 @@ impl Person {
             user,
             sent: Vec::new(),
             heard: HashMap::new(),
+            jumps: Vec::new(),
             before_welcome: Vec::new(),
             slow: 0,
             errors: Vec::new(),
@@ -148,6 +213,7 @@ impl Person {
             repeated_acks: 0,
             fresh: Vec::new(),
             rooms: own.map(|(_, room)| room.clone()).collect(),
+            live: Live::default(),
             unacknowledged: VecDeque::new(),
             chain: 0,
             rng: StdRng::seed_from_u64(seed),
@@ -159,7 +225,11 @@ impl Person {
     pub async fn session(&mut self, url: &str, habits: Habits, happenings: &Happenings) -> Option<u16> {
         let mut missed = false;
         loop {
+            for users in [&happenings.welcomed, &happenings.synced] {
+                users.borrow_mut().remove(self.user);
+            }
             let code = self.connection(url, habits, happenings, missed).await;
+            self.jumps.extend(std::mem::take(&mut self.live).jumps);
             if code != Some(SLOW_CONSUMER) || happenings.over.get() {
                 return code;
             }
@@ -195,6 +265,7 @@ impl Person {
                 closed => panic!("{} waited for WELCOME: {closed}", self.user),
             }
         }
+        happenings.welcomed.borrow_mut().insert(self.user);
         if missed {
             self.sync(&mut client).await;
         }
@@ -213,9 +284,15 @@ impl Person {
             match client.next().await.expect("nothing is asked for after the end") {
                 Incoming::Frame(frame) => {
                     self.read(&frame, happenings);
-                    let rooms = frame["rooms"].as_array().into_iter().flatten();
-                    if rooms.into_iter().any(|room| room["complete"] == false) {
+                    let mut rooms = frame["rooms"].as_array().into_iter().flatten();
+                    if frame["type"] == "RESYNC" || rooms.any(|room| room["complete"] == false) {
                         self.sync(&mut client).await;
+                    }
+                    if frame["type"] == "RESYNC" {
+                        self.live.jumps.retain(|jump| {
+                            let named = frame["rooms"].as_array();
+                            named.is_some_and(|named| !named.iter().any(|room| *room == *jump.room))
+                        });
                     }
                 }
                 Incoming::Closed { code, .. } if happenings.over.get() || code == SLOW_CONSUMER => {
@@ -226,12 +303,16 @@ impl Person {
         }
     }
 
-    /// Asks for what came after the last that was heard in each room.
-    async fn sync(&self, client: &mut Client) {
+    /// Asks for what came after the last that was heard in each room, or after the first jump.
+    async fn sync(&mut self, client: &mut Client) {
         let mut last: HashMap<&str, u64> = self.rooms.iter().map(|room| (room.as_str(), 0)).collect();
         for Heard { room, seq, .. } in self.heard.values() {
             last.entry(room).and_modify(|last| *last = (*last).max(*seq));
         }
+        for Jump { room, after, .. } in &self.live.jumps {
+            last.entry(room).and_modify(|last| *last = (*last).min(*after));
+        }
+        self.live.is_syncing = true;
         let rooms = last.iter().map(|(room, seq)| json!({"chatRoomId": room, "afterSeq": seq}));
         client.send_json(&json!({"type": "SYNC", "rooms": rooms.collect::<Vec<_>>()})).await;
     }
@@ -289,12 +370,17 @@ impl Person {
             "CHAT" => {
                 let heard =
                     Heard { room: text("chatRoomId").into(), seq: seq(), content: text("content").into() };
+                self.live.hear(&heard.room, heard.seq);
                 let before = self.heard.insert(text("id").to_owned(), heard.clone());
                 assert!(
                     before.is_none_or(|before| before == heard),
                     "{} heard otherwise: {frame}",
                     self.user
                 );
+            }
+            "RESYNC" | "SYNCED" => {
+                happenings.synced.borrow_mut().insert(self.user);
+                self.live.is_syncing = false;
             }
             "ERROR" => {
                 assert!(happenings.over.get(), "{} was refused: {frame}", self.user);

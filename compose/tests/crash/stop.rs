@@ -1,4 +1,4 @@
-//! An orderly stop: what is in hand is answered, every client is told to go, and nothing is lost on the way out.
+//! An orderly stop: unanswered messages are answered, every client is sent away, and nothing is lost on the way out.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 const GOING_AWAY: u16 = 1001;
 
 /// What is left after a few stops.
-struct Aftermath {
+struct StopResult {
     data: TempDir,
     rooms: Vec<String>,
     writers: Vec<Person>,
@@ -28,7 +28,7 @@ struct Aftermath {
 
 /// SIGTERM in the middle of the load, a few times on the same data. Each time every client must be told to come back, and
 /// the process must leave in order and in time.
-async fn stop_under_load() -> Aftermath {
+async fn stop_under_load() -> StopResult {
     let data = tempfile::tempdir().expect("a folder for the data");
     let backend = Webhook::start().await;
     let environment = environment(&backend);
@@ -66,13 +66,13 @@ async fn stop_under_load() -> Aftermath {
         eprintln!("left for the next start: {} messages", Stored::open(data.path()).open_entries());
     }
     let listener = people.pop().expect("the listener is the last");
-    Aftermath { data, rooms, writers: people, listener, backend }
+    StopResult { data, rooms, writers: people, listener, backend }
 }
 
 /// Whatever was acknowledged is saved, and whatever was refused is not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn terminate_drains() {
-    let Aftermath { data, rooms, writers, listener, backend } = stop_under_load().await;
+    let StopResult { data, rooms, writers, listener, backend } = stop_under_load().await;
     let server = start(data.path(), &environment(&backend)).await;
     Stored::recovered(data.path()).await;
     let history = History::read(server.url(), &rooms).await;
@@ -95,7 +95,7 @@ async fn terminate_drains() {
 /// P5: a stop, too, leaves no recipient untold: what was not written to a session any more is pushed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn terminate_leaves_no_recipient_untold() {
-    let Aftermath { data, rooms, writers, listener, mut backend } = stop_under_load().await;
+    let StopResult { data, rooms, writers, listener, mut backend } = stop_under_load().await;
     let server = start(data.path(), &environment(&backend)).await;
     Stored::settled(data.path()).await;
     let history = History::read(server.url(), &rooms).await;

@@ -8,7 +8,7 @@ use naru_client::PATIENCE;
 use rusqlite::{Connection, OpenFlags, Row};
 
 /// How often the disk is looked at while something is waited for.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+const CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The embedded database, opened for reading.
 pub struct Stored(Connection);
@@ -53,7 +53,7 @@ impl Stored {
                 waited < PATIENCE,
                 "P4: after {waited:?} {open} entries are open, {queued} events queued"
             );
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
         }
         stored
     }

@@ -121,8 +121,7 @@ async fn fanout_and_gateway_killed_at_once_lose_no_recipient() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn proofs_that_redis_lost_prove_nothing() {
     let mut world = World::start().await;
-    let client = redis::Client::open(world.cluster.redis_url.as_str()).expect("a URL");
-    let mut redis = client.get_multiplexed_async_connection().await.expect("a connection");
+    let mut redis = world.cluster.redis().await;
     world.deliver().await;
     world.fanout.kill9().await;
     world.ben_has_proven().await;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use mongodb::bson::oid::ObjectId;
 use naru_client::{Client, Http, PATIENCE, ServerProcess, Webhook};
 use naru_services::{Kind, Service};
+use redis::aio::MultiplexedConnection;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -87,6 +88,12 @@ impl Cluster {
     pub async fn run_each(&self) -> [ServerProcess; 4] {
         let gateway = self.run("gateway").await;
         [gateway, self.run("persister").await, self.run("fanout").await, self.run("notifier").await]
+    }
+
+    /// Redis, past Naru.
+    pub async fn redis(&self) -> MultiplexedConnection {
+        let client = redis::Client::open(self.redis_url.as_str()).expect("a URL");
+        client.get_multiplexed_async_connection().await.expect("a connection")
     }
 
     /// The database, read past Naru.

@@ -6,15 +6,15 @@ use serde_json::{Value, json};
 
 use super::cluster::{Cluster, counted, http, phone, until};
 
-/// What a plain subscriber on `chat:*` hears.
-struct Eavesdropper(redis::aio::PubSub);
+/// A plain subscriber on `chat:*`, as another system may be.
+struct ChatSubscriber(redis::aio::PubSub);
 
-impl Eavesdropper {
+impl ChatSubscriber {
     async fn on(redis_url: &str) -> Self {
         let client = redis::Client::open(redis_url).expect("a URL");
-        let mut heard = client.get_async_pubsub().await.expect("a connection");
-        heard.psubscribe("chat:*").await.expect("a subscription");
-        Self(heard)
+        let mut pubsub = client.get_async_pubsub().await.expect("a connection");
+        pubsub.psubscribe("chat:*").await.expect("a subscription");
+        Self(pubsub)
     }
 
     async fn next(&mut self) -> (String, Value) {
@@ -41,7 +41,7 @@ async fn three_gateways_hear_it_and_one_forwards_it() {
     let mut cluster = Cluster::start().await;
     let gateways = [cluster.run("gateway").await, cluster.run("gateway").await, cluster.run("gateway").await];
     let (_persister, _fanout) = (cluster.run("persister").await, cluster.run("fanout").await);
-    let mut eavesdropper = Eavesdropper::on(&cluster.redis_url).await;
+    let mut subscriber = ChatSubscriber::on(&cluster.redis_url).await;
     http(&gateways[0], "A").create_room(&["A", "B"]).await;
     let mut ada = phone(&gateways[0], "A").await;
     let mut ben = phone(&gateways[1], "B").await;
@@ -52,7 +52,7 @@ async fn three_gateways_hear_it_and_one_forwards_it() {
     let ack = ada.expect("ACK").await;
     let chat = ben.expect("CHAT").await;
     assert_eq!((&chat["id"], &chat["senderName"]), (&ack["id"], &json!("Ada")));
-    let (channel, published) = eavesdropper.next().await;
+    let (channel, published) = subscriber.next().await;
     assert_eq!(channel, "chat:A_B");
     for field in [
         "type",
@@ -83,7 +83,7 @@ async fn three_gateways_hear_it_and_one_forwards_it() {
     })
     .await;
     ada.chat("A_B", "있어요?", "2").await;
-    let (_, published) = eavesdropper.next().await;
+    let (_, published) = subscriber.next().await;
     assert_eq!(waiting(&cluster.amqp_url, "naru.offline").await, 1, "the push comes before the publish");
     assert_eq!(ada.expect("ACK").await["id"], published["id"]);
     all_have_heard(&gateways, 2).await;

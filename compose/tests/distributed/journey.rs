@@ -8,6 +8,7 @@ use crate::phones::{
     Desk, each_of_bens_phones_buzzes_once_in_one_process, each_of_bens_phones_buzzes_once_on,
 };
 use crate::support::Naru;
+use crate::users::sessions_end_everywhere_and_tokens_with_them;
 
 /// Two phones, four processes.
 #[tokio::test]
@@ -15,6 +16,14 @@ async fn ada_writes_and_bens_phone_buzzes_through_four_processes() {
     let mut cluster = Cluster::start().await;
     let workers = cluster.run_each().await;
     ada_writes_and_bens_phone_buzzes_on(workers[0].url(), &mut cluster.backend).await;
+}
+
+/// Two gateways: what is asked of one is done by both.
+#[tokio::test]
+async fn sessions_end_on_every_gateway() {
+    let cluster = Cluster::start().await;
+    let (one, other) = (cluster.run("gateway").await, cluster.run("gateway").await);
+    sessions_end_everywhere_and_tokens_with_them([one.url(), other.url()]).await;
 }
 
 /// Two phones, one process on three services.

@@ -21,8 +21,14 @@ pub enum Protocol {
     Redis,
 }
 
-/// How often each thing was said, by name; `bytes` counts both directions.
-pub type Counts = BTreeMap<String, u64>;
+/// How often each thing was said, and its bytes, by name. MongoDB's and Redis's answers are not counted.
+pub type Counts = BTreeMap<String, Count>;
+
+#[derive(Clone, Copy, Default)]
+pub struct Count {
+    pub times: u64,
+    pub bytes: u64,
+}
 
 /// A service with a meter in front of it. Dropped, it lets no byte through any more.
 pub struct Metered {
@@ -73,11 +79,14 @@ async fn pump(
 ) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        let names = reader.read(&buffer[..read]);
+        let messages = reader.read(&buffer[..read]);
         {
             let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
-            *counts.entry("bytes".to_owned()).or_default() += read as u64;
-            names.into_iter().for_each(|name| *counts.entry(name).or_default() += 1);
+            for (name, bytes) in messages {
+                let count = counts.entry(name).or_default();
+                count.times += 1;
+                count.bytes += bytes as u64;
+            }
         }
         if to.write_all(&buffer[..read]).await.is_err() {
             return;
@@ -97,10 +106,11 @@ impl Reader {
         Self { protocol: Some(protocol), buffer: Vec::new() }
     }
 
-    fn read(&mut self, bytes: &[u8]) -> Vec<String> {
+    /// The messages that these bytes complete: the name and the length of each.
+    fn read(&mut self, bytes: &[u8]) -> Vec<(String, usize)> {
         let Some(protocol) = self.protocol else { return Vec::new() };
         self.buffer.extend_from_slice(bytes);
-        let (mut names, mut at) = (Vec::new(), 0);
+        let (mut messages, mut at) = (Vec::new(), 0);
         let cut = match protocol {
             Protocol::Mongodb => mongodb,
             Protocol::Amqp => amqp,
@@ -108,10 +118,10 @@ impl Reader {
         };
         while let Some((length, name)) = cut(&self.buffer[at..]) {
             at += length;
-            names.extend(name);
+            messages.extend(name.map(|name| (name, length)));
         }
         self.buffer.drain(..at);
-        names
+        messages
     }
 }
 
@@ -203,10 +213,10 @@ mod tests {
     fn messages_are_cut_wherever_the_bytes_are() {
         let mut reader = Reader::new(Protocol::Redis);
         let presence = b"*2\r\n$4\r\nMGET\r\n$15\r\nnaru:presence:a\r\n";
-        assert_eq!(reader.read(presence), ["MGET naru:presence"]);
+        assert_eq!(reader.read(presence), [("MGET naru:presence".to_owned(), presence.len())]);
         let said = b"*3\r\n$7\r\nPUBLISH\r\n$8\r\nchat:A_B\r\n$2\r\n{}\r\n*1\r\n$4\r\nPING\r\n";
-        let names: Vec<String> = said.chunks(3).flat_map(|chunk| reader.read(chunk)).collect();
-        assert_eq!(names, ["PUBLISH chat", "PING"]);
+        let messages: Vec<_> = said.chunks(3).flat_map(|chunk| reader.read(chunk)).collect();
+        assert_eq!(messages, [("PUBLISH chat".to_owned(), 39), ("PING".to_owned(), 14)]);
         let mut reader = Reader::new(Protocol::Amqp);
         let frame = [
             &b"AMQP\x00\x00\x09\x01"[..],
@@ -214,7 +224,7 @@ mod tests {
             &[8, 0, 0, 0, 0, 0, 0, 0xce],
         ]
         .concat();
-        let names: Vec<String> = frame.chunks(5).flat_map(|chunk| reader.read(chunk)).collect();
-        assert_eq!(names, ["basic.ack"]);
+        let messages: Vec<_> = frame.chunks(5).flat_map(|chunk| reader.read(chunk)).collect();
+        assert_eq!(messages, [("basic.ack".to_owned(), 12)]);
     }
 }

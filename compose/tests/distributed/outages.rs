@@ -11,10 +11,10 @@ use tokio::sync::watch;
 use super::cluster::{Cluster, until};
 use super::traffic::{Gateways, Traffic, at};
 
-/// How long a service is away.
-const AWAY: Duration = Duration::from_secs(10);
+/// How long a service is down.
+const OUTAGE: Duration = Duration::from_secs(10);
 /// After its return everybody is served again within this.
-const HEALED_WITHIN: Duration = Duration::from_secs(5);
+const MAX_RECOVERY: Duration = Duration::from_secs(5);
 /// No process may take this much more memory for it.
 const GROWTH: u64 = 64 << 20;
 /// How many talk.
@@ -31,21 +31,21 @@ enum Leaves {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mongodb_may_be_away_for_ten_seconds() {
-    may_be_away(Kind::Mongodb).await;
+    may_be_unavailable(Kind::Mongodb).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rabbitmq_may_be_away_for_ten_seconds() {
-    may_be_away(Kind::Rabbitmq).await;
+    may_be_unavailable(Kind::Rabbitmq).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_may_be_away_for_ten_seconds() {
-    may_be_away(Kind::Redis).await;
+    may_be_unavailable(Kind::Redis).await;
 }
 
 /// A service of this kind is stopped, and then killed, below a deployment of one process of each worker and a second gateway.
-async fn may_be_away(kind: Kind) {
+async fn may_be_unavailable(kind: Kind) {
     let started = tokio::task::spawn_blocking(move || {
         let service = Service::start(kind);
         // A Redis of the test's own in any case: Pub/Sub has no databases.
@@ -91,7 +91,7 @@ async fn outage(
         Leaves::Killed => service.kill(),
     });
     let before = traffic.acknowledged();
-    tokio::time::sleep_until((left + AWAY).into()).await;
+    tokio::time::sleep_until((left + OUTAGE).into()).await;
     let meanwhile = traffic.acknowledged() - before;
     let grown = memory_of(processes).iter().zip(&memory).map(|(now, then)| now.saturating_sub(*then)).max();
     let grown = grown.expect("there are processes");
@@ -112,7 +112,7 @@ async fn outage(
         memories.slowest(left, ended).lasted,
         grown >> 20,
     );
-    assert!(healed < HEALED_WITHIN, "{name}: served again only after {healed:?}");
+    assert!(healed < MAX_RECOVERY, "{name}: served again only after {healed:?}");
     assert!(grown < GROWTH, "{name}: a process took {grown} bytes more");
 }
 

@@ -1,4 +1,4 @@
-//! A provider is away for a minute, with 5,000 pushes waiting, and the notifier is killed meanwhile.
+//! A provider is down for a minute, with 5,000 pushes waiting, and the notifier is killed meanwhile.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use naru_model::room::sorted_members;
 use naru_model::{
     ClientMessageId, DeviceId, Event, Message, MessageId, RoomId, RoomKind, Seq, Timestamp, Trace, UserId,
 };
-use naru_phones::{Conduct, Handle, Provider};
+use naru_phones::{Behaviour, Handle, Provider};
 use naru_runtime::{Health, Settings};
 use tokio::task::JoinHandle;
 use tokio::time::{interval, sleep_until, timeout};
@@ -28,18 +28,18 @@ const PEOPLE: usize = 50;
 const MESSAGES: usize = 100;
 const PUSHES: u64 = (PEOPLE * MESSAGES) as u64;
 /// How long FCM takes nothing: half of it it refuses connections, half of it it hangs.
-const AWAY: Duration = Duration::from_secs(60);
+const OUTAGE: Duration = Duration::from_secs(60);
 /// Before and meanwhile a user with an iPhone misses a message this often.
 const EVERY: Duration = Duration::from_millis(30);
 /// How long that goes on before, to know how long a push takes when all is well.
 const CALM: Duration = Duration::from_secs(15);
-/// From the return of FCM until all is pushed: a breaker's pause is 30 s at most, a rung that is met here 2 min.
-const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(240);
-/// While FCM is away a push by APNs takes at most this much longer than twice what it took before, on a machine that compiles
+/// From the return of FCM until all is pushed: a breaker's pause is 30 s at most, and a retry's delay that is met here 2 min.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(240);
+/// While FCM is down a push by APNs takes at most this much longer than twice what it took before, on a machine that compiles
 /// and tests besides; the time without any notifier left out.
 const FLAT: Duration = Duration::from_millis(500);
-/// How many pushes of a lane a killed notifier may have had in hand: `push_concurrency`.
-const IN_HAND: u64 = 64;
+/// How many pushes of a lane a killed notifier may have had in flight: `push_concurrency`.
+const MAX_IN_FLIGHT: u64 = 64;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_provider_may_be_away_for_a_minute_and_the_notifier_die_twice() {
@@ -51,52 +51,52 @@ async fn a_provider_may_be_away_for_a_minute_and_the_notifier_die_twice() {
     }
     // Only the phones.
     cluster = cluster.with("NARU_PUSH_WEBHOOK_URL", "").with("NARU_PUSH_WEBHOOK_SECRET", "");
-    let town = Town::build(&cluster).await;
+    let fixture = Fixture::build(&cluster).await;
     let mut notifier = cluster.run("notifier").await;
-    let steady = Steady::start(&town, &handle);
+    let steady = Steady::start(&fixture, &handle);
     sleep_until(tokio::time::Instant::now() + CALM).await;
     let before = steady.latencies(0);
     let already = handle.taken();
 
-    handle.set(Provider::Fcm, Conduct::Refuse).await;
-    let away_at = Instant::now();
-    town.all_recipients_miss().await;
-    let moment = |seconds| tokio::time::Instant::from_std(away_at) + Duration::from_secs(seconds);
+    handle.set(Provider::Fcm, Behaviour::Refuse).await;
+    let outage_at = Instant::now();
+    fixture.all_recipients_miss().await;
+    let moment = |seconds| tokio::time::Instant::from_std(outage_at) + Duration::from_secs(seconds);
     sleep_until(moment(15)).await;
     restart(&cluster, &mut notifier, &steady).await;
     sleep_until(moment(30)).await;
-    handle.set(Provider::Fcm, Conduct::Hang).await;
-    sleep_until(moment(AWAY.as_secs())).await;
-    assert_eq!(handle.counts(Provider::Fcm).taken, 0, "it was away");
-    let while_away = steady.latencies(already);
+    handle.set(Provider::Fcm, Behaviour::Hang).await;
+    sleep_until(moment(OUTAGE.as_secs())).await;
+    assert_eq!(handle.counts(Provider::Fcm).taken, 0, "it was down");
+    let during_outage = steady.latencies(already);
 
-    // It is back, and sends every connection away after 100 ms. The notifier dies with pushes in hand.
-    handle.set(Provider::Fcm, Conduct::GoAway(Duration::from_millis(100))).await;
+    // It is back, and sends every connection away after 100 ms. The notifier dies with pushes in flight.
+    handle.set(Provider::Fcm, Behaviour::GoAway(Duration::from_millis(100))).await;
     let back_at = Instant::now();
     let taken = async |wanted: u64| {
         let enough = async || handle.counts(Provider::Fcm).taken >= wanted;
-        within(CAUGHT_UP_WITHIN, &format!("{wanted} pushes are taken"), enough).await;
+        within(CATCH_UP_TIMEOUT, &format!("{wanted} pushes are taken"), enough).await;
     };
     taken(PUSHES / 4).await;
     restart(&cluster, &mut notifier, &steady).await;
     taken(PUSHES / 2).await;
-    handle.set(Provider::Fcm, Conduct::Streams(1)).await;
+    handle.set(Provider::Fcm, Behaviour::Streams(1)).await;
     taken(PUSHES * 3 / 4).await;
-    handle.set(Provider::Fcm, Conduct::Usual).await;
-    within(CAUGHT_UP_WITHIN, "every push has come", async || distinct(&handle) == PUSHES).await;
+    handle.set(Provider::Fcm, Behaviour::Usual).await;
+    within(CATCH_UP_TIMEOUT, "every push has come", async || distinct(&handle) == PUSHES).await;
     let caught_up = back_at.elapsed();
     steady.stop().await;
 
     let fcm = handle.counts(Provider::Fcm);
     eprintln!("FCM: {fcm:?}; all {PUSHES} {caught_up:?} after its return, {} of them twice", fcm.repeated);
-    eprintln!("APNs before: {}; while FCM was away: {}", in_words(&before), in_words(&while_away));
-    assert!(fcm.repeated <= IN_HAND, "{fcm:?}: more came twice than a killed notifier had in hand");
+    eprintln!("APNs before: {}; while FCM was down: {}", in_words(&before), in_words(&during_outage));
+    assert!(fcm.repeated <= MAX_IN_FLIGHT, "{fcm:?}: more came twice than a killed notifier had in flight");
     assert_eq!(fcm.taken, PUSHES + fcm.repeated);
-    let [calm, away] = [&before, &while_away].map(|latencies| percentile(latencies, 99));
-    assert!(away < 2 * calm + FLAT, "the other provider's pushes waited: p99 {away:?}, {calm:?} before");
-    let parked = town.engines.store.pushes.parked(None, 10).await.expect("a list");
+    let [calm, outage] = [&before, &during_outage].map(|latencies| percentile(latencies, 99));
+    assert!(outage < 2 * calm + FLAT, "the other provider's pushes waited: p99 {outage:?}, {calm:?} before");
+    let parked = fixture.engines.store.pushes.parked(None, 10).await.expect("a list");
     assert_eq!(parked.len(), 0, "{parked:?}");
-    town.distributed.close().await;
+    fixture.distributed.close().await;
 }
 
 /// Pushes that FCM has taken, each counted once.
@@ -121,14 +121,14 @@ async fn restart(cluster: &Cluster, notifier: &mut ServerProcess, steady: &Stead
 }
 
 /// What the notifiers work on.
-struct Town {
+struct Fixture {
     distributed: Distributed,
     engines: Engines,
     room: RoomId,
     people: Vec<UserId>,
 }
 
-impl Town {
+impl Fixture {
     async fn build(cluster: &Cluster) -> Self {
         let environment = [
             ("NARU_MONGODB_URL", &cluster.mongodb_url),
@@ -208,16 +208,16 @@ struct Steady {
 }
 
 impl Steady {
-    fn start(town: &Town, handle: &Handle) -> Self {
+    fn start(fixture: &Fixture, handle: &Handle) -> Self {
         let (sent, no_notifier, stop) = (
             Arc::<std::sync::Mutex<HashMap<_, _>>>::default(),
             Arc::<AtomicBool>::default(),
             CancellationToken::new(),
         );
-        let offline = town.engines.bus.offline.clone();
+        let offline = fixture.engines.bus.offline.clone();
         let iphone = UserId::new(format!("person{}", PEOPLE + 1)).expect("a user id");
         let (to, counts, told) = (sent.clone(), no_notifier.clone(), stop.clone());
-        let messages: Vec<_> = (0..10_000).map(|number| town.message(MESSAGES + number)).collect();
+        let messages: Vec<_> = (0..10_000).map(|number| fixture.message(MESSAGES + number)).collect();
         let task = tokio::spawn(async move {
             let mut ticks = interval(EVERY);
             for mut message in messages {
@@ -268,7 +268,7 @@ impl Steady {
         self.task.await.expect("it ends");
         let sent = self.sent.lock().expect("no panic under the lock").len() as u64;
         let all = async || self.handle.counts(Provider::Apns).taken >= sent;
-        timeout(CAUGHT_UP_WITHIN, within(CAUGHT_UP_WITHIN, "every iPhone push has come", all))
+        timeout(CATCH_UP_TIMEOUT, within(CATCH_UP_TIMEOUT, "every iPhone push has come", all))
             .await
             .expect("in time");
     }

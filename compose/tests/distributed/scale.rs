@@ -17,7 +17,7 @@ const TALKS: usize = TALKS_EACH * PARTITIONS;
 /// About a hundred messages a second.
 const THINKS_FOR: Duration = Duration::from_millis(1_200);
 /// Within this, the work is shared out: partitions are let go a few at a time.
-const SHARED_WITHIN: Duration = Duration::from_secs(40);
+const SHARING_TIMEOUT: Duration = Duration::from_secs(40);
 /// A worker with less than this share of what an equal one has is not doing its part.
 const EVEN: f64 = 0.4;
 /// Within this, what a dead worker had is done by others.
@@ -81,7 +81,7 @@ fn spread_evenly() -> Vec<usize> {
 
 /// Waits until each of them does its part of what is done.
 async fn even(workers: &[ServerProcess], name: &str) {
-    within(SHARED_WITHIN, &format!("{name} is shared out evenly"), async || {
+    within(SHARING_TIMEOUT, &format!("{name} is shared out evenly"), async || {
         let before = counts(workers, name).await;
         let all_had_some = async || {
             let done: Vec<u64> =

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::cluster::until;
+use super::cluster::{until, within};
 use crate::support::token_of;
 
 /// A message without an answer is sent again after this.
@@ -23,17 +23,27 @@ const RESEND_AFTER: Duration = Duration::from_secs(3);
 /// A client that could not connect, or was told to wait without a time, tries again after this.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
+/// A client that misses a message and stays connected has it, or was told to ask for it, within this: a renewal of its
+/// gateway's lease and the spread of `RESYNC`s, two seconds each, and time for a busy machine.
+pub const TOLD_WITHIN: Duration = Duration::from_secs(15);
+
 /// Talks under way.
 pub struct Traffic {
     writers: JoinSet<Writer>,
+    /// The writers that have nothing to say any more.
+    done: Vec<Writer>,
     listeners: JoinSet<Listener>,
     /// Cancelled when nothing new is to be said.
     hush: CancellationToken,
+    /// Cancelled when all has been said: every second listener leaves.
+    said: CancellationToken,
     /// Cancelled when no listener is left.
     over: CancellationToken,
     acknowledged: Arc<AtomicU64>,
     /// When each writer was acknowledged last.
     served: Vec<watch::Receiver<Option<Instant>>>,
+    /// Each listener that stays, its room, and how many of the room's messages it has heard, up to the first that it has not.
+    heard: Vec<(String, String, watch::Receiver<u64>)>,
 }
 
 /// Where clients find gateways: writers at the first, listeners at the last. It may change.
@@ -83,6 +93,12 @@ struct Listener {
     user: String,
     room: String,
     heard: HashSet<u64>,
+    /// How many of them have no gap before them.
+    without_gap: watch::Sender<u64>,
+    /// Since when there is a gap in the session for which no `RESYNC` has come.
+    gap: Option<Instant>,
+    /// How long one was there, at the longest.
+    longest_gap: Duration,
     troubles: BTreeMap<String, usize>,
 }
 
@@ -103,23 +119,34 @@ impl Traffic {
     ) -> Self {
         let mut traffic = Self {
             writers: JoinSet::new(),
+            done: Vec::new(),
             listeners: JoinSet::new(),
             hush: CancellationToken::new(),
+            said: CancellationToken::new(),
             over: CancellationToken::new(),
             acknowledged: Arc::default(),
             served: Vec::new(),
+            heard: Vec::new(),
         };
         for talk in talks {
             let [user, other] = [format!("{name}-writer{talk}"), format!("{name}-listener{talk}")];
             let first = gateways.borrow()[0].clone();
             let room = Http::new(&first, &token_of(&user)).create_room(&[&user, &other]).await;
+            let (without_gap, heard) = watch::channel(0);
+            let leave = if talk % 2 == 0 { &traffic.said } else { &traffic.over }.clone();
+            if talk % 2 == 1 {
+                traffic.heard.push((other.clone(), room.clone(), heard));
+            }
             let listener = Listener {
                 user: other,
                 room: room.clone(),
                 heard: HashSet::new(),
+                without_gap,
+                gap: None,
+                longest_gap: Duration::ZERO,
                 troubles: BTreeMap::new(),
             };
-            traffic.listeners.spawn(listener.listen(gateways.clone(), traffic.over.clone()));
+            traffic.listeners.spawn(listener.listen(gateways.clone(), leave));
             let writer = Writer {
                 user,
                 room,
@@ -155,12 +182,31 @@ impl Traffic {
         until("more messages are acknowledged", async || self.acknowledged() >= wanted).await;
     }
 
-    /// Lets all users finish what they are saying, then hear what there is to hear.
-    pub async fn end(self) -> Memories {
+    /// Lets all users finish what they are saying. Then half of the listeners leave: what they have not heard is pushed.
+    pub async fn hush(&mut self) {
         self.hush.cancel();
-        let writers = self.writers.join_all().await;
+        while let Some(writer) = self.writers.join_next().await {
+            self.done.push(writer.expect("no writer panics"));
+        }
+        self.said.cancel();
+    }
+
+    /// Waits until every listener that stays has all that is in its room, as one who asks for what it misses only when it connects and
+    /// when it is told to.
+    pub async fn all_heard(&self, gateway: &ServerProcess) {
+        for (listener, room, heard) in &self.heard {
+            let there =
+                Http::new(gateway.url(), &token_of(listener)).history(room, "afterSeq=0&limit=200").await;
+            let what = format!("{listener} has no gap in {} messages", there.len());
+            within(TOLD_WITHIN, &what, async || *heard.borrow() >= there.len() as u64).await;
+        }
+    }
+
+    /// Lets all users finish what they are saying, then hear what there is to hear.
+    pub async fn end(mut self) -> Memories {
+        self.hush().await;
         self.over.cancel();
-        Memories { writers, listeners: self.listeners.join_all().await }
+        Memories { writers: self.done, listeners: self.listeners.join_all().await }
     }
 }
 
@@ -294,6 +340,7 @@ impl Listener {
                 tokio::time::sleep(AGAIN_AFTER).await;
                 continue;
             };
+            self.gap = None;
             loop {
                 let incoming = tokio::select! {
                     incoming = next(&mut client) => incoming,
@@ -307,11 +354,12 @@ impl Listener {
                 };
                 match frame["type"].as_str() {
                     Some("CHAT") => {
-                        self.heard.insert(frame["seq"].as_u64().expect("a place"));
+                        self.hear(frame["seq"].as_u64().expect("a place"));
                     }
                     Some("WELCOME") => self.sync(&mut client).await,
                     Some("RESYNC") => {
                         *self.troubles.entry("RESYNC".to_owned()).or_default() += 1;
+                        self.gap = None;
                         self.sync(&mut client).await;
                     }
                     Some("SYNCED") if frame["rooms"][0]["complete"] == false => self.sync(&mut client).await,
@@ -322,9 +370,23 @@ impl Listener {
         self
     }
 
+    fn hear(&mut self, seq: u64) {
+        self.heard.insert(seq);
+        let mut without_gap = *self.without_gap.borrow();
+        while self.heard.contains(&(without_gap + 1)) {
+            without_gap += 1;
+        }
+        self.without_gap.send_replace(without_gap);
+        if let Some(since) = self.gap {
+            self.longest_gap = self.longest_gap.max(since.elapsed());
+        }
+        let has_gap = self.heard.len() as u64 > without_gap;
+        self.gap = if has_gap { self.gap.or_else(|| Some(Instant::now())) } else { None };
+    }
+
     /// Asks for everything after the first place that was not heard.
     async fn sync(&self, client: &mut Client) {
-        let after = (0..).find(|seq| !self.heard.contains(&(seq + 1))).expect("there is an end");
+        let after = *self.without_gap.borrow();
         client
             .send_json(&json!({"type": "SYNC", "rooms": [{"chatRoomId": self.room, "afterSeq": after}]}))
             .await;
@@ -420,6 +482,11 @@ impl Memories {
         let waits = self.writers.iter().flat_map(Writer::waits);
         let within = waits.filter(|wait| wait.sent < to && wait.sent + wait.lasted > from);
         within.max_by_key(|wait| wait.lasted).expect("a message was written")
+    }
+
+    /// How long a listener had a gap that it was not told of, at the longest.
+    pub fn longest_gap(&self) -> Duration {
+        self.listeners.iter().map(|listener| listener.longest_gap).max().unwrap_or_default()
     }
 
     /// What went wrong for those who write, and for those who listen.

@@ -9,13 +9,13 @@ use crate::crash::{NARU, refusal, run};
 use crate::support::{SECRET, WEBHOOK_SECRET, token_of};
 
 /// A Naru of its own process, with so many pushes parked that the backend refused.
-struct World {
+struct Fixture {
     server: ServerProcess,
     backend: Webhook,
     data: tempfile::TempDir,
 }
 
-impl World {
+impl Fixture {
     async fn start(parked: usize) -> Self {
         let mut backend = Webhook::start().await;
         let data = tempfile::tempdir().expect("a folder for the data");
@@ -33,11 +33,11 @@ impl World {
             assert_eq!(status, 200);
             backend.next().await;
         }
-        let world = Self { server, backend, data };
-        while world.parked().await.len() < parked {
+        let fixture = Self { server, backend, data };
+        while fixture.parked().await.len() < parked {
             tokio::task::yield_now().await;
         }
-        world
+        fixture
     }
 
     /// What `naru parked` prints for these arguments, and how it ends.
@@ -78,9 +78,9 @@ fn plain(path: &Path) -> &str {
 
 #[tokio::test]
 async fn what_is_parked_is_listed_and_shown() {
-    let world = World::start(2).await;
-    let ids = world.ids().await;
-    let table = world.said(&["list"]).await;
+    let fixture = Fixture::start(2).await;
+    let ids = fixture.ids().await;
+    let table = fixture.said(&["list"]).await;
     let lines: Vec<_> = table.lines().collect();
     assert_eq!(
         lines[0].split_whitespace().collect::<Vec<_>>(),
@@ -97,56 +97,57 @@ async fn what_is_parked_is_listed_and_shown() {
         assert!(line.chars().count() <= 100, "{line}");
     }
 
-    let shown = world.said(&["show", &ids[1]]).await;
+    let shown = fixture.said(&["show", &ids[1]]).await;
     for line in [format!("event    {}", ids[1]), "title    Ada".to_owned(), "body     message 2".to_owned()] {
         assert!(shown.lines().any(|shown| shown == line), "no {line:?} in\n{shown}");
     }
-    let shown: Value = serde_json::from_str(&world.said(&["show", &ids[0], "--json"]).await).expect("JSON");
+    let shown: Value = serde_json::from_str(&fixture.said(&["show", &ids[0], "--json"]).await).expect("JSON");
     assert_eq!((&shown["body"], &shown["userId"]), (&json!("message 1"), &json!("B")));
     assert_eq!(shown["eventId"], json!(ids[0]));
 }
 
 #[tokio::test]
 async fn parked_pushes_are_sent_again_and_dropped() {
-    let mut world = World::start(4).await;
-    let ids = world.ids().await;
+    let mut fixture = Fixture::start(4).await;
+    let ids = fixture.ids().await;
     let unknown = "10a49b64-5437-560f-bb8b-85aee95df0ec";
 
-    let said = world.said(&["replay", &ids[0]]).await;
+    let said = fixture.said(&["replay", &ids[0]]).await;
     assert_eq!(said, format!("{} sent again\n", ids[0]));
-    let pushed = world.backend.next().await;
+    let pushed = fixture.backend.next().await;
     assert_eq!((pushed.header("x-naru-event-id"), &pushed.json["body"]), (&*ids[0], &json!("message 1")));
-    assert_eq!(world.ids().await, ids[1..]);
+    assert_eq!(fixture.ids().await, ids[1..]);
 
     // One that is not there does not keep the others from it.
-    let (code, stdout, stderr) = world.command(&["drop", unknown, &ids[1]]).await;
+    let (code, stdout, stderr) = fixture.command(&["drop", unknown, &ids[1]]).await;
     assert_eq!((code, stdout), (Some(1), format!("{} dropped\n", ids[1])));
     let complaint = format!("{unknown}: no such push is parked\nnaru: 1 of 2 could not be dropped\n");
     assert_eq!(stderr, complaint);
-    let (code, stdout, stderr) = world.command(&["drop", "--json", unknown]).await;
+    let (code, stdout, stderr) = fixture.command(&["drop", "--json", unknown]).await;
     let line: Value = serde_json::from_str(&stdout).expect("JSON");
     assert_eq!((code, &line[0]["done"], &line[0]["code"]), (Some(1), &json!(false), &json!("NOT_FOUND")));
     assert_eq!(stderr, "naru: 1 of 1 could not be dropped\n");
-    assert_eq!(world.ids().await, ids[2..]);
+    assert_eq!(fixture.ids().await, ids[2..]);
 
-    let said: Value = serde_json::from_str(&world.said(&["replay", "--all", "--json"]).await).expect("JSON");
+    let said: Value =
+        serde_json::from_str(&fixture.said(&["replay", "--all", "--json"]).await).expect("JSON");
     assert_eq!(said, json!([{"eventId": ids[2], "done": true}, {"eventId": ids[3], "done": true}]));
     let mut bodies =
-        [world.backend.next().await, world.backend.next().await].map(|post| post.json["body"].clone());
+        [fixture.backend.next().await, fixture.backend.next().await].map(|post| post.json["body"].clone());
     bodies.sort_by_key(Value::to_string);
     assert_eq!(bodies, [json!("message 3"), json!("message 4")]);
 
-    assert_eq!(world.said(&["list"]).await, "nothing is parked\n");
-    assert_eq!(world.said(&["drop", "--all"]).await, "nothing is parked\n");
-    assert_eq!(world.said(&["drop", "--all", "--json"]).await, "[]\n");
+    assert_eq!(fixture.said(&["list"]).await, "nothing is parked\n");
+    assert_eq!(fixture.said(&["drop", "--all"]).await, "nothing is parked\n");
+    assert_eq!(fixture.said(&["drop", "--all", "--json"]).await, "[]\n");
 }
 
 #[tokio::test]
 async fn what_cannot_work_is_said() {
-    let world = World::start(0).await;
+    let fixture = Fixture::start(0).await;
     let empty = tempfile::tempdir().expect("a folder");
-    let (here, elsewhere) = (world.server.url(), empty.path().join("data"));
-    let own = [("NARU_DATA_DIR", world.dir()), ("NARU_JWT_SECRET", SECRET)];
+    let (here, elsewhere) = (fixture.server.url(), empty.path().join("data"));
+    let own = [("NARU_DATA_DIR", fixture.dir()), ("NARU_JWT_SECRET", SECRET)];
 
     // No server there: it says where it looked, by configuration and by flag.
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -176,7 +177,7 @@ async fn what_cannot_work_is_said() {
     }
 
     // The wrong token, or none to be had; and looking for one makes no data directory.
-    let other = [("NARU_DATA_DIR", world.dir()), ("NARU_JWT_SECRET", "another secret")];
+    let other = [("NARU_DATA_DIR", fixture.dir()), ("NARU_JWT_SECRET", "another secret")];
     let line = refusal(&["parked", "list", "--url", here], &other).await;
     assert!(line.contains("does not know the token"), "{line}");
     let line = refusal(&["parked", "list", "--url", here, "--token", &token_of("A")], &own).await;

@@ -1,11 +1,13 @@
 //! The HTTP API: one table of routes, one file per resource.
 
+mod blocks;
 mod devices;
 mod history;
 mod page;
 mod parked;
 mod presence;
 mod rooms;
+mod users;
 
 use std::convert::Infallible;
 use std::fmt::Display;
@@ -107,6 +109,7 @@ async fn answer(
     let caller = gateway.verifier.verify(token).await?;
     gateway.budget.admit()?;
     gateway.limits.call(&caller, cost_of_call(method, resource))?;
+    gateway.users.admit(&caller).await?;
     let body = tokio::select! {
         biased;
         body = timeout(BODY_WITHIN, read(body, gateway.config.max_frame_bytes)) => {
@@ -134,6 +137,10 @@ async fn answer(
         ("GET", ["parked", event]) => parked::show(&call, id(event)?).await,
         ("DELETE", ["parked", event]) => parked::drop(&call, id(event)?).await,
         ("POST", ["parked", event, "replay"]) => parked::replay(&call, id(event)?).await,
+        ("GET", ["blocks"]) => blocks::list(&call).await,
+        ("PUT", ["blocks", user]) => blocks::add(&call, &id(user)?).await,
+        ("DELETE", ["blocks", user]) => blocks::remove(&call, &id(user)?).await,
+        ("DELETE", ["users", user, "sessions"]) => users::end_sessions(&call, &id(user)?).await,
         ("GET", ["presence"]) => presence::show(&call).await,
         _ => Err(Refusal::NotFound),
     }

@@ -1,5 +1,6 @@
-//! Which users are connected, for callers that share a room with them.
+//! Which users are connected, for callers that share a room with them and are not blocked by them.
 
+use futures_util::future::try_join;
 use http::StatusCode;
 use naru_model::{Timestamp, UserId};
 use serde::Serialize;
@@ -25,7 +26,13 @@ pub(super) async fn show(call: &Call<'_>) -> Answer {
     let engines = &call.gateway.engines;
     let known = match call.caller.is_service {
         true => vec![true; users.len()],
-        false => engines.store.rooms.share_a_room(&call.caller.user, &users).await?,
+        false => {
+            let (user, store) = (&call.caller.user, &engines.store);
+            let (shared, blocked) =
+                try_join(store.rooms.share_a_room(user, &users), store.users.blocked_by(user, &users))
+                    .await?;
+            shared.into_iter().zip(blocked).map(|(shared, blocked)| shared && !blocked).collect()
+        }
     };
     let users: Vec<_> =
         users.into_iter().zip(known).filter_map(|(user, known)| known.then_some(user)).collect();

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::page::{Page, cursor};
 use super::{Answer, Call, json, no_content};
+use crate::config::RoomCreation;
 use crate::refusal::Refusal;
 
 /// The longest name of a room, in bytes.
@@ -80,6 +81,14 @@ pub(super) async fn create(call: &Call<'_>) -> Answer {
         _ => (RoomKind::Group, id.unwrap_or_else(RoomId::generate)),
     };
     call.gateway.limits.call(caller, members.len() as f64 / MEMBERS_PER_COST)?;
+    match may_bring(call, &members).await {
+        // A direct room that is there is answered, and no room is made.
+        Err(forbidden @ Refusal::Forbidden(_)) if kind == RoomKind::Direct => {
+            let there = current(call, &id).await;
+            there.map_err(|refusal| if refusal == Refusal::RoomNotFound { forbidden } else { refusal })?;
+        }
+        may => may?,
+    }
     let is_member = members.binary_search(&caller.user).is_ok();
     let room = NewRoom {
         id,
@@ -125,6 +134,7 @@ pub(super) async fn add_member(call: &Call<'_>, room: &RoomId) -> Answer {
     }
     let Body { user_id } = call.json()?;
     current(call, room).await?;
+    may_bring(call, std::slice::from_ref(&user_id)).await?;
     change(call, room, MemberChange::Add(user_id)).await?;
     show(call, room).await
 }
@@ -153,6 +163,21 @@ pub(super) async fn configure(call: &Call<'_>, room: &RoomId) -> Answer {
         return Err(Refusal::RoomNotFound);
     }
     Ok(json(StatusCode::OK, &settings))
+}
+
+/// Whether the caller may bring these users into a room.
+async fn may_bring(call: &Call<'_>, users: &[UserId]) -> Result<(), Refusal> {
+    let Call { gateway, caller, .. } = call;
+    if caller.is_service {
+        return Ok(());
+    }
+    if gateway.config.room_creation == RoomCreation::Service {
+        return Err(Refusal::Forbidden("here, rooms are made and joined by scope service only"));
+    }
+    if gateway.engines.store.users.blocked_by(&caller.user, users).await?.contains(&true) {
+        return Err(Refusal::Forbidden("one of these users has blocked you"));
+    }
+    Ok(())
 }
 
 /// The room as it is now, if the caller may see it.

@@ -87,7 +87,7 @@ impl KeySet {
     pub(super) async fn run(&self) {
         loop {
             let (gap, next) = self.fetch_once().await;
-            // Whoever asked before has the answer.
+            // A request that asked before has its answer.
             self.asked.notified().now_or_never();
             sleep(gap).await;
             let _asked_or_time = timeout(next.saturating_sub(gap), self.asked.notified()).await;

@@ -13,30 +13,30 @@ fn away() -> Verdict {
 }
 
 /// C signs in on a phone of B's.
-async fn changes_hands(world: &World, phone: &Device) {
-    assert!(world.engines.store.devices.remove(&phone.user, &phone.id).await.unwrap());
-    world.engines.store.devices.claim(Device { user: user("C"), ..phone.clone() }).await.unwrap();
+async fn changes_hands(fixture: &Fixture, phone: &Device) {
+    assert!(fixture.engines.store.devices.remove(&phone.user, &phone.id).await.unwrap());
+    fixture.engines.store.devices.claim(Device { user: user("C"), ..phone.clone() }).await.unwrap();
 }
 
-async fn leaves(world: &World, member: &str) {
+async fn leaves(fixture: &Fixture, member: &str) {
     let change = MemberChange::Remove(user(member));
-    let changed = world.engines.store.rooms.change(&world.room, change, 10).await.unwrap();
+    let changed = fixture.engines.store.rooms.change(&fixture.room, change, 10).await.unwrap();
     assert!(matches!(changed, Changed::Now(room) if !room.has(&user(member))));
 }
 
 #[tokio::test]
 async fn a_phone_that_changed_hands_gets_no_push_of_its_owner_before() {
     for (lane, platform) in [(Lane::Fcm, Platform::Fcm), (Lane::Apns, Platform::Apns)] {
-        let world = World::of_group(ROOM).await;
+        let fixture = Fixture::of_group(ROOM).await;
         let (provider, mut phones) = Scripted::on(lane);
-        let phone = world.registers("B", "phone", platform).await;
-        let notifier = Running::start(&world, config(None), [provider]);
-        world.missed(&world.says("for B only").await, &["B"]).await;
+        let phone = fixture.registers("B", "phone", platform).await;
+        let notifier = Running::start(&fixture, config(None), [provider]);
+        fixture.missed(&fixture.says("for B only").await, &["B"]).await;
         let call = phones.next().await;
-        changes_hands(&world, &phone).await;
-        leaves(&world, "B").await;
+        changes_hands(&fixture, &phone).await;
+        leaves(&fixture, "B").await;
         call.answer(away());
-        world.nothing_is_queued().await;
+        fixture.nothing_is_queued().await;
         notifier.counts("spared_total{reason=\"left\"} 1").await;
         notifier.finished().await;
         phones.none_waiting();
@@ -45,13 +45,13 @@ async fn a_phone_that_changed_hands_gets_no_push_of_its_owner_before() {
 
 #[tokio::test]
 async fn a_retry_asks_whether_the_device_is_still_its_recipients() {
-    let world = World::of_group(ROOM).await;
+    let fixture = Fixture::of_group(ROOM).await;
     let (fcm, mut phones) = Scripted::on(Lane::Fcm);
-    let phone = world.registers("B", "phone", Platform::Fcm).await;
-    let notifier = Running::start(&world, config(None), [fcm]);
-    world.missed(&world.says("for B only").await, &["B"]).await;
+    let phone = fixture.registers("B", "phone", Platform::Fcm).await;
+    let notifier = Running::start(&fixture, config(None), [fcm]);
+    fixture.missed(&fixture.says("for B only").await, &["B"]).await;
     let call = phones.next().await;
-    changes_hands(&world, &phone).await;
+    changes_hands(&fixture, &phone).await;
     call.answer(away());
     notifier.counts("spared_total{reason=\"unregistered\"} 1").await;
     notifier.finished().await;
@@ -60,14 +60,14 @@ async fn a_retry_asks_whether_the_device_is_still_its_recipients() {
 
 #[tokio::test]
 async fn a_retry_goes_to_the_devices_present_token_and_hides_what_it_now_hides() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let (fcm, mut phones) = Scripted::on(Lane::Fcm);
-    let phone = world.registers("B", "phone", Platform::Fcm).await;
-    let notifier = Running::start(&world, config(None), [fcm]);
-    world.missed(&world.says("hello").await, &["B"]).await;
+    let phone = fixture.registers("B", "phone", Platform::Fcm).await;
+    let notifier = Running::start(&fixture, config(None), [fcm]);
+    fixture.missed(&fixture.says("hello").await, &["B"]).await;
     let call = phones.next().await;
     let renewed = Device { token: "another".into(), hides_content: true, ..phone };
-    world.engines.store.devices.claim(renewed).await.unwrap();
+    fixture.engines.store.devices.claim(renewed).await.unwrap();
     let event_id = call.event.event_id;
     call.answer(away());
     let again = phones.next().await;
@@ -80,14 +80,14 @@ async fn a_retry_goes_to_the_devices_present_token_and_hides_what_it_now_hides()
 
 #[tokio::test]
 async fn the_backend_is_not_told_of_rooms_that_were_left_or_muted_meanwhile() {
-    let world = World::of_group(ROOM).await;
+    let fixture = Fixture::of_group(ROOM).await;
     let (backend, mut calls) = Scripted::on(Lane::Webhook);
-    let notifier = Running::start(&world, config(None), [backend]);
-    world.missed(&world.says("hello").await, &["B", "C"]).await;
+    let notifier = Running::start(&fixture, config(None), [backend]);
+    fixture.missed(&fixture.says("hello").await, &["B", "C"]).await;
     let under_way = calls.take(2).await;
-    leaves(&world, "B").await;
+    leaves(&fixture, "B").await;
     let muted = MemberSettings { muted: true, muted_until: None };
-    world.engines.store.rooms.configure(&world.room, &user("C"), muted).await.unwrap();
+    fixture.engines.store.rooms.configure(&fixture.room, &user("C"), muted).await.unwrap();
     under_way.into_iter().for_each(|call| call.answer(away()));
     notifier.counts("spared_total{reason=\"left\"} 1").await;
     notifier.counts("spared_total{reason=\"muted\"} 1").await;
@@ -97,18 +97,18 @@ async fn the_backend_is_not_told_of_rooms_that_were_left_or_muted_meanwhile() {
 
 #[tokio::test]
 async fn a_push_that_waited_for_its_turn_is_looked_up_again() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let (fcm, mut phones) = Scripted::on(Lane::Fcm);
-    let phone = world.registers("B", "phone", Platform::Fcm).await;
+    let phone = fixture.registers("B", "phone", Platform::Fcm).await;
     for number in 0..8 {
-        world.missed(&world.says(&format!("message {number}")).await, &["B"]).await;
+        fixture.missed(&fixture.says(&format!("message {number}")).await, &["B"]).await;
     }
-    let notifier = Running::start(&world, config(None), [fcm]);
+    let notifier = Running::start(&fixture, config(None), [fcm]);
     let mut under_way = phones.take(4).await;
     // The place that becomes free brings a batch, of which the first takes it.
     under_way.remove(0).deliver();
     under_way.push(phones.next().await);
-    changes_hands(&world, &phone).await;
+    changes_hands(&fixture, &phone).await;
     // The look-up of those that wait is from before; it counts for a tenth of a second.
     tokio::time::sleep(Duration::from_millis(150)).await;
     under_way.into_iter().for_each(Call::deliver);
@@ -119,17 +119,17 @@ async fn a_push_that_waited_for_its_turn_is_looked_up_again() {
 
 #[tokio::test]
 async fn a_parked_push_that_is_sent_again_is_looked_up() {
-    let world = World::of_group(ROOM).await;
+    let fixture = Fixture::of_group(ROOM).await;
     let (fcm, mut phones) = Scripted::on(Lane::Fcm);
-    world.registers("B", "phone", Platform::Fcm).await;
-    let notifier = Running::start(&world, config(None), [fcm]);
-    world.missed(&world.says("hello").await, &["B"]).await;
+    fixture.registers("B", "phone", Platform::Fcm).await;
+    let notifier = Running::start(&fixture, config(None), [fcm]);
+    fixture.missed(&fixture.says("hello").await, &["B"]).await;
     phones.next().await.answer(Verdict::Refused("status 400".into()));
-    let push = world.parked(1).await.remove(0);
-    leaves(&world, "B").await;
+    let push = fixture.parked(1).await.remove(0);
+    leaves(&fixture, "B").await;
     // As a replay does.
     assert_eq!(push.job.event_id(), push.event_id);
-    world.engines.bus.push_fcm.send(vec![Event::new(push.job, Trace::start())]).await.unwrap();
+    fixture.engines.bus.push_fcm.send(vec![Event::new(push.job, Trace::start())]).await.unwrap();
     notifier.counts("spared_total{reason=\"left\"} 1").await;
     notifier.finished().await;
     phones.none_waiting();

@@ -79,14 +79,14 @@ fn config(webhook_url: Option<String>) -> Config {
 }
 
 /// The data of one installation: the room A_B, and what was said in it.
-struct World {
+struct Fixture {
     engines: Engines,
     embedded: Embedded,
     room: RoomId,
     dir: TempDir,
 }
 
-impl World {
+impl Fixture {
     async fn new() -> Self {
         Self::with(NewRoom {
             id: RoomId::direct(&user("A"), &user("B")),
@@ -111,9 +111,9 @@ impl World {
     }
 
     async fn with(room: NewRoom) -> Self {
-        let world = Self::open(tempfile::tempdir().unwrap(), room.id.clone());
-        world.engines.store.rooms.create(room).await.unwrap();
-        world
+        let fixture = Self::open(tempfile::tempdir().unwrap(), room.id.clone());
+        fixture.engines.store.rooms.create(room).await.unwrap();
+        fixture
     }
 
     /// Waits until no event and no job is left, those that are put off included: what was to come has come.
@@ -235,8 +235,12 @@ struct Running {
 }
 
 impl Running {
-    fn start(world: &World, config: Config, providers: impl IntoIterator<Item = Arc<dyn Provider>>) -> Self {
-        Self::on(world.engines.clone(), config, providers)
+    fn start(
+        fixture: &Fixture,
+        config: Config,
+        providers: impl IntoIterator<Item = Arc<dyn Provider>>,
+    ) -> Self {
+        Self::on(fixture.engines.clone(), config, providers)
     }
 
     fn on(engines: Engines, config: Config, providers: impl IntoIterator<Item = Arc<dyn Provider>>) -> Self {
@@ -249,8 +253,8 @@ impl Running {
     }
 
     /// With the backend as its only provider.
-    fn with_webhook(world: &World, webhook: &Webhook) -> Self {
-        Self::start(world, config(Some(webhook.url("/push"))), [])
+    fn with_webhook(fixture: &Fixture, webhook: &Webhook) -> Self {
+        Self::start(fixture, config(Some(webhook.url("/push"))), [])
     }
 
     /// Waits for a line of the metrics' page.
@@ -276,7 +280,7 @@ impl Running {
         tokio::spawn(self.supervisor.run(deadline))
     }
 
-    /// Everything in hand is finished, nothing more is taken.
+    /// Everything in flight is finished, nothing more is taken.
     async fn finished(self) {
         self.stop(PATIENCE).await.unwrap().unwrap();
     }

@@ -9,7 +9,7 @@ use super::*;
 #[tokio::test]
 async fn another_reading_of_the_protocols_takes_what_is_sent() {
     let mockpost = tokio::task::spawn_blocking(|| naru_services::url(Kind::Mockpost)).await.unwrap();
-    let (world, keys) = (World::new().await, tempfile::tempdir().unwrap());
+    let (fixture, keys) = (Fixture::new().await, tempfile::tempdir().unwrap());
     // It has no token endpoint of Google's, and its certificate is of another root than the phones'.
     let phones = Phones::start(Options::in_dir(keys.path())).await.unwrap();
     let roots = keys.path().join("roots.pem");
@@ -25,12 +25,12 @@ async fn another_reading_of_the_protocols_takes_what_is_sent() {
     let apns = MessageId::generate().to_string().repeat(3)[..64].to_owned();
     let fcm = format!("token-{}", MessageId::generate());
     for (platform, token) in [(Platform::Fcm, &fcm), (Platform::Apns, &apns)] {
-        let device = world.registers("B", token, platform).await;
-        world.engines.store.devices.claim(Device { token: token.as_str().into(), ..device }).await.unwrap();
+        let device = fixture.registers("B", token, platform).await;
+        fixture.engines.store.devices.claim(Device { token: token.as_str().into(), ..device }).await.unwrap();
     }
-    let notifier = Running::start(&world, config, []);
-    let message = world.says("안녕하세요").await;
-    world.missed(&message, &["B"]).await;
+    let notifier = Running::start(&fixture, config, []);
+    let message = fixture.says("안녕하세요").await;
+    fixture.missed(&message, &["B"]).await;
     for lane in ["fcm", "apns"] {
         notifier.counts(&format!("pushes_total{{lane=\"{lane}\",outcome=\"pushed\"}} 1")).await;
     }
@@ -60,8 +60,8 @@ async fn another_reading_of_the_protocols_takes_what_is_sent() {
         let url = format!("{mockpost}/{channel}/simulate/unregister");
         client.post(url).json(&gone).send().await.unwrap().error_for_status().unwrap();
     }
-    world.missed(&world.says("still there?").await, &["B"]).await;
-    world.parked(2).await;
-    assert_eq!(world.engines.store.devices.of_users(&[user("B")]).await.unwrap(), []);
+    fixture.missed(&fixture.says("still there?").await, &["B"]).await;
+    fixture.parked(2).await;
+    assert_eq!(fixture.engines.store.devices.of_users(&[user("B")]).await.unwrap(), []);
     notifier.finished().await;
 }

@@ -7,22 +7,22 @@ use super::*;
 
 #[tokio::test]
 async fn the_backend_is_told_once_and_each_device_of_a_configured_provider() {
-    let (world, mut webhook) = (World::new().await, Webhook::start().await);
+    let (fixture, mut webhook) = (Fixture::new().await, Webhook::start().await);
     let (fcm, mut phones) = Scripted::on(Lane::Fcm);
     let mut devices = vec![
-        world.registers("B", "phone", Platform::Fcm).await,
-        world.registers("B", "tablet", Platform::Fcm).await,
+        fixture.registers("B", "phone", Platform::Fcm).await,
+        fixture.registers("B", "tablet", Platform::Fcm).await,
     ];
-    world.registers("B", "iphone", Platform::Apns).await;
-    let notifier = Running::start(&world, config(Some(webhook.url("/push"))), [fcm]);
-    let message = world.says("hello").await;
-    let offline = world.missed(&message, &["B"]).await;
+    fixture.registers("B", "iphone", Platform::Apns).await;
+    let notifier = Running::start(&fixture, config(Some(webhook.url("/push"))), [fcm]);
+    let message = fixture.says("hello").await;
+    let offline = fixture.missed(&message, &["B"]).await;
 
     let mut told = Vec::new();
     for call in phones.take(2).await {
         let job = &call.event.payload;
         assert_eq!((&*job.title, &*job.body, &job.recipient_id), ("Ada", "hello", &user("B")));
-        assert_eq!((job.message_id, &job.chat_room_id, job.seq), (message.id, &world.room, Seq(1)));
+        assert_eq!((job.message_id, &job.chat_room_id, job.seq), (message.id, &fixture.room, Seq(1)));
         assert_eq!(call.event.trace, offline.trace);
         let target = job.target.clone().unwrap();
         told.push((target.device_id, target.token));
@@ -43,33 +43,38 @@ async fn the_backend_is_told_once_and_each_device_of_a_configured_provider() {
 
 #[tokio::test]
 async fn a_recipient_that_has_it_or_muted_the_room_is_not_pushed_to() {
-    let (world, mut webhook) = (World::new().await, Webhook::start().await);
-    let advance =
-        |received, read| Advance { room: world.room.clone(), user: user("B"), device: None, received, read };
-    let first = world.says("read").await;
-    world.engines.store.positions.advance(&[advance(Seq(1), Seq(1))]).await.unwrap();
-    let second = world.says("received").await;
-    world.engines.store.positions.advance(&[advance(Seq(2), Seq(0))]).await.unwrap();
-    let third = world.says("not received").await;
+    let (fixture, mut webhook) = (Fixture::new().await, Webhook::start().await);
+    let advance = |received, read| Advance {
+        room: fixture.room.clone(),
+        user: user("B"),
+        device: None,
+        received,
+        read,
+    };
+    let first = fixture.says("read").await;
+    fixture.engines.store.positions.advance(&[advance(Seq(1), Seq(1))]).await.unwrap();
+    let second = fixture.says("received").await;
+    fixture.engines.store.positions.advance(&[advance(Seq(2), Seq(0))]).await.unwrap();
+    let third = fixture.says("not received").await;
 
-    let notifier = Running::with_webhook(&world, &webhook);
+    let notifier = Running::with_webhook(&fixture, &webhook);
     for message in [&first, &second, &third] {
-        world.missed(message, &["B"]).await;
+        fixture.missed(message, &["B"]).await;
     }
     notifier.counts("spared_total{reason=\"read\"} 1").await;
     notifier.counts("spared_total{reason=\"received\"} 1").await;
     assert_eq!(webhook.next().await.json["body"], "not received");
 
     let muted = MemberSettings { muted: true, muted_until: None };
-    world.engines.store.rooms.configure(&world.room, &user("B"), muted).await.unwrap();
-    let fourth = world.says("muted").await;
-    world.missed(&fourth, &["B"]).await;
+    fixture.engines.store.rooms.configure(&fixture.room, &user("B"), muted).await.unwrap();
+    let fourth = fixture.says("muted").await;
+    fixture.missed(&fourth, &["B"]).await;
     notifier.counts("spared_total{reason=\"muted\"} 1").await;
 
     let over = MemberSettings { muted: true, muted_until: Some(Timestamp::now()) };
-    world.engines.store.rooms.configure(&world.room, &user("B"), over).await.unwrap();
-    let fifth = world.says("not muted any more").await;
-    world.missed(&fifth, &["B"]).await;
+    fixture.engines.store.rooms.configure(&fixture.room, &user("B"), over).await.unwrap();
+    let fifth = fixture.says("not muted any more").await;
+    fixture.missed(&fifth, &["B"]).await;
     assert_eq!(webhook.next().await.json["body"], "not muted any more");
     notifier.finished().await;
     webhook.none_waiting();
@@ -77,18 +82,18 @@ async fn a_recipient_that_has_it_or_muted_the_room_is_not_pushed_to() {
 
 #[tokio::test]
 async fn an_offline_event_that_comes_again_pushes_no_second_time() {
-    let (world, mut webhook) = (World::new().await, Webhook::start().await);
-    let message = world.says("hello").await;
+    let (fixture, mut webhook) = (Fixture::new().await, Webhook::start().await);
+    let message = fixture.says("hello").await;
     // Twice in one batch, and once after it was pushed.
     let event = missed(&message, &["B"]);
-    world.engines.bus.offline.send(vec![event.clone(), event.clone()]).await.unwrap();
-    let notifier = Running::with_webhook(&world, &webhook);
+    fixture.engines.bus.offline.send(vec![event.clone(), event.clone()]).await.unwrap();
+    let notifier = Running::with_webhook(&fixture, &webhook);
     webhook.next().await;
     notifier.counts("pushes_total{lane=\"webhook\",outcome=\"pushed\"} 1").await;
     // A second job of the batch would be counted by the time it has left the queue.
-    world.nothing_is_queued().await;
+    fixture.nothing_is_queued().await;
     assert!(!notifier.metrics.encode().contains("outcome=\"repeated\"} 1"));
-    world.engines.bus.offline.send(vec![event]).await.unwrap();
+    fixture.engines.bus.offline.send(vec![event]).await.unwrap();
     notifier.counts("pushes_total{lane=\"webhook\",outcome=\"repeated\"} 1").await;
     notifier.finished().await;
     webhook.none_waiting();
@@ -124,8 +129,11 @@ impl<F: Fn(&RoomId) -> EngineResult<()> + Send + Sync> Positions for Faulty<F> {
     }
 }
 
-fn with_fault(world: &World, fault: impl Fn(&RoomId) -> EngineResult<()> + Send + Sync + 'static) -> Engines {
-    let mut engines = world.engines.clone();
+fn with_fault(
+    fixture: &Fixture,
+    fault: impl Fn(&RoomId) -> EngineResult<()> + Send + Sync + 'static,
+) -> Engines {
+    let mut engines = fixture.engines.clone();
     engines.store.positions = Arc::new(Faulty { inner: engines.store.positions, fault });
     engines
 }
@@ -134,15 +142,15 @@ fn with_fault(world: &World, fault: impl Fn(&RoomId) -> EngineResult<()> + Send 
 async fn a_store_that_is_away_for_a_while_costs_time_and_no_push() {
     // The first look-up is the one for the offline event, the second the one for its push.
     for first_failure in [0, 1] {
-        let (world, mut webhook) = (World::new().await, Webhook::start().await);
+        let (fixture, mut webhook) = (Fixture::new().await, Webhook::start().await);
         let lookups = std::sync::atomic::AtomicU32::new(0);
-        let engines = with_fault(&world, move |_| {
+        let engines = with_fault(&fixture, move |_| {
             let lookup = lookups.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             let away = (first_failure..first_failure + 3).contains(&lookup);
             if away { Err(EngineError::unavailable("test", Applied::No, "away")) } else { Ok(()) }
         });
-        let message = world.says("hello").await;
-        world.missed(&message, &["B"]).await;
+        let message = fixture.says("hello").await;
+        fixture.missed(&message, &["B"]).await;
         let notifier = Running::on(engines, config(Some(webhook.url("/push"))), []);
         assert_eq!(webhook.next().await.json["body"], "hello");
         notifier.counts("engine_failures_total 3").await;
@@ -153,17 +161,17 @@ async fn a_store_that_is_away_for_a_while_costs_time_and_no_push() {
 
 #[tokio::test]
 async fn an_event_that_can_not_be_handled_holds_up_no_other() {
-    let (world, mut webhook) = (World::new().await, Webhook::start().await);
+    let (fixture, mut webhook) = (Fixture::new().await, Webhook::start().await);
     let unreadable = RoomId::new("unreadable").unwrap();
     let poison = unreadable.clone();
-    let engines = with_fault(&world, move |room| {
+    let engines = with_fault(&fixture, move |room| {
         if *room == poison { Err(EngineError::poison("test", "no position")) } else { Ok(()) }
     });
-    let message = world.says("hello").await;
+    let message = fixture.says("hello").await;
     let bad =
         missed(&Message { chat_room_id: unreadable, id: MessageId::generate(), ..message.clone() }, &["B"]);
     let good = missed(&message, &["B"]);
-    world.engines.bus.offline.send(vec![bad, good]).await.unwrap();
+    fixture.engines.bus.offline.send(vec![bad, good]).await.unwrap();
     let notifier = Running::on(engines, config(Some(webhook.url("/push"))), []);
     assert_eq!(webhook.next().await.json["data"]["chatRoomId"], "A_B");
     notifier.finished().await;
@@ -173,23 +181,23 @@ async fn an_event_that_can_not_be_handled_holds_up_no_other() {
 /// Thirty-two messages to a room of a hundred would be 3,200 questions.
 #[tokio::test]
 async fn of_several_messages_to_one_room_each_member_is_looked_up_once() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let (backend, mut calls) = Scripted::on(Lane::Webhook);
     let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let counts = asked.clone();
-    let engines = with_fault(&world, move |_| {
+    let engines = with_fault(&fixture, move |_| {
         counts.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         Ok(())
     });
     let (mut events, read) = (Vec::new(), Seq(3));
     for number in 1..=5 {
-        events.push(missed(&world.says(&format!("message {number}")).await, &["B"]));
+        events.push(missed(&fixture.says(&format!("message {number}")).await, &["B"]));
     }
-    let step = Advance { room: world.room.clone(), user: user("B"), device: None, received: read, read };
-    world.engines.store.positions.advance(&[step]).await.unwrap();
+    let step = Advance { room: fixture.room.clone(), user: user("B"), device: None, received: read, read };
+    fixture.engines.store.positions.advance(&[step]).await.unwrap();
     // The newest first: each message is compared with the position by itself.
     events.reverse();
-    world.engines.bus.offline.send(events).await.unwrap();
+    fixture.engines.bus.offline.send(events).await.unwrap();
     let notifier = Running::on(engines, config(None), [backend]);
     calls.take(2).await.into_iter().for_each(Call::deliver);
     notifier.counts("spared_total{reason=\"read\"} 3").await;

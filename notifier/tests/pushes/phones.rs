@@ -1,23 +1,23 @@
 //! FCM and APNs over real HTTP/2 and TLS: what the providers are sent, and what follows from what they answer.
 
 use naru_engines::store::Advance;
-use naru_phones::{Answer, ApnsReason, Conduct, FcmError, Handle, Options, Phones, Provider as At, Push};
+use naru_phones::{Answer, ApnsReason, Behaviour, FcmError, Handle, Options, Phones, Provider as At, Push};
 use serde_json::json;
 
 use super::*;
 
 /// An installation whose keys are those of the two providers.
-struct Town {
-    world: World,
+struct DeviceFixture {
+    fixture: Fixture,
     phones: Phones,
     _keys: TempDir,
 }
 
-impl Town {
+impl DeviceFixture {
     async fn new() -> Self {
         let keys = tempfile::tempdir().unwrap();
         let phones = Phones::start(Options::in_dir(keys.path())).await.unwrap();
-        Self { world: World::new().await, phones, _keys: keys }
+        Self { fixture: Fixture::new().await, phones, _keys: keys }
     }
 
     fn handle(&self) -> Handle {
@@ -29,7 +29,7 @@ impl Town {
     }
 
     fn start(&self, config: Config) -> Running {
-        Running::start(&self.world, config, [])
+        Running::start(&self.fixture, config, [])
     }
 
     /// The push that came after so many others.
@@ -42,20 +42,20 @@ impl Town {
         let device = Device {
             token: token.into(),
             id: DeviceId::new(device).unwrap(),
-            ..self.world.registers("B", device, platform).await
+            ..self.fixture.registers("B", device, platform).await
         };
-        self.world.engines.store.devices.claim(device.clone()).await.unwrap();
+        self.fixture.engines.store.devices.claim(device.clone()).await.unwrap();
         device
     }
 
     async fn devices(&self) -> Vec<Device> {
-        self.world.engines.store.devices.of_users(&[user("B")]).await.unwrap()
+        self.fixture.engines.store.devices.of_users(&[user("B")]).await.unwrap()
     }
 
     /// B misses this.
     async fn misses(&self, content: &str) -> Message {
-        let message = self.world.says(content).await;
-        self.world.missed(&message, &["B"]).await;
+        let message = self.fixture.says(content).await;
+        self.fixture.missed(&message, &["B"]).await;
         message
     }
 
@@ -95,11 +95,11 @@ fn of_lane(lane: &str, outcome: &str, count: usize) -> String {
 
 #[tokio::test]
 async fn what_fcm_is_sent() {
-    let town = Town::new().await;
-    let notifier = town.start(town.config());
-    town.registers("pixel", Platform::Fcm, "token-of-the-pixel").await;
-    let message = town.misses("안녕하세요").await;
-    let push = town.push(0).await;
+    let fixture = DeviceFixture::new().await;
+    let notifier = fixture.start(fixture.config());
+    fixture.registers("pixel", Platform::Fcm, "token-of-the-pixel").await;
+    let message = fixture.misses("안녕하세요").await;
+    let push = fixture.push(0).await;
 
     let ttl = push.json["message"]["android"]["ttl"].as_str().unwrap().to_owned();
     let seconds: u64 = ttl.strip_suffix('s').unwrap().parse().unwrap();
@@ -130,19 +130,19 @@ async fn what_fcm_is_sent() {
     assert_eq!(push.headers["user-agent"], concat!("naru/", env!("CARGO_PKG_VERSION")));
     notifier.counts(&of_lane("fcm", "pushed", 1)).await;
     notifier.finished().await;
-    assert_eq!(town.handle().taken(), 1);
+    assert_eq!(fixture.handle().taken(), 1);
 }
 
 #[tokio::test]
 async fn what_apns_is_sent() {
-    let town = Town::new().await;
-    let notifier = town.start(town.config());
+    let fixture = DeviceFixture::new().await;
+    let notifier = fixture.start(fixture.config());
     let token = hex("abc");
-    town.registers("iphone", Platform::Apns, &token).await;
-    town.world.says("before").await;
-    let message = town.world.says("안녕하세요").await;
-    town.world.missed(&message, &["B"]).await;
-    let push = town.push(0).await;
+    fixture.registers("iphone", Platform::Apns, &token).await;
+    fixture.fixture.says("before").await;
+    let message = fixture.fixture.says("안녕하세요").await;
+    fixture.fixture.missed(&message, &["B"]).await;
+    let push = fixture.push(0).await;
 
     let id = message.id.to_string();
     let expected = json!({
@@ -166,20 +166,20 @@ async fn what_apns_is_sent() {
     let expiration: i64 = header("apns-expiration").parse().unwrap();
     assert_eq!(expiration, message.timestamp.as_millis() / 1000 + 24 * 3600);
     notifier.finished().await;
-    assert_eq!(town.handle().taken(), 1);
+    assert_eq!(fixture.handle().taken(), 1);
 }
 
 #[tokio::test]
 async fn a_groups_push_names_the_group() {
-    let (world, mut backend) = (World::of_group("Project X").await, Webhook::start().await);
-    let town = Town { world, ..Town::new().await };
-    let config = Config { push_webhook_url: Some(backend.url("/push").into()), ..town.config() };
-    let notifier = town.start(config);
-    town.registers("pixel", Platform::Fcm, "pixel").await;
-    town.registers("iphone", Platform::Apns, &hex("1")).await;
-    town.misses("hello").await;
-    timeout(PATIENCE, town.handle().wait_for(2)).await.unwrap();
-    for push in town.handle().received() {
+    let (fixture, mut backend) = (Fixture::of_group("Project X").await, Webhook::start().await);
+    let fixture = DeviceFixture { fixture, ..DeviceFixture::new().await };
+    let config = Config { push_webhook_url: Some(backend.url("/push").into()), ..fixture.config() };
+    let notifier = fixture.start(config);
+    fixture.registers("pixel", Platform::Fcm, "pixel").await;
+    fixture.registers("iphone", Platform::Apns, &hex("1")).await;
+    fixture.misses("hello").await;
+    timeout(PATIENCE, fixture.handle().wait_for(2)).await.unwrap();
+    for push in fixture.handle().received() {
         assert_eq!(push.body.as_deref(), Some("hello"));
         if push.token == "pixel" {
             assert_eq!(push.title.as_deref(), Some("Ada · Project X"));
@@ -194,19 +194,19 @@ async fn a_groups_push_names_the_group() {
     notifier.finished().await;
 
     let title = "{group} ({sender}, {x})".to_owned();
-    let notifier = town.start(Config { push_group_title: title, ..town.config() });
-    town.misses("again").await;
-    timeout(PATIENCE, town.handle().wait_for(4)).await.unwrap();
+    let notifier = fixture.start(Config { push_group_title: title, ..fixture.config() });
+    fixture.misses("again").await;
+    timeout(PATIENCE, fixture.handle().wait_for(4)).await.unwrap();
     let titles: Vec<_> =
-        town.handle().received_after(2).iter().map(|push| push.title.clone().unwrap()).collect();
+        fixture.handle().received_after(2).iter().map(|push| push.title.clone().unwrap()).collect();
     assert!(titles.contains(&"Project X (Ada, {x})".to_owned()), "{titles:?}");
     notifier.finished().await;
 }
 
 #[tokio::test]
 async fn a_muted_room_does_not_count_in_the_badge() {
-    let town = Town::new().await;
-    let muted = World::of_group("Noise").await;
+    let fixture = DeviceFixture::new().await;
+    let muted = Fixture::of_group("Noise").await;
     // The same data, with both rooms.
     let noise = NewRoom {
         id: muted.room.clone(),
@@ -215,17 +215,17 @@ async fn a_muted_room_does_not_count_in_the_badge() {
         member_ids: sorted_members([user("A"), user("B"), user("C")]),
         maker_id: None,
     };
-    town.world.engines.store.rooms.create(noise).await.unwrap();
+    fixture.fixture.engines.store.rooms.create(noise).await.unwrap();
     let noisy = Message { chat_room_id: muted.room.clone(), ..muted.says("noise").await };
-    town.world.engines.store.messages.append_run(&[noisy]).await.unwrap();
+    fixture.fixture.engines.store.messages.append_run(&[noisy]).await.unwrap();
     let settings = naru_engines::store::MemberSettings { muted: true, muted_until: None };
-    town.world.engines.store.rooms.configure(&muted.room, &user("B"), settings).await.unwrap();
-    let notifier = town.start(town.config());
-    town.registers("pixel", Platform::Fcm, "pixel").await;
-    town.registers("iphone", Platform::Apns, &hex("1")).await;
-    town.misses("hello").await;
-    timeout(PATIENCE, town.handle().wait_for(2)).await.unwrap();
-    for push in town.handle().received() {
+    fixture.fixture.engines.store.rooms.configure(&muted.room, &user("B"), settings).await.unwrap();
+    let notifier = fixture.start(fixture.config());
+    fixture.registers("pixel", Platform::Fcm, "pixel").await;
+    fixture.registers("iphone", Platform::Apns, &hex("1")).await;
+    fixture.misses("hello").await;
+    timeout(PATIENCE, fixture.handle().wait_for(2)).await.unwrap();
+    for push in fixture.handle().received() {
         let aps = if push.token == "pixel" {
             &push.json["message"]["apns"]["payload"]["aps"]
         } else {
@@ -238,34 +238,34 @@ async fn a_muted_room_does_not_count_in_the_badge() {
 
 #[tokio::test]
 async fn every_device_and_the_backend_get_one_push_each() {
-    let (town, mut backend) = (Town::new().await, Webhook::start().await);
+    let (fixture, mut backend) = (DeviceFixture::new().await, Webhook::start().await);
     let config = Config {
         push_webhook_url: Some(backend.url("/push").into()),
         push_webhook_secret: Some(SECRET.to_owned().into()),
-        ..town.config()
+        ..fixture.config()
     };
-    let notifier = town.start(config);
-    town.registers("pixel", Platform::Fcm, "pixel").await;
-    town.registers("iphone", Platform::Apns, &hex("1")).await;
-    let message = town.misses("hello").await;
+    let notifier = fixture.start(config);
+    fixture.registers("pixel", Platform::Fcm, "pixel").await;
+    fixture.registers("iphone", Platform::Apns, &hex("1")).await;
+    let message = fixture.misses("hello").await;
     // Handed over again, as after a crash of its sender.
-    town.world.missed(&message, &["B"]).await;
+    fixture.fixture.missed(&message, &["B"]).await;
     for lane in ["fcm", "apns", "webhook"] {
         notifier.counts(&of_lane(lane, "pushed", 1)).await;
     }
     notifier.counts("offline_events_total 2").await;
-    town.world.nothing_is_queued().await;
+    fixture.fixture.nothing_is_queued().await;
     notifier.finished().await;
 
     let post = backend.next().await;
     assert_eq!(post.json["body"], "hello");
     backend.none_waiting();
-    let tokens: HashSet<_> = town.handle().received().iter().map(|push| push.token.clone()).collect();
+    let tokens: HashSet<_> = fixture.handle().received().iter().map(|push| push.token.clone()).collect();
     assert_eq!(tokens, HashSet::from(["pixel".to_owned(), hex("1")]));
-    assert_eq!(town.handle().taken(), 2);
+    assert_eq!(fixture.handle().taken(), 2);
     // Each is recorded, with the id that its provider gave it.
     let by_webhook = (post.header("x-naru-event-id").replace('-', ""), "status 200".to_owned());
-    let recorded = town.world.recorded();
+    let recorded = fixture.fixture.recorded();
     let by_apns = |(event, id): &&(String, String)| id.replace('-', "") == *event;
     assert_eq!(recorded.len(), 3);
     assert!(recorded.contains(&by_webhook), "{recorded:?}");
@@ -275,19 +275,19 @@ async fn every_device_and_the_backend_get_one_push_each() {
 
 #[tokio::test]
 async fn what_is_hidden_is_not_sent() {
-    let town = Town::new().await;
-    let notifier = town.start(town.config());
+    let fixture = DeviceFixture::new().await;
+    let notifier = fixture.start(fixture.config());
     for (name, platform, token) in
         [("pixel", Platform::Fcm, "pixel".to_owned()), ("iphone", Platform::Apns, hex("1"))]
     {
-        let device = town.registers(name, platform, &token).await;
+        let device = fixture.registers(name, platform, &token).await;
         let shy = Device { hides_content: true, ..device };
-        town.world.engines.store.devices.claim(shy).await.unwrap();
+        fixture.fixture.engines.store.devices.claim(shy).await.unwrap();
     }
-    town.registers("tablet", Platform::Fcm, "tablet").await;
-    town.misses("a secret").await;
-    timeout(PATIENCE, town.handle().wait_for(3)).await.unwrap();
-    for push in town.handle().received() {
+    fixture.registers("tablet", Platform::Fcm, "tablet").await;
+    fixture.misses("a secret").await;
+    timeout(PATIENCE, fixture.handle().wait_for(3)).await.unwrap();
+    for push in fixture.handle().received() {
         let text = push.json.to_string();
         if push.token == "tablet" {
             assert_eq!(push.body.as_deref(), Some("a secret"));
@@ -299,11 +299,11 @@ async fn what_is_hidden_is_not_sent() {
     }
     notifier.finished().await;
 
-    let strict = Config { push_hide_content: true, push_loc_key: "NEW".to_owned(), ..town.config() };
-    let notifier = town.start(strict);
-    town.misses("another").await;
-    timeout(PATIENCE, town.handle().wait_for(6)).await.unwrap();
-    for push in town.handle().received_after(3) {
+    let strict = Config { push_hide_content: true, push_loc_key: "NEW".to_owned(), ..fixture.config() };
+    let notifier = fixture.start(strict);
+    fixture.misses("another").await;
+    timeout(PATIENCE, fixture.handle().wait_for(6)).await.unwrap();
+    for push in fixture.handle().received_after(3) {
         assert_eq!((push.loc_key.as_deref(), push.body.as_deref()), (Some("NEW"), None));
     }
     notifier.finished().await;
@@ -311,15 +311,15 @@ async fn what_is_hidden_is_not_sent() {
 
 #[tokio::test]
 async fn a_long_message_is_cut_between_two_characters() {
-    let town = Town::new().await;
-    let notifier = town.start(town.config());
-    town.registers("pixel", Platform::Fcm, "pixel").await;
-    town.registers("iphone", Platform::Apns, &hex("1")).await;
+    let fixture = DeviceFixture::new().await;
+    let notifier = fixture.start(fixture.config());
+    fixture.registers("pixel", Platform::Fcm, "pixel").await;
+    fixture.registers("iphone", Platform::Apns, &hex("1")).await;
     let families = "👨‍👩‍👧‍👦".repeat(320);
     assert!(families.len() <= 8192, "what the gateway takes");
-    town.misses(&families).await;
-    timeout(PATIENCE, town.handle().wait_for(2)).await.unwrap();
-    for push in town.handle().received() {
+    fixture.misses(&families).await;
+    timeout(PATIENCE, fixture.handle().wait_for(2)).await.unwrap();
+    for push in fixture.handle().received() {
         let body = push.body.as_deref().unwrap();
         let kept = body.strip_suffix('…').expect("an ellipsis");
         assert!(
@@ -333,12 +333,12 @@ async fn a_long_message_is_cut_between_two_characters() {
 
 #[tokio::test]
 async fn a_message_that_was_read_when_its_turn_comes_is_not_pushed() {
-    let town = Town::new().await;
-    let (handle, read) = (town.handle(), town.world.engines.store.positions.clone());
-    town.registers("pixel", Platform::Fcm, "pixel").await;
+    let fixture = DeviceFixture::new().await;
+    let (handle, read) = (fixture.handle(), fixture.fixture.engines.store.positions.clone());
+    fixture.registers("pixel", Platform::Fcm, "pixel").await;
     handle.answer("pixel", Answer::fcm(FcmError::Unavailable));
-    let notifier = town.start(town.config());
-    let message = town.misses("hello").await;
+    let notifier = fixture.start(fixture.config());
+    let message = fixture.misses("hello").await;
     notifier.counts_at_least("retries_total{lane=\"fcm\"}", 2).await;
     let step = Advance {
         room: message.chat_room_id.clone(),
@@ -349,7 +349,7 @@ async fn a_message_that_was_read_when_its_turn_comes_is_not_pushed() {
     };
     read.advance(&[step]).await.unwrap();
     notifier.counts("spared_total{reason=\"read\"} 1").await;
-    town.world.nothing_is_queued().await;
+    fixture.fixture.nothing_is_queued().await;
     handle.answer_as_usual("pixel");
     notifier.finished().await;
     assert_eq!(handle.taken(), 0);
@@ -357,19 +357,19 @@ async fn a_message_that_was_read_when_its_turn_comes_is_not_pushed() {
 
 #[tokio::test]
 async fn a_dead_token_is_forgotten_and_another_one_stays() {
-    let town = Town::new().await;
-    let notifier = town.start(town.config());
-    town.registers("pixel", Platform::Fcm, "x~unregistered").await;
-    town.registers("iphone", Platform::Apns, &hex("00000410")).await;
-    let kept = town.registers("tablet", Platform::Fcm, "tablet").await;
+    let fixture = DeviceFixture::new().await;
+    let notifier = fixture.start(fixture.config());
+    fixture.registers("pixel", Platform::Fcm, "x~unregistered").await;
+    fixture.registers("iphone", Platform::Apns, &hex("00000410")).await;
+    let kept = fixture.registers("tablet", Platform::Fcm, "tablet").await;
     // It was registered again after Apple found out that it was gone.
-    let back = town.registers("watch", Platform::Apns, &hex("2")).await;
+    let back = fixture.registers("watch", Platform::Apns, &hex("2")).await;
     let before = u64::try_from(back.registered_at.as_millis()).unwrap() - 1;
-    town.handle().answer(&back.token, Answer::apns(ApnsReason::Unregistered).since(before));
-    town.misses("hello").await;
-    let parked = town.world.parked(3).await;
+    fixture.handle().answer(&back.token, Answer::apns(ApnsReason::Unregistered).since(before));
+    fixture.misses("hello").await;
+    let parked = fixture.fixture.parked(3).await;
     assert!(parked.iter().all(|push| push.reason == "the token is dead"));
-    let left: HashSet<_> = town.devices().await.into_iter().map(|device| device.id).collect();
+    let left: HashSet<_> = fixture.devices().await.into_iter().map(|device| device.id).collect();
     assert_eq!(left, HashSet::from([kept.id, back.id]));
     notifier.counts("tokens_removed_total{lane=\"apns\"} 1").await;
     notifier.counts("tokens_removed_total{lane=\"fcm\"} 1").await;
@@ -378,10 +378,10 @@ async fn a_dead_token_is_forgotten_and_another_one_stays() {
 
 #[tokio::test]
 async fn our_own_fault_costs_no_token_and_no_push() {
-    let town = Town::new().await;
-    let handle = town.handle();
-    town.registers("pixel", Platform::Fcm, "pixel").await;
-    town.registers("iphone", Platform::Apns, &hex("1")).await;
+    let fixture = DeviceFixture::new().await;
+    let handle = fixture.handle();
+    fixture.registers("pixel", Platform::Fcm, "pixel").await;
+    fixture.registers("iphone", Platform::Apns, &hex("1")).await;
     let unauthenticated =
         Answer::raw(401, r#"{"error":{"code":401,"message":"","status":"UNAUTHENTICATED"}}"#);
     let no_such_project = Answer::raw(404, r#"{"error":{"code":404,"message":"","status":"NOT_FOUND"}}"#);
@@ -394,48 +394,50 @@ async fn our_own_fault_costs_no_token_and_no_push() {
         ApnsReason::InvalidProviderToken,
     ];
     handle.answer_once(&hex("1"), apns.map(Answer::apns));
-    let notifier = town.start(town.config());
-    town.misses("hello").await;
+    let notifier = fixture.start(fixture.config());
+    fixture.misses("hello").await;
     timeout(PATIENCE, handle.wait_for(2)).await.unwrap();
     notifier.counts("configuration_refused_total{lane=\"fcm\"} 4").await;
     notifier.counts("configuration_refused_total{lane=\"apns\"} 4").await;
     notifier.finished().await;
-    assert_eq!(town.devices().await.len(), 2);
+    assert_eq!(fixture.devices().await.len(), 2);
     // The access token that was refused was not used again.
     assert_eq!(handle.counts(At::Fcm).oauth_tokens_issued, 2);
 }
 
 #[tokio::test]
 async fn tokens_that_are_all_of_another_environment_are_our_fault() {
-    let town = Town::new().await;
+    let fixture = DeviceFixture::new().await;
     for number in 0..9 {
-        town.registers(&format!("phone{number}"), Platform::Apns, &hex(&format!("00000400{number}"))).await;
+        fixture
+            .registers(&format!("phone{number}"), Platform::Apns, &hex(&format!("00000400{number}")))
+            .await;
     }
-    let notifier = town.start(Config { push_concurrency: NonZeroUsize::MIN, ..town.config() });
-    town.misses("hello").await;
+    let notifier = fixture.start(Config { push_concurrency: NonZeroUsize::MIN, ..fixture.config() });
+    fixture.misses("hello").await;
     notifier.counts("tokens_removed_total{lane=\"apns\"} 5").await;
     notifier.counts_at_least("configuration_refused_total{lane=\"apns\"}", 4).await;
-    assert_eq!(town.devices().await.len(), 4, "no more than five go");
+    assert_eq!(fixture.devices().await.len(), 4, "no more than five go");
 
     // Once Apple takes a push, a bad token is a bad token again.
-    town.registers("good", Platform::Apns, &hex("a")).await;
-    town.misses("are you there?").await;
-    timeout(PATIENCE, town.handle().wait_for(1)).await.unwrap();
-    until(|| async { (town.devices().await.len() == 1).then_some(()) }).await;
+    fixture.registers("good", Platform::Apns, &hex("a")).await;
+    fixture.misses("are you there?").await;
+    timeout(PATIENCE, fixture.handle().wait_for(1)).await.unwrap();
+    until(|| async { (fixture.devices().await.len() == 1).then_some(()) }).await;
     notifier.finished().await;
 }
 
 #[tokio::test]
 async fn a_provider_that_asks_to_wait_is_not_called_before() {
-    let town = Town::new().await;
-    let handle = town.handle();
-    town.registers("pixel", Platform::Fcm, "pixel").await;
-    town.registers("iphone", Platform::Apns, &hex("1")).await;
+    let fixture = DeviceFixture::new().await;
+    let handle = fixture.handle();
+    fixture.registers("pixel", Platform::Fcm, "pixel").await;
+    fixture.registers("iphone", Platform::Apns, &hex("1")).await;
     handle.answer_once("pixel", [Answer::fcm(FcmError::QuotaExceeded).retry_after(1)]);
     handle.answer_once(&hex("1"), [Answer::apns(ApnsReason::TooManyRequests).retry_after(1)]);
-    let notifier = town.start(town.config());
+    let notifier = fixture.start(fixture.config());
     let begun = std::time::Instant::now();
-    town.misses("hello").await;
+    fixture.misses("hello").await;
     timeout(PATIENCE, handle.wait_for(2)).await.unwrap();
     assert!(begun.elapsed() >= Duration::from_millis(999), "{:?}", begun.elapsed());
     notifier.finished().await;
@@ -444,15 +446,15 @@ async fn a_provider_that_asks_to_wait_is_not_called_before() {
 
 #[tokio::test]
 async fn an_answer_that_was_lost_makes_a_push_that_can_be_recognised() {
-    let town = Town::new().await;
-    let handle = town.handle();
-    town.registers("pixel", Platform::Fcm, "pixel").await;
-    town.registers("iphone", Platform::Apns, &hex("1")).await;
+    let fixture = DeviceFixture::new().await;
+    let handle = fixture.handle();
+    fixture.registers("pixel", Platform::Fcm, "pixel").await;
+    fixture.registers("iphone", Platform::Apns, &hex("1")).await;
     for token in ["pixel".to_owned(), hex("1")] {
         handle.answer_once(&token, [Answer::TakenUnanswered]);
     }
-    let notifier = town.start(town.config());
-    town.misses("hello").await;
+    let notifier = fixture.start(fixture.config());
+    fixture.misses("hello").await;
     timeout(PATIENCE, handle.wait_for(4)).await.unwrap();
     notifier.counts(&of_lane("fcm", "pushed", 1)).await;
     notifier.counts(&of_lane("apns", "pushed", 1)).await;
@@ -463,14 +465,15 @@ async fn an_answer_that_was_lost_makes_a_push_that_can_be_recognised() {
 
 #[tokio::test]
 async fn a_burst_goes_through_one_connection_with_one_token() {
-    let town = Town::new().await;
-    let handle = town.handle();
-    town.registers("pixel", Platform::Fcm, "pixel").await;
-    town.registers("iphone", Platform::Apns, &hex("1")).await;
-    town.misses_many(200).await;
+    let fixture = DeviceFixture::new().await;
+    let handle = fixture.handle();
+    fixture.registers("pixel", Platform::Fcm, "pixel").await;
+    fixture.registers("iphone", Platform::Apns, &hex("1")).await;
+    fixture.misses_many(200).await;
     // As far away as Apple is.
-    handle.set(At::Apns, Conduct::Slow(20 * MS)).await;
-    let notifier = town.start(Config { push_concurrency: NonZeroUsize::new(64).unwrap(), ..town.config() });
+    handle.set(At::Apns, Behaviour::Slow(20 * MS)).await;
+    let notifier =
+        fixture.start(Config { push_concurrency: NonZeroUsize::new(64).unwrap(), ..fixture.config() });
     timeout(PATIENCE, handle.wait_for(400)).await.unwrap();
     notifier.finished().await;
     let (fcm, apns) = (handle.counts(At::Fcm), handle.counts(At::Apns));
@@ -481,15 +484,16 @@ async fn a_burst_goes_through_one_connection_with_one_token() {
 
 #[tokio::test]
 async fn one_stream_at_a_time_is_enough() {
-    let town = Town::new().await;
-    let handle = town.handle();
+    let fixture = DeviceFixture::new().await;
+    let handle = fixture.handle();
     for at in [At::Fcm, At::Apns] {
-        handle.set(at, Conduct::Streams(1)).await;
+        handle.set(at, Behaviour::Streams(1)).await;
     }
-    town.registers("pixel", Platform::Fcm, "pixel").await;
-    town.registers("iphone", Platform::Apns, &hex("1")).await;
-    town.misses_many(50).await;
-    let notifier = town.start(Config { push_concurrency: NonZeroUsize::new(64).unwrap(), ..town.config() });
+    fixture.registers("pixel", Platform::Fcm, "pixel").await;
+    fixture.registers("iphone", Platform::Apns, &hex("1")).await;
+    fixture.misses_many(50).await;
+    let notifier =
+        fixture.start(Config { push_concurrency: NonZeroUsize::new(64).unwrap(), ..fixture.config() });
     timeout(PATIENCE, handle.wait_for(100)).await.unwrap();
     notifier.finished().await;
     for at in [At::Fcm, At::Apns] {
@@ -500,15 +504,16 @@ async fn one_stream_at_a_time_is_enough() {
 
 #[tokio::test]
 async fn a_server_that_leaves_all_the_time_gets_every_push_once() {
-    let town = Town::new().await;
-    let handle = town.handle();
+    let fixture = DeviceFixture::new().await;
+    let handle = fixture.handle();
     for at in [At::Fcm, At::Apns] {
-        handle.set(at, Conduct::GoAway(5 * MS)).await;
+        handle.set(at, Behaviour::GoAway(5 * MS)).await;
     }
-    town.registers("pixel", Platform::Fcm, "pixel").await;
-    town.registers("iphone", Platform::Apns, &hex("1")).await;
-    town.misses_many(200).await;
-    let notifier = town.start(Config { push_concurrency: NonZeroUsize::new(16).unwrap(), ..town.config() });
+    fixture.registers("pixel", Platform::Fcm, "pixel").await;
+    fixture.registers("iphone", Platform::Apns, &hex("1")).await;
+    fixture.misses_many(200).await;
+    let notifier =
+        fixture.start(Config { push_concurrency: NonZeroUsize::new(16).unwrap(), ..fixture.config() });
     timeout(PATIENCE, handle.wait_for(400)).await.unwrap();
     notifier.counts(&of_lane("fcm", "pushed", 200)).await;
     notifier.counts(&of_lane("apns", "pushed", 200)).await;
@@ -522,18 +527,18 @@ async fn a_server_that_leaves_all_the_time_gets_every_push_once() {
 
 #[tokio::test]
 async fn a_provider_that_is_away_gets_its_pushes_when_it_is_back() {
-    let town = Town::new().await;
-    let handle = town.handle();
-    handle.set(At::Fcm, Conduct::Refuse).await;
-    handle.set(At::Apns, Conduct::Closed).await;
-    town.registers("pixel", Platform::Fcm, "pixel").await;
-    town.registers("iphone", Platform::Apns, &hex("1")).await;
-    town.misses_many(20).await;
-    let notifier = town.start(town.config());
+    let fixture = DeviceFixture::new().await;
+    let handle = fixture.handle();
+    handle.set(At::Fcm, Behaviour::Refuse).await;
+    handle.set(At::Apns, Behaviour::Closed).await;
+    fixture.registers("pixel", Platform::Fcm, "pixel").await;
+    fixture.registers("iphone", Platform::Apns, &hex("1")).await;
+    fixture.misses_many(20).await;
+    let notifier = fixture.start(fixture.config());
     notifier.counts("lane_paused{lane=\"fcm\"} 1").await;
     notifier.counts("lane_paused{lane=\"apns\"} 1").await;
     for at in [At::Fcm, At::Apns] {
-        handle.set(at, Conduct::Usual).await;
+        handle.set(at, Behaviour::Usual).await;
     }
     timeout(PATIENCE, handle.wait_for(40)).await.unwrap();
     notifier.finished().await;
@@ -542,11 +547,11 @@ async fn a_provider_that_is_away_gets_its_pushes_when_it_is_back() {
 
 #[tokio::test]
 async fn behind_a_base_url_without_tls_fcm_is_spoken_to_in_http_1() {
-    let (town, mut fake) = (Town::new().await, Webhook::start().await);
+    let (fixture, mut fake) = (DeviceFixture::new().await, Webhook::start().await);
     fake.script([naru_client::Answer::body(200, r#"{"name":"projects/p/messages/1"}"#)]);
-    let notifier = town.start(Config { fcm_base_url: Some(fake.url("/fcm/")), ..town.config() });
-    town.registers("pixel", Platform::Fcm, "pixel").await;
-    town.misses("hello").await;
+    let notifier = fixture.start(Config { fcm_base_url: Some(fake.url("/fcm/")), ..fixture.config() });
+    fixture.registers("pixel", Platform::Fcm, "pixel").await;
+    fixture.misses("hello").await;
     let post = fake.next().await;
     assert_eq!(post.path, format!("/fcm/v1/projects/{}/messages:send", naru_phones::PROJECT));
     assert!(post.header("authorization").starts_with("Bearer "), "by Google's token");
@@ -557,26 +562,26 @@ async fn behind_a_base_url_without_tls_fcm_is_spoken_to_in_http_1() {
 
 #[tokio::test]
 async fn without_an_access_token_nothing_is_lost() {
-    let town = Town::new().await;
-    let handle = town.handle();
+    let fixture = DeviceFixture::new().await;
+    let handle = fixture.handle();
     let endpoint = naru_phones::TOKEN_ENDPOINT;
     let invalid_grant =
         Answer::raw(400, r#"{"error":"invalid_grant","error_description":"Invalid JWT Signature."}"#);
     handle.answer_once(endpoint, [Answer::raw(503, ""), invalid_grant, Answer::Close]);
-    town.registers("pixel", Platform::Fcm, "pixel").await;
-    town.misses("hello").await;
-    let notifier = town.start(town.config());
+    fixture.registers("pixel", Platform::Fcm, "pixel").await;
+    fixture.misses("hello").await;
+    let notifier = fixture.start(fixture.config());
     timeout(PATIENCE, handle.wait_for(1)).await.unwrap();
     notifier.counts("retries_total{lane=\"fcm\"} 3").await;
     notifier.counts("configuration_refused_total{lane=\"fcm\"} 1").await;
     notifier.finished().await;
-    assert_eq!(town.devices().await.len(), 1);
+    assert_eq!(fixture.devices().await.len(), 1);
 }
 
 #[tokio::test]
 async fn devices_unseen_for_long_are_forgotten() {
-    let town = Town::new().await;
-    let device = town.registers("pixel", Platform::Fcm, "pixel").await;
+    let fixture = DeviceFixture::new().await;
+    let device = fixture.registers("pixel", Platform::Fcm, "pixel").await;
     let long_ago = Timestamp::now().before(Duration::from_secs(271 * 24 * 3600));
     let old = Device {
         id: DeviceId::new("old").unwrap(),
@@ -584,21 +589,21 @@ async fn devices_unseen_for_long_are_forgotten() {
         registered_at: long_ago,
         ..device.clone()
     };
-    town.world.engines.store.devices.claim(old).await.unwrap();
-    let notifier = town.start(town.config());
+    fixture.fixture.engines.store.devices.claim(old).await.unwrap();
+    let notifier = fixture.start(fixture.config());
     notifier.counts("devices_forgotten_total 1").await;
     notifier.finished().await;
-    assert_eq!(town.devices().await, [device]);
+    assert_eq!(fixture.devices().await, [device]);
 }
 
 #[tokio::test]
 async fn keys_that_can_not_work_are_refused_by_name() {
-    let town = Town::new().await;
-    let empty = town.world.dir.path().join("empty");
+    let fixture = DeviceFixture::new().await;
+    let empty = fixture.fixture.dir.path().join("empty");
     std::fs::write(&empty, "{}").unwrap();
     let missing = Path::new("missing").to_owned();
     let refused = |config| notifier::check(&config).unwrap_err().to_string();
-    let config = || town.config();
+    let config = || fixture.config();
     for file in [&empty, &missing] {
         let error = refused(Config { fcm_service_account_file: Some(file.clone()), ..config() });
         assert!(error.starts_with("`fcm_service_account_file`: can't use "), "{error}");

@@ -41,14 +41,14 @@ async fn the_operators_own_root_is_trusted_when_it_is_configured() {
         extra_ca_file: file.map(|file| std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file)),
         ..config(Some(format!("https://localhost:{port}/push")))
     };
-    let world = World::new().await;
-    world.missed(&world.says("hello").await, &["B"]).await;
+    let fixture = Fixture::new().await;
+    fixture.missed(&fixture.says("hello").await, &["B"]).await;
 
-    let stranger = Running::start(&world, trusting(None), []);
+    let stranger = Running::start(&fixture, trusting(None), []);
     stranger.counts_at_least("retries_total{lane=\"webhook\"}", 1).await;
     stranger.finished().await;
 
-    let friend = Running::start(&world, trusting(Some("tests/pushes/tls/ca.pem")), []);
+    let friend = Running::start(&fixture, trusting(Some("tests/pushes/tls/ca.pem")), []);
     friend.counts("pushes_total{lane=\"webhook\",outcome=\"pushed\"} 1").await;
     friend.finished().await;
 }

@@ -4,17 +4,17 @@ use super::*;
 
 #[tokio::test]
 async fn without_a_provider_pushes_are_parked_and_go_out_when_there_is_one() {
-    let (world, mut webhook) = (World::new().await, Webhook::start().await);
-    world.registers("B", "phone", Platform::Fcm).await;
-    world.registers("B", "iphone", Platform::Apns).await;
-    let notifier = Running::with_webhook(&world, &webhook);
+    let (fixture, mut webhook) = (Fixture::new().await, Webhook::start().await);
+    fixture.registers("B", "phone", Platform::Fcm).await;
+    fixture.registers("B", "iphone", Platform::Apns).await;
+    let notifier = Running::with_webhook(&fixture, &webhook);
     assert!(notifier.health.report().await.degraded.is_empty());
     for content in ["one", "two"] {
-        world.missed(&world.says(content).await, &["B"]).await;
+        fixture.missed(&fixture.says(content).await, &["B"]).await;
         // The backend's own is not held up.
         assert_eq!(webhook.next().await.json["body"], content);
     }
-    let parked = world.parked(4).await;
+    let parked = fixture.parked(4).await;
     for (lane, reason) in [
         (Lane::Fcm, "no provider: FCM is not configured"),
         (Lane::Apns, "no provider: APNs is not configured"),
@@ -35,19 +35,19 @@ async fn without_a_provider_pushes_are_parked_and_go_out_when_there_is_one() {
     notifier.finished().await;
 
     // A process that finds them says so.
-    let notifier = Running::start(&world, config(None), []);
+    let notifier = Running::start(&fixture, config(None), []);
     until(|| async { (notifier.health.report().await.degraded.len() == 2).then_some(()) }).await;
     notifier.finished().await;
 
     // With FCM's key its pushes go out by themselves; APNs' wait.
     let (fcm, mut phones) = Scripted::on(Lane::Fcm);
-    let notifier = Running::start(&world, config(None), [fcm]);
+    let notifier = Running::start(&fixture, config(None), [fcm]);
     let mut calls = phones.take(2).await;
     calls.sort_by_key(|call| call.event.payload.seq);
     let said: Vec<_> = calls.iter().map(|call| call.event.payload.body.to_string()).collect();
     assert_eq!(said, ["one", "two"]);
     calls.into_iter().for_each(Call::deliver);
-    assert!(world.parked(2).await.iter().all(|push| push.job.lane == Lane::Apns));
+    assert!(fixture.parked(2).await.iter().all(|push| push.job.lane == Lane::Apns));
     notifier.counts("pushes_total{lane=\"fcm\",outcome=\"pushed\"} 2").await;
     notifier.finished().await;
     phones.none_waiting();
@@ -55,22 +55,22 @@ async fn without_a_provider_pushes_are_parked_and_go_out_when_there_is_one() {
 
 #[tokio::test]
 async fn of_two_notifiers_one_without_the_provider_loses_nothing() {
-    let world = World::new().await;
-    world.registers("B", "phone", Platform::Fcm).await;
+    let fixture = Fixture::new().await;
+    fixture.registers("B", "phone", Platform::Fcm).await;
     let (fcm, mut phones) = Scripted::on(Lane::Fcm);
-    let configured = Running::start(&world, config(None), [fcm]);
-    let misconfigured = Running::start(&world, config(None), []);
+    let configured = Running::start(&fixture, config(None), [fcm]);
+    let misconfigured = Running::start(&fixture, config(None), []);
     let mut number = 0;
     // Whichever of the two takes an event: until the second one has taken some.
     while !misconfigured.metrics.encode().contains("no_provider_total{lane=\"fcm\"}") {
         number += 1;
-        world.missed(&world.says(&format!("message {number}")).await, &["B"]).await;
+        fixture.missed(&fixture.says(&format!("message {number}")).await, &["B"]).await;
         phones.next().await.deliver();
     }
     assert!(configured.health.report().await.degraded.is_empty());
     assert_eq!(misconfigured.health.report().await.degraded.len(), 1);
-    world.nothing_is_queued().await;
-    world.parked(0).await;
+    fixture.nothing_is_queued().await;
+    fixture.parked(0).await;
     for notifier in [configured, misconfigured] {
         notifier.finished().await;
     }
@@ -79,17 +79,17 @@ async fn of_two_notifiers_one_without_the_provider_loses_nothing() {
 
 #[tokio::test]
 async fn what_is_too_old_when_the_provider_comes_is_parked_as_expired() {
-    let world = World::new().await;
-    world.registers("B", "phone", Platform::Fcm).await;
-    let notifier = Running::start(&world, config(None), []);
+    let fixture = Fixture::new().await;
+    fixture.registers("B", "phone", Platform::Fcm).await;
+    let notifier = Running::start(&fixture, config(None), []);
     let long_ago = Timestamp::now().before(Duration::from_secs(25 * 3600));
-    world.missed(&world.says_at("too late", long_ago).await, &["B"]).await;
-    world.parked(1).await;
+    fixture.missed(&fixture.says_at("too late", long_ago).await, &["B"]).await;
+    fixture.parked(1).await;
     notifier.finished().await;
     let (fcm, mut phones) = Scripted::on(Lane::Fcm);
-    let notifier = Running::start(&world, config(None), [fcm]);
+    let notifier = Running::start(&fixture, config(None), [fcm]);
     notifier.counts("pushes_total{lane=\"fcm\",outcome=\"expired\"} 1").await;
-    assert_eq!(world.parked(1).await[0].reason, "expired");
+    assert_eq!(fixture.parked(1).await[0].reason, "expired");
     notifier.finished().await;
     phones.none_waiting();
 }

@@ -10,11 +10,11 @@ fn event_id(post: &Post) -> String {
 
 #[tokio::test]
 async fn a_push_is_one_signed_post() {
-    let (world, mut webhook) = (World::new().await, Webhook::start().await);
+    let (fixture, mut webhook) = (Fixture::new().await, Webhook::start().await);
     let url = webhook.url("/api/notifications/push?app=1");
-    let notifier = Running::start(&world, config(Some(url)), []);
-    let message = world.says("안녕하세요").await;
-    let offline = world.missed(&message, &["B"]).await;
+    let notifier = Running::start(&fixture, config(Some(url)), []);
+    let message = fixture.says("안녕하세요").await;
+    let offline = fixture.missed(&message, &["B"]).await;
     let post = webhook.next().await;
 
     assert_eq!(post.path, "/api/notifications/push?app=1");
@@ -34,10 +34,10 @@ async fn a_push_is_one_signed_post() {
 
 #[tokio::test]
 async fn without_a_secret_nothing_is_signed() {
-    let (world, mut webhook) = (World::new().await, Webhook::start().await);
+    let (fixture, mut webhook) = (Fixture::new().await, Webhook::start().await);
     let unsigned = Config { push_webhook_secret: None, ..config(Some(webhook.url("/"))) };
-    let _notifier = Running::start(&world, unsigned, []);
-    world.missed(&world.says("hello").await, &["B"]).await;
+    let _notifier = Running::start(&fixture, unsigned, []);
+    fixture.missed(&fixture.says("hello").await, &["B"]).await;
     let post = webhook.next().await;
     assert!(post.headers.contains_key("x-naru-timestamp"));
     assert!(!post.headers.contains_key("x-naru-signature"));
@@ -47,10 +47,10 @@ async fn without_a_secret_nothing_is_signed() {
 /// Runs the check that docs/PROTOCOL.md gives to backends on real calls, and on what an attacker makes of them.
 #[tokio::test]
 async fn the_documented_check_takes_a_call_once_it_is_sent_and_no_changed_or_old_one() {
-    let (world, mut webhook) = (World::new().await, Webhook::start().await);
-    let notifier = Running::with_webhook(&world, &webhook);
+    let (fixture, mut webhook) = (Fixture::new().await, Webhook::start().await);
+    let notifier = Running::with_webhook(&fixture, &webhook);
     webhook.script([Answer::status(503)]);
-    world.missed(&world.says("안녕하세요 \"B\"").await, &["B"]).await;
+    fixture.missed(&fixture.says("안녕하세요 \"B\"").await, &["B"]).await;
     let (post, again) = (webhook.next().await, webhook.next().await);
     notifier.finished().await;
 
@@ -116,9 +116,9 @@ async fn the_documented_check_takes_a_call_once_it_is_sent_and_no_changed_or_old
 
 #[tokio::test]
 async fn each_recipient_is_one_post() {
-    let (world, mut webhook) = (World::of_group("Project X").await, Webhook::start().await);
-    let notifier = Running::with_webhook(&world, &webhook);
-    world.missed(&world.says("hello").await, &["B", "C", "D"]).await;
+    let (fixture, mut webhook) = (Fixture::of_group("Project X").await, Webhook::start().await);
+    let notifier = Running::with_webhook(&fixture, &webhook);
+    fixture.missed(&fixture.says("hello").await, &["B", "C", "D"]).await;
     let posts = [webhook.next().await, webhook.next().await, webhook.next().await];
     let users: HashSet<_> = posts.iter().map(|post| post.json["userId"].as_str().unwrap()).collect();
     assert_eq!(users, HashSet::from(["B", "C", "D"]));
@@ -129,11 +129,11 @@ async fn each_recipient_is_one_post() {
 
 #[tokio::test]
 async fn what_is_for_later_comes_again_under_the_same_event_id() {
-    let (world, mut webhook) = (World::new().await, Webhook::start().await);
+    let (fixture, mut webhook) = (Fixture::new().await, Webhook::start().await);
     // A second is longer than the longest step of the test's retry policy.
     webhook.script([Answer::status(503), Answer::retry_after(429, "1"), Answer::Close]);
-    let notifier = Running::with_webhook(&world, &webhook);
-    world.missed(&world.says("hello").await, &["B"]).await;
+    let notifier = Running::with_webhook(&fixture, &webhook);
+    fixture.missed(&fixture.says("hello").await, &["B"]).await;
     let posts = [webhook.next().await, webhook.next().await, webhook.next().await, webhook.next().await];
     for post in &posts {
         assert_eq!((event_id(post), &post.body), (event_id(&posts[0]), &posts[0].body));
@@ -152,18 +152,18 @@ async fn a_refused_push_is_parked_and_not_tried_again() {
     let elsewhere = http::Response::builder().status(307).header("location", "/elsewhere");
     let redirect = Answer::Response(elsewhere.body(bytes::Bytes::new()).unwrap());
     for (status, answer) in [(400, Answer::status(400)), (307, redirect)] {
-        let (world, mut webhook) = (World::new().await, Webhook::start().await);
+        let (fixture, mut webhook) = (Fixture::new().await, Webhook::start().await);
         webhook.script([answer]);
-        let notifier = Running::with_webhook(&world, &webhook);
-        let message = world.says("hello").await;
-        world.missed(&message, &["B"]).await;
+        let notifier = Running::with_webhook(&fixture, &webhook);
+        let message = fixture.says("hello").await;
+        fixture.missed(&message, &["B"]).await;
         let post = webhook.next().await;
-        let parked = world.parked(1).await.remove(0);
+        let parked = fixture.parked(1).await.remove(0);
         assert_eq!((parked.reason, parked.attempts), (format!("status {status}"), 1));
         assert_eq!((parked.job.message_id, parked.event_id.to_string()), (message.id, event_id(&post)));
         notifier.counts("pushes_total{lane=\"webhook\",outcome=\"parked\"} 1").await;
         // Had it been put off, it would be asked for once more before the queue is empty.
-        world.nothing_is_queued().await;
+        fixture.nothing_is_queued().await;
         notifier.finished().await;
         webhook.none_waiting();
     }
@@ -171,11 +171,11 @@ async fn a_refused_push_is_parked_and_not_tried_again() {
 
 #[tokio::test]
 async fn a_backend_that_does_not_answer_is_asked_again() {
-    let (world, mut webhook) = (World::new().await, Webhook::start().await);
+    let (fixture, mut webhook) = (Fixture::new().await, Webhook::start().await);
     webhook.script([Answer::Hang]);
     let impatient = Config { push_webhook_timeout: Span(50 * MS), ..config(Some(webhook.url("/"))) };
-    let notifier = Running::start(&world, impatient, []);
-    world.missed(&world.says("hello").await, &["B"]).await;
+    let notifier = Running::start(&fixture, impatient, []);
+    fixture.missed(&fixture.says("hello").await, &["B"]).await;
     assert_eq!(event_id(&webhook.next().await), event_id(&webhook.next().await));
     notifier.counts("retries_total{lane=\"webhook\"} 1").await;
     notifier.finished().await;
@@ -183,11 +183,11 @@ async fn a_backend_that_does_not_answer_is_asked_again() {
 
 #[tokio::test]
 async fn a_backend_that_is_away_gets_its_pushes_when_it_is_back() {
-    let (world, webhook) = (World::new().await, Webhook::start().await);
-    let notifier = Running::with_webhook(&world, &webhook);
+    let (fixture, webhook) = (Fixture::new().await, Webhook::start().await);
+    let notifier = Running::with_webhook(&fixture, &webhook);
     let address = webhook.address();
     webhook.stop().await;
-    world.missed(&world.says("hello").await, &["B"]).await;
+    fixture.missed(&fixture.says("hello").await, &["B"]).await;
     notifier.counts_at_least("retries_total{lane=\"webhook\"}", 3).await;
     let mut webhook = Webhook::start_at(address).await.unwrap();
     assert_eq!(webhook.next().await.json["body"], "hello");
@@ -197,18 +197,18 @@ async fn a_backend_that_is_away_gets_its_pushes_when_it_is_back() {
 
 #[tokio::test]
 async fn a_configuration_that_can_not_work_is_refused_without_a_secret_in_sight() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let refused = |config| {
-        let error = Notifier::new(config, world.engines.clone(), &Metrics::new()).err().expect("refused");
+        let error = Notifier::new(config, fixture.engines.clone(), &Metrics::new()).err().expect("refused");
         error.to_string()
     };
     for url in ["backend/push", "ftp://u:hunter2@backend/push"] {
         let error = refused(config(Some(url.to_owned())));
         assert_eq!(error, "`push_webhook_url` is not an http or https URL");
     }
-    let empty = world.dir.path().join("empty.pem");
+    let empty = fixture.dir.path().join("empty.pem");
     std::fs::write(&empty, "").unwrap();
-    for file in [empty, world.dir.path().join("missing.pem")] {
+    for file in [empty, fixture.dir.path().join("missing.pem")] {
         let error = refused(Config { extra_ca_file: Some(file), ..config(Some("https://backend".into())) });
         assert!(error.starts_with("`extra_ca_file`: can't use "), "{error}");
     }

@@ -27,7 +27,7 @@ fn message(room: &RoomId, sender: &UserId, number: u8) -> Accepted {
 
 /// The sweep resends messages that take long: it must not make slow services slower.
 #[tokio::test]
-async fn what_was_saved_and_handed_on_lately_costs_nothing_when_it_comes_again() {
+async fn what_was_saved_and_enqueued_lately_costs_nothing_when_it_comes_again() {
     let directory = tempfile::tempdir().unwrap();
     let embedded = Embedded::open(directory.path(), Options::default()).unwrap();
     let counted = Arc::new(Counted::default());
@@ -59,7 +59,7 @@ async fn what_was_saved_and_handed_on_lately_costs_nothing_when_it_comes_again()
     // A message that comes again so late may have been lost by the bus.
     counted.reset();
     tokio::time::pause();
-    tokio::time::advance(HANDED_ON_LATELY).await;
+    tokio::time::advance(RESEND_SUPPRESSION).await;
     tokio::time::resume();
     persister.persist(vec![message(1)]).await.unwrap();
     assert_eq!((counted.count("messages"), counted.count("saved.send")), (0, 1));

@@ -6,7 +6,7 @@ mod table;
 use std::sync::Arc;
 
 use naru_engines::bus::{Bus, Queue};
-use naru_model::hops::{self, Hop, Kind, Payload};
+use naru_model::hops::{self, Hop, HopKind, Payload};
 
 use crate::Options;
 use crate::bus::memory::MemoryQueue;
@@ -34,8 +34,8 @@ struct Carrier<'a> {
 impl Carrier<'_> {
     fn queue<T: Payload>(&self, hop: Hop) -> Arc<dyn Queue<T>> {
         match hop.kind {
-            Kind::Ordered => Arc::new(MemoryQueue::new(self.options.buffered_events)),
-            Kind::Durable => Arc::new(TableQueue::new(hop.name, self.database.clone(), self.clock)),
+            HopKind::Ordered => Arc::new(MemoryQueue::new(self.options.buffered_events)),
+            HopKind::Durable => Arc::new(TableQueue::new(hop.name, self.database.clone(), self.clock)),
         }
     }
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use naru_engines::EngineResult;
 use naru_engines::live::{IsHere, Live, Signal, Subscription};
 use naru_model::live::{Confirmation, LiveEvent};
-use naru_model::{GatewayId, SessionId};
+use naru_model::{GatewayId, SessionId, UserId};
 use tokio::sync::Notify;
 
 use crate::database::closed;
@@ -105,6 +105,10 @@ impl Live for PubSub {
 
     async fn evict(&self, gateway: &GatewayId, session: &SessionId) -> EngineResult<()> {
         self.send(&[Signal::Evict(session.clone())], |other| other == gateway)
+    }
+
+    async fn user_changed(&self, user: &UserId) -> EngineResult<()> {
+        self.send(&[Signal::UserChanged(user.clone())], |_| true)
     }
 
     /// `IsHere` is not used: an event costs a pointer for each subscription.

@@ -2,7 +2,8 @@
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use naru_engines::{Applied, EngineError, EngineResult};
 use rusqlite::{Connection, OpenFlags};
@@ -13,7 +14,10 @@ use crate::directory;
 
 /// The data's layout and its version. No release exists yet, so no older layout is read.
 const SCHEMA: &str = include_str!("schema.sql");
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
+/// How long an owner that is ending may still have the directory.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
+const RELEASE_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 /// The number of reader threads.
 const READERS: usize = 2;
 /// How many prepared statements each connection caches: more than exist.
@@ -45,13 +49,21 @@ fn claim(dir: &Path) -> EngineResult<File> {
         directory::open_file(&dir.join("naru.lock"))
     };
     let file = claim().map_err(|error| unavailable(format!("{} can't be used: {error}", dir.display())))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            Err(unavailable(format!("{} is in use by another process", dir.display())))
-        }
-        Err(TryLockError::Error(error)) => {
-            Err(unavailable(format!("{} can't be locked: {error}", dir.display())))
+    // The owner before may just be ending. In this process it is no longer known who that is: a command that runs on the
+    // writer's thread may be the last to own its database.
+    let refused_at = Instant::now() + RELEASE_TIMEOUT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < refused_at => {
+                thread::sleep(RELEASE_CHECK_INTERVAL)
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(unavailable(format!("{} is in use by another process", dir.display())));
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(unavailable(format!("{} can't be locked: {error}", dir.display())));
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use naru_engines::EngineResult;
-use naru_engines::live::{Presence, PresenceEntry, Seen};
+use naru_engines::live::{Presence, PresenceEntry, Renewal, Seen};
 use naru_model::{GatewayId, Timestamp, UserId};
 use rusqlite::{OptionalExtension, Result, Transaction, params};
 use tokio::time::Instant;
@@ -35,9 +35,15 @@ struct Lease {
     renewed_at: Timestamp,
 }
 
+impl Lease {
+    fn runs(&self) -> bool {
+        Instant::now() < self.until
+    }
+}
+
 impl State {
     fn is_live(&self, session: &PresenceEntry) -> bool {
-        self.leases.get(&session.gateway).is_some_and(|lease| Instant::now() < lease.until)
+        self.leases.get(&session.gateway).is_some_and(Lease::runs)
     }
 
     fn of(&self, user: &UserId) -> &[PresenceEntry] {
@@ -85,10 +91,12 @@ impl MemoryPresence {
 
 #[async_trait]
 impl Presence for MemoryPresence {
-    async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<()> {
+    async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<Renewal> {
+        let mut state = lock(&self.state);
         let lease = Lease { until: Instant::now() + ttl, renewed_at: Timestamp::now() };
-        lock(&self.state).leases.insert(gateway.clone(), lease);
-        Ok(())
+        // Look-ups go by the same clock, which never goes back: what runs now ran at all of them.
+        let is_unbroken = state.leases.insert(gateway.clone(), lease).is_some_and(|before| before.runs());
+        Ok(if is_unbroken { Renewal::Unbroken } else { Renewal::Lapsed })
     }
 
     async fn resign(&self, gateway: &GatewayId) -> EngineResult<()> {
@@ -129,6 +137,11 @@ impl Presence for MemoryPresence {
             was_there
         };
         if was_there { self.keep_seen(vec![session.user.clone()]).await } else { Ok(()) }
+    }
+
+    async fn attached(&self, sessions: &[PresenceEntry]) -> EngineResult<Vec<bool>> {
+        let state = lock(&self.state);
+        Ok(sessions.iter().map(|session| state.of(&session.user).contains(session)).collect())
     }
 
     async fn online(&self, users: &[UserId]) -> EngineResult<Vec<bool>> {

@@ -13,7 +13,7 @@ use quick_cache::unsync::Cache;
 use crate::lock::lock;
 
 /// How many rooms are cached at most: about 300 bytes each for direct rooms.
-const REMEMBERED: usize = 65_536;
+const CACHE_CAPACITY: usize = 65_536;
 
 pub(crate) struct RoomCache(Mutex<Known>);
 
@@ -28,7 +28,7 @@ pub(crate) struct Look(u64);
 
 impl Default for RoomCache {
     fn default() -> Self {
-        Self(Mutex::new(Known { rooms: Cache::new(REMEMBERED), changes: 0 }))
+        Self(Mutex::new(Known { rooms: Cache::new(CACHE_CAPACITY), changes: 0 }))
     }
 }
 

@@ -104,6 +104,20 @@ CREATE TABLE devices (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX devices_by_age ON devices (registeredAt);
 
+-- Whose sessions and tokens have ended.
+CREATE TABLE users (
+    userId          TEXT PRIMARY KEY,
+    sessionEpoch    INTEGER NOT NULL,
+    tokensNotBefore INTEGER
+) STRICT, WITHOUT ROWID;
+
+-- Whom users block.
+CREATE TABLE blocks (
+    userId    TEXT NOT NULL,
+    blockedId TEXT NOT NULL,
+    PRIMARY KEY (userId, blockedId)
+) STRICT, WITHOUT ROWID;
+
 -- Pushes that a provider took.
 CREATE TABLE pushes (
     eventId    BLOB PRIMARY KEY,

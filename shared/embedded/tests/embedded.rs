@@ -2,7 +2,7 @@
 //! contracts themselves are checked by the conformance suite.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -184,6 +184,19 @@ async fn a_directory_has_one_owner_at_a_time() {
     assert!(matches!(late, EngineError::Unavailable { applied: Applied::No, .. }), "{late}");
     open(dir.path()).close().await;
     assert!(!dir.path().join("naru.db-wal").exists(), "all of the log is in the database");
+}
+
+#[test]
+fn an_owner_that_is_ending_is_waited_for() {
+    let dir = tempdir().unwrap();
+    let held = File::create(dir.path().join("naru.lock")).unwrap();
+    held.lock().unwrap();
+    let ending = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        drop(held);
+    });
+    drop(open(dir.path()));
+    ending.join().unwrap();
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //! SQL do not appear here.
 
 #[cfg(test)]
-pub(crate) mod given;
+pub(crate) mod fixtures;
 mod inbox;
 
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use naru_model::Event;
 use naru_model::hops::{Accepted, Lane, Offline, Payload, PushJob, Saved};
 
-pub use self::inbox::{Inbox, Place, Removed, Taken};
+pub use self::inbox::{Inbox, Removed, Taken, Unacknowledged};
 use crate::EngineResult;
 
 /// Every hop of `naru_model::hops`, each a queue of its own payload.
@@ -45,20 +45,20 @@ impl Bus {
 
 /// One hop's queue.
 ///
-/// - **B1 handed over** – an event that `send` answered `Ok` for is delivered to a receiver, and delivered again until
+/// - **B1 delivered** – an event that `send` answered `Ok` for is delivered to a receiver, and delivered again until
 ///   it is acknowledged. (On an ordered hop an engine may lose it when a process dies.)
 /// - **B2 durable** – on a durable hop an event survives the death of any process, and so does the delay of its retry.
 /// - **B3 at least once** – an event may be delivered more than once, with the same `event_id`.
 /// - **B4 order** – on an ordered hop, events of one room arrive in the order they were sent while one receiver has the
 ///   room; events of one room are never in two unacknowledged batches at once; an event that is dropped or retried
-///   there is redelivered before later ones of its room. A hand-over to another receiver may reorder.
+///   there is redelivered before later ones of its room. A room's reassignment to another receiver may reorder.
 /// - **B5 shared** – receivers of one queue share its events: each event goes to one of them.
 /// - **B6 bounded** – `send` waits while the engine can't take more events, and fails without an effect on those before if
 ///   that lasts. The engine sets the bound: its own capacity, a disk or a broker's memory. Embedded ordered hops have one for
 ///   each queue.
 #[async_trait]
 pub trait Queue<T: Payload>: Send + Sync {
-    /// Hands events over, in order; returns when the engine has them (B1, B2, B6). An engine carries the events of one
+    /// Enqueues events, in order; returns when the engine has them (B1, B2, B6). An engine carries the events of one
     /// call as one batch: the cost is per batch, not per event.
     async fn send(&self, events: Vec<Event<T>>) -> EngineResult<()>;
 
@@ -73,7 +73,7 @@ pub trait Queue<T: Payload>: Send + Sync {
 ///   holds it, when the receiver is dropped.
 #[async_trait]
 pub trait Receiver<T: Payload>: Send {
-    /// See C1. Never empty.
+    /// The next batch (C1), which is never empty.
     async fn receive(&mut self, max: usize) -> EngineResult<Vec<Delivery<T>>>;
 }
 

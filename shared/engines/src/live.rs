@@ -21,6 +21,8 @@ pub enum Signal {
     Confirmed(Arc<[Confirmation]>),
     /// This session's device has connected elsewhere: close it (4409).
     Evict(SessionId),
+    /// What the store keeps of this user ([`UserRecord`](crate::store::UserRecord)) has changed.
+    UserChanged(UserId),
     /// Some signals may have been lost from here on.
     Interrupted,
     /// From here on, signals are not lost.
@@ -40,6 +42,7 @@ pub type IsHere = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 /// - **L3 never blocked** – a subscription that is not read delays neither publishers nor other subscribers.
 /// - **L4 addressed** – confirmations and evictions go to the gateway they name and to no other; a gateway that does not
 ///   exist is no error.
+/// - **L5 of users** – `user_changed` reaches each subscription as an event does (L1), also where the user is not here.
 #[async_trait]
 pub trait Live: Send + Sync {
     /// Publishes to every gateway: see L1 to L3.
@@ -50,6 +53,9 @@ pub trait Live: Send + Sync {
 
     /// Makes one gateway close a session: see L4.
     async fn evict(&self, gateway: &GatewayId, session: &SessionId) -> EngineResult<()>;
+
+    /// Tells every gateway that a user's record has changed: see L5.
+    async fn user_changed(&self, user: &UserId) -> EngineResult<()>;
 
     async fn subscribe(&self, gateway: &GatewayId, is_here: IsHere) -> EngineResult<Box<dyn Subscription>>;
 }
@@ -80,6 +86,16 @@ pub struct Seen {
     pub last_seen_at: Option<Timestamp>,
 }
 
+/// Whether a gateway's lease has run since the renewal that was answered before this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// It has: every look-up in between counted the gateway's attached sessions.
+    Unbroken,
+    /// Look-ups in between may have missed the gateway's sessions: the lease is new, or had lapsed, or the engine had lost
+    /// it, and perhaps sessions as well.
+    Lapsed,
+}
+
 /// Which users are connected. **Unknown is not offline**: when presence can't be read, the call fails.
 ///
 /// - **E1 lease** – a session counts only while its gateway's lease does: `ttl` from its last renewal. When a gateway
@@ -89,10 +105,15 @@ pub struct Seen {
 /// - **E4 replaced** – attaching a device that is attached answers the session it replaces, which no longer counts.
 /// - **E5 last seen** – is now while a user is connected, else when their last session was detached or its gateway's
 ///   lease was last renewed.
+/// - **E6 a lapse is told** – the first renewal answers `Lapsed`, and so does one that finds that the engine had lost the
+///   lease, or that a look-up found it not running since the renewal that was answered before, whatever the clocks did
+///   meanwhile. It may answer so needlessly.
+/// - **E7 single sessions** – `attached` shows which sessions are recorded, whether or not their gateways' leases run: an
+///   engine may lose single ones, and no renewal tells of that.
 #[async_trait]
 pub trait Presence: Send + Sync {
-    /// Renews a gateway's lease: see E1. Called every few seconds, long before `ttl` is over.
-    async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<()>;
+    /// Renews a gateway's lease: see E1, E6. Called every few seconds, long before `ttl` is over.
+    async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<Renewal>;
 
     /// Ends a gateway's lease, at its orderly stop.
     async fn resign(&self, gateway: &GatewayId) -> EngineResult<()>;
@@ -102,6 +123,9 @@ pub trait Presence: Send + Sync {
 
     /// Records that a session has ended: see E3.
     async fn detach(&self, session: &PresenceEntry) -> EngineResult<()>;
+
+    /// Which of these sessions are recorded, in their order: see E7.
+    async fn attached(&self, sessions: &[PresenceEntry]) -> EngineResult<Vec<bool>>;
 
     /// Which of these users have a live session, in their order; one look-up for all.
     async fn online(&self, users: &[UserId]) -> EngineResult<Vec<bool>>;

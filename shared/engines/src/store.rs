@@ -2,6 +2,7 @@
 //! journal when distributed. A write whose error is [`Applied::Unknown`](crate::Applied::Unknown) is repeated
 //! with the same ids; every write here is idempotent on them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub struct Store {
     pub positions: Arc<dyn Positions>,
     /// Where pushes go.
     pub devices: Arc<dyn Devices>,
+    /// Which sessions and tokens of users have ended, and whom users block.
+    pub users: Arc<dyn Users>,
     /// Pushes that were sent, and pushes that could not be.
     pub pushes: Arc<dyn Pushes>,
     /// How appends to the intake are spaced.
@@ -88,9 +91,11 @@ pub struct Closing {
 /// - **I5 open until closed** – `open` lists the entries that were appended and not closed, in the order of appending,
 ///   oldest first, at most `limit`.
 /// - **I6 closed once** – the first outcome stands; closing an entry again, or one that does not exist, changes nothing.
+/// - **I7 after the first try** – an entry whose `after` names a resend of the same append is stored as coming after the first
+///   record: a resend's own id is nowhere.
 #[async_trait]
 pub trait Intake: Send + Sync {
-    /// Appends entries: see I1 to I4.
+    /// Appends entries: see I1 to I4, I7.
     async fn append(&self, entries: &[Accepted]) -> EngineResult<Vec<Appended>>;
 
     /// The records of these ids, in their order; none for an id without a record.
@@ -456,6 +461,44 @@ pub trait Devices: Send + Sync {
     async fn forget_unseen(&self, before: Timestamp) -> EngineResult<u64>;
 }
 
+/// What is kept of a user besides rooms and devices. A user of whom nothing is kept has the default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UserRecord {
+    /// Counts how often the user's sessions were ended. A session that began at a lower one has ended.
+    pub session_epoch: u64,
+    /// Tokens that were issued before this are refused.
+    pub tokens_not_before: Option<Timestamp>,
+    /// The users that this one blocks, sorted.
+    pub blocked: Vec<UserId>,
+}
+
+/// Which sessions and tokens of users have ended, and whom users block.
+///
+/// - **K1 forward only** – each `end_sessions` makes a later session epoch, also of several at the same time; the time
+///   before which tokens are refused only moves forward.
+/// - **K2 own list** – `block` and `unblock` change the list of their user only, and nothing when repeated. A list holds at
+///   most `max` users: `block` answers `false` when the other is not on it because it is full.
+/// - **K3 current** – a `get` or `blocked_by` that begins after a change returned shows it. What was changed survives death.
+/// - **K4 each its own** – `get` and `blocked_by` answer each of the users that are asked about, in their order.
+#[async_trait]
+pub trait Users: Send + Sync {
+    /// The records of these users. One round trip. See K3, K4.
+    async fn get(&self, users: &[UserId]) -> EngineResult<Vec<UserRecord>>;
+
+    /// Which of `others` block `user`. One round trip. See K3, K4.
+    async fn blocked_by(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>>;
+
+    /// Ends a user's sessions, and with a time also all tokens that were issued before it: see K1. Repeated, it ends the
+    /// sessions that have begun since.
+    async fn end_sessions(&self, user: &UserId, tokens_not_before: Option<Timestamp>) -> EngineResult<()>;
+
+    /// See K2.
+    async fn block(&self, user: &UserId, other: &UserId, max: usize) -> EngineResult<bool>;
+
+    /// See K2.
+    async fn unblock(&self, user: &UserId, other: &UserId) -> EngineResult<()>;
+}
+
 /// A push that could not be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParkedPush {
@@ -519,6 +562,17 @@ pub trait Pushes: Send + Sync {
 
     /// The same, if it is still at this place in the list: a push that was parked again has another place, and stays.
     async fn drop_parked_at(&self, place: &ParkedCursor) -> EngineResult<bool>;
+}
+
+/// The entries of an append that come after a resend of the same append, each with the id of that one's first record: see I7.
+pub fn after_first_tries(entries: &[Accepted], answers: &[Appended]) -> Vec<(MessageId, MessageId)> {
+    let first_of = |(entry, answer): (&Accepted, &Appended)| match answer {
+        Appended::Resend(first) if first.accepted.id != entry.id => Some((entry.id, first.accepted.id)),
+        _ => None,
+    };
+    let resends: HashMap<MessageId, MessageId> = entries.iter().zip(answers).filter_map(first_of).collect();
+    let there = entries.iter().filter(|entry| !resends.contains_key(&entry.id));
+    there.filter_map(|entry| Some((entry.id, *resends.get(&entry.after?)?))).collect()
 }
 
 /// The key under which a resend is recognised.

@@ -106,12 +106,12 @@ where
         let attempt = batch.iter().map(|delivery| delivery.attempt).max().unwrap_or(1);
         let events = batch.iter().map(|delivery| delivery.event.clone()).collect();
         match work(events).await {
-            Ok(()) => told(options, ack(ack_handles(batch)).await),
+            Ok(()) => log_unacknowledged(options, ack(ack_handles(batch)).await),
             Err(error) if error.is_transient() => {
                 let (delay, worker, events) = ((options.backoff)(attempt), options.name, batch.len());
                 tracing::warn!(worker, %error, attempt, events, ?delay, "a batch failed; it comes again");
                 pause = pause.max(Some(delay));
-                told(options, retry(ack_handles(batch), delay).await);
+                log_unacknowledged(options, retry(ack_handles(batch), delay).await);
             }
             Err(_) if batch.len() > 1 => {
                 let mut first = batch;
@@ -121,12 +121,12 @@ where
             }
             Err(error) if options.is_rederivable => {
                 tracing::error!(worker = options.name, %error, "an event can't be handled; it is left to the sweep");
-                told(options, ack(ack_handles(batch)).await);
+                log_unacknowledged(options, ack(ack_handles(batch)).await);
             }
             Err(error) => {
                 let (delay, worker) = (wait_at_fault(attempt), options.name);
                 tracing::error!(worker, %error, attempt, ?delay, "an event can't be handled; it comes again");
-                told(options, retry(ack_handles(batch), delay).await);
+                log_unacknowledged(options, retry(ack_handles(batch), delay).await);
             }
         }
     }
@@ -137,7 +137,7 @@ fn ack_handles<T: Payload>(batch: Vec<Delivery<T>>) -> impl Iterator<Item = AckH
     batch.into_iter().map(|delivery| delivery.ack_handle)
 }
 
-fn told(options: Work, answer: EngineResult<()>) {
+fn log_unacknowledged(options: Work, answer: EngineResult<()>) {
     if let Err(error) = answer {
         tracing::warn!(worker = options.name, %error, "a batch was not acknowledged; it comes again");
     }

@@ -1,4 +1,4 @@
-//! A message's hops: which worker hands it to which, as which payload, and what may be lost.
+//! A message's hops: which worker sends it to which, as which payload, and what may be lost.
 //!
 //! ```text
 //! gateway ──accepted──▶ persister ──saved──▶ fanout ──offline──▶ notifier ──push.*──▶ notifier's lanes
@@ -14,11 +14,11 @@ use serde::{Deserialize, Serialize};
 pub use crate::message::Accepted;
 use crate::{DeviceId, EventId, MemberVersion, Message, MessageId, Origin, RoomId, Seq, Timestamp, UserId};
 
-/// A hop's guarantees.
+/// What a hop guarantees about order and loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum HopKind {
     /// Events of one room arrive in the order they were sent while one receiver holds the room, and are never in two
-    /// unacknowledged batches at once; a hand-over to another receiver may reorder. Events may be lost in a crash: the
+    /// unacknowledged batches at once; a room's reassignment to another receiver may reorder. Events may be lost in a crash: the
     /// intake's `open` entries bring them back.
     Ordered,
     /// An event is kept from `send` until it is acknowledged, whatever process dies. No order; a retry has a delay.
@@ -29,8 +29,7 @@ pub enum Kind {
 pub struct Hop {
     /// The queue's name, below the engine's own prefix.
     pub name: &'static str,
-    /// Its guarantees.
-    pub kind: Kind,
+    pub kind: HopKind,
 }
 
 /// A payload: it has an event id and a room.
@@ -46,20 +45,20 @@ pub trait Payload: Serialize + DeserializeOwned + Clone + std::fmt::Debug + Send
 }
 
 /// A message is in the intake.
-pub const ACCEPTED: Hop = Hop { name: "accepted", kind: Kind::Ordered };
+pub const ACCEPTED: Hop = Hop { name: "accepted", kind: HopKind::Ordered };
 
 /// A message has its place in `chat_messages`.
-pub const SAVED: Hop = Hop { name: "saved", kind: Kind::Ordered };
+pub const SAVED: Hop = Hop { name: "saved", kind: HopKind::Ordered };
 
 /// Some recipients of a message have no live session, or have not proven in time that they have it.
-pub const OFFLINE: Hop = Hop { name: "offline", kind: Kind::Durable };
+pub const OFFLINE: Hop = Hop { name: "offline", kind: HopKind::Durable };
 
 /// One push to one device by FCM.
-pub const PUSH_FCM: Hop = Hop { name: "push.fcm", kind: Kind::Durable };
+pub const PUSH_FCM: Hop = Hop { name: "push.fcm", kind: HopKind::Durable };
 /// One push to one device by APNs.
-pub const PUSH_APNS: Hop = Hop { name: "push.apns", kind: Kind::Durable };
+pub const PUSH_APNS: Hop = Hop { name: "push.apns", kind: HopKind::Durable };
 /// One push to the app's main backend.
-pub const PUSH_WEBHOOK: Hop = Hop { name: "push.webhook", kind: Kind::Durable };
+pub const PUSH_WEBHOOK: Hop = Hop { name: "push.webhook", kind: HopKind::Durable };
 
 /// Every hop, in the order in which a message passes them.
 pub const ALL: [Hop; 6] = [ACCEPTED, SAVED, OFFLINE, PUSH_FCM, PUSH_APNS, PUSH_WEBHOOK];

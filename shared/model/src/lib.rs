@@ -12,8 +12,8 @@ pub mod hops;
 mod id;
 pub mod live;
 pub mod message;
+mod push_stage;
 pub mod room;
-mod stage;
 mod time;
 
 pub use event::{Event, EventId, Trace};
@@ -21,6 +21,6 @@ pub use id::{
     ClientMessageId, DeviceId, GatewayId, InvalidId, MessageId, RoomId, Seq, SessionId, UserId, partition_of,
 };
 pub use message::{Message, Origin};
+pub use push_stage::PushStage;
 pub use room::{MemberVersion, Room, RoomKind};
-pub use stage::Stage;
 pub use time::{InvalidTimestamp, Timestamp};

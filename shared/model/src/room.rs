@@ -37,7 +37,6 @@ pub enum RoomKind {
 #[serde(rename_all = "camelCase")]
 pub struct Room {
     pub id: RoomId,
-    /// Direct or group.
     pub kind: RoomKind,
     /// A group's name.
     pub name: Option<Arc<str>>,

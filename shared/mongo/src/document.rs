@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bson::{Bson, Document, doc};
-use naru_engines::store::{Device, IntakeRecord, MemberSettings, ParkedPush, Platform};
+use naru_engines::store::{Device, IntakeRecord, MemberSettings, ParkedPush, Platform, UserRecord};
 use naru_model::hops::{Accepted, PushEnvironment, PushJob};
 use naru_model::message::{Outcome, Rejection};
 use naru_model::room::sorted_members;
@@ -349,6 +349,31 @@ impl From<DeviceDocument> for Device {
             locale: document.locale,
             hides_content: document.hides_content,
             registered_at: document.registered_at,
+        }
+    }
+}
+
+/// In `users`: a user whose sessions were ended, or who blocks others.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct UserDocument {
+    #[serde(rename = "_id")]
+    pub(crate) id: UserId,
+    #[serde(default)]
+    session_epoch: u64,
+    #[serde(default, with = "field")]
+    tokens_not_before: Option<Timestamp>,
+    #[serde(default)]
+    pub(crate) blocked: Vec<UserId>,
+}
+
+impl From<UserDocument> for UserRecord {
+    fn from(mut document: UserDocument) -> Self {
+        document.blocked.sort_unstable();
+        Self {
+            session_epoch: document.session_epoch,
+            tokens_not_before: document.tokens_not_before,
+            blocked: document.blocked,
         }
     }
 }

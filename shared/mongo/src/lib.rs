@@ -17,6 +17,7 @@
 //! | `room_versions` | a group's members before a change of them | `chatRoomId`, `version`, `memberIds` |
 //! | `members` | a member's positions and settings in a room; kept after leaving | `chatRoomId`, `userId`, `read` (as reported), `received` (of the furthest device), `devices` `[{deviceId, received}]`, `muted`, `mutedUntil` |
 //! | `devices` | a device for a user's pushes | `userId`, `deviceId`, `platform`, `token`, `environment`, `locale`?, `hidesContent`? (only if true), `registeredAt` |
+//! | `users` | a user whose sessions were ended, or who blocks others | `_id`, `sessionEpoch`?, `tokensNotBefore`?, `blocked`? |
 //! | `pushes` | a push that a provider accepted | `_id`, `providerId`, `recordedAt` |
 //! | `parked` | a push that could not be sent | `_id`, `job` (as in its queue), `reason`, `attempts`, `parkedAt` |
 //! | `meta` | the data's layout; its only `_id` is `store` | `_id`, `schemaVersion`, `partitions` |

@@ -29,7 +29,7 @@ const SCHEMA_VERSION: u32 = 2;
 const FIND_WITHIN: Duration = Duration::from_secs(3);
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// The most connections to one server, unless the URL sets it: the driver specification's default. The driver's own
-/// default of 10 is less than a persister's batches in flight.
+/// default of 10 is less than the reads of many clients at once.
 const CONNECTIONS: u32 = 100;
 /// How many of them are opened in advance and kept, unless the URL sets it, so that no batch waits for a handshake.
 const KEPT_CONNECTIONS: u32 = 8;
@@ -42,6 +42,7 @@ pub(crate) const CHAT_ROOMS: &str = "chat_rooms";
 pub(crate) const ROOM_VERSIONS: &str = "room_versions";
 pub(crate) const MEMBERS: &str = "members";
 pub(crate) const DEVICES: &str = "devices";
+pub(crate) const USERS: &str = "users";
 pub(crate) const PUSHES: &str = "pushes";
 pub(crate) const PARKED: &str = "parked";
 pub(crate) const META: &str = "meta";

@@ -6,6 +6,7 @@ mod messages;
 mod positions;
 mod pushes;
 mod rooms;
+mod users;
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -39,6 +40,7 @@ pub(crate) fn store(database: &Arc<Database>) -> Store {
         rooms: database.clone(),
         positions: database.clone(),
         devices: database.clone(),
+        users: database.clone(),
         pushes: database.clone(),
         linger: LINGER,
     }

@@ -14,13 +14,14 @@ use naru_model::{
 
 use crate::given::{Fresh, group, user};
 
-const COLLECTIONS: [&str; 9] = [
+const COLLECTIONS: [&str; 10] = [
     "intake",
     "chat_messages",
     "chat_rooms",
     "room_versions",
     "members",
     "devices",
+    "users",
     "pushes",
     "parked",
     "meta",
@@ -163,6 +164,8 @@ async fn documents_have_these_shapes() {
         registered_at: MOMENT,
     };
     store.devices.claim(device).await.unwrap();
+    store.users.end_sessions(&user("ben"), Some(MOMENT)).await.unwrap();
+    assert!(store.users.block(&user("ben"), &user("auth0|eve"), 9).await.unwrap());
     let target =
         PushTarget { device_id: phone, token: "token".into(), environment: PushEnvironment::Sandbox };
     let job = PushJob {

@@ -8,7 +8,7 @@ use naru_engines::{EngineError, EngineResult};
 use naru_model::hops::{Hop, Payload};
 use naru_model::{Event, Timestamp};
 
-use crate::declare::{Failure, Turn, declare_one};
+use crate::declare::{DeclareLock, Failure, declare_one};
 use crate::envelope::{self, Outgoing};
 use crate::layout::Layout;
 use crate::link::Link;
@@ -31,9 +31,9 @@ pub(crate) struct Broker {
 impl Broker {
     pub(crate) async fn open(mut uri: AMQPUri, options: &Options) -> EngineResult<Self> {
         uri.query.heartbeat = Some(HEARTBEAT);
-        let turn = Turn::default();
-        let sending = Link::open(uri.clone(), "sending", turn.clone());
-        let (sending, receiving) = join(sending, Link::open(uri, "receiving", turn)).await;
+        let declare_lock = DeclareLock::default();
+        let sending = Link::open(uri.clone(), "sending", declare_lock.clone());
+        let (sending, receiving) = join(sending, Link::open(uri, "receiving", declare_lock)).await;
         Ok(Self {
             layout: Layout::new(options),
             receiving: receiving?,
@@ -74,9 +74,9 @@ impl Broker {
         attempt: u32,
         due: Option<Timestamp>,
     ) -> EngineResult<Vec<Outgoing>> {
-        let step = due.and_then(|due| self.layout.steps.next(due.since(Timestamp::now())));
-        let queue = match step {
-            Some(step) => self.layout.wait_queue(hop, step),
+        let delay = due.and_then(|due| self.layout.delays.next(due.since(Timestamp::now())));
+        let queue = match delay {
+            Some(delay) => self.layout.wait_queue(hop, delay),
             None => self.layout.queue(hop, partition),
         };
         envelope::write(hop, &queue, events, attempt, due)

@@ -17,11 +17,11 @@ use crate::ENGINE;
 use crate::layout::{Declaration, LAYOUT, Layout};
 
 /// How long all queues of a hop may take: a broker that is not frozen needs a fraction of it.
-const PATIENCE: Duration = Duration::from_secs(20);
+const DECLARE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a missing queue stays missing before it is declared again. A queue that is declared within milliseconds of its
 /// deletion inherits the deleted one's consumers: it pushes messages to them that they never receive (checked on 3.10.8).
-const LET_GO: Duration = Duration::from_secs(1);
+const REDECLARE_DELAY: Duration = Duration::from_secs(1);
 
 /// The broker's codes for "access refused", "locked by another connection" and "declared with other arguments".
 const REFUSALS: [u16; 3] = [403, 405, 406];
@@ -58,13 +58,13 @@ impl From<Failure> for EngineError {
 /// Locked while queues are declared. A queue that another connection is declaring exists before it works, and a subscriber to
 /// it then has its connection closed (3.10.8: "541 INTERNAL_ERROR", `noproc` in the broker's log). So the two connections of
 /// a process don't declare concurrently; two processes that meet on a new broker recover by themselves.
-pub(crate) type Turn = Arc<Mutex<()>>;
+pub(crate) type DeclareLock = Arc<Mutex<()>>;
 
 /// Which hops' queues are known to exist, on one connection.
 #[derive(Debug)]
 pub(crate) struct Declared {
     hops: Mutex<HashMap<&'static str, Known>>,
-    turn: Turn,
+    declare_lock: DeclareLock,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -74,8 +74,8 @@ enum Known {
 }
 
 impl Declared {
-    pub(crate) fn new(turn: Turn) -> Self {
-        Self { hops: Mutex::default(), turn }
+    pub(crate) fn new(declare_lock: DeclareLock) -> Self {
+        Self { hops: Mutex::default(), declare_lock }
     }
 
     /// Makes sure that a hop's queues exist. The first send of a hop waits for this and has its own time afterwards: many new
@@ -90,15 +90,15 @@ impl Declared {
             let mut hops = self.hops.lock().await;
             match hops.get(hop.name) {
                 Some(Known::There) => return Ok(()),
-                Some(Known::MissedAt(since)) => sleep_until(*since + LET_GO).await,
+                Some(Known::MissedAt(since)) => sleep_until(*since + REDECLARE_DELAY).await,
                 None => {}
             }
-            let _turn = self.turn.lock().await;
+            let _declaring = self.declare_lock.lock().await;
             declare(connection, layout.declarations(hop)).await?;
             hops.insert(hop.name, Known::There);
             Ok(())
         };
-        timeout(PATIENCE, ensuring).await.map_err(|_late| Failure::Silent(PATIENCE))?
+        timeout(DECLARE_TIMEOUT, ensuring).await.map_err(|_late| Failure::Silent(DECLARE_TIMEOUT))?
     }
 
     /// One of the hop's queues is missing: they are declared again before the next use.

@@ -1,7 +1,7 @@
 //! The names and arguments of all queues in the broker. Pure.
 //!
 //! A queue's arguments can't be changed once it exists (the broker refuses another declaration), so they hold nothing that
-//! configuration may change: a step's length is in its queue's name.
+//! configuration may change: a wait queue's delay is in its name.
 //!
 //! | queue | for |
 //! |---|---|
@@ -14,11 +14,11 @@
 use std::time::Duration;
 
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use naru_model::hops::{Hop, Kind};
+use naru_model::hops::{Hop, HopKind};
 use naru_model::{RoomId, partition_of};
 
 use crate::Options;
-use crate::steps::{self, Steps};
+use crate::delays::{self, WaitDelays};
 
 /// The version of names, arguments and messages. Version 1 had one event in each message.
 pub(crate) const LAYOUT: i32 = 2;
@@ -34,7 +34,7 @@ const DELIVERY_LIMIT: i32 = 1_000_000_000 + LAYOUT;
 pub(crate) struct Layout {
     namespace: String,
     partitions: u32,
-    pub(crate) steps: Steps,
+    pub(crate) delays: WaitDelays,
 }
 
 pub(crate) struct Declaration {
@@ -47,15 +47,15 @@ impl Layout {
         Self {
             namespace: options.namespace.clone(),
             partitions: options.partitions.max(1),
-            steps: Steps::new(&options.wait_steps),
+            delays: WaitDelays::new(&options.wait_delays),
         }
     }
 
     /// How many queues a hop's events are spread over.
     pub(crate) fn partitions(&self, hop: &Hop) -> u32 {
         match hop.kind {
-            Kind::Ordered => self.partitions,
-            Kind::Durable => 1,
+            HopKind::Ordered => self.partitions,
+            HopKind::Durable => 1,
         }
     }
 
@@ -65,13 +65,13 @@ impl Layout {
 
     pub(crate) fn queue(&self, hop: &Hop, partition: u32) -> ShortString {
         match hop.kind {
-            Kind::Ordered => self.name(format_args!("{}.{partition}", hop.name)),
-            Kind::Durable => self.name(hop.name),
+            HopKind::Ordered => self.name(format_args!("{}.{partition}", hop.name)),
+            HopKind::Durable => self.name(hop.name),
         }
     }
 
-    pub(crate) fn wait_queue(&self, hop: &Hop, step: Duration) -> ShortString {
-        self.name(format_args!("{}.wait.{}", hop.name, steps::name(step)))
+    pub(crate) fn wait_queue(&self, hop: &Hop, delay: Duration) -> ShortString {
+        self.name(format_args!("{}.wait.{}", hop.name, delays::name(delay)))
     }
 
     pub(crate) fn receivers(&self, hop: &Hop) -> ShortString {
@@ -95,21 +95,21 @@ impl Layout {
     pub(crate) fn declarations(&self, hop: &Hop) -> Vec<Declaration> {
         let mut queues = vec![self.common()];
         let single =
-            (hop.kind == Kind::Ordered).then_some(("x-single-active-consumer", AMQPValue::Boolean(true)));
+            (hop.kind == HopKind::Ordered).then_some(("x-single-active-consumer", AMQPValue::Boolean(true)));
         let partitions = (0..self.partitions(hop)).map(|partition| self.queue(hop, partition));
         queues.extend(partitions.map(|queue| quorum(queue, single.clone())));
         match hop.kind {
-            Kind::Ordered => queues.push(quorum(self.receivers(hop), [])),
-            Kind::Durable => {
-                queues.extend(self.steps.all().iter().map(|step| self.wait_queue_declaration(hop, *step)))
+            HopKind::Ordered => queues.push(quorum(self.receivers(hop), [])),
+            HopKind::Durable => {
+                queues.extend(self.delays.all().iter().map(|delay| self.wait_queue_declaration(hop, *delay)))
             }
         }
         queues
     }
 
     /// At-least-once dead-lettering needs an overflow policy that rejects, though these queues have no bound.
-    fn wait_queue_declaration(&self, hop: &Hop, step: Duration) -> Declaration {
-        let millis = i64::try_from(steps::millis(step)).unwrap_or(i64::MAX);
+    fn wait_queue_declaration(&self, hop: &Hop, delay: Duration) -> Declaration {
+        let millis = i64::try_from(delays::millis(delay)).unwrap_or(i64::MAX);
         let arguments = [
             ("x-message-ttl", AMQPValue::LongLongInt(millis)),
             ("x-dead-letter-exchange", text("")),
@@ -117,7 +117,7 @@ impl Layout {
             ("x-dead-letter-strategy", text("at-least-once")),
             ("x-overflow", text("reject-publish")),
         ];
-        quorum(self.wait_queue(hop, step), arguments)
+        quorum(self.wait_queue(hop, delay), arguments)
     }
 }
 
@@ -143,8 +143,8 @@ mod tests {
 
     #[test]
     fn operators_may_rely_on_the_names() {
-        let wait_steps = [5, 1800].map(Duration::from_secs).into();
-        let layout = Layout::new(&Options { partitions: 2, wait_steps, ..Options::default() });
+        let wait_delays = [5, 1800].map(Duration::from_secs).into();
+        let layout = Layout::new(&Options { partitions: 2, wait_delays, ..Options::default() });
         let names = |hop| layout.declarations(hop).into_iter().map(|one| one.queue.to_string()).collect();
         let (accepted, offline, fcm): (Vec<_>, Vec<_>, Vec<_>) =
             (names(&ACCEPTED), names(&OFFLINE), names(&PUSH_FCM));

@@ -5,7 +5,7 @@
 //!   While there is no connection `send` fails at once: the store has what is needed, and its sweep sends it again.
 //! - **Ordered hops** are `partitions` queues with one active consumer each. Every receiver subscribes to all of them, the
 //!   broker activates one at a time, and receivers that hold more than their share leave some.
-//! - **Durable hops** are one queue each, and a wait queue for each step of a delay. A retry is a confirmed publish to a wait
+//! - **Durable hops** are one queue each, and a wait queue for each of some delays. A retry is a confirmed publish to a wait
 //!   queue, then an acknowledgement: so it survives the process that requested it.
 //! - **Unreadable events** are dead-lettered to `naru.parked` one by one, and hold up nothing.
 //! - **No failure stays silent.** A lost connection, a closed channel and a cancelled subscription all end in a loop that
@@ -17,7 +17,7 @@
 //! # Delays
 //! A retried event is delivered not before its delay is over and at most half a second after it: it goes through the longest
 //! wait queue that fits the rest of its delay, then through the next, and a receiver holds it for the last fraction of the
-//! shortest step. On ordered hops the delay is exact, and the count of attempts starts over when a partition moves to another
+//! shortest one. On ordered hops the delay is exact, and the count of attempts starts over when a partition moves to another
 //! receiver.
 //!
 //! An event that falls due while the broker is starting is late: if the hop's queue could not take it yet, the broker retries
@@ -43,6 +43,7 @@
 mod broker;
 mod bus;
 mod declare;
+mod delays;
 mod envelope;
 mod layout;
 mod link;
@@ -52,7 +53,6 @@ mod receive;
 mod share;
 mod started;
 mod state;
-mod steps;
 mod subscription;
 mod unacked;
 
@@ -72,13 +72,13 @@ const ENGINE: &str = "RabbitMQ";
 /// How the bus is laid out in the broker.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Into how many partitions rooms are spread, from 1. It must never change, and be the same for all processes and for the
-    /// store.
+    /// Into how many partitions rooms are spread, from 1. It is the same for all processes and for the store, and changes only
+    /// while all processes are stopped (`docs/decisions/0012-one-partition-unless-asked.md`).
     pub partitions: u32,
     /// The prefix of all queues' names: 1–64 characters of `A-Z a-z 0-9 . _ -`.
     pub namespace: String,
-    /// The steps of retry delays, in whole milliseconds: each durable hop has one wait queue for each.
-    pub wait_steps: Vec<Duration>,
+    /// The delays of the wait queues, in whole milliseconds: each durable hop has one wait queue for each.
+    pub wait_delays: Vec<Duration>,
     /// How long a send may go without its confirms before it gives up. A broker that is out of memory or disk takes nothing
     /// and returns no error.
     pub publish_timeout: Duration,
@@ -89,7 +89,7 @@ impl Default for Options {
         Self {
             partitions: 1,
             namespace: "naru".to_owned(),
-            wait_steps: [1, 5, 30, 120, 600, 1_800].map(Duration::from_secs).into(),
+            wait_delays: [1, 5, 30, 120, 600, 1_800].map(Duration::from_secs).into(),
             publish_timeout: Duration::from_secs(5),
         }
     }
@@ -134,9 +134,9 @@ impl Rabbit {
     /// # Errors
     /// `Unavailable`, when it does not, or not within two seconds; `Permanent`, when it has queues of another layout.
     pub async fn ping(&self) -> EngineResult<()> {
-        const PATIENCE: Duration = Duration::from_secs(2);
+        const PING_TIMEOUT: Duration = Duration::from_secs(2);
         let late = |_late| EngineError::unavailable(ENGINE, Applied::No, "it does not answer");
-        timeout(PATIENCE, self.broker.ping()).await.map_err(late)?
+        timeout(PING_TIMEOUT, self.broker.ping()).await.map_err(late)?
     }
 
     /// Waits for the confirms of sends in flight, at most [`Options::publish_timeout`], and closes both connections.

@@ -16,17 +16,17 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::ENGINE;
-use crate::declare::{Declared, Turn, code};
+use crate::declare::{DeclareLock, Declared, code};
 use crate::outage::Outage;
 
 /// How long a broker may take for the handshake. A frozen broker accepts connections and sends nothing; when it resumes, so
 /// does the handshake. Each abandoned connection costs a thread of lapin's, which can't be stopped, until the broker closes
-/// it: so this is not short.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// it, so this is not short.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a broker may take to close a connection.
-const GOODBYE: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a connection's state is checked, beside the events that report it.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// The broker's codes for "wrong user or password" and "no such virtual host".
 const REFUSALS: [u16; 2] = [403, 530];
 
@@ -45,7 +45,7 @@ impl Session {
     }
 }
 
-/// See the module. Dropped, it closes its connection.
+/// A connection that is made again whenever it is lost. Dropped, it closes its connection.
 pub(crate) struct Link {
     sessions: watch::Receiver<Option<Session>>,
     stop: DropGuard,
@@ -53,10 +53,14 @@ pub(crate) struct Link {
 
 impl Link {
     /// Connects. A broker that can't be reached is waited for after this returns; one that refuses is an error.
-    pub(crate) async fn open(uri: AMQPUri, purpose: &'static str, turn: Turn) -> EngineResult<Self> {
+    pub(crate) async fn open(
+        uri: AMQPUri,
+        purpose: &'static str,
+        declare_lock: DeclareLock,
+    ) -> EngineResult<Self> {
         let stop = CancellationToken::new();
         let (sender, sessions) = watch::channel(None);
-        let mut keeper = Keeper { uri, purpose, turn, sessions: sender, number: 0 };
+        let mut keeper = Keeper { uri, purpose, declare_lock, sessions: sender, number: 0 };
         let first = keeper.connect().await;
         if let Err(error) = &first
             && code(error).is_some_and(|code| REFUSALS.contains(&code))
@@ -97,7 +101,7 @@ impl Link {
 struct Keeper {
     uri: AMQPUri,
     purpose: &'static str,
-    turn: Turn,
+    declare_lock: DeclareLock,
     sessions: watch::Sender<Option<Session>>,
     number: u64,
 }
@@ -114,7 +118,7 @@ impl Keeper {
                     let Some(reason) = stop.run_until_cancelled(ended(&connection)).await else {
                         self.sessions.send_replace(None);
                         // A broker that does not answer detects the connection's end.
-                        let _late = timeout(GOODBYE, connection.close(200, "done".into())).await;
+                        let _late = timeout(CLOSE_TIMEOUT, connection.close(200, "done".into())).await;
                         return;
                     };
                     self.sessions.send_replace(None);
@@ -133,7 +137,7 @@ impl Keeper {
 
     fn begin(&mut self, connection: Arc<Connection>) {
         self.number += 1;
-        let declared = Arc::new(Declared::new(self.turn.clone()));
+        let declared = Arc::new(Declared::new(self.declare_lock.clone()));
         let session = Session { number: self.number, connection, declared };
         self.sessions.send_replace(Some(session));
     }
@@ -141,7 +145,7 @@ impl Keeper {
     async fn connect(&self) -> lapin::Result<Arc<Connection>> {
         let name = format!("naru {}", self.purpose);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        match timeout(PATIENCE, Connection::connect_uri(self.uri.clone(), properties)).await {
+        match timeout(HANDSHAKE_TIMEOUT, Connection::connect_uri(self.uri.clone(), properties)).await {
             Ok(connection) => connection.map(Arc::new),
             Err(_late) => {
                 let late = std::io::Error::new(std::io::ErrorKind::TimedOut, "the broker does not answer");
@@ -155,7 +159,7 @@ impl Keeper {
 /// memory or disk.
 async fn ended(connection: &Connection) -> String {
     let mut events = connection.events_listener();
-    let mut look = tokio::time::interval(LOOK_EVERY);
+    let mut check = tokio::time::interval(CHECK_INTERVAL);
     let mut reason = None;
     loop {
         tokio::select! {
@@ -168,7 +172,7 @@ async fn ended(connection: &Connection) -> String {
                 Event::Error(error) => reason = Some(error.to_string()),
                 _ => {}
             },
-            _ = look.tick() => {}
+            _ = check.tick() => {}
         }
         if !connection.status().connected() {
             return reason.unwrap_or_else(|| "it was closed".to_owned());

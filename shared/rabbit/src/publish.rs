@@ -55,14 +55,15 @@ impl Unpublished {
 
 pub(crate) struct Publisher {
     timeout: Duration,
-    places: Arc<Semaphore>,
+    /// One permit for each send.
+    slots: Arc<Semaphore>,
     /// Channels without a send, each with the number of its session.
     idle: Arc<Mutex<Vec<(u64, Channel)>>>,
 }
 
 impl Publisher {
     pub(crate) fn new(timeout: Duration) -> Self {
-        Self { timeout, places: Arc::new(Semaphore::new(CHANNELS)), idle: Arc::default() }
+        Self { timeout, slots: Arc::new(Semaphore::new(CHANNELS)), idle: Arc::default() }
     }
 
     /// Publishes in order; returns when all are confirmed.
@@ -74,9 +75,9 @@ impl Publisher {
         messages: Arc<[Outgoing]>,
     ) -> Result<(), Unpublished> {
         let deadline = Instant::now() + self.timeout;
-        let place = timeout_at(deadline, self.places.clone().acquire_owned()).await;
+        let slot = timeout_at(deadline, self.slots.clone().acquire_owned()).await;
         // The semaphore is never closed.
-        let Ok(Ok(place)) = place else { return Err(Unpublished::Full) };
+        let Ok(Ok(slot)) = slot else { return Err(Unpublished::Full) };
         let (session, idle) = (session.clone(), self.idle.clone());
         let publishing = tokio::spawn(async move {
             let channel = channel(&session, &idle).await?;
@@ -85,7 +86,7 @@ impl Publisher {
             if !matches!(answer, Err(Unpublished::Broken(_))) {
                 idle.lock().unwrap_or_else(PoisonError::into_inner).push((session.number, channel));
             }
-            drop(place);
+            drop(slot);
             answer
         });
         match timeout_at(deadline, publishing).await {
@@ -96,7 +97,7 @@ impl Publisher {
 
     /// Waits until no send is in flight, or until the time-out.
     pub(crate) async fn finish(&self) {
-        let all = self.places.acquire_many(u32::try_from(CHANNELS).unwrap_or(u32::MAX));
+        let all = self.slots.acquire_many(u32::try_from(CHANNELS).unwrap_or(u32::MAX));
         let _late = timeout_at(Instant::now() + self.timeout, all).await;
     }
 }

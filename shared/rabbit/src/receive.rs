@@ -6,8 +6,8 @@
 //! recognised, like one whose worker died before it acknowledged.
 //!
 //! **Ordered hops.** The broker has one active subscriber per partition and pushes to it alone, up to the prefetch; of the
-//! pushed events, one batch at a time is outstanding (delivered to a worker). A retried event waits here, in its old place,
-//! and the broker is not notified. If the process dies here, the connection ends and the broker delivers all unacked messages
+//! pushed events, one batch at a time is unacknowledged (delivered to a worker). A retried event waits here, under its key, and
+//! the broker is not notified. If the process dies here, the connection ends and the broker delivers all unacked messages
 //! to the next subscriber, in order. If it hangs instead, the broker detects that after two missed heartbeats.
 //!
 //! **Durable hops.** Receivers compete. A retried event is published to a wait queue, confirmed, and only then acknowledged.
@@ -30,7 +30,7 @@ use lapin::types::ShortString;
 use lapin::{Channel, Consumer};
 use naru_engines::bus::{AckHandle, Acknowledge, Delivery, Receiver, Taken};
 use naru_engines::{Applied, BoxError, EngineError, EngineResult};
-use naru_model::hops::{Hop, Kind, Payload};
+use naru_model::hops::{Hop, HopKind, Payload};
 use naru_model::{Event, Timestamp};
 use rand::seq::SliceRandom;
 use tokio::sync::Notify;
@@ -43,21 +43,21 @@ use crate::declare::Failure;
 use crate::envelope;
 use crate::link::Session;
 use crate::outage::Outage;
-use crate::state::{Placed, ReceiverState, Shared, lock};
+use crate::state::{Keyed, ReceiverState, Shared, lock};
 use crate::subscription::{CHUNK, close, consume, failed, subscribe};
 
-/// A receiver of a durable hop buffers nothing once `receive` was not called for so long.
-const UNASKED: Duration = Duration::from_secs(10);
+/// A receiver of a durable hop buffers no events once `receive` was not called for so long.
+const UNASKED_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Messages finished within this time are acked together; a quarter of the prefetch is acked at once.
-const ACK_WITHIN: Duration = Duration::from_millis(50);
+const ACK_DELAY: Duration = Duration::from_millis(50);
 
-/// How many messages of a partition, each of at most 256 events, a receiver may hold, outstanding or buffered. On a durable
+/// How many messages of a partition, each of at most 256 events, a receiver may hold, unacknowledged or buffered. On a durable
 /// hop also how many pushes of one lane, if they were sent one by one, one process can work on concurrently.
-fn prefetch(kind: Kind) -> u16 {
+fn prefetch(kind: HopKind) -> u16 {
     match kind {
-        Kind::Ordered => 64,
-        Kind::Durable => 128,
+        HopKind::Ordered => 64,
+        HopKind::Durable => 128,
     }
 }
 
@@ -99,7 +99,7 @@ impl<T: Payload> RabbitReceiver<T> {
             tokio::spawn(shared.clone().keep_subscribed(partition, stop.clone()));
         }
         tokio::spawn(stop.clone().run_until_cancelled_owned(shared.clone().keep_acking()));
-        if hop.kind == Kind::Ordered {
+        if hop.kind == HopKind::Ordered {
             tokio::spawn(shared.clone().keep_sharing(stop.clone()));
         }
         Self { acknowledger: Arc::new(Acknowledger(shared)), _subscriptions: stop.drop_guard() }
@@ -181,7 +181,7 @@ impl<T: Payload> Acknowledge for Acknowledger<T> {
 
     async fn retry(&self, tags: Vec<u64>, after: Duration) -> EngineResult<()> {
         let Self(shared) = self;
-        if shared.hop.kind == Kind::Ordered {
+        if shared.hop.kind == HopKind::Ordered {
             let some_are_gone = lock(&shared.state).retry(tags, after, Instant::now());
             shared.changed.notify_waiters();
             return answer(some_are_gone);
@@ -189,7 +189,7 @@ impl<T: Payload> Acknowledge for Acknowledger<T> {
         let (mut events, number, some_are_gone) = lock(&shared.state).remove(tags);
         events.iter_mut().for_each(|event| event.attempt += 1);
         let due = (!after.is_zero()).then(|| Timestamp::now().after(after));
-        // To its end, even if the caller is cancelled: half done, the events would be neither outstanding nor waiting.
+        // To its end, even if the caller is cancelled: half done, the events would be neither unacknowledged nor waiting.
         let publishing = tokio::spawn(shared.clone().publish_again(number, events, due));
         let published = publishing.await.unwrap_or_else(|ended| Err(unavailable(Applied::Unknown, ended)));
         published.and(answer(some_are_gone))
@@ -217,7 +217,7 @@ impl<T: Payload> Shared<T> {
     async fn keep_acking(self: Arc<Self>) {
         loop {
             self.finished.notified().await;
-            sleep(ACK_WITHIN).await;
+            sleep(ACK_DELAY).await;
             drop(lock(&self.state).ack_finished());
         }
     }
@@ -281,13 +281,13 @@ impl<T: Payload> Shared<T> {
         deliveries: &mut ReadyChunks<Consumer>,
         this: &Subscription,
     ) -> Result<Infallible, Failure> {
-        let is_durable = self.hop.kind == Kind::Durable;
-        let mut look = interval(UNASKED / 4);
+        let is_durable = self.hop.kind == HopKind::Durable;
+        let mut check = interval(UNASKED_TIMEOUT / 4);
         loop {
             tokio::select! {
                 chunk = deliveries.next() => self.take_over(chunk.ok_or(Failure::Cancelled)?, this)?,
-                _ = look.tick(), if is_durable => {
-                    if lock(&self.state).is_unasked(UNASKED) {
+                _ = check.tick(), if is_durable => {
+                    if lock(&self.state).is_unasked(UNASKED_TIMEOUT) {
                         self.pause(channel, deliveries, this).await?;
                         *deliveries = consume(channel, &this.queue).await?.ready_chunks(CHUNK);
                     }
@@ -296,7 +296,7 @@ impl<T: Payload> Shared<T> {
         }
     }
 
-    /// Publishes buffered events once more, and returns when `receive` waits again. Outstanding events stay outstanding.
+    /// Publishes buffered events once more, and returns when `receive` waits again. Unacknowledged events stay so.
     async fn pause(
         self: &Arc<Self>,
         channel: &Channel,
@@ -323,7 +323,7 @@ impl<T: Payload> Shared<T> {
             match taken {
                 Ok((events, number, _)) => {
                     if let Err(error) = self.clone().publish_again(number, events, None).await {
-                        tracing::warn!(hop = self.hop.name, %error, "what is not asked for stays here");
+                        tracing::warn!(hop = self.hop.name, %error, "unrequested events could not be requeued");
                         return Ok(());
                     }
                 }
@@ -344,7 +344,7 @@ impl<T: Payload> Shared<T> {
             delivery.map(|delivery| (delivery.delivery_tag, envelope::read::<T>(delivery)))
         };
         let read = chunk.into_iter().map(read).collect::<lapin::Result<Vec<_>>>()?;
-        let (now, today) = (Instant::now(), Timestamp::now());
+        let (now, wall_clock) = (Instant::now(), Timestamp::now());
         let (layout, mut state) = (&self.broker.layout, lock(&self.state));
         for (tag, mut incoming) in read {
             let dead_letters = incoming.dead_letters(&this.queue, &layout.parked());
@@ -359,13 +359,13 @@ impl<T: Payload> Shared<T> {
                     shared.finished.notify_one();
                 }));
             }
-            let remaining = incoming.not_before.map_or(Duration::ZERO, |due| due.since(today));
-            if !remaining.is_zero() && layout.steps.next(remaining).is_some() {
+            let remaining = incoming.not_before.map_or(Duration::ZERO, |due| due.since(wall_clock));
+            if !remaining.is_zero() && layout.delays.next(remaining).is_some() {
                 let (hop, again) =
                     (self.hop, self.clone().publish_again(number, events, incoming.not_before));
                 tokio::spawn(this.ends.clone().run_until_cancelled_owned(async move {
                     if let Err(error) = again.await {
-                        tracing::warn!(hop = hop.name, %error, "what is not due waits here");
+                        tracing::warn!(hop = hop.name, %error, "delayed events could not be moved to a wait queue");
                     }
                 }));
             } else {
@@ -381,12 +381,12 @@ impl<T: Payload> Shared<T> {
     async fn publish_again(
         self: Arc<Self>,
         number: u64,
-        events: Vec<Placed<T>>,
+        events: Vec<Keyed<T>>,
         due: Option<Timestamp>,
     ) -> EngineResult<()> {
         let mut by_attempt: BTreeMap<u32, Vec<&Event<T>>> = BTreeMap::new();
-        for placed in &events {
-            by_attempt.entry(placed.attempt).or_default().push(&placed.event);
+        for keyed in &events {
+            by_attempt.entry(keyed.attempt).or_default().push(&keyed.event);
         }
         let mut messages = Vec::new();
         for (attempt, events) in by_attempt {
@@ -397,7 +397,7 @@ impl<T: Payload> Shared<T> {
         {
             let mut state = lock(&self.state);
             match &published {
-                Ok(()) if state.finish(0, number, events.iter().map(|placed| placed.place).collect()) => {
+                Ok(()) if state.finish(0, number, events.iter().map(|keyed| keyed.key).collect()) => {
                     // At once: if the process dies before these acks, the events are redelivered before they are due.
                     acks = state.ack_finished();
                 }

@@ -18,8 +18,8 @@ use crate::state::{Shared, lock};
 use crate::subscription::{close, consumers, failed, subscribe};
 
 /// How often a receiver checks whether it holds more than its share.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// At most so many are left at a time: each hand-over redelivers buffered events, and may reorder them.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// At most so many are left at a time: each reassignment redelivers buffered events, and may reorder them.
 const MAX_AT_ONCE: usize = 8;
 
 impl<T: Payload> Shared<T> {
@@ -46,11 +46,11 @@ impl<T: Payload> Shared<T> {
         let partitions = self.broker.layout.partitions(&self.hop) as usize;
         let (channel, _counted) = subscribe(&self.broker, session, &self.hop, &queue, 1).await?;
         outage.ended();
-        let (mut before, mut told) = (0, 0);
-        while stop.run_until_cancelled(sleep(LOOK_EVERY)).await.is_some() {
+        let (mut before, mut reported) = (0, 0);
+        while stop.run_until_cancelled(sleep(CHECK_INTERVAL)).await.is_some() {
             let receivers = consumers(&channel, &queue).await? as usize;
-            if receivers > partitions.max(told) {
-                told = receivers;
+            if receivers > partitions.max(reported) {
+                reported = receivers;
                 let hop = self.hop.name;
                 tracing::info!(
                     hop,
@@ -99,63 +99,65 @@ mod tests {
         assert_eq!(to_leave(1, 32, 64), 0, "more receivers than partitions");
     }
 
-    /// A partition's receivers, the active one first, and when it was last handed over.
+    /// A partition's receivers, the active one first, and when it was last reassigned.
     #[derive(Clone, Default)]
-    struct Line {
+    struct Partition {
         receivers: VecDeque<usize>,
-        handed_over: usize,
+        reassigned_at: usize,
     }
 
     #[derive(Default)]
     struct Broker {
-        lines: Vec<Line>,
-        hand_overs: usize,
+        partitions: Vec<Partition>,
+        reassignments: usize,
     }
 
     impl Broker {
         fn held(&self, receiver: usize) -> Vec<usize> {
-            let held = (0..self.lines.len()).filter(|line| self.lines[*line].receivers[0] == receiver);
+            let held = (0..self.partitions.len())
+                .filter(|partition| self.partitions[*partition].receivers[0] == receiver);
             held.collect()
         }
 
         /// All receivers check once; returns whether one left a partition. The last acquired is left first.
-        fn look(&mut self, receivers: &[usize]) -> bool {
-            let before = self.hand_overs;
+        fn check(&mut self, receivers: &[usize]) -> bool {
+            let before = self.reassignments;
             for receiver in receivers {
                 let mut held = self.held(*receiver);
-                held.sort_by_key(|line| std::cmp::Reverse(self.lines[*line].handed_over));
-                for line in &held[..to_leave(held.len(), self.lines.len(), receivers.len())] {
-                    self.hand_overs += 1;
-                    self.lines[*line].receivers.rotate_left(1);
-                    self.lines[*line].handed_over = self.hand_overs;
+                held.sort_by_key(|partition| std::cmp::Reverse(self.partitions[*partition].reassigned_at));
+                for partition in &held[..to_leave(held.len(), self.partitions.len(), receivers.len())] {
+                    self.reassignments += 1;
+                    self.partitions[*partition].receivers.rotate_left(1);
+                    self.partitions[*partition].reassigned_at = self.reassignments;
                 }
             }
-            self.hand_overs > before
+            self.reassignments > before
         }
 
         /// The number of checks until shares are stable; other receivers have gone, new ones subscribed.
         fn comes_to_rest(&mut self, receivers: &[usize]) -> usize {
-            for line in &mut self.lines {
-                line.receivers.retain(|receiver| receivers.contains(receiver));
-                let new = receivers.iter().filter(|receiver| !line.receivers.contains(receiver)).copied();
-                line.receivers.extend(new.collect::<Vec<_>>());
+            for partition in &mut self.partitions {
+                partition.receivers.retain(|receiver| receivers.contains(receiver));
+                let new =
+                    receivers.iter().filter(|receiver| !partition.receivers.contains(receiver)).copied();
+                partition.receivers.extend(new.collect::<Vec<_>>());
             }
-            let looks = (1..50).find(|_| !self.look(receivers)).expect("it comes to rest");
-            let share = self.lines.len().div_ceil(receivers.len());
+            let checks = (1..50).find(|_| !self.check(receivers)).expect("it comes to rest");
+            let share = self.partitions.len().div_ceil(receivers.len());
             assert!(receivers.iter().all(|receiver| self.held(*receiver).len() <= share));
-            looks
+            checks
         }
     }
 
     #[test]
     fn shares_even_out_as_receivers_come_and_go() {
-        let mut broker = Broker { lines: vec![Line::default(); 32], hand_overs: 0 };
+        let mut broker = Broker { partitions: vec![Partition::default(); 32], reassignments: 0 };
         assert_eq!(broker.comes_to_rest(&[0]), 1);
         assert!(broker.comes_to_rest(&[0, 1]) <= 3);
         assert!(broker.comes_to_rest(&[0, 1, 2]) <= 4);
         assert!(broker.comes_to_rest(&[0, 2]) <= 3);
         assert!(broker.comes_to_rest(&[0, 2, 3, 4]) <= 6);
         assert_eq!(broker.comes_to_rest(&[4]), 1);
-        assert!(broker.hand_overs <= 90, "{} hand-overs", broker.hand_overs);
+        assert!(broker.reassignments <= 90, "{} reassignments", broker.reassignments);
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lapin::Channel;
 use lapin::options::BasicAckOptions;
-use naru_engines::bus::{Inbox, Place, Removed, Taken};
+use naru_engines::bus::{Inbox, Removed, Taken, Unacknowledged};
 use naru_model::Event;
 use naru_model::hops::{Hop, Payload};
 use tokio::sync::Notify;
@@ -17,13 +17,13 @@ use crate::broker::Broker;
 use crate::started::Started;
 use crate::unacked::{Ack, Unacked};
 
-/// An event's place is its message's delivery tag, then its index in the message. So many events are longer than the longest
-/// message that a broker accepts.
+/// An event's key is its message's delivery tag, then, in so many bits, its index in the message. So many events are longer than
+/// the longest message that a broker accepts.
 const INDEX_BITS: u32 = 20;
 
-/// An event and its place.
-pub(crate) struct Placed<T: Payload> {
-    pub(crate) place: u64,
+/// An event and its key.
+pub(crate) struct Keyed<T: Payload> {
+    pub(crate) key: u64,
     pub(crate) event: Event<T>,
     pub(crate) attempt: u32,
 }
@@ -62,7 +62,7 @@ struct Subscription {
     unacked: Unacked,
     /// Since the first delivery: since then this receiver is known to be the active one.
     held_since: Option<Instant>,
-    /// It is to be left as soon as none of its events is outstanding.
+    /// It is to be left as soon as none of its events is unacknowledged.
     is_leaving: bool,
     may_leave: Arc<Notify>,
 }
@@ -100,7 +100,7 @@ impl<T: Payload> ReceiverState<T> {
         (this.number, this.may_leave.clone())
     }
 
-    /// The subscription has ended, or will: the broker redelivers unacked messages. Outstanding events remain outstanding.
+    /// The subscription has ended, or will: the broker redelivers unacked messages. Unacknowledged events remain so.
     pub(crate) fn end(&mut self, partition: usize) {
         // Not awaited, here and below: a message whose ack is lost is redelivered.
         drop(self.subscriptions[partition].ack());
@@ -109,13 +109,13 @@ impl<T: Payload> ReceiverState<T> {
         self.inbox.clear(partition);
     }
 
-    /// The receiver is gone: no event is outstanding, now or later.
+    /// The receiver is gone: no event is unacknowledged, now or later.
     pub(crate) fn close(&mut self) {
         (0..self.subscriptions.len()).for_each(|partition| self.end(partition));
         self.inbox.clear_all();
     }
 
-    /// A message of `count` events was delivered. The readable ones are placed.
+    /// A message of `count` events was delivered. Gives the readable ones their keys.
     pub(crate) fn delivered(
         &mut self,
         partition: usize,
@@ -124,12 +124,12 @@ impl<T: Payload> ReceiverState<T> {
         events: Vec<Event<T>>,
         attempt: u32,
         now: Instant,
-    ) -> Vec<Placed<T>> {
+    ) -> Vec<Keyed<T>> {
         let this = &mut self.subscriptions[partition];
         this.held_since.get_or_insert(now);
         this.unacked.delivered(tag, count);
-        let place = |(event, index)| Placed { place: (tag << INDEX_BITS) + index, event, attempt };
-        events.into_iter().zip(0..).map(place).collect()
+        let keyed = |(event, index)| Keyed { key: (tag << INDEX_BITS) + index, event, attempt };
+        events.into_iter().zip(0..).map(keyed).collect()
     }
 
     /// Buffers these events unchanged, unless their subscription has ended.
@@ -137,12 +137,12 @@ impl<T: Payload> ReceiverState<T> {
         &mut self,
         partition: usize,
         number: u64,
-        events: Vec<Placed<T>>,
+        events: Vec<Keyed<T>>,
         due: Option<Instant>,
     ) {
         if self.subscriptions[partition].number == number {
-            for Placed { place, event, attempt } in events {
-                self.inbox.push(partition, place, event, attempt, due);
+            for Keyed { key, event, attempt } in events {
+                self.inbox.push(partition, key, event, attempt, due);
             }
         }
     }
@@ -157,45 +157,44 @@ impl<T: Payload> ReceiverState<T> {
         !self.is_asked && self.asked_at.elapsed() >= span && self.inbox.waiting() > 0
     }
 
-    /// Removes outstanding events of a durable hop, whose subscription has the returned number.
-    pub(crate) fn remove(&mut self, tags: impl IntoIterator<Item = u64>) -> (Vec<Placed<T>>, u64, bool) {
-        let Removed { places, some_are_gone } = self.inbox.remove(tags);
-        let placed = |Place { place, event, attempt, .. }| Placed { place, event, attempt };
-        (places.into_iter().map(placed).collect(), self.subscriptions[0].number, some_are_gone)
+    /// Removes unacknowledged events of a durable hop, whose subscription has the returned number.
+    pub(crate) fn remove(&mut self, tags: impl IntoIterator<Item = u64>) -> (Vec<Keyed<T>>, u64, bool) {
+        let Removed { events, some_are_gone } = self.inbox.remove(tags);
+        let keyed = |Unacknowledged { key, event, attempt, .. }| Keyed { key, event, attempt };
+        (events.into_iter().map(keyed).collect(), self.subscriptions[0].number, some_are_gone)
     }
 
     /// These events are finished; returns whether some are redelivered nevertheless.
     pub(crate) fn ack(&mut self, tags: Vec<u64>) -> bool {
-        let Removed { places, some_are_gone } = self.inbox.remove(tags);
+        let Removed { events, some_are_gone } = self.inbox.remove(tags);
         let mut by_partition: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
-        for Place { partition, place, .. } in places {
-            by_partition.entry(partition).or_default().push(place);
+        for Unacknowledged { partition, key, .. } in events {
+            by_partition.entry(partition).or_default().push(key);
         }
-        for (partition, places) in by_partition {
-            self.acknowledge(partition, places);
+        for (partition, keys) in by_partition {
+            self.acknowledge(partition, keys);
         }
         self.leave_where_possible();
         some_are_gone
     }
 
-    /// The events at these places are finished; `false` if their subscription has ended.
-    pub(crate) fn finish(&mut self, partition: usize, number: u64, places: Vec<u64>) -> bool {
+    /// The events of these keys are finished; `false` if their subscription has ended.
+    pub(crate) fn finish(&mut self, partition: usize, number: u64, keys: Vec<u64>) -> bool {
         let is_here = self.subscriptions[partition].number == number;
         if is_here {
-            self.acknowledge(partition, places);
+            self.acknowledge(partition, keys);
         }
         is_here
     }
 
-    /// `count` events of this message that have no place are finished.
+    /// `count` events of this message that have no key are finished.
     pub(crate) fn finish_unreadable(&mut self, partition: usize, number: u64, tag: u64, count: usize) {
         self.finish(partition, number, vec![tag << INDEX_BITS; count]);
     }
 
-    fn acknowledge(&mut self, partition: usize, places: Vec<u64>) {
+    fn acknowledge(&mut self, partition: usize, keys: Vec<u64>) {
         let this = &mut self.subscriptions[partition];
-        if this.unacked.acknowledge(places.into_iter().map(|place| place >> INDEX_BITS)) >= self.max_finished
-        {
+        if this.unacked.acknowledge(keys.into_iter().map(|key| key >> INDEX_BITS)) >= self.max_finished {
             drop(this.ack());
         }
     }
@@ -207,12 +206,12 @@ impl<T: Payload> ReceiverState<T> {
 
     /// These events wait here for their retry; returns whether some are gone.
     pub(crate) fn retry(&mut self, tags: Vec<u64>, after: Duration, now: Instant) -> bool {
-        let Removed { places, some_are_gone } = self.inbox.remove(tags);
-        for place in places {
+        let Removed { events, some_are_gone } = self.inbox.remove(tags);
+        for event in events {
             // The next receiver would not have the delay.
-            self.subscriptions[place.partition].is_leaving = false;
-            self.inbox.set_closed(place.partition, false);
-            self.inbox.retry(place, after, now);
+            self.subscriptions[event.partition].is_leaving = false;
+            self.inbox.set_closed(event.partition, false);
+            self.inbox.retry(event, after, now);
         }
         self.leave_where_possible();
         some_are_gone
@@ -229,7 +228,7 @@ impl<T: Payload> ReceiverState<T> {
         self.subscriptions.iter().filter(|this| this.held_since.is_some() && !this.is_leaving).count()
     }
 
-    /// Leaves `count` partitions, each when none of its events is outstanding; idle ones first, then the last acquired, so
+    /// Leaves `count` partitions, each when none of its events is unacknowledged; idle ones first, then the last acquired, so
     /// that most stay where they are. A partition with an event that waits for a retry stays: the delay and the attempts are
     /// known only here.
     pub(crate) fn leave(&mut self, count: usize) {
@@ -242,7 +241,7 @@ impl<T: Payload> ReceiverState<T> {
         let mut candidates: Vec<_> = self.subscriptions.iter_mut().enumerate().filter(may_go).collect();
         candidates.sort_by_key(|(partition, this)| {
             let is_waiting = inbox.next_attempt(*partition).is_some();
-            (inbox.in_hand(*partition) > 0, is_waiting, Reverse(this.held_since))
+            (inbox.unacknowledged(*partition) > 0, is_waiting, Reverse(this.held_since))
         });
         for (partition, this) in candidates.into_iter().take(count) {
             this.is_leaving = true;
@@ -259,9 +258,9 @@ impl<T: Payload> ReceiverState<T> {
         }
     }
 
-    /// Whether a partition is to be left and none of its events is outstanding.
+    /// Whether a partition is to be left and none of its events is unacknowledged.
     pub(crate) fn leaves(&self, partition: usize) -> bool {
-        self.subscriptions[partition].is_leaving && self.inbox.in_hand(partition) == 0
+        self.subscriptions[partition].is_leaving && self.inbox.unacknowledged(partition) == 0
     }
 }
 

@@ -1,4 +1,4 @@
-//! The steps that all subscriptions share: begin, close, count consumers, fail.
+//! What all subscriptions share: begin, close, count consumers, fail.
 
 use std::time::Duration;
 
@@ -16,9 +16,9 @@ use crate::outage::Outage;
 /// How many deliveries are taken over together.
 pub(crate) const CHUNK: usize = 64;
 /// How long the broker may take to close a channel.
-const GOODBYE: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The wait before the next attempt at a broker that refused: an operator has to act first.
-const REFUSED: Duration = Duration::from_secs(5);
+const REFUSED_DELAY: Duration = Duration::from_secs(5);
 
 /// Subscribes to one of a hop's queues, which is declared first if need be.
 ///
@@ -48,7 +48,7 @@ pub(crate) async fn consume(channel: &Channel, queue: &ShortString) -> lapin::Re
 /// broker then pushes new events to the next subscriber before those that it pushed to this one.
 pub(crate) async fn close(channel: &Channel) {
     // A broker that does not receive this closes the channel with the connection.
-    let _late = timeout(GOODBYE, channel.close(200, "done".into())).await;
+    let _late = timeout(CLOSE_TIMEOUT, channel.close(200, "done".into())).await;
 }
 
 /// The number of a queue's consumers; of a queue with a single active consumer, 0 or 1.
@@ -62,7 +62,7 @@ pub(crate) async fn consumers(channel: &Channel, queue: &ShortString) -> lapin::
 pub(crate) async fn failed(hop: &Hop, session: &Session, failure: &Failure, outage: &mut Outage) {
     if let Failure::Refused { .. } = failure {
         // `receive` answers with it.
-        return sleep(REFUSED).await;
+        return sleep(REFUSED_DELAY).await;
     }
     // The link logs the connection's end, once for all its subscriptions.
     if session.is_up() {

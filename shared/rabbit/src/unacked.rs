@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 #[derive(Debug, Default)]
 pub(crate) struct Unacked {
     /// How many events of each message are not acknowledged yet.
-    in_hand: BTreeMap<u64, usize>,
+    unacknowledged: BTreeMap<u64, usize>,
     /// The messages without such an event that are not acked yet.
     finished: Vec<u64>,
 }
@@ -21,16 +21,16 @@ pub(crate) struct Ack {
 
 impl Unacked {
     pub(crate) fn delivered(&mut self, tag: u64, events: usize) {
-        self.in_hand.insert(tag, events);
+        self.unacknowledged.insert(tag, events);
     }
 
     /// One event of each of these messages is acknowledged; returns how many messages there are to ack now.
     pub(crate) fn acknowledge(&mut self, events: impl IntoIterator<Item = u64>) -> usize {
         for tag in events {
-            if let Some(left) = self.in_hand.get_mut(&tag) {
+            if let Some(left) = self.unacknowledged.get_mut(&tag) {
                 *left -= 1;
                 if *left == 0 {
-                    self.in_hand.remove(&tag);
+                    self.unacknowledged.remove(&tag);
                     self.finished.push(tag);
                 }
             }
@@ -43,7 +43,7 @@ impl Unacked {
     pub(crate) fn acks(&mut self) -> Vec<Ack> {
         let mut finished = std::mem::take(&mut self.finished);
         finished.sort_unstable();
-        let oldest = self.in_hand.first_key_value().map_or(u64::MAX, |(tag, _)| *tag);
+        let oldest = self.unacknowledged.first_key_value().map_or(u64::MAX, |(tag, _)| *tag);
         let prefix = finished.partition_point(|tag| *tag < oldest);
         let first = prefix.checked_sub(1).map(|last| Ack { tag: finished[last], multiple: prefix > 1 });
         first
@@ -62,7 +62,7 @@ mod tests {
     }
 
     fn delivered(messages: impl IntoIterator<Item = (u64, usize)>) -> Unacked {
-        Unacked { in_hand: messages.into_iter().collect(), finished: Vec::new() }
+        Unacked { unacknowledged: messages.into_iter().collect(), finished: Vec::new() }
     }
 
     #[test]
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_still_out_is_not_acked() {
+    fn what_is_unacknowledged_is_not_acked() {
         let mut unacked = delivered((1..=6).map(|tag| (tag, 1)));
         unacked.acknowledge([1, 2, 4, 6]);
         assert_eq!(unacked.acks(), [Ack { tag: 2, multiple: true }, one(4), one(6)]);

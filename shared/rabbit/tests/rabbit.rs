@@ -2,8 +2,8 @@
 
 mod rabbit {
     mod conformance;
-    mod given;
+    mod fixtures;
     mod outages;
+    mod queues;
     mod sharing;
-    mod trouble;
 }

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use crate::error::{ENGINE, engine_error, unreadable};
 use crate::link::Link;
-use crate::servers::{CONNECT_WITHIN, Servers};
+use crate::servers::{CONNECT_TIMEOUT, Servers};
 
 /// How many commands of one batch are in flight to a cluster.
 const AT_ONCE: usize = 512;
@@ -102,13 +102,13 @@ impl Keys {
     pub(crate) async fn of_cluster(servers: &Arc<Servers>, answer_within: Duration) -> EngineResult<Self> {
         let client = ClusterClient::builder(servers.infos())
             .use_protocol(ProtocolVersion::RESP3)
-            .connection_timeout(CONNECT_WITHIN)
+            .connection_timeout(CONNECT_TIMEOUT)
             .response_timeout(answer_within)
             .build()
             .map_err(|error| engine_error(error, Applied::No))?;
-        let connection = timeout(CONNECT_WITHIN, client.get_async_connection()).await;
+        let connection = timeout(CONNECT_TIMEOUT, client.get_async_connection()).await;
         let connection = connection.map_err(|_| {
-            let why = format!("the cluster did not answer within {CONNECT_WITHIN:?}");
+            let why = format!("the cluster did not answer within {CONNECT_TIMEOUT:?}");
             EngineError::unavailable(ENGINE, Applied::No, why)
         })?;
         Ok(Self::Cluster {

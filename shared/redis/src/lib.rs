@@ -2,8 +2,8 @@
 //!
 //! | part | where | when Redis loses it |
 //! |---|---|---|
-//! | live | Pub/Sub: `chat:<room>`, `naru:news`, `naru:gateway:<id>` | gateways receive `Interrupted`; phones send `SYNC` |
-//! | presence | keys `naru:gateway:<id>`, `naru:presence:<user>` | gateways attach their sessions again; last seen begins anew |
+//! | live | Pub/Sub: `chat:<room>`, `naru:news`, `naru:gateways`, `naru:gateway:<id>` | gateways receive `Interrupted`; phones send `SYNC` |
+//! | presence | keys `naru:gateway:<id>`, `naru:presence:<user>` | gateways attach their sessions again, single ones within 40 seconds; last seen begins anew |
 //! | proofs | keys `naru:proofs:<time>:<shard>` | a push too many |
 //! | leases | keys `naru:lease:<name>` | another holder may take over |
 //!
@@ -16,7 +16,8 @@
 //!   `chat:`.
 //! - **A Redis of its own**, or a cluster: Pub/Sub has no database numbers, so two deployments on one server
 //!   would receive each other's messages.
-//! - `maxmemory-policy noeviction`. Keys are small and expire by themselves, except those of connected users.
+//! - `maxmemory-policy noeviction`. Keys are small and expire by themselves, except those of connected users. Other policies
+//!   lose nothing for good, but a user whose key was evicted gets pushes only until the loss is found.
 //! - No persistence is needed. Without it, a restart loses users' last-seen times.
 //!
 //! # When it can't be reached
@@ -44,6 +45,7 @@ mod presence;
 mod proofs;
 mod publish;
 mod servers;
+mod sighting;
 mod signal_buffer;
 mod subscribe;
 mod wire;

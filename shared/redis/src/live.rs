@@ -4,10 +4,10 @@ use async_trait::async_trait;
 use naru_engines::EngineResult;
 use naru_engines::live::{IsHere, Live, Subscription};
 use naru_model::live::{Confirmation, LiveEvent, News};
-use naru_model::{GatewayId, SessionId};
+use naru_model::{GatewayId, SessionId, UserId};
 use redis::Cmd;
 
-use crate::names::{NEWS_CHANNEL, chat_channel, gateway_channel};
+use crate::names::{GATEWAYS_CHANNEL, NEWS_CHANNEL, chat_channel, gateway_channel};
 use crate::publish::{PubSub, publish_json};
 use crate::subscribe;
 use crate::wire::GatewayMessage;
@@ -33,6 +33,10 @@ impl Live for PubSub {
     async fn evict(&self, gateway: &GatewayId, session: &SessionId) -> EngineResult<()> {
         let message = GatewayMessage::eviction(session);
         self.send([publish_json(&gateway_channel(gateway), &message)?]).await
+    }
+
+    async fn user_changed(&self, user: &UserId) -> EngineResult<()> {
+        self.send([publish_json(GATEWAYS_CHANNEL, &GatewayMessage::user_changed(user))?]).await
     }
 
     async fn subscribe(&self, gateway: &GatewayId, is_here: IsHere) -> EngineResult<Box<dyn Subscription>> {

@@ -7,6 +7,8 @@ use naru_model::{GatewayId, RoomId, UserId};
 
 /// The pattern of all channels for messages.
 pub(crate) const CHAT_PATTERN: &str = "chat:*";
+/// The channel for messages to every gateway.
+pub(crate) const GATEWAYS_CHANNEL: &str = "naru:gateways";
 /// The channel of all other news of rooms.
 pub(crate) const NEWS_CHANNEL: &str = "naru:news";
 
@@ -27,7 +29,8 @@ pub(crate) fn gateway_channel(gateway: &GatewayId) -> String {
     format!("naru:gateway:{gateway}")
 }
 
-/// A gateway's lease: a hash of `renewed` and `until`, and `resigned` once it has left.
+/// A gateway's lease: a hash of `renewed`, `until` and `renewals`, `lapsed` while a look-up has found so, and `resigned` once it has
+/// left.
 pub(crate) fn gateway_key(gateway: &GatewayId) -> String {
     format!("naru:gateway:{gateway}")
 }

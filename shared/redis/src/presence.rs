@@ -2,12 +2,18 @@
 //!
 //! | key | value | expires |
 //! |---|---|---|
-//! | `naru:gateway:<id>` | `renewed`, `until` (milliseconds since 1970, by Redis's clock), `resigned` | 30 days after the last renewal |
+//! | `naru:gateway:<id>` | `renewed`, `until` (milliseconds since 1970, by Redis's clock), `renewals`, `lapsed`, `resigned` | 30 days after the last renewal |
 //! | `naru:presence:<user>` | the last-seen time, and for each session a line with its id, its gateway and its device | a year after the last session |
 //!
 //! A user's record is a string, so that one `MGET` reads those of a whole batch: 256 take 30 µs of the server's time, where
 //! as many `HGETALL` took 110 µs and a script that did them 330 µs (Redis 7.0). Line feeds and tabs separate its parts: ids
 //! hold no control characters. (`MGET` answers a key of another type as missing; only Naru writes these keys.)
+//!
+//! **No promise depends on Redis's clock.** It is the computer's, and may be set forward or back; the expiry of keys goes by it
+//! as well, so that a key with a time to live would be no better than `until`. A process that looks at a lease now and then
+//! judges by its own monotonic clock whether the lease runs ([`Sighting`]); only where that does not tell, after a start
+//! or a pause without messages, it goes by Redis's. And a look-up that finds a lease lapsed notes so in it (`lapsed`) before
+//! it answers: the next renewal tells the gateway that its sessions were not found.
 //!
 //! A lapsed lease is not removed: it holds its sessions' last-seen time, and they count again when it is renewed, since
 //! the process may only have been suspended. The look-up that finds sessions of a gateway that was silent for a day
@@ -15,21 +21,23 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures_util::future::try_join;
-use naru_engines::live::{Presence, PresenceEntry, Seen};
+use naru_engines::live::{Presence, PresenceEntry, Renewal, Seen};
 use naru_engines::{EngineError, EngineResult};
 use naru_model::{GatewayId, SessionId, Timestamp, UserId};
 
 use crate::error::ENGINE;
 use crate::keys::{Keys, Lua, Request, millis};
 use crate::names::{gateway_key, user_key};
+use crate::sighting::{LookUp, Sighting};
 
 static RENEW: Lua = Lua::new(include_str!("scripts/renew.lua"));
 static RESIGN: Lua = Lua::new(include_str!("scripts/resign.lua"));
 static LEASES: Lua = Lua::new(include_str!("scripts/leases.lua"));
+static MARK_LAPSED: Lua = Lua::new(include_str!("scripts/mark_lapsed.lua"));
 static ATTACH: Lua = Lua::new(include_str!("scripts/attach.lua"));
 static REMOVE_SESSIONS: Lua = Lua::new(include_str!("scripts/remove_sessions.lua"));
 
@@ -47,8 +55,12 @@ pub(crate) struct RedisPresence {
     keys: Arc<Keys>,
     /// Sessions whose `detach` may have failed. Their gateway runs, so they would count if it were not repeated.
     pending: Mutex<HashSet<PresenceEntry>>,
-    /// Gateways whose leases are read together with users' records: all that were found there and may renew again.
-    known: Mutex<Vec<GatewayId>>,
+    /// Gateways whose leases are read together with users' records, all that were found there and may renew again, and what
+    /// was seen of their leases.
+    known: Mutex<HashMap<GatewayId, Option<Sighting>>>,
+    /// How often this process's gateways have renewed their leases, as far as renewals were answered. When Redis has counted
+    /// otherwise, it has lost some, or the lease, or the answer to a renewal was lost, which may have said `Lapsed`.
+    renewals: Mutex<HashMap<GatewayId, u64>>,
 }
 
 /// One user's stored record.
@@ -65,7 +77,12 @@ struct Lease {
     renewed: Option<Timestamp>,
     /// When it was read.
     now: Timestamp,
+    /// None: the lease is not there.
+    sighting: Option<Sighting>,
 }
+
+/// What `leases.lua` answers of one lease.
+type LeaseAnswer = (bool, Option<i64>, i64, Option<u64>, u64, bool);
 
 impl Stored {
     fn read(record: &str) -> Option<Self> {
@@ -91,13 +108,13 @@ impl Lease {
 
 impl RedisPresence {
     pub(crate) fn new(keys: Arc<Keys>) -> Self {
-        Self { keys, pending: Mutex::default(), known: Mutex::default() }
+        Self { keys, pending: Mutex::default(), known: Mutex::default(), renewals: Mutex::default() }
     }
 
     /// These users' records, in their order, and the leases of all gateways in them. One round trip, however many users,
     /// and a second when one of these gateways is not in `known`.
     async fn look_up(&self, users: &[UserId]) -> EngineResult<(Vec<Stored>, HashMap<GatewayId, Lease>)> {
-        let known = locked(&self.known).clone();
+        let known: Vec<GatewayId> = locked(&self.known).keys().cloned().collect();
         let (stored, mut leases) = try_join(self.records(users), self.leases(&known)).await?;
         let gateways = stored.iter().flat_map(|stored| &stored.sessions).map(|(_, gateway)| gateway);
         let unknown: HashSet<&GatewayId> =
@@ -110,7 +127,7 @@ impl RedisPresence {
         *locked(&self.known) = leases
             .iter()
             .filter(|(_, lease)| may_come_back(lease))
-            .map(|(gateway, _)| gateway.clone())
+            .map(|(gateway, lease)| (gateway.clone(), lease.sighting))
             .collect();
         self.remove_abandoned(users, &stored, &leases).await;
         Ok((stored, leases))
@@ -130,13 +147,28 @@ impl RedisPresence {
     async fn leases(&self, gateways: &[GatewayId]) -> EngineResult<HashMap<GatewayId, Lease>> {
         let keys: Vec<String> = gateways.iter().map(gateway_key).collect();
         let requests = keys.chunks(self.keys.per_command()).map(|keys| Request::script_on_all(&LEASES, keys));
-        let leases: Vec<Vec<(bool, Option<i64>, i64)>> = self.keys.all(requests.collect()).await?;
-        let leases = leases.into_iter().flatten().map(|(runs, renewed, now)| Lease {
-            runs,
-            renewed: renewed.map(Timestamp::from_millis),
-            now: Timestamp::from_millis(now),
-        });
-        Ok(gateways.iter().cloned().zip(leases).collect())
+        let began = Instant::now();
+        let answers: Vec<Vec<LeaseAnswer>> = self.keys.all(requests.collect()).await?;
+        let at = LookUp { began, ended: Instant::now() };
+        let (mut leases, mut lapsed) = (HashMap::new(), Vec::new());
+        let known = locked(&self.known).clone();
+        for (gateway, answer) in gateways.iter().zip(answers.into_iter().flatten()) {
+            let (runs, renewed, now, renewals, ttl, is_told) = answer;
+            let previous = known.get(gateway).copied().flatten();
+            let sighting = renewals.map(|renewals| Sighting::next(previous, renewals, at));
+            let lease = Lease {
+                runs: sighting.and_then(|seen| seen.runs(Duration::from_millis(ttl), at)).unwrap_or(runs),
+                renewed: renewed.map(Timestamp::from_millis),
+                now: Timestamp::from_millis(now),
+                sighting,
+            };
+            if !(lease.runs || is_told) {
+                lapsed.push(Request::script(&MARK_LAPSED, gateway_key(gateway)));
+            }
+            leases.insert(gateway.clone(), lease);
+        }
+        self.keys.all::<()>(lapsed).await?;
+        Ok(leases)
     }
 
     /// Removes the sessions of dead gateways. A round trip only when there are any.
@@ -177,15 +209,18 @@ impl RedisPresence {
 
 #[async_trait]
 impl Presence for RedisPresence {
-    async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<()> {
+    async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<Renewal> {
         let kept = millis(RENEWAL_KEPT.max(ttl));
         let request = Request::script(&RENEW, gateway_key(gateway)).arg(millis(ttl)).arg(kept);
-        self.keys.one::<()>(request).await?;
+        let (renewals, has_lapsed): (u64, bool) = self.keys.one(request).await?;
+        let before = locked(&self.renewals).insert(gateway.clone(), renewals);
         self.detach_pending().await;
-        Ok(())
+        let is_unbroken = before.is_some_and(|before| renewals == before + 1) && !has_lapsed;
+        Ok(if is_unbroken { Renewal::Unbroken } else { Renewal::Lapsed })
     }
 
     async fn resign(&self, gateway: &GatewayId) -> EngineResult<()> {
+        locked(&self.renewals).remove(gateway);
         self.keys.one(Request::script(&RESIGN, gateway_key(gateway)).arg(millis(RENEWAL_KEPT))).await
     }
 
@@ -211,6 +246,18 @@ impl Presence for RedisPresence {
             }
         }
         detached
+    }
+
+    async fn attached(&self, sessions: &[PresenceEntry]) -> EngineResult<Vec<bool>> {
+        let keys = sessions.iter().map(|session| user_key(&session.user));
+        let requests = keys.map(|key| Request::command("GET", &[key]));
+        let records: Vec<Option<String>> = self.keys.all(requests.collect()).await?;
+        let has = |(record, asked): (Option<String>, &PresenceEntry)| {
+            // What can't be read is lost: attaching the session writes it again.
+            let stored = record.and_then(|record| Stored::read(&record)).unwrap_or_default();
+            stored.sessions.iter().any(|(session, _)| *session == asked.session)
+        };
+        Ok(records.into_iter().zip(sessions).map(has).collect())
     }
 
     async fn online(&self, users: &[UserId]) -> EngineResult<Vec<bool>> {

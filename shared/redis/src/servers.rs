@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::error::{ENGINE, engine_error};
 
 /// How long connecting may take, over all servers that are tried one after the other: network, TLS, handshake.
-pub(crate) const CONNECT_WITHIN: Duration = Duration::from_secs(1);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(crate) struct Servers {
     clients: Vec<Client>,
@@ -50,7 +50,7 @@ impl Servers {
     /// Connects to the first server that answers.
     ///
     /// # Errors
-    /// Within [`CONNECT_WITHIN`], when none does. The next attempt begins with the next server.
+    /// Within [`CONNECT_TIMEOUT`], when none does. The next attempt begins with the next server.
     pub(crate) async fn connect(
         &self,
         config: &AsyncConnectionConfig,
@@ -70,7 +70,7 @@ impl Servers {
             }
             None
         };
-        if let Ok(Some(connection)) = timeout(CONNECT_WITHIN, attempts).await {
+        if let Ok(Some(connection)) = timeout(CONNECT_TIMEOUT, attempts).await {
             return Ok(connection);
         }
         self.first.store(first + 1, Ordering::Relaxed);
@@ -84,7 +84,7 @@ impl Servers {
                 lasting => lasting,
             },
             None => {
-                let why = format!("no server answered within {CONNECT_WITHIN:?}");
+                let why = format!("no server answered within {CONNECT_TIMEOUT:?}");
                 EngineError::unavailable(ENGINE, Applied::No, why)
             }
         })

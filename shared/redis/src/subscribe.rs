@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::{ENGINE, engine_error};
-use crate::names::{CHAT_PATTERN, NEWS_CHANNEL, gateway_channel};
+use crate::names::{CHAT_PATTERN, GATEWAYS_CHANNEL, NEWS_CHANNEL, gateway_channel};
 use crate::publish::PubSub;
 use crate::signal_buffer::{Received, SignalBuffer};
 use crate::wire::{self, Unreadable};
@@ -102,7 +102,7 @@ impl SubscribedConnection {
         let subscribing = async {
             let subscribed = async {
                 connection.psubscribe(CHAT_PATTERN).await?;
-                connection.subscribe(&[NEWS_CHANNEL, &channel]).await
+                connection.subscribe(&[NEWS_CHANNEL, GATEWAYS_CHANNEL, &channel]).await
             };
             subscribed.await.map_err(|error| engine_error(error, Applied::No))?;
             pub_sub.heartbeat(gateway).await?;
@@ -243,7 +243,7 @@ impl Subscription for RedisSubscription {
                 Received::Restored => return Some(Signal::Restored),
                 Received::Published { channel, payload } => (channel, payload),
             };
-            let read = if channel == self.channel {
+            let read = if channel == self.channel || channel == GATEWAYS_CHANNEL {
                 wire::read_gateway_message(&payload).map(Some)
             } else {
                 wire::read_event(&channel, &payload, &*self.is_here)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use naru_engines::live::Signal;
 use naru_model::live::{Confirmation, LiveEvent, News};
-use naru_model::{RoomId, Seq, SessionId};
+use naru_model::{RoomId, Seq, SessionId, UserId};
 use serde::{Deserialize, Serialize};
 
 use crate::names::room_of;
@@ -16,7 +16,7 @@ const VERSION: u8 = 1;
 /// A gateway's payload to itself, to check that its subscription works.
 pub(crate) const HEARTBEAT: &[u8] = br#"{"version":1,"type":"BEAT"}"#;
 
-/// A message to one gateway only.
+/// A message to one gateway, or to every one.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct GatewayMessage {
     version: u8,
@@ -25,10 +25,11 @@ pub(crate) struct GatewayMessage {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "UPPERCASE")]
+#[serde(tag = "type", rename_all = "SCREAMING_SNAKE_CASE")]
 enum Content {
     Confirmed { confirmations: Arc<[Confirmation]> },
     Evict { session: SessionId },
+    UserChanged { user: UserId },
 }
 
 impl GatewayMessage {
@@ -38,6 +39,10 @@ impl GatewayMessage {
 
     pub(crate) fn eviction(session: &SessionId) -> Self {
         Self { version: VERSION, content: Content::Evict { session: session.clone() } }
+    }
+
+    pub(crate) fn user_changed(user: &UserId) -> Self {
+        Self { version: VERSION, content: Content::UserChanged { user: user.clone() } }
     }
 }
 
@@ -52,7 +57,7 @@ pub(crate) enum Unreadable {
     Misplaced,
 }
 
-/// Reads a payload from one gateway's channel.
+/// Reads a payload from one gateway's channel, or that of every gateway.
 pub(crate) fn read_gateway_message(payload: &[u8]) -> Result<Signal, Unreadable> {
     #[derive(Deserialize)]
     struct Head {
@@ -63,6 +68,7 @@ pub(crate) fn read_gateway_message(payload: &[u8]) -> Result<Signal, Unreadable>
         Ok(GatewayMessage { version: VERSION, content }) => Ok(match content {
             Content::Confirmed { confirmations } => Signal::Confirmed(confirmations),
             Content::Evict { session } => Signal::Evict(session),
+            Content::UserChanged { user } => Signal::UserChanged(user),
         }),
         Ok(GatewayMessage { version, .. }) => Err(Unreadable::Version(version)),
         Err(_) => match serde_json::from_slice(payload) {
@@ -126,7 +132,7 @@ fn may_concern(payload: &[u8], is_here: &dyn Fn(&str) -> bool) -> bool {
 #[cfg(test)]
 mod tests {
     use naru_model::message::Outcome;
-    use naru_model::{ClientMessageId, Message, MessageId, Timestamp, UserId};
+    use naru_model::{ClientMessageId, Message, MessageId, Timestamp};
 
     use super::*;
 
@@ -167,6 +173,11 @@ mod tests {
         let evict = serde_json::to_string(&GatewayMessage::eviction(&session)).unwrap();
         assert_eq!(evict, r#"{"version":1,"type":"EVICT","session":"한 \"s\""}"#);
         assert_eq!(read_gateway_message(evict.as_bytes()), Ok(Signal::Evict(session)));
+
+        let user = UserId::new("auth0|5f7c").unwrap();
+        let changed = serde_json::to_string(&GatewayMessage::user_changed(&user)).unwrap();
+        assert_eq!(changed, r#"{"version":1,"type":"USER_CHANGED","user":"auth0|5f7c"}"#);
+        assert_eq!(read_gateway_message(changed.as_bytes()), Ok(Signal::UserChanged(user)));
     }
 
     #[test]

@@ -19,7 +19,7 @@
 //!
 //! const PROGRAM: Program = Program {
 //!     name: "persister",
-//!     about: "Makes accepted messages safe.",
+//!     about: "Saves accepted messages and confirms them.",
 //!     overrides: &[("admin_listen", "127.0.0.1:9102")],
 //! };
 //!

@@ -1,6 +1,6 @@
 //! Every task has a name, an owner and a failure policy.
 //!
-//! **Shutdown: stop taking work, finish the batch in hand, close, end by the deadline.** A task is notified by its
+//! **Shutdown: stop taking work, finish the batch in flight, close, end by the deadline.** A task is notified by its
 //! [`CancellationToken`]. It then takes no new work, finishes what it holds, closes what it opened and returns; it is not
 //! interrupted until the deadline has passed.
 
@@ -33,7 +33,7 @@ const RESTART_CAP: Duration = Duration::from_secs(2);
 pub enum Policy {
     /// The task runs again after a [`Backoff`]. Each restart is counted in `naru_task_restarts_total{owner,task}`.
     Restart,
-    /// All tasks are told to stop, and the process exits with an error.
+    /// All tasks are stopped, and the process exits with an error.
     StopAll,
 }
 
@@ -44,7 +44,7 @@ pub struct Supervisor {
     /// Cancelled when the process is to stop.
     shutdown: CancellationToken,
     /// Cancelled when the tasks spawned here are to stop.
-    told: CancellationToken,
+    stop: CancellationToken,
     shared: Arc<Shared>,
 }
 
@@ -112,7 +112,7 @@ impl Supervisor {
         metrics.register("task", |registry| {
             registry.register("restarts", "Tasks that failed and ran again", shared.restarts.clone());
         });
-        Self { owner, told: shutdown.clone(), shutdown, shared: Arc::new(shared) }
+        Self { owner, stop: shutdown.clone(), shutdown, shared: Arc::new(shared) }
     }
 
     /// The same supervisor under another name: its tasks are reported as `owner`'s. So four workers in one process stop
@@ -121,10 +121,10 @@ impl Supervisor {
         Self { owner, ..self.clone() }
     }
 
-    /// The same supervisor for tasks that are told to stop by `told` and not by the process's shutdown: for workers that
-    /// other workers still need while those drain. The caller must cancel `told` after shutdown.
-    pub fn stopped_by(&self, told: CancellationToken) -> Self {
-        Self { told, ..self.clone() }
+    /// The same supervisor for tasks that are stopped by `stop` and not by the process's shutdown: for workers that
+    /// other workers still need while those drain. The caller must cancel `stop` after shutdown.
+    pub fn stopped_by(&self, stop: CancellationToken) -> Self {
+        Self { stop, ..self.clone() }
     }
 
     /// Cancelled when the process is to stop.
@@ -150,7 +150,7 @@ impl Supervisor {
     /// Runs the future that `task` makes, and makes it again if the policy requires it.
     ///
     /// The future gets the token that tells it to stop. `Ok` means that the task is done for good, before or after
-    /// shutdown, so a loop that ends without having been told to must return an error. A failure after shutdown is not
+    /// shutdown, so a loop that ends without having been stopped must return an error. A failure after shutdown is not
     /// followed by a restart.
     ///
     /// Call it inside a tokio runtime.
@@ -160,27 +160,27 @@ impl Supervisor {
         Fut: Future<Output = Result<(), E>> + Send,
         E: Into<Box<dyn Error + Send + Sync>>,
     {
-        let (shared, shutdown, told) = (self.shared.clone(), self.shutdown.clone(), self.told.clone());
+        let (shared, shutdown, stop) = (self.shared.clone(), self.shutdown.clone(), self.stop.clone());
         let running = Running::enter(&shared, TaskName { owner: self.owner, task: name });
         self.shared.tracker.spawn(async move {
             let supervised = async {
                 let mut backoff = Backoff::new(RESTART_BASE, RESTART_CAP);
                 loop {
                     let started = Instant::now();
-                    let Err(reason) = outcome(|| task(told.clone())).await else { return };
+                    let Err(reason) = outcome(|| task(stop.clone())).await else { return };
                     if started.elapsed() > RESTART_CAP {
                         backoff.reset();
                     }
                     match policy {
                         Policy::StopAll => return shared.stop_all(&running.name, reason, &shutdown),
-                        Policy::Restart if told.is_cancelled() => {
+                        Policy::Restart if stop.is_cancelled() => {
                             tracing::error!(task = %running.name, %reason, "task failed while stopping");
                             return;
                         }
                         Policy::Restart => {
                             let delay = backoff.next_delay();
                             tracing::error!(task = %running.name, %reason, ?delay, "task failed; running it again");
-                            if told.run_until_cancelled(tokio::time::sleep(delay)).await.is_none() {
+                            if stop.run_until_cancelled(tokio::time::sleep(delay)).await.is_none() {
                                 return;
                             }
                             shared.restarts.get_or_create(&running.name).inc();
@@ -307,7 +307,7 @@ mod tests {
         Fixture { metrics, shutdown, supervisor }
     }
 
-    async fn until_told(stop: CancellationToken) -> Result<(), Infallible> {
+    async fn until_stopped(stop: CancellationToken) -> Result<(), Infallible> {
         stop.cancelled().await;
         Ok(())
     }
@@ -370,7 +370,7 @@ mod tests {
         struct Outer(#[source] std::io::Error);
 
         let Fixture { shutdown, supervisor, .. } = fixture();
-        supervisor.spawn("loop", Policy::Restart, until_told);
+        supervisor.spawn("loop", Policy::Restart, until_stopped);
         supervisor
             .for_owner("persister")
             .spawn("save", Policy::StopAll, |_| async { Err(Outer(std::io::Error::other("disk full"))) });
@@ -403,7 +403,7 @@ mod tests {
         let Fixture { shutdown, supervisor, .. } = fixture();
         let held = Arc::new(());
         let stuck = Arc::downgrade(&held);
-        supervisor.spawn("fine", Policy::Restart, until_told);
+        supervisor.spawn("fine", Policy::Restart, until_stopped);
         for _ in 0..2 {
             let held = held.clone();
             supervisor.for_owner("fanout").spawn("route", Policy::Restart, move |_| {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use naru_engines::bus::{AckHandle, Acknowledge, Delivery, Inbox, Queue, Receiver, Taken};
 use naru_engines::{Applied, EngineError, EngineResult};
-use naru_model::hops::{Kind, Payload};
+use naru_model::hops::{HopKind, Payload};
 use naru_model::{Event, partition_of};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep_until};
@@ -40,7 +40,7 @@ impl<T: Payload> MemoryQueue<T> {
         Self(Arc::new(Memory {
             max_events,
             capacity: Semaphore::new(max_events as usize),
-            inbox: Mutex::new(Inbox::new(Kind::Ordered, PARTITIONS)),
+            inbox: Mutex::new(Inbox::new(HopKind::Ordered, PARTITIONS)),
             changed: Notify::new(),
         }))
     }
@@ -110,7 +110,7 @@ impl<T: Payload> Receiver<T> for MemoryReceiver<T> {
 #[async_trait]
 impl<T: Payload> Acknowledge for Memory<T> {
     async fn ack(&self, tags: Vec<u64>) -> EngineResult<()> {
-        let count = self.change(|inbox| inbox.remove(tags).places.len());
+        let count = self.change(|inbox| inbox.remove(tags).events.len());
         self.capacity.add_permits(count);
         Ok(())
     }
@@ -118,7 +118,7 @@ impl<T: Payload> Acknowledge for Memory<T> {
     async fn retry(&self, tags: Vec<u64>, after: Duration) -> EngineResult<()> {
         self.change(|inbox| {
             let removed = inbox.remove(tags);
-            removed.places.into_iter().for_each(|place| inbox.retry(place, after, Instant::now()));
+            removed.events.into_iter().for_each(|event| inbox.retry(event, after, Instant::now()));
         });
         Ok(())
     }

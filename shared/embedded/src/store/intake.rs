@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use naru_engines::EngineResult;
-use naru_engines::store::{Appended, Closing, Intake, IntakeRecord};
+use naru_engines::store::{Appended, Closing, Intake, IntakeRecord, after_first_tries};
 use naru_model::hops::Accepted;
 use naru_model::message::Outcome;
 use naru_model::{MessageId, Timestamp};
@@ -18,7 +18,14 @@ impl Intake for Database {
     async fn append(&self, entries: &[Accepted]) -> EngineResult<Vec<Appended>> {
         let entries = entries.to_vec();
         let append = move |transaction: &Transaction<'_>| {
-            entries.iter().map(|entry| append(transaction, entry)).collect::<Result<Vec<_>>>()
+            let answers =
+                entries.iter().map(|entry| append(transaction, entry)).collect::<Result<Vec<_>>>()?;
+            for (id, first) in after_first_tries(&entries, &answers) {
+                let mut correct =
+                    transaction.prepare_cached("UPDATE intake SET after = ?2 WHERE _id = ?1")?;
+                correct.execute(params![id.bytes(), first.bytes()])?;
+            }
+            Ok(answers)
         };
         self.write_then(Sync::When(|answers: &Vec<_>| answers.contains(&Appended::Conflict)), append, |_| {})
             .await

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use naru_engines::bus::{AckHandle, Acknowledge, Bus, Delivery, Queue, Receiver, ack, retry};
-use naru_engines::live::{IsHere, Leases, Live, Presence, PresenceEntry, Proofs, Seen, Signal, Subscription};
+use naru_engines::live::{
+    IsHere, Leases, Live, Presence, PresenceEntry, Proofs, Renewal, Seen, Signal, Subscription,
+};
 use naru_engines::store::{
     Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakeRecord,
     MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedCursor, ParkedPush,
-    Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, Run, RunConflict, Window,
+    Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, Run, RunConflict, UserRecord, Users, Window,
 };
 use naru_engines::{EngineResult, Engines};
 use naru_model::hops::{Accepted, Payload};
@@ -34,6 +36,7 @@ pub(crate) enum Defect {
     AnswersOutOfOrder,
     OpenForgetsOrder,
     CloseOverwrites,
+    AfterAResend,
 
     RunGoesOnAfterConflict,
     TakenPlaceAccepted,
@@ -65,6 +68,11 @@ pub(crate) enum Defect {
     ContentShown,
     SeenDevicesForgotten,
     SpellingsAreTwoTokens,
+    SessionsEndOnce,
+    TokensComeBack,
+    BlocksBothWays,
+    BlockListGrows,
+    RecordOfTheFirst,
     RecordForgotten,
     ParksTheFirst,
     ReasonIgnored,
@@ -97,8 +105,11 @@ pub(crate) enum Defect {
     ElsewhereIsLost,
     WhoIsHereIsAskedOnce,
     ConfirmedToAllGateways,
+    ChangesOfUsersWhoAreHereOnly,
 
     DeadLeasesCount,
+    LapseIsNotTold,
+    AttachedByUser,
     AttachShowsLate,
     DetachTakesAllSessions,
     ReplacedStillCounts,
@@ -118,6 +129,7 @@ pub(crate) fn faulty(engines: Engines, defect: Defect) -> Engines {
     store.rooms = FaultyEngine::new(store.rooms, defect, &kept);
     store.positions = FaultyEngine::new(store.positions, defect, &kept);
     store.devices = FaultyEngine::new(store.devices, defect, &kept);
+    store.users = FaultyEngine::new(store.users, defect, &kept);
     store.pushes = FaultyEngine::new(store.pushes, defect, &kept);
     Engines {
         store,
@@ -156,10 +168,12 @@ struct FaultyEngine<T: ?Sized> {
 #[derive(Default)]
 struct Kept {
     outcomes: HashMap<MessageId, Outcome>,
+    after: HashMap<MessageId, Option<MessageId>>,
     heads: HashMap<RoomId, Seq>,
     rooms: HashMap<RoomId, Arc<Room>>,
     steps: HashMap<(RoomId, UserId), Advance>,
     claims: Vec<Device>,
+    tokens_not_before: HashMap<UserId, Timestamp>,
     events: HashSet<EventId>,
     gateways: Vec<GatewayId>,
     bumped: HashMap<RoomId, Timestamp>,
@@ -187,6 +201,9 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Intake for FaultyEngine<dyn Intake> {
     async fn append(&self, entries: &[Accepted]) -> EngineResult<Vec<Appended>> {
         let mut answers = self.inner.append(entries).await?;
+        if self.defect == Defect::AfterAResend {
+            self.kept().after.extend(entries.iter().map(|entry| (entry.id, entry.after)));
+        }
         for answer in &mut answers {
             match (self.defect, &answer) {
                 (Defect::ResendIsNew, Appended::Resend(_))
@@ -207,6 +224,8 @@ impl Intake for FaultyEngine<dyn Intake> {
         let kept = self.kept();
         for record in records.iter_mut().flatten() {
             record.outcome = kept.outcomes.get(&record.accepted.id).copied().or(record.outcome);
+            record.accepted.after =
+                kept.after.get(&record.accepted.id).copied().unwrap_or(record.accepted.after);
         }
         Ok(records)
     }
@@ -468,6 +487,51 @@ impl Devices for FaultyEngine<dyn Devices> {
 }
 
 #[async_trait]
+impl Users for FaultyEngine<dyn Users> {
+    async fn get(&self, users: &[UserId]) -> EngineResult<Vec<UserRecord>> {
+        let mut asked = users.to_vec();
+        if let (Defect::RecordOfTheFirst, Some(first)) = (self.defect, users.first()) {
+            asked.fill(first.clone());
+        }
+        let mut records = self.inner.get(&asked).await?;
+        let kept = self.kept();
+        for (user, record) in users.iter().zip(&mut records) {
+            match self.defect {
+                Defect::SessionsEndOnce => record.session_epoch = record.session_epoch.min(1),
+                Defect::TokensComeBack => {
+                    record.tokens_not_before = kept.tokens_not_before.get(user).copied();
+                }
+                _ => {}
+            }
+        }
+        Ok(records)
+    }
+
+    async fn blocked_by(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>> {
+        self.inner.blocked_by(user, others).await
+    }
+
+    async fn end_sessions(&self, user: &UserId, tokens_not_before: Option<Timestamp>) -> EngineResult<()> {
+        if let Some(not_before) = tokens_not_before {
+            self.kept().tokens_not_before.insert(user.clone(), not_before);
+        }
+        self.inner.end_sessions(user, tokens_not_before).await
+    }
+
+    async fn block(&self, user: &UserId, other: &UserId, max: usize) -> EngineResult<bool> {
+        if self.defect == Defect::BlocksBothWays {
+            self.inner.block(other, user, max).await?;
+        }
+        let max = if self.defect == Defect::BlockListGrows { usize::MAX } else { max };
+        self.inner.block(user, other, max).await
+    }
+
+    async fn unblock(&self, user: &UserId, other: &UserId) -> EngineResult<()> {
+        self.inner.unblock(user, other).await
+    }
+}
+
+#[async_trait]
 impl Pushes for FaultyEngine<dyn Pushes> {
     async fn done(&self, events: &[EventId]) -> EngineResult<Vec<bool>> {
         self.inner.done(events).await
@@ -685,6 +749,10 @@ impl Live for FaultyEngine<dyn Live> {
         self.inner.evict(gateway, session).await
     }
 
+    async fn user_changed(&self, user: &UserId) -> EngineResult<()> {
+        self.inner.user_changed(user).await
+    }
+
     async fn subscribe(&self, gateway: &GatewayId, is_here: IsHere) -> EngineResult<Box<dyn Subscription>> {
         let unread = Arc::new(AtomicUsize::new(0));
         let inner = self.inner.subscribe(gateway, is_here.clone()).await?;
@@ -726,6 +794,11 @@ impl Subscription for FaultySubscription {
             let signal = self.inner.next().await?;
             let event = match (self.defect, &signal) {
                 (Defect::LiveLosesInSilence, Signal::Interrupted | Signal::Restored) => continue,
+                (Defect::ChangesOfUsersWhoAreHereOnly, Signal::UserChanged(user))
+                    if !(self.is_here)(user.as_str()) =>
+                {
+                    continue;
+                }
                 (_, Signal::Event(event)) => event.clone(),
                 _ => return Some(signal),
             };
@@ -747,9 +820,10 @@ impl Subscription for FaultySubscription {
 
 #[async_trait]
 impl Presence for FaultyEngine<dyn Presence> {
-    async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<()> {
+    async fn renew(&self, gateway: &GatewayId, ttl: Duration) -> EngineResult<Renewal> {
         let ttl = if self.defect == Defect::DeadLeasesCount { Duration::from_secs(600) } else { ttl };
-        self.inner.renew(gateway, ttl).await
+        let renewal = self.inner.renew(gateway, ttl).await?;
+        Ok(if self.defect == Defect::LapseIsNotTold { Renewal::Unbroken } else { renewal })
     }
 
     async fn resign(&self, gateway: &GatewayId) -> EngineResult<()> {
@@ -772,6 +846,14 @@ impl Presence for FaultyEngine<dyn Presence> {
             }
         }
         self.inner.detach(session).await
+    }
+
+    async fn attached(&self, sessions: &[PresenceEntry]) -> EngineResult<Vec<bool>> {
+        if self.defect == Defect::AttachedByUser {
+            let users: Vec<UserId> = sessions.iter().map(|session| session.user.clone()).collect();
+            return self.inner.online(&users).await;
+        }
+        self.inner.attached(sessions).await
     }
 
     async fn online(&self, users: &[UserId]) -> EngineResult<Vec<bool>> {

@@ -1,8 +1,8 @@
-//! The waiting and the unacknowledged ("in hand") events of a queue: the bookkeeping that all engines share. It never
-//! waits and does no input or output.
+//! The waiting and the unacknowledged (taken, neither acknowledged nor put back) events of a queue: the bookkeeping that all
+//! engines share. It never waits and does no input or output.
 //!
-//! On an ordered hop nothing is taken of a partition while an event of it is in hand, and a redelivered event takes its old
-//! place: so two workers never have events of one room at once, and its events keep their order.
+//! On an ordered hop nothing is taken of a partition while an event of it is unacknowledged, and a redelivered event keeps its
+//! key: so two workers never have events of one room at once, and its events keep their order.
 
 #[cfg(test)]
 mod tests;
@@ -11,17 +11,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use naru_model::Event;
-use naru_model::hops::{Kind, Payload};
+use naru_model::hops::{HopKind, Payload};
 use tokio::time::Instant;
 
 /// The events of one queue, or of one receiver's part of it.
 #[derive(Debug)]
 pub struct Inbox<T: Payload> {
-    kind: Kind,
+    kind: HopKind,
     partitions: Vec<Partition<T>>,
     /// By tag.
-    in_hand: HashMap<u64, Place<T>>,
-    /// The next tag, or place.
+    unacknowledged: HashMap<u64, Unacknowledged<T>>,
+    /// The next tag, or key.
     next_number: u64,
     /// The partition where the next batch begins, so that none is always served first.
     turn: usize,
@@ -29,13 +29,13 @@ pub struct Inbox<T: Payload> {
 
 #[derive(Debug)]
 struct Partition<T: Payload> {
-    /// By place, which is their order.
+    /// By key, which is their order.
     waiting: BTreeMap<u64, Waiting<T>>,
-    in_hand: usize,
+    unacknowledged: usize,
     blocked_until: Option<Instant>,
     /// No event is taken of it.
     is_closed: bool,
-    /// How often it was cleared: events that were in hand then are discarded.
+    /// How often it was cleared: events that were unacknowledged then are discarded.
     generation: u64,
 }
 
@@ -57,34 +57,34 @@ pub struct Taken<T: Payload> {
     pub attempt: u32,
 }
 
-/// An event that is no longer in hand, and the place where it had been waiting. If its partition was cleared meanwhile, it
-/// can't wait there again.
+/// An event that was taken, and the key under which it had been waiting. If its partition was cleared meanwhile, it can't wait
+/// there again.
 #[derive(Debug)]
-pub struct Place<T: Payload> {
+pub struct Unacknowledged<T: Payload> {
     pub partition: usize,
-    /// Its place in the partition, as pushed.
-    pub place: u64,
+    /// Its key in the partition, as pushed.
+    pub key: u64,
     pub event: Event<T>,
     /// The number of that attempt.
     pub attempt: u32,
     generation: u64,
 }
 
-/// Events that are no longer in hand.
+/// Events that are no longer unacknowledged.
 #[derive(Debug)]
 pub struct Removed<T: Payload> {
-    /// The events that were in hand.
-    pub places: Vec<Place<T>>,
+    /// The events that were unacknowledged.
+    pub events: Vec<Unacknowledged<T>>,
     /// Some were not: their partition was cleared, and they are redelivered.
     pub some_are_gone: bool,
 }
 
 impl<T: Payload> Inbox<T> {
     /// An empty inbox. For a durable hop one partition is enough.
-    pub fn new(kind: Kind, partitions: u32) -> Self {
+    pub fn new(kind: HopKind, partitions: u32) -> Self {
         let partition = |_| Partition {
             waiting: BTreeMap::new(),
-            in_hand: 0,
+            unacknowledged: 0,
             blocked_until: None,
             is_closed: false,
             generation: 0,
@@ -92,7 +92,7 @@ impl<T: Payload> Inbox<T> {
         Self {
             kind,
             partitions: (0..partitions.max(1)).map(partition).collect(),
-            in_hand: HashMap::new(),
+            unacknowledged: HashMap::new(),
             next_number: 0,
             turn: 0,
         }
@@ -100,21 +100,14 @@ impl<T: Payload> Inbox<T> {
 
     /// Adds an event behind all others of its partition.
     pub fn push_last(&mut self, partition: usize, event: Event<T>) {
-        let place = self.next_number;
+        let key = self.next_number;
         self.next_number += 1;
-        self.push(partition, place, event, 1, None);
+        self.push(partition, key, event, 1, None);
     }
 
-    /// Adds an event at a place, to be taken from `due` on. The caller chooses all places of an inbox, or none.
-    pub fn push(
-        &mut self,
-        partition: usize,
-        place: u64,
-        event: Event<T>,
-        attempt: u32,
-        due: Option<Instant>,
-    ) {
-        self.partitions[partition].waiting.insert(place, Waiting { event, attempt, due });
+    /// Adds an event under a key, to be taken from `due` on. The caller chooses all keys of an inbox, or none.
+    pub fn push(&mut self, partition: usize, key: u64, event: Event<T>, attempt: u32, due: Option<Instant>) {
+        self.partitions[partition].waiting.insert(key, Waiting { event, attempt, due });
     }
 
     /// Takes the events that may be taken now, at most `max`. The error is when to call again, if an event only has to wait
@@ -127,8 +120,8 @@ impl<T: Payload> Inbox<T> {
         let count = self.partitions.len();
         for partition in (self.turn..self.turn + count).map(|turn| turn % count) {
             let this = &mut self.partitions[partition];
-            let is_in_hand = self.kind == Kind::Ordered && this.in_hand > 0;
-            if this.is_closed || is_in_hand || this.waiting.is_empty() {
+            let is_blocked = self.kind == HopKind::Ordered && this.unacknowledged > 0;
+            if this.is_closed || is_blocked || this.waiting.is_empty() {
                 continue;
             }
             if let Some(until) = this.blocked_until.filter(|until| now < *until) {
@@ -142,21 +135,21 @@ impl<T: Payload> Inbox<T> {
                 .waiting
                 .iter()
                 .filter(|(_, waiting)| is_due(waiting))
-                .map(|(place, _)| *place)
+                .map(|(key, _)| *key)
                 .take(max - batch.len())
                 .collect();
             if due.is_empty() {
                 let next = this.waiting.values().filter_map(|waiting| waiting.due).min();
                 opens_at = opens_at.into_iter().chain(next).min();
             }
-            for place in due {
-                let Some(Waiting { event, attempt, .. }) = this.waiting.remove(&place) else { continue };
+            for key in due {
+                let Some(Waiting { event, attempt, .. }) = this.waiting.remove(&key) else { continue };
                 let tag = self.next_number;
                 self.next_number += 1;
-                this.in_hand += 1;
+                this.unacknowledged += 1;
                 batch.push(Taken { tag, event: event.clone(), attempt });
-                let place = Place { partition, place, event, attempt, generation: this.generation };
-                self.in_hand.insert(tag, place);
+                let taken = Unacknowledged { partition, key, event, attempt, generation: this.generation };
+                self.unacknowledged.insert(tag, taken);
             }
             if batch.len() >= max {
                 break;
@@ -165,18 +158,18 @@ impl<T: Payload> Inbox<T> {
         if batch.is_empty() { Err(opens_at) } else { Ok(batch) }
     }
 
-    /// Removes these from those in hand: they are acknowledged, or will be retried or restored.
+    /// Removes these from the unacknowledged events: they are acknowledged, or will be retried or restored.
     pub fn remove(&mut self, tags: impl IntoIterator<Item = u64>) -> Removed<T> {
-        let mut removed = Removed { places: Vec::new(), some_are_gone: false };
+        let mut removed = Removed { events: Vec::new(), some_are_gone: false };
         for tag in tags {
-            let Some(place) = self.in_hand.remove(&tag) else {
+            let Some(event) = self.unacknowledged.remove(&tag) else {
                 removed.some_are_gone = true;
                 continue;
             };
-            let partition = &mut self.partitions[place.partition];
-            partition.in_hand -= 1;
-            if partition.generation == place.generation {
-                removed.places.push(place);
+            let partition = &mut self.partitions[event.partition];
+            partition.unacknowledged -= 1;
+            if partition.generation == event.generation {
+                removed.events.push(event);
             } else {
                 removed.some_are_gone = true;
             }
@@ -184,31 +177,31 @@ impl<T: Payload> Inbox<T> {
         removed
     }
 
-    /// Puts a removed event back at its old place, for one more attempt after a delay: on an ordered hop the whole partition
-    /// is delayed.
-    pub fn retry(&mut self, place: Place<T>, after: Duration, now: Instant) {
+    /// Puts a removed event back under its key, for one more attempt after a delay: on an ordered hop the whole partition is
+    /// delayed.
+    pub fn retry(&mut self, event: Unacknowledged<T>, after: Duration, now: Instant) {
         let due = now + after;
-        let this = &mut self.partitions[place.partition];
-        if self.kind == Kind::Ordered && this.generation == place.generation {
+        let this = &mut self.partitions[event.partition];
+        if self.kind == HopKind::Ordered && this.generation == event.generation {
             this.blocked_until = this.blocked_until.max(Some(due));
         }
-        let due = (self.kind == Kind::Durable && !after.is_zero()).then_some(due);
-        self.wait_again(Place { attempt: place.attempt + 1, ..place }, due);
+        let due = (self.kind == HopKind::Durable && !after.is_zero()).then_some(due);
+        self.wait_again(Unacknowledged { attempt: event.attempt + 1, ..event }, due);
     }
 
-    /// Puts the events of dropped deliveries back at their old places, as if they had not been taken.
+    /// Puts the events of dropped deliveries back under their keys, as if they had not been taken.
     pub fn put_back(&mut self, tags: impl IntoIterator<Item = u64>) {
-        self.remove(tags).places.into_iter().for_each(|place| self.wait_again(place, None));
+        self.remove(tags).events.into_iter().for_each(|event| self.wait_again(event, None));
     }
 
-    fn wait_again(&mut self, place: Place<T>, due: Option<Instant>) {
-        let Place { partition, place, event, attempt, generation } = place;
+    fn wait_again(&mut self, unacknowledged: Unacknowledged<T>, due: Option<Instant>) {
+        let Unacknowledged { partition, key, event, attempt, generation } = unacknowledged;
         if self.partitions[partition].generation == generation {
-            self.push(partition, place, event, attempt, due);
+            self.push(partition, key, event, attempt, due);
         }
     }
 
-    /// Discards a partition's waiting events, and those in hand once they are removed. Opens the partition again.
+    /// Discards a partition's waiting events, and its unacknowledged ones once they are removed. Opens the partition again.
     pub fn clear(&mut self, partition: usize) {
         let this = &mut self.partitions[partition];
         this.waiting.clear();
@@ -222,9 +215,9 @@ impl<T: Payload> Inbox<T> {
         self.partitions[partition].is_closed = is_closed;
     }
 
-    /// How many events of a partition are in hand.
-    pub fn in_hand(&self, partition: usize) -> usize {
-        self.partitions[partition].in_hand
+    /// How many events of a partition are unacknowledged.
+    pub fn unacknowledged(&self, partition: usize) -> usize {
+        self.partitions[partition].unacknowledged
     }
 
     /// How many events wait, in all partitions.
@@ -239,7 +232,7 @@ impl<T: Payload> Inbox<T> {
 
     pub fn clear_all(&mut self) {
         (0..self.partitions.len()).for_each(|partition| self.clear(partition));
-        self.in_hand.clear();
-        self.partitions.iter_mut().for_each(|partition| partition.in_hand = 0);
+        self.unacknowledged.clear();
+        self.partitions.iter_mut().for_each(|partition| partition.unacknowledged = 0);
     }
 }

@@ -7,7 +7,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::yield_now;
 
 use super::*;
-use crate::bus::given::{Numbered, numbered};
+use crate::bus::fixtures::{Numbered, numbered};
 use crate::bus::{Acknowledge, Receiver};
 use crate::{Applied, EngineError};
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use async_trait::async_trait;
 use bson::{Bson, Document, doc};
-use naru_engines::store::{Appended, Closing, Intake, IntakeRecord, resend_key};
+use naru_engines::store::{Appended, Closing, Intake, IntakeRecord, after_first_tries, resend_key};
 use naru_engines::{Applied, EngineError, EngineResult};
 use naru_model::hops::Accepted;
 use naru_model::{ClientMessageId, MessageId, RoomId, Seq, Timestamp, UserId};
@@ -17,9 +17,10 @@ use crate::open::INTAKE;
 
 #[async_trait]
 impl Intake for Database {
-    /// One round trip when all entries are new, else two.
+    /// One round trip when all entries are new, else two, and a third where a new one comes after a resend.
     ///
-    /// When the process dies in between, each entry is stored or not: the sweeper finds the stored ones.
+    /// When the process dies in between, each entry is stored or not: the sweeper finds the stored ones. One that comes after
+    /// a resend may then be saved before it; their sender has had no answer to either, and sends both again, in order.
     async fn append(&self, entries: &[Accepted]) -> EngineResult<Vec<Appended>> {
         // The server may run an unordered insert in any order, so of equal entries only the first is sent.
         let (mut ids, mut keys) = (HashSet::new(), HashSet::new());
@@ -39,7 +40,13 @@ impl Intake for Database {
         let there = entries.iter().zip(&new).filter(|(_, new)| !**new).map(|(entry, _)| entry);
         let there = self.there_before(there.collect()).await.map_err(after_effect)?;
         let answer = |(entry, new)| if new { Ok(Appended::New) } else { there.answer(entry) };
-        entries.iter().zip(new).map(answer).collect()
+        let answers = entries.iter().zip(new).map(answer).collect::<EngineResult<Vec<_>>>()?;
+        let correct = |(id, first): (MessageId, MessageId)| {
+            Update::one(doc! { "_id": id.to_bson() }, doc! { "$set": { "after": first.to_bson() } })
+        };
+        let corrected = after_first_tries(entries, &answers).into_iter().map(correct).collect();
+        self.update_all(INTAKE, corrected).await.map_err(after_effect)?;
+        Ok(answers)
     }
 
     /// One round trip.

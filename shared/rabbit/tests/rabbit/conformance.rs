@@ -4,26 +4,26 @@ use async_trait::async_trait;
 use naru_conformance::Subject;
 use naru_engines::bus::Bus;
 
-use super::given::{Place, Process};
+use super::fixtures::{Deployment, Process};
 
 naru_conformance::conformance_suite!(bus: fresh);
 
 fn fresh() -> Fresh {
-    let mut place = Place::shared();
+    let mut deployment = Deployment::shared();
     // The suite's rooms are apart in so many.
-    place.options.partitions = 32;
-    Fresh { place, processes: Vec::new() }
+    deployment.options.partitions = 32;
+    Fresh { deployment, processes: Vec::new() }
 }
 
 /// A deployment of its own. A process of it dies by having its cable cut: it closes nothing.
 struct Fresh {
     processes: Vec<Process>,
-    place: Place,
+    deployment: Deployment,
 }
 
 impl Fresh {
     async fn process(&mut self) -> Bus {
-        self.processes.push(self.place.process().await);
+        self.processes.push(self.deployment.process().await);
         self.processes[self.processes.len() - 1].bus()
     }
 }

@@ -12,12 +12,12 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::given::{
-    PATIENCE, Place, accepted, done, next, number, offline, room, rooms_apart, soon, until_ok,
+use super::fixtures::{
+    Deployment, TEST_TIMEOUT, accepted, done, next, number, offline, room, rooms_apart, soon, until_ok,
 };
 
 /// A broker that is back has its receivers back within this.
-const BACK: Duration = Duration::from_secs(5);
+const MAX_RECOVERY: Duration = Duration::from_secs(5);
 
 /// RabbitMQ 3.10.8 writes down which log is whose half a second after the last queue was declared. A quorum queue that is
 /// killed before is there again afterwards, empty, and does not answer; its messages lie in a log that is not read. An
@@ -27,7 +27,7 @@ fn new_names_are_written(broker: &mut Service) {
     broker.start_again();
 }
 
-/// One sender and one receiver, and a book of what was confirmed and what arrived.
+/// One sender and one receiver, and a record of what was confirmed and what arrived.
 struct Load {
     sent: watch::Receiver<u32>,
     arrived: Arc<Mutex<HashMap<RoomId, Vec<u32>>>>,
@@ -104,7 +104,7 @@ impl Load {
             if missing == 0 {
                 break;
             }
-            assert!(began.elapsed() < PATIENCE, "the last event of {missing} rooms");
+            assert!(began.elapsed() < TEST_TIMEOUT, "the last event of {missing} rooms");
             sleep(Duration::from_millis(20)).await;
         }
         self.tasks.remove(0).abort();
@@ -122,8 +122,8 @@ impl Load {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_may_be_killed_stopped_and_frozen_under_load() {
     let mut broker = Service::start(Kind::Rabbitmq);
-    let place = Place::at(broker.url());
-    let process = place.process().await;
+    let deployment = Deployment::at(broker.url());
+    let process = deployment.process().await;
     let bus = process.bus();
     let mut load = Load::start(&bus);
     soon("confirms", load.rounds(50)).await;
@@ -144,7 +144,7 @@ async fn a_broker_may_be_killed_stopped_and_frozen_under_load() {
         let back = Instant::now();
         let first = load.next_arrival(back).await;
         println!("orderly {orderly}: received {first:?} after the broker was back");
-        assert!(first < BACK, "{first:?}");
+        assert!(first < MAX_RECOVERY, "{first:?}");
         soon("confirms", load.rounds(50)).await;
         process.rabbit.ping().await.unwrap();
     }
@@ -162,23 +162,23 @@ async fn a_broker_may_be_killed_stopped_and_frozen_under_load() {
     let back = Instant::now();
     let first = load.next_arrival(back).await;
     println!("received {first:?} after the broker went on");
-    assert!(first < BACK + Duration::from_secs(5), "{first:?}");
+    assert!(first < MAX_RECOVERY + Duration::from_secs(5), "{first:?}");
     soon("confirms", load.rounds(50)).await;
     println!("{} arrivals", load.ends().await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waits_for_its_next_try_outlives_the_broker() {
-    /// More than the broker is away.
-    const STEP: Duration = Duration::from_secs(15);
+    /// Longer than the broker is down.
+    const DELAY: Duration = Duration::from_secs(15);
     /// What falls due before the hop's queue is back is offered to it again after three minutes (the broker's
     /// `dead_letter_worker_publisher_confirm_timeout`).
-    const NOT_LOST: Duration = Duration::from_secs(240);
+    const REDELIVERY_TIMEOUT: Duration = Duration::from_secs(240);
     const COUNT: usize = 40;
     let mut broker = Service::start(Kind::Rabbitmq);
-    let mut place = Place::at(broker.url());
-    place.options.wait_steps = vec![STEP];
-    let process = place.process().await;
+    let mut deployment = Deployment::at(broker.url());
+    deployment.options.wait_delays = vec![DELAY];
+    let process = deployment.process().await;
     let bus = process.bus();
     let mut receiver = bus.offline.receiver().await.unwrap();
     let events: BTreeMap<_, _> =
@@ -191,32 +191,32 @@ async fn what_waits_for_its_next_try_outlives_the_broker() {
         held.extend(soon("the first try", receiver.receive(COUNT)).await.unwrap());
     }
     let asked = Instant::now();
-    retry(held.into_iter().map(|delivery| delivery.ack_handle), STEP).await.unwrap();
+    retry(held.into_iter().map(|delivery| delivery.ack_handle), DELAY).await.unwrap();
     broker.kill();
     broker.start_again();
 
     let mut again = BTreeMap::new();
     while again.len() < COUNT {
-        let batch = timeout(NOT_LOST, receiver.receive(COUNT)).await.expect("the second try");
+        let batch = timeout(REDELIVERY_TIMEOUT, receiver.receive(COUNT)).await.expect("the second try");
         for delivery in batch.unwrap() {
             // The broker says nothing to an ack. Killed before it has written it down, it delivers the first try again.
             if delivery.attempt == 2 {
-                assert!(asked.elapsed() + Duration::from_millis(2) >= STEP, "too early");
+                assert!(asked.elapsed() + Duration::from_millis(2) >= DELAY, "too early");
                 again.insert(delivery.event.event_id.0, delivery.event);
             }
             let _comes_again = ack([delivery.ack_handle]).await;
         }
     }
     assert_eq!(again, events);
-    println!("all came again after {:?}, {STEP:?} was asked", asked.elapsed());
+    println!("all came again after {:?}, {DELAY:?} was asked", asked.elapsed());
 }
 
 #[tokio::test]
 async fn a_broker_may_be_late() {
     let mut broker = Service::start(Kind::Rabbitmq);
     broker.stop();
-    let place = Place::at(broker.url());
-    let process = place.process().await;
+    let deployment = Deployment::at(broker.url());
+    let process = deployment.process().await;
     let bus = process.bus();
     process.rabbit.ping().await.unwrap_err();
     let error = bus.offline.send(vec![offline()]).await.unwrap_err();
@@ -231,7 +231,7 @@ async fn a_broker_may_be_late() {
     .unwrap();
     let event = offline();
     let (_, after) = until_ok(async || bus.offline.send(vec![event.clone()]).await).await;
-    assert!(after < BACK, "{after:?}");
+    assert!(after < MAX_RECOVERY, "{after:?}");
     assert_eq!(next(&mut receiver).await, event);
     broker.stop();
 }
@@ -240,9 +240,9 @@ async fn a_broker_may_be_late() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_without_memory_takes_nothing_and_loses_nothing() {
     let broker = Service::start(Kind::Rabbitmq);
-    let mut place = Place::at(broker.url());
-    place.options.publish_timeout = Duration::from_secs(1);
-    let process = place.process().await;
+    let mut deployment = Deployment::at(broker.url());
+    deployment.options.publish_timeout = Duration::from_secs(1);
+    let process = deployment.process().await;
     let bus = process.bus();
     let mut receiver = bus.offline.receiver().await.unwrap();
     let (before, meanwhile, after) = (offline(), offline(), offline());
@@ -270,10 +270,10 @@ async fn a_broker_without_memory_takes_nothing_and_loses_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_that_is_full_for_a_while_costs_time_and_no_error() {
     let broker = Service::start(Kind::Rabbitmq);
-    let place = Place::at(broker.url());
+    let deployment = Deployment::at(broker.url());
     let bounded = r#"{"max-length":1,"overflow":"reject-publish"}"#;
     control(&broker, &["set_policy", "bounded", r"\.offline$", bounded, "--apply-to", "queues"]);
-    let process = place.process().await;
+    let process = deployment.process().await;
     let queue = process.bus().offline;
     let mut sending = {
         let queue = queue.clone();

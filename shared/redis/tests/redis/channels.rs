@@ -12,7 +12,7 @@ use naru_services::{Kind, Service};
 use tokio::time::timeout;
 
 use crate::{
-    PATIENCE, chat_event, layer, new_room, next, next_seq, open, other_client, publish, subscribe, until,
+    TEST_TIMEOUT, chat_event, layer, new_room, next, next_seq, open, other_client, publish, subscribe, until,
     user,
 };
 
@@ -49,7 +49,7 @@ async fn a_plain_subscriber_of_chat_receives_messages_and_nothing_else() {
     let mut received = plain.on_message();
     let mut payloads = String::new();
     for _ in 0..2 {
-        let message = timeout(PATIENCE, received.next()).await.unwrap().unwrap();
+        let message = timeout(TEST_TIMEOUT, received.next()).await.unwrap().unwrap();
         assert_eq!(message.get_channel_name(), "chat:ada_ben");
         payloads += &message.get_payload::<String>().unwrap();
         payloads.push('\n');
@@ -145,7 +145,7 @@ async fn a_subscriber_that_takes_nothing_costs_a_bounded_buffer_here_and_none_at
     }
     // Everything was read from the connection: the server holds nothing back for it.
     let mut other = other_client(&service.url()).await;
-    timeout(PATIENCE, async {
+    timeout(TEST_TIMEOUT, async {
         loop {
             let list: String = redis::cmd("CLIENT")
                 .arg("LIST")
@@ -207,7 +207,7 @@ async fn a_dropped_subscription_leaves_the_server() {
     let subscription = subscribe(&naru, &GatewayId::generate()).await;
     drop(subscription);
     let mut other = other_client(&service.url()).await;
-    timeout(PATIENCE, async {
+    timeout(TEST_TIMEOUT, async {
         let subscribed = async |other: &mut redis::aio::MultiplexedConnection| {
             redis::cmd("PUBSUB").arg("NUMPAT").query_async::<u64>(other).await.unwrap()
         };

@@ -14,7 +14,7 @@ use redis::Connection;
 use crate::conformance::{Processes, Turns};
 use crate::{new_room, next, next_seq, open, publish, subscribe, until, user};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Three nodes on this machine, each with a third of the slots and no replica.
 struct Cluster {
@@ -112,7 +112,7 @@ fn connect(port: u16) -> Connection {
 
 /// Asks until it is so.
 fn eventually(mut is_so: impl FnMut() -> redis::RedisResult<bool>) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while !is_so().unwrap_or(false) {
         assert!(Instant::now() < deadline, "the cluster does not start");
         thread::sleep(Duration::from_millis(10));

@@ -19,7 +19,7 @@ use naru_redis::{Options, Redis};
 use tokio::time::timeout;
 
 /// How long a test waits for what must happen, before it has failed.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Another process of the deployment.
 async fn open(url: &str) -> LiveLayer {
@@ -77,7 +77,7 @@ async fn subscribe(layer: &LiveLayer, gateway: &GatewayId) -> Box<dyn Subscripti
 }
 
 async fn next(subscription: &mut Box<dyn Subscription>) -> Signal {
-    timeout(PATIENCE, subscription.next()).await.expect("a signal comes in time").expect("open")
+    timeout(TEST_TIMEOUT, subscription.next()).await.expect("a signal comes in time").expect("open")
 }
 
 /// The place of the next message in this room; other signals are skipped.

@@ -10,7 +10,7 @@ use naru_services::{Kind, Service};
 use tokio::time::{Instant, timeout};
 
 use crate::{
-    PATIENCE, chat_event, new_room, next, next_seq, open, other_client, publish, subscribe, until, user,
+    TEST_TIMEOUT, chat_event, new_room, next, next_seq, open, other_client, publish, subscribe, until, user,
 };
 
 #[tokio::test]
@@ -175,5 +175,7 @@ async fn a_batch_during_an_outage_leaves_nothing_behind() {
     }
     assert!(asked.elapsed() < Duration::from_secs(10), "it took {:?}", asked.elapsed());
     service.thaw();
-    timeout(PATIENCE, async { while publish(&naru, &room, 1..2).await.is_err() {} }).await.expect("it heals");
+    timeout(TEST_TIMEOUT, async { while publish(&naru, &room, 1..2).await.is_err() {} })
+        .await
+        .expect("it heals");
 }

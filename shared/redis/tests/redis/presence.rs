@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use naru_conformance::LiveLayer;
-use naru_engines::live::{PresenceEntry, Seen};
+use naru_engines::live::{PresenceEntry, Renewal, Seen};
 use naru_model::{DeviceId, GatewayId, MessageId, SessionId, Timestamp, UserId};
 use naru_services::{Kind, url};
 use redis::aio::MultiplexedConnection;
@@ -66,6 +66,18 @@ impl Connected {
         let key = format!("naru:gateway:{}", self.session.gateway);
         let moment = moment.as_millis().to_string();
         self.raw::<()>(&["HSET", &key, "renewed", &moment, "until", &moment]).await;
+    }
+
+    /// As if Redis's clock had been set forward by so many hours since the lease was renewed, or back, if negative.
+    async fn step_the_clock(&mut self, hours: i64) {
+        let key = format!("naru:gateway:{}", self.session.gateway);
+        let times: Vec<i64> = self.raw(&["HMGET", &key, "renewed", "until"]).await;
+        let [renewed, until] = [times[0], times[1]].map(|time| (time - hours * 3_600_000).to_string());
+        self.raw::<()>(&["HSET", &key, "renewed", &renewed, "until", &until]).await;
+    }
+
+    async fn renew(&self) -> Renewal {
+        self.naru.presence.renew(&self.session.gateway, Duration::from_secs(600)).await.unwrap()
     }
 }
 
@@ -166,5 +178,51 @@ async fn a_user_whose_record_is_unreadable_is_not_offline() {
     {
         ada.raw::<()>(&["SET", &key, record]).await;
         assert!(!ada.naru.presence.online(&users).await.unwrap_err().is_transient(), "{record:?}");
+        assert_eq!(ada.naru.presence.attached(std::slice::from_ref(&ada.session)).await.unwrap(), [false]);
     }
+}
+
+/// A process that looks at presence now and then goes by its own clock.
+#[tokio::test]
+async fn a_step_of_the_clock_lapses_no_lease() {
+    for hours in [1, -1] {
+        let mut ada = Connected::new().await;
+        assert!(ada.seen().await.online);
+        ada.renew().await;
+        assert!(ada.seen().await.online);
+        ada.step_the_clock(hours).await;
+        assert!(ada.seen().await.online, "the clock was set by {hours} h");
+        assert_eq!(ada.renew().await, Renewal::Unbroken);
+    }
+}
+
+/// A process that was just started has only Redis's clock to go by. When that was set, it may be wrong, and the gateway is
+/// told.
+#[tokio::test]
+async fn a_lapse_by_a_step_of_the_clock_is_told() {
+    for hours in [1, -1] {
+        let mut ada = Connected::new().await;
+        ada.step_the_clock(hours).await;
+        for _ in 0..2 {
+            assert!(!ada.seen().await.online, "the clock was set by {hours} h");
+        }
+        assert_eq!(ada.renew().await, Renewal::Lapsed);
+        assert!(ada.seen().await.online);
+        assert_eq!(ada.renew().await, Renewal::Unbroken);
+    }
+}
+
+/// FLUSHALL, an eviction, or a failover to a replica that had not got the last renewals.
+#[tokio::test]
+async fn a_lost_lease_is_told() {
+    let mut ada = Connected::new().await;
+    let key = format!("naru:gateway:{}", ada.session.gateway);
+    assert_eq!(ada.renew().await, Renewal::Unbroken);
+    ada.raw::<()>(&["DEL", &key]).await;
+    assert_eq!(ada.renew().await, Renewal::Lapsed);
+    for _ in 0..2 {
+        assert_eq!(ada.renew().await, Renewal::Unbroken);
+    }
+    ada.raw::<()>(&["HSET", &key, "renewals", "1"]).await;
+    assert_eq!(ada.renew().await, Renewal::Lapsed);
 }

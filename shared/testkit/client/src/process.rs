@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader, copy, sink},
     process::{Child, ChildStdout, Command},
@@ -106,9 +106,26 @@ impl ServerProcess {
 
     /// Sends SIGTERM, on which the server drains. Does nothing if the process has ended.
     pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Makes it hang: it keeps its connections and does nothing (SIGSTOP). Returns when all its threads have stopped. Does
+    /// nothing if the process has ended.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+        // It fails when the process has ended.
+        let _stopped = waitid(WaitId::Pid(self.pid), WaitIdOptions::STOPPED);
+    }
+
+    /// Lets it go on after [`ServerProcess::freeze`]. Does nothing if the process has ended.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
         // A child that was waited for has no id: its number may belong to another process by now.
         if self.child.id().is_some() {
-            kill_process(self.pid, Signal::TERM).expect("our own child can be signalled");
+            kill_process(self.pid, signal).expect("our own child can be signalled");
         }
     }
 

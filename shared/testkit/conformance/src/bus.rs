@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use naru_model::hops::{
-    self, Accepted, Hop, Kind, Lane, Offline, Payload, PushEnvironment, PushJob, PushTarget, Saved,
+    self, Accepted, Hop, HopKind, Lane, Offline, Payload, PushEnvironment, PushJob, PushTarget, Saved,
 };
 use naru_model::{Event, MemberVersion, MessageId, RoomId, Seq, Timestamp, Trace, UserId, partition_of};
 
@@ -19,7 +19,7 @@ use super::given::{accepted, device, room, user};
 use super::{Of, reopened};
 use naru_engines::bus::{AckHandle, Bus, Delivery, Queue, Receiver, ack, retry};
 
-/// A delay short enough to wait for. An engine whose delays come in rungs is opened with this and [`LONG`] among them.
+/// A delay short enough to wait for. An engine that can keep only certain delays is opened with this and [`LONG`] among them.
 pub const SHORT: Duration = Duration::from_millis(150);
 /// A delay longer than any case waits.
 pub const LONG: Duration = Duration::from_secs(60);
@@ -153,8 +153,8 @@ impl<T: Payload> On<T> {
     /// rooms of different partitions.
     fn together(&self, count: usize) -> Vec<Event<T>> {
         match self.hop.kind {
-            Kind::Ordered => self.scattered(count),
-            Kind::Durable => self.events(&room(), count),
+            HopKind::Ordered => self.scattered(count),
+            HopKind::Durable => self.events(&room(), count),
         }
     }
 

@@ -12,9 +12,9 @@
 //!
 //! | sub-suite | part | for |
 //! |---|---|---|
-//! | [`store`] | [`Store`] | I1–I6, M1–M7, R1–R3, R5, R6, P1–P6, D1–D4, U1–U3 |
+//! | [`store`] | [`Store`] | I1–I7, M1–M7, R1–R3, R5, R6, P1–P6, D1–D5, K1–K4, U1–U4 |
 //! | [`bus`] | [`Bus`] | B1–B5, C1, C2, S1–S3, each on every hop it applies to |
-//! | [`live`] | [`LiveLayer`] | L1–L4, E1–E5, O1, O2, A1 |
+//! | [`live`] | [`LiveLayer`] | L1–L5, E1–E7, O1, O2, A1 |
 //! | [`foreign`] | [`ForeignStore`] | R4, where another system can write |
 //! | [`bounded`] | [`BoundedBus`] | B6, on hops whose bound is small enough to reach |
 //! | [`outage`] | [`SeverableLayer`] | "unknown is not offline", where the engine can be cut off |
@@ -40,6 +40,7 @@ macro_rules! conformance_cases {
                 i4_there_is_one_answer_per_entry_in_their_order,
                 i5_open_lists_what_is_not_closed_oldest_first,
                 i6_the_first_outcome_stands,
+                i7_what_comes_after_a_resend_comes_after_its_first_try,
                 i6_an_outcome_survives_death,
             }
             messages {
@@ -90,6 +91,15 @@ macro_rules! conformance_cases {
                 d3_a_removed_device_is_gone,
                 d4_a_device_that_was_not_seen_is_forgotten,
                 d5_spellings_of_a_token_are_one_token,
+            }
+            users {
+                k1_sessions_end_with_a_later_epoch,
+                k1_tokens_end_forward_only,
+                k1_of_many_at_the_same_time_each_counts,
+                k2_a_block_list_is_its_users_own,
+                k2_a_full_block_list_takes_no_more,
+                k3_changes_survive_death,
+                k4_each_user_is_answered_in_order,
             }
             pushes {
                 u1_what_was_recorded_is_done,
@@ -143,6 +153,7 @@ macro_rules! conformance_cases {
                 l2_events_of_one_publisher_come_in_order,
                 l3_a_subscription_that_is_not_read_delays_no_other,
                 l4_confirmations_and_evictions_reach_the_named_gateway_only,
+                l5_a_change_of_a_user_reaches_every_gateway,
             }
             presence {
                 e1_a_session_counts_while_its_gateways_lease_does,
@@ -154,6 +165,8 @@ macro_rules! conformance_cases {
                 e4_a_device_that_attaches_again_replaces_its_session,
                 e5_last_seen_is_now_while_connected,
                 e5_last_seen_is_the_last_renewal_of_a_dead_gateway,
+                e6_a_renewal_tells_whether_the_lease_has_lapsed,
+                e7_attached_shows_single_sessions,
             }
             proofs {
                 o1_a_proof_is_of_one_message_and_one_user,

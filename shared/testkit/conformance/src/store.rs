@@ -6,6 +6,7 @@ mod messages;
 mod positions;
 mod pushes;
 mod rooms;
+mod users;
 
 use super::{Of, given, reopened, together};
 use naru_engines::store::Store;

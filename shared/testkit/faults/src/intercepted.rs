@@ -16,11 +16,13 @@ use naru_model::{
 
 use super::{Call, Interceptor, locked};
 use naru_engines::bus::{self, AckHandle, Acknowledge, Bus, Delivery, Queue, Receiver};
-use naru_engines::live::{IsHere, Leases, Live, Presence, PresenceEntry, Proofs, Seen, Signal, Subscription};
+use naru_engines::live::{
+    IsHere, Leases, Live, Presence, PresenceEntry, Proofs, Renewal, Seen, Signal, Subscription,
+};
 use naru_engines::store::{
     Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakeRecord,
     MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, ParkedCursor, ParkedPush,
-    Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, Run, Store, Window,
+    Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, Run, Store, UserRecord, Users, Window,
 };
 use naru_engines::{EngineResult, Engines};
 
@@ -44,6 +46,7 @@ pub fn intercepted_store(store: Store, interceptor: Arc<dyn Interceptor>) -> Sto
         rooms: Intercepted::around("rooms", store.rooms, &interceptor),
         positions: Intercepted::around("positions", store.positions, &interceptor),
         devices: Intercepted::around("devices", store.devices, &interceptor),
+        users: Intercepted::around("users", store.users, &interceptor),
         pushes: Intercepted::around("pushes", store.pushes, &interceptor),
         linger: store.linger,
     }
@@ -148,6 +151,13 @@ intercepted! {
         remove_token(platform: Platform, token: &str, registered_before: Timestamp) -> bool;
         forget_unseen(before: Timestamp) -> u64;
     }
+    Users {
+        get(users: &[UserId]) -> Vec<UserRecord>;
+        blocked_by(user: &UserId, others: &[UserId]) -> Vec<bool>;
+        end_sessions(user: &UserId, tokens_not_before: Option<Timestamp>) -> ();
+        block(user: &UserId, other: &UserId, max: usize) -> bool;
+        unblock(user: &UserId, other: &UserId) -> ();
+    }
     Pushes {
         done(events: &[EventId]) -> Vec<bool>;
         record(taken: &[(EventId, String)]) -> ();
@@ -159,10 +169,11 @@ intercepted! {
         drop_parked_at(place: &ParkedCursor) -> bool;
     }
     Presence {
-        renew(gateway: &GatewayId, ttl: Duration) -> ();
+        renew(gateway: &GatewayId, ttl: Duration) -> Renewal;
         resign(gateway: &GatewayId) -> ();
         attach(session: &PresenceEntry) -> Option<PresenceEntry>;
         detach(session: &PresenceEntry) -> ();
+        attached(sessions: &[PresenceEntry]) -> Vec<bool>;
         online(users: &[UserId]) -> Vec<bool>;
         seen(users: &[UserId]) -> Vec<Seen>;
     }
@@ -269,6 +280,10 @@ impl Live for Intercepted<dyn Live> {
 
     async fn evict(&self, gateway: &GatewayId, session: &SessionId) -> EngineResult<()> {
         self.call("evict", Vec::new(), self.inner.evict(gateway, session)).await
+    }
+
+    async fn user_changed(&self, user: &UserId) -> EngineResult<()> {
+        self.call("user_changed", Vec::new(), self.inner.user_changed(user)).await
     }
 
     async fn subscribe(&self, gateway: &GatewayId, is_here: IsHere) -> EngineResult<Box<dyn Subscription>> {

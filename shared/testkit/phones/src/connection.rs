@@ -1,4 +1,4 @@
-//! A connection: TLS and HTTP/2, under its provider's conduct.
+//! A connection: TLS and HTTP/2, under its provider's behaviour.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use crate::conduct::Conduct;
+use crate::behaviour::Behaviour;
 use crate::provider::Provider;
 use crate::request::Requests;
 use crate::state::State;
@@ -24,14 +24,14 @@ use crate::state::State;
 /// How long a client may take for the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may take to close a connection that was closed here.
-const LINGER: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves a connection until it ends.
 pub(crate) async fn serve(
     provider: Provider,
     stream: TcpStream,
     tls: TlsAcceptor,
-    mut conduct: watch::Receiver<Conduct>,
+    mut behaviour: watch::Receiver<Behaviour>,
     state: Arc<State>,
 ) {
     let _only_slower = stream.set_nodelay(true);
@@ -43,20 +43,20 @@ pub(crate) async fn serve(
     };
     state.record.count(provider, |counts| counts.connections += 1);
 
-    let requests = Arc::new(Requests::new(provider, conduct.clone(), state));
+    let requests = Arc::new(Requests::new(provider, behaviour.clone(), state));
     let answering = requests.clone();
     let service = service_fn(move |request| {
         let requests = answering.clone();
         async move { Ok::<_, Infallible>(requests.answer(request).await) }
     });
-    let max_streams = conduct.borrow_and_update().max_streams();
+    let max_streams = behaviour.borrow_and_update().max_streams();
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder.timer(TokioTimer::new()).max_concurrent_streams(max_streams);
     // Dropped, it ends its requests.
     let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
 
     let from_now = |after: Duration| Instant::now() + after;
-    let mut go_away = conduct.borrow().go_away().map(from_now);
+    let mut go_away = behaviour.borrow().go_away().map(from_now);
     let mut is_going = false;
     loop {
         tokio::select! {
@@ -66,14 +66,14 @@ pub(crate) async fn serve(
                 serving.as_mut().graceful_shutdown();
                 is_going = true;
             }
-            changed = conduct.changed() => {
+            changed = behaviour.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                let conduct = *conduct.borrow_and_update();
+                let behaviour = *behaviour.borrow_and_update();
                 // The limit of streams is announced once in a connection.
-                let is_outdated = conduct.max_streams() != max_streams;
-                go_away = if is_outdated { Some(Instant::now()) } else { conduct.go_away().map(from_now) };
+                let is_outdated = behaviour.max_streams() != max_streams;
+                go_away = if is_outdated { Some(Instant::now()) } else { behaviour.go_away().map(from_now) };
             }
         }
     }
@@ -91,7 +91,7 @@ fn twice(stream: TcpStream) -> io::Result<(TcpStream, TcpStream)> {
 async fn linger(socket: &mut TcpStream) {
     let mut unread = [0; 1024];
     let until_closed = async { while socket.read(&mut unread).await.is_ok_and(|length| length > 0) {} };
-    let _closed_now = timeout(LINGER, until_closed).await;
+    let _closed_now = timeout(CLOSE_TIMEOUT, until_closed).await;
 }
 
 /// Waits for that moment; forever without one.

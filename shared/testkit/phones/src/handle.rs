@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::answer::Answer;
-use crate::conduct::Conduct;
+use crate::behaviour::Behaviour;
 use crate::provider::Provider;
 use crate::push::Push;
 use crate::record::Counts;
@@ -24,7 +24,7 @@ impl Handle {
     /// Answers every push to this token like this, until [`Handle::answer_as_usual`]. [`crate::TOKEN_ENDPOINT`] in the place
     /// of the token stands for the OAuth2 endpoint.
     pub fn answer(&self, token: &str, answer: Answer) {
-        self.state.script.stand(token, answer);
+        self.state.script.set_default(token, answer);
     }
 
     /// Answers the next pushes to this token like this, each once, in order, and then again as before. Further answers
@@ -38,15 +38,15 @@ impl Handle {
         self.state.script.forget(token);
     }
 
-    /// Sets the conduct of a whole provider; returns when it is in force. Earlier answers are as before.
-    pub async fn set(&self, provider: Provider, conduct: Conduct) {
+    /// Sets the behaviour of a whole provider; returns when it is in force. Earlier answers are as before.
+    pub async fn set(&self, provider: Provider, behaviour: Behaviour) {
         let (done, is_done) = oneshot::channel();
         let commands = match provider {
             Provider::Fcm => &self.fcm,
             Provider::Apns => &self.apns,
         };
         // Where the providers have ended there is nothing to wait for.
-        if commands.send(Command { conduct, done }).await.is_ok() {
+        if commands.send(Command { behaviour, done }).await.is_ok() {
             let _ended = is_done.await;
         }
     }

@@ -1,18 +1,18 @@
-//! The push providers that Naru is tested against: FCM with Google's OAuth2, and APNs, on this machine, over HTTP/2 and
-//! TLS. Naru's notifier connects to them as to the real ones, by configuration alone.
+//! An emulator of the push providers, not of phones: FCM with Google's OAuth2, and APNs, on this machine, over HTTP/2 and TLS.
+//! Naru's notifier connects to them as to the real ones, by configuration alone.
 //!
 //! It implements the providers' documentation without depending on Naru: it refuses the requests that the documentation
 //! refuses, with the providers' statuses and texts.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), naru_phones::StartError> {
-//! use naru_phones::{Answer, ApnsReason, Conduct, Options, Phones, Provider};
+//! use naru_phones::{Answer, ApnsReason, Behaviour, Options, Phones, Provider};
 //!
 //! let phones = Phones::start(Options::in_dir("phones")).await?;
 //! print!("{phones}"); // export NARU_FCM_BASE_URL='https://localhost:40213' …
 //! let handle = phones.handle();
 //! handle.answer_once("8f3a…", [Answer::apns(ApnsReason::TooManyRequests).retry_after(5)]);
-//! handle.set(Provider::Fcm, Conduct::Refuse).await;
+//! handle.set(Provider::Fcm, Behaviour::Refuse).await;
 //! let push = handle.next(0).await;
 //! println!("{} got {:?}", push.token, push.body);
 //! # Ok(())
@@ -58,7 +58,7 @@ mod admin;
 mod answer;
 mod apns;
 mod auth;
-mod conduct;
+mod behaviour;
 mod connection;
 mod error;
 mod fcm;
@@ -88,7 +88,7 @@ use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_util::task::AbortOnDropHandle;
 
 pub use answer::{Answer, ApnsReason, FcmError};
-pub use conduct::Conduct;
+pub use behaviour::Behaviour;
 pub use error::StartError;
 pub use handle::Handle;
 pub use keys::{KEY_ID, PROJECT, TEAM_ID, TOPIC};

@@ -1,4 +1,4 @@
-//! A request: answered by its provider's conduct, its validity, and the answer set for its token, in this order.
+//! A request: answered by its provider's behaviour, its validity, and the answer set for its token, in this order.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::answer::Answer;
-use crate::conduct::Conduct;
+use crate::behaviour::Behaviour;
 use crate::oauth::TOKEN_ENDPOINT;
 use crate::provider::Provider;
 use crate::push::Draft;
@@ -27,7 +27,7 @@ const MAX_BODY_BYTES: usize = 256 * 1_024;
 /// What answers the requests of one connection.
 pub(crate) struct Requests {
     provider: Provider,
-    conduct: watch::Receiver<Conduct>,
+    behaviour: watch::Receiver<Behaviour>,
     state: Arc<State>,
     /// How many requests are under way.
     streams: AtomicU64,
@@ -36,8 +36,8 @@ pub(crate) struct Requests {
 }
 
 impl Requests {
-    pub(crate) fn new(provider: Provider, conduct: watch::Receiver<Conduct>, state: Arc<State>) -> Self {
-        Self { provider, conduct, state, streams: AtomicU64::new(0), closing: CancellationToken::new() }
+    pub(crate) fn new(provider: Provider, behaviour: watch::Receiver<Behaviour>, state: Arc<State>) -> Self {
+        Self { provider, behaviour, state, streams: AtomicU64::new(0), closing: CancellationToken::new() }
     }
 
     /// Answers a request, or never returns.
@@ -46,10 +46,10 @@ impl Requests {
         let (mut head, body) = request.into_parts();
         // A body that ends early has a client that is gone; one that is larger than this is none of Naru's.
         let Ok(body) = Limited::new(body, MAX_BODY_BYTES).collect().await else { self.close().await };
-        let conduct = *self.conduct.borrow();
-        match conduct {
-            Conduct::Hang => return pending().await,
-            Conduct::Slow(delay) => sleep(delay).await,
+        let behaviour = *self.behaviour.borrow();
+        match behaviour {
+            Behaviour::Hang => return pending().await,
+            Behaviour::Slow(delay) => sleep(delay).await,
             _ => {}
         }
         let body = body.to_bytes();

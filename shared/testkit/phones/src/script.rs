@@ -15,13 +15,13 @@ struct Entry {
     /// Answered first, each once, in this order.
     once: VecDeque<Answer>,
     /// Answered whenever there is nothing in `once`.
-    standing: Option<Answer>,
+    default: Option<Answer>,
 }
 
 impl Script {
     /// Sets this answer until [`Script::forget`].
-    pub(crate) fn stand(&self, token: &str, answer: Answer) {
-        self.entries().entry(token.to_owned()).or_default().standing = Some(answer);
+    pub(crate) fn set_default(&self, token: &str, answer: Answer) {
+        self.entries().entry(token.to_owned()).or_default().default = Some(answer);
     }
 
     /// Adds these answers, each once, after those that are still to come.
@@ -38,7 +38,7 @@ impl Script {
     pub(crate) fn next(&self, token: &str) -> Option<Answer> {
         let mut entries = self.entries();
         let entry = entries.get_mut(token)?;
-        entry.once.pop_front().or_else(|| entry.standing.clone())
+        entry.once.pop_front().or_else(|| entry.default.clone())
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<String, Entry>> {

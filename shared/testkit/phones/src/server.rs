@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::conduct::Conduct;
+use crate::behaviour::Behaviour;
 use crate::connection;
 use crate::error::StartError;
 use crate::provider::Provider;
@@ -24,9 +24,9 @@ const BACKLOG: u32 = 1_024;
 /// How long to wait before the system is asked again for a port or a file descriptor.
 pub(crate) const PAUSE: Duration = Duration::from_millis(10);
 
-/// A change of a provider's conduct, and the caller that waits for it to be in force.
+/// A change of a provider's behaviour, and the caller that waits for it to be in force.
 pub(crate) struct Command {
-    pub(crate) conduct: Conduct,
+    pub(crate) behaviour: Behaviour,
     pub(crate) done: oneshot::Sender<()>,
 }
 
@@ -40,8 +40,8 @@ impl Server {
     /// Accepts connections on this port.
     pub(crate) fn start(provider: Provider, port: Port, tls: TlsAcceptor, state: Arc<State>) -> Self {
         let (commands, received) = mpsc::channel(1);
-        let (conduct, connections) = (watch::Sender::default(), JoinSet::new());
-        let task = Task { provider, port, tls, state, conduct, connections };
+        let (behaviour, connections) = (watch::Sender::default(), JoinSet::new());
+        let task = Task { provider, port, tls, state, behaviour, connections };
         Self { commands, _task: AbortOnDropHandle::new(tokio::spawn(task.run(received))) }
     }
 }
@@ -51,7 +51,7 @@ struct Task {
     port: Port,
     tls: TlsAcceptor,
     state: Arc<State>,
-    conduct: watch::Sender<Conduct>,
+    behaviour: watch::Sender<Behaviour>,
     connections: JoinSet<()>,
 }
 
@@ -60,8 +60,8 @@ impl Task {
         loop {
             tokio::select! {
                 command = commands.recv() => {
-                    let Some(Command { conduct, done }) = command else { return };
-                    self.change(conduct).await;
+                    let Some(Command { behaviour, done }) = command else { return };
+                    self.change(behaviour).await;
                     let _the_caller_is_gone = done.send(());
                 }
                 accepted = self.port.accept() => match accepted {
@@ -74,22 +74,22 @@ impl Task {
     }
 
     fn serve(&mut self, stream: TcpStream) {
-        if *self.conduct.borrow() != Conduct::Closed {
-            let (tls, conduct, state) = (self.tls.clone(), self.conduct.subscribe(), self.state.clone());
-            self.connections.spawn(connection::serve(self.provider, stream, tls, conduct, state));
+        if *self.behaviour.borrow() != Behaviour::Closed {
+            let (tls, behaviour, state) = (self.tls.clone(), self.behaviour.subscribe(), self.state.clone());
+            self.connections.spawn(connection::serve(self.provider, stream, tls, behaviour, state));
         }
     }
 
-    /// Returns when the conduct is in force.
-    async fn change(&mut self, conduct: Conduct) {
-        if conduct == Conduct::Refuse {
+    /// Returns when the behaviour is in force.
+    async fn change(&mut self, behaviour: Behaviour) {
+        if behaviour == Behaviour::Refuse {
             self.port.refuse();
         }
-        self.conduct.send_replace(conduct);
-        if matches!(conduct, Conduct::Refuse | Conduct::Closed) {
+        self.behaviour.send_replace(behaviour);
+        if matches!(behaviour, Behaviour::Refuse | Behaviour::Closed) {
             self.connections.shutdown().await;
         }
-        if conduct != Conduct::Refuse {
+        if behaviour != Behaviour::Refuse {
             self.port.listen().await;
         }
     }

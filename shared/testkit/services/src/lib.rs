@@ -19,11 +19,11 @@ use std::sync::{LazyLock, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tempfile::TempDir;
 
 /// How long a service may take to start. RabbitMQ takes about five seconds, several times that when both cores compile.
-const PATIENCE: Duration = Duration::from_secs(120);
+const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// How often a service is asked whether it has started.
 const ASK_EVERY: Duration = Duration::from_millis(20);
 /// Below the range from which the system gives ports to clients.
@@ -194,7 +194,7 @@ impl Service {
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log);
         self.child = Some(spawn(command));
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + START_TIMEOUT;
         while !self.kind.answers(self.port).unwrap_or(false) {
             let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
             let late = Instant::now() > deadline;
@@ -237,12 +237,14 @@ impl Service {
         self.end(Signal::KILL);
     }
 
-    /// Makes it hang: it keeps its connections and answers nothing (SIGSTOP).
+    /// Makes it hang: it keeps its connections and answers nothing (SIGSTOP). Returns when all its threads have stopped: until
+    /// then it may still answer.
     ///
     /// # Panics
     /// When it does not run.
     pub fn freeze(&self) {
-        self.signal(Signal::STOP);
+        let pid = self.signal(Signal::STOP);
+        waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED).expect("our own child can be waited for");
     }
 
     /// Lets it go on after [`Service::freeze`].
@@ -262,9 +264,10 @@ impl Service {
         self.dir.path().join("service.log")
     }
 
-    fn signal(&self, signal: Signal) {
+    fn signal(&self, signal: Signal) -> Pid {
         let pid = Pid::from_raw(self.pid().cast_signed()).expect("a pid");
         kill_process(pid, signal).expect("the process is not waited for yet");
+        pid
     }
 
     fn end(&mut self, signal: Signal) {

@@ -4,7 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::bus::given::{Numbered, numbered};
+use crate::bus::fixtures::{Numbered, numbered};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -12,8 +12,8 @@ fn numbers(taken: &[Taken<Numbered>]) -> Vec<u64> {
     taken.iter().map(|taken| taken.event.payload.number).collect()
 }
 
-/// An inbox with these events in its partitions, each at its own number.
-fn filled(kind: Kind, partitions: &[&[u64]]) -> Inbox<Numbered> {
+/// An inbox with these events in its partitions, each under its own number.
+fn filled(kind: HopKind, partitions: &[&[u64]]) -> Inbox<Numbered> {
     let mut inbox = Inbox::new(kind, u32::try_from(partitions.len()).unwrap());
     for (partition, events) in partitions.iter().enumerate() {
         events.iter().for_each(|number| inbox.push(partition, *number, numbered("r", *number), 1, None));
@@ -23,18 +23,18 @@ fn filled(kind: Kind, partitions: &[&[u64]]) -> Inbox<Numbered> {
 
 fn retry_all(inbox: &mut Inbox<Numbered>, batch: &[Taken<Numbered>], after: Duration, now: Instant) {
     let removed = inbox.remove(batch.iter().map(|taken| taken.tag));
-    removed.places.into_iter().for_each(|place| inbox.retry(place, after, now));
+    removed.events.into_iter().for_each(|event| inbox.retry(event, after, now));
 }
 
 #[test]
 fn a_durable_event_waits_for_its_own_delay_only() {
     let now = Instant::now();
-    let mut inbox = filled(Kind::Durable, &[&[1, 2, 3]]);
+    let mut inbox = filled(HopKind::Durable, &[&[1, 2, 3]]);
     for seconds in [60, 2] {
         let batch = inbox.take(1, now).unwrap();
         retry_all(&mut inbox, &batch, SECOND * seconds, now);
     }
-    assert_eq!(numbers(&inbox.take(9, now).unwrap()), [3], "in hand, which holds nothing up");
+    assert_eq!(numbers(&inbox.take(9, now).unwrap()), [3], "unacknowledged, which holds nothing up");
     assert_eq!(inbox.take(9, now).unwrap_err(), Some(now + SECOND * 2));
     let again = inbox.take(9, now + SECOND * 2).unwrap();
     assert_eq!((numbers(&again), again[0].attempt), (vec![2], 2));
@@ -43,30 +43,30 @@ fn a_durable_event_waits_for_its_own_delay_only() {
 }
 
 #[test]
-fn what_was_in_hand_of_a_cleared_partition_does_not_come_again() {
+fn what_was_unacknowledged_of_a_cleared_partition_does_not_come_again() {
     let now = Instant::now();
-    let mut inbox = filled(Kind::Ordered, &[&[1, 2, 3, 4, 5]]);
+    let mut inbox = filled(HopKind::Ordered, &[&[1, 2, 3, 4, 5]]);
     let batch = inbox.take(3, now).unwrap();
-    let removed_before = inbox.remove([batch[0].tag]).places;
+    let removed_before = inbox.remove([batch[0].tag]).events;
     inbox.clear(0);
     inbox.push(0, 6, numbered("r", 6), 1, None);
-    assert_eq!(inbox.take(9, now).unwrap_err(), None, "two of the room are in hand");
+    assert_eq!(inbox.take(9, now).unwrap_err(), None, "two of the room are unacknowledged");
 
-    removed_before.into_iter().for_each(|place| inbox.retry(place, SECOND, now));
+    removed_before.into_iter().for_each(|event| inbox.retry(event, SECOND, now));
     inbox.put_back([batch[1].tag]);
-    assert_eq!(inbox.in_hand(0), 1);
+    assert_eq!(inbox.unacknowledged(0), 1);
     let removed = inbox.remove([batch[2].tag]);
-    assert!(removed.places.is_empty() && removed.some_are_gone);
+    assert!(removed.events.is_empty() && removed.some_are_gone);
     assert_eq!(numbers(&inbox.take(9, now).unwrap()), [6], "and nothing blocks it");
 
     inbox.clear_all();
-    assert_eq!((inbox.waiting(), inbox.in_hand(0)), (0, 0));
+    assert_eq!((inbox.waiting(), inbox.unacknowledged(0)), (0, 0));
 }
 
 #[test]
 fn a_closed_partition_is_not_taken() {
     let now = Instant::now();
-    let mut inbox = filled(Kind::Ordered, &[&[1], &[2]]);
+    let mut inbox = filled(HopKind::Ordered, &[&[1], &[2]]);
     inbox.set_closed(0, true);
     assert_eq!(numbers(&inbox.take(9, now).unwrap()), [2]);
     assert_eq!(inbox.take(9, now).unwrap_err(), None);
@@ -78,7 +78,7 @@ fn a_closed_partition_is_not_taken() {
 #[test]
 fn partitions_take_turns() {
     let now = Instant::now();
-    let mut inbox = filled(Kind::Ordered, &[&[1, 2], &[3, 4], &[5, 6]]);
+    let mut inbox = filled(HopKind::Ordered, &[&[1, 2], &[3, 4], &[5, 6]]);
     let mut served = Vec::new();
     while let Ok(batch) = inbox.take(1, now) {
         served.extend(numbers(&batch));
@@ -88,9 +88,9 @@ fn partitions_take_turns() {
 }
 
 #[test]
-fn what_is_in_hand_is_removed_once() {
+fn what_is_unacknowledged_is_removed_once() {
     let now = Instant::now();
-    let mut inbox = filled(Kind::Ordered, &[&[1, 2]]);
+    let mut inbox = filled(HopKind::Ordered, &[&[1, 2]]);
     let batch = inbox.take(9, now).unwrap();
     let tags = || batch.iter().map(|taken| taken.tag);
     inbox.put_back(tags());
@@ -99,7 +99,7 @@ fn what_is_in_hand_is_removed_once() {
     assert!(inbox.remove(tags()).some_are_gone, "the same events, by tags of another delivery");
 }
 
-/// A call on an ordered inbox. A batch is picked by its place among those in hand.
+/// A call on an ordered inbox. A batch is picked by its index among the unacknowledged ones.
 #[derive(Clone, Debug)]
 enum Step {
     Push { room: usize },
@@ -128,7 +128,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// A delivery's tag, room and number.
 type Delivered = (u64, usize, u64);
-/// A batch's deliveries that are in hand.
+/// A batch's unacknowledged deliveries.
 type Batch = Vec<Delivered>;
 
 /// The state that the contract requires after the same steps.
@@ -137,16 +137,16 @@ struct Expected {
     /// The unacknowledged events in the order of sending, each with its attempt and the moment before which it is not
     /// delivered.
     rooms: [BTreeMap<u64, (u32, Option<Instant>)>; ROOMS],
-    in_hand: Vec<Batch>,
+    unacknowledged: Vec<Batch>,
 }
 
 impl Expected {
-    /// Removes the first `count` deliveries of a batch from those in hand.
+    /// Removes the first `count` deliveries of an unacknowledged batch.
     fn leave(&mut self, batch: usize, count: usize) -> Option<Batch> {
-        let batch = batch.checked_rem(self.in_hand.len())?;
-        let deliveries = &mut self.in_hand[batch];
+        let batch = batch.checked_rem(self.unacknowledged.len())?;
+        let deliveries = &mut self.unacknowledged[batch];
         let left = deliveries.drain(..count.min(deliveries.len())).collect();
-        self.in_hand.retain(|deliveries| !deliveries.is_empty());
+        self.unacknowledged.retain(|deliveries| !deliveries.is_empty());
         Some(left)
     }
 
@@ -161,10 +161,10 @@ impl Expected {
         assert!((1..=max).contains(&batch.len()), "{} of at most {max}", batch.len());
         let room_of =
             |taken: &Taken<Numbered>| taken.event.payload.room().as_str()[1..].parse::<usize>().unwrap();
-        let held: HashSet<usize> = self.in_hand.iter().flatten().map(|(_, room, _)| *room).collect();
+        let held: HashSet<usize> = self.unacknowledged.iter().flatten().map(|(_, room, _)| *room).collect();
         for (room, events) in self.rooms.iter().enumerate() {
             let of_room: Vec<_> = batch.iter().filter(|taken| room_of(taken) == room).collect();
-            assert!(of_room.is_empty() || !held.contains(&room), "room {room} is in two hands");
+            assert!(of_room.is_empty() || !held.contains(&room), "room {room} is in two batches");
             assert!(of_room.len() <= events.len(), "of room {room} more came than there is");
             for (taken, (number, (attempt, not_before))) in of_room.iter().zip(events) {
                 assert_eq!(
@@ -176,16 +176,16 @@ impl Expected {
             }
         }
         let deliveries = batch.iter().map(|taken| (taken.tag, room_of(taken), taken.event.payload.number));
-        self.in_hand.push(deliveries.collect());
+        self.unacknowledged.push(deliveries.collect());
     }
 }
 
 proptest! {
     #[test]
-    fn on_an_ordered_hop_no_room_is_in_two_hands_and_none_of_its_events_overtakes_another(
+    fn on_an_ordered_hop_no_room_is_in_two_batches_and_none_of_its_events_overtakes_another(
         steps in vec(step(), 0..120),
     ) {
-        let mut inbox = Inbox::<Numbered>::new(Kind::Ordered, u32::try_from(PARTITIONS).unwrap());
+        let mut inbox = Inbox::<Numbered>::new(HopKind::Ordered, u32::try_from(PARTITIONS).unwrap());
         let (mut expected, mut now, mut next) = (Expected::default(), Instant::now(), 0);
         for step in steps {
             match step {
@@ -202,14 +202,14 @@ proptest! {
                 Step::Ack { batch, count } => {
                     let Some(left) = expected.leave(batch, count) else { continue };
                     let removed = inbox.remove(left.iter().map(|(tag, ..)| *tag));
-                    prop_assert!(!removed.some_are_gone && removed.places.len() == left.len());
+                    prop_assert!(!removed.some_are_gone && removed.events.len() == left.len());
                     expected.forget(&left);
                 }
                 Step::Retry { batch, count, millis } => {
                     let Some(left) = expected.leave(batch, count) else { continue };
                     let after = Duration::from_millis(millis);
-                    for place in inbox.remove(left.iter().map(|(tag, ..)| *tag)).places {
-                        inbox.retry(place, after, now);
+                    for event in inbox.remove(left.iter().map(|(tag, ..)| *tag)).events {
+                        inbox.retry(event, after, now);
                     }
                     for (_, room, number) in left {
                         let event = expected.rooms[room].get_mut(&number).unwrap();
@@ -225,7 +225,7 @@ proptest! {
         }
 
         // All unacknowledged events are delivered once their time has come.
-        inbox.put_back(expected.in_hand.drain(..).flatten().map(|(tag, ..)| tag));
+        inbox.put_back(expected.unacknowledged.drain(..).flatten().map(|(tag, ..)| tag));
         while expected.rooms.iter().any(|room| !room.is_empty()) {
             match inbox.take(4, now) {
                 Ok(batch) => {

@@ -24,8 +24,8 @@ pub(super) async fn b1_however_much_is_sent_together_it_arrives_whole<T: Payload
     let mut receiver = on.receiver().await;
     let received = drained(&mut receiver, 400, 64).await;
     match on.hop.kind {
-        Kind::Ordered => assert_eq!(received, events),
-        Kind::Durable => assert_eq!(sorted(received), sorted(events)),
+        HopKind::Ordered => assert_eq!(received, events),
+        HopKind::Durable => assert_eq!(sorted(received), sorted(events)),
     }
 }
 
@@ -159,8 +159,8 @@ pub(super) async fn s1_of_what_was_sent_together_only_the_rest_comes_again<T: Pa
     let mut receiver = on.receiver().await;
     let batch = match on.hop.kind {
         // A room has one unacknowledged batch at a time.
-        Kind::Ordered => receiver.receive(7).await.unwrap(),
-        Kind::Durable => held(&mut receiver, 7).await,
+        HopKind::Ordered => receiver.receive(7).await.unwrap(),
+        HopKind::Durable => held(&mut receiver, 7).await,
     };
     let (done, dropped) = every_second(batch);
     let (done, ack_handles) = split(done);
@@ -169,8 +169,8 @@ pub(super) async fn s1_of_what_was_sent_together_only_the_rest_comes_again<T: Pa
     rest.retain(|event| !done.contains(event));
     let received = drained(&mut receiver, rest.len(), 9).await;
     match on.hop.kind {
-        Kind::Ordered => assert_eq!(received, rest),
-        Kind::Durable => assert_eq!(sorted(received), sorted(rest)),
+        HopKind::Ordered => assert_eq!(received, rest),
+        HopKind::Durable => assert_eq!(sorted(received), sorted(rest)),
     }
     nothing_more(&on, receiver).await;
 }

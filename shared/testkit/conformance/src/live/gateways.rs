@@ -208,7 +208,7 @@ pub(super) async fn l4_confirmations_and_evictions_reach_the_named_gateway_only(
         match at_here.next().await.expect("open") {
             signal @ (Signal::Confirmed(_) | Signal::Evict(_)) => received.push(signal),
             Signal::Interrupted => panic!("nothing is lost here: two signals"),
-            Signal::Event(_) | Signal::Elsewhere { .. } | Signal::Restored => {}
+            Signal::Event(_) | Signal::Elsewhere { .. } | Signal::UserChanged(_) | Signal::Restored => {}
         }
     }
     // The order of these two is not promised.
@@ -222,10 +222,39 @@ pub(super) async fn l4_confirmations_and_evictions_reach_the_named_gateway_only(
         loop {
             match subscription.next().await.expect("open") {
                 Signal::Event(event) if *event.news.room() == room => break,
-                Signal::Event(_) | Signal::Elsewhere { .. } | Signal::Interrupted | Signal::Restored => {}
+                Signal::Event(_)
+                | Signal::Elsewhere { .. }
+                | Signal::UserChanged(_)
+                | Signal::Interrupted
+                | Signal::Restored => {}
                 stray => panic!("{stray:?} is for another gateway"),
             }
         }
+    }
+}
+
+pub(super) async fn l5_a_change_of_a_user_reaches_every_gateway(subject: Of<'_, LiveLayer>) {
+    let layer = subject.open().await;
+    let beside = subject.beside(&layer).await;
+    // The last gateway has no session of any user.
+    let empty = beside.live.subscribe(&GatewayId::generate(), Arc::new(|_| false)).await.unwrap();
+    let subscriptions = [subscribed(&layer).await, subscribed(&beside).await, empty];
+    let (ada, ben) = (user(), user());
+    for user in [&ada, &ben] {
+        layer.live.user_changed(user).await.unwrap();
+    }
+    for mut subscription in subscriptions {
+        let mut changed = Vec::new();
+        while changed.len() < 2 {
+            match subscription.next().await.expect("open") {
+                Signal::UserChanged(user) if user == ada || user == ben => changed.push(user),
+                // What another case's flood has displaced is announced (L1).
+                Signal::Interrupted => break,
+                _ => {}
+            }
+        }
+        assert!(changed.is_empty() || changed[0] == ada, "{changed:?}");
+        assert!(changed.len() < 2 || changed[1] == ben, "{changed:?}");
     }
 }
 
@@ -314,6 +343,8 @@ fn place(signal: Option<Signal>, room: &RoomId) -> Meaning {
         },
         Signal::Interrupted => Meaning::Interrupted,
         Signal::Restored => Meaning::Restored,
-        Signal::Elsewhere { .. } | Signal::Confirmed(_) | Signal::Evict(_) => Meaning::Other,
+        Signal::Elsewhere { .. } | Signal::Confirmed(_) | Signal::Evict(_) | Signal::UserChanged(_) => {
+            Meaning::Other
+        }
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::given::{device, user};
 use super::{LiveLayer, Of};
-use naru_engines::live::{Presence, PresenceEntry, Seen};
+use naru_engines::live::{Presence, PresenceEntry, Renewal, Seen};
 
 /// Longer than every case.
 const LONG: Duration = Duration::from_secs(600);
@@ -162,6 +162,39 @@ pub(super) async fn e5_last_seen_is_the_last_renewal_of_a_dead_gateway(subject: 
     let seen = seen(&presence, &ada).await.last_seen_at.expect("they were connected");
     let range = at.before(CLOCKS)..=answered.after(CLOCKS);
     assert!(range.contains(&seen), "{seen} is not when the lease was renewed: {range:?}");
+}
+
+pub(super) async fn e6_a_renewal_tells_whether_the_lease_has_lapsed(subject: Of<'_, LiveLayer>) {
+    let layer = subject.open().await;
+    let beside = subject.beside(&layer).await.presence;
+    let (presence, gateway, ada) = (layer.presence, GatewayId::generate(), user());
+    presence.attach(&session(&ada, &gateway)).await.unwrap();
+    assert_eq!(presence.renew(&gateway, LONG).await.unwrap(), Renewal::Lapsed, "it is new");
+    assert!(online(&beside, &ada).await);
+    let renewed = Instant::now();
+    assert_eq!(presence.renew(&gateway, SHORT).await.unwrap(), Renewal::Unbroken);
+    until_offline(&beside, &ada, renewed).await;
+    assert_eq!(
+        presence.renew(&gateway, LONG).await.unwrap(),
+        Renewal::Lapsed,
+        "a look-up has missed the session"
+    );
+    assert!(online(&beside, &ada).await);
+    assert_eq!(presence.renew(&gateway, LONG).await.unwrap(), Renewal::Unbroken, "it was told");
+}
+
+pub(super) async fn e7_attached_shows_single_sessions(subject: Of<'_, LiveLayer>) {
+    let presence = subject.open().await.presence;
+    let (gateway, ada) = (running(&presence).await, user());
+    let [phone, web] = [(); 2].map(|()| session(&ada, &gateway));
+    let unleased = session(&user(), &GatewayId::generate());
+    for attached in [&phone, &web, &unleased] {
+        presence.attach(attached).await.unwrap();
+    }
+    presence.detach(&phone).await.unwrap();
+    let asked = [unleased, session(&user(), &gateway), phone, web];
+    assert_eq!(presence.attached(&asked).await.unwrap(), [true, false, false, true], "in their order");
+    assert!(presence.attached(&[]).await.unwrap().is_empty());
 }
 
 /// A gateway whose lease outlives the case.

@@ -182,6 +182,24 @@ pub(super) async fn i6_an_outcome_survives_death(subject: Of<'_, Store>) {
     assert_eq!(open_in(&store, &entry.chat_room_id).await, []);
 }
 
+pub(super) async fn i7_what_comes_after_a_resend_comes_after_its_first_try(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (room, ada) = (room(), user());
+    let old = accepted(&room, &ada);
+    append(&store, &old).await;
+    let after = |before: &Accepted| Accepted { after: Some(before.id), ..accepted(&room, &ada) };
+    let again = resend_of(&old);
+    let one = after(&again);
+    let one_again = resend_of(&one);
+    let two = after(&one_again);
+    let three = after(&two);
+    store.intake.append(&[again, one.clone(), one_again, two.clone(), three.clone()]).await.unwrap();
+    let expected = [(&one, &old), (&two, &one), (&three, &two)]
+        .map(|(entry, before)| Accepted { after: Some(before.id), ..entry.clone() });
+    let records = store.intake.get(&expected.each_ref().map(|entry| entry.id)).await.unwrap();
+    assert_eq!(records, expected.map(|entry| Some(still_open(&entry))));
+}
+
 async fn append(store: &Store, entry: &Accepted) -> Appended {
     let mut answers = store.intake.append(from_ref(entry)).await.unwrap();
     assert_eq!(answers.len(), 1, "one answer per entry");

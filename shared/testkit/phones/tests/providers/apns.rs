@@ -3,13 +3,13 @@
 use naru_phones::{KEY_ID, Provider, TEAM_ID, TOPIC};
 use serde_json::{Value, json};
 
-use crate::world::{APNS_TOKEN, World, alert, client, in_time, now, soon};
+use crate::fixture::{APNS_TOKEN, Fixture, alert, client, in_time, now, soon};
 
 const ID: &str = "123e4567-e89b-12d3-a456-4266554400a0";
 
 #[tokio::test]
 async fn a_push_with_everything_is_taken() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let payload = json!({
         "aps": {"alert": {"title": "Ada", "body": "안녕하세요", "loc-key": "new"}, "badge": 3, "thread-id": "A_B"},
         "chatRoomId": "A_B",
@@ -22,11 +22,11 @@ async fn a_push_with_everything_is_taken() {
         ("apns-expiration", Some(expiration.as_str())),
         ("apns-collapse-id", Some("A_B")),
     ];
-    let answered = world.device(APNS_TOKEN, &headers, &payload).await;
+    let answered = fixture.device(APNS_TOKEN, &headers, &payload).await;
     assert_eq!((answered.status, answered.text.as_str()), (200, ""));
     assert_eq!(answered.header("apns-id"), Some(ID));
 
-    let pushes = world.handle.received();
+    let pushes = fixture.handle.received();
     let push = &pushes[0];
     assert_eq!((push.provider, push.token.as_str(), push.id.as_str()), (Provider::Apns, APNS_TOKEN, ID));
     assert_eq!((push.title.as_deref(), push.body.as_deref()), (Some("Ada"), Some("안녕하세요")));
@@ -38,20 +38,20 @@ async fn a_push_with_everything_is_taken() {
 
 #[tokio::test]
 async fn an_id_is_made_where_there_is_none() {
-    let world = World::new().await;
-    let answered = world.push(APNS_TOKEN).await;
+    let fixture = Fixture::new().await;
+    let answered = fixture.push(APNS_TOKEN).await;
     let id = answered.header("apns-id").expect("an id").to_owned();
     assert_eq!(id.len(), 36);
-    assert_eq!(world.handle.received()[0].id, id);
+    assert_eq!(fixture.handle.received()[0].id, id);
     // Upper case is a UUID too, and comes back as it is.
     let upper = ID.to_uppercase();
-    let answered = world.device(APNS_TOKEN, &[("apns-id", Some(&upper))], &alert()).await;
+    let answered = fixture.device(APNS_TOKEN, &[("apns-id", Some(&upper))], &alert()).await;
     assert_eq!((answered.status, answered.header("apns-id")), (200, Some(upper.as_str())));
 }
 
 #[tokio::test]
 async fn headers_that_are_wrong_are_refused() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let long = "x".repeat(65);
     let cases: [(&str, Option<&str>, &str); 18] = [
         ("apns-topic", None, "MissingTopic"),
@@ -74,16 +74,16 @@ async fn headers_that_are_wrong_are_refused() {
         ("apns-collapse-id", Some(&long), "BadCollapseId"),
     ];
     for (name, value, reason) in cases {
-        let answered = world.device(APNS_TOKEN, &[(name, value)], &alert()).await;
+        let answered = fixture.device(APNS_TOKEN, &[(name, value)], &alert()).await;
         assert_eq!(answered.reason(), (400, reason.to_owned()), "{name}: {value:?}");
         assert!(answered.header("apns-id").is_some());
     }
-    assert_eq!(world.handle.taken(), 0);
+    assert_eq!(fixture.handle.taken(), 0);
 }
 
 #[tokio::test]
 async fn headers_that_are_right_are_taken() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let longest = "x".repeat(64);
     let cases: [(&str, &str); 5] = [
         ("apns-priority", "1"),
@@ -94,7 +94,7 @@ async fn headers_that_are_right_are_taken() {
     ];
     for (name, value) in cases {
         assert_eq!(
-            world.device(APNS_TOKEN, &[(name, Some(value))], &alert()).await.status,
+            fixture.device(APNS_TOKEN, &[(name, Some(value))], &alert()).await.status,
             200,
             "{name}: {value}"
         );
@@ -103,7 +103,7 @@ async fn headers_that_are_right_are_taken() {
 
 #[tokio::test]
 async fn headers_that_come_twice_are_refused() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     for name in
         ["apns-id", "apns-topic", "apns-push-type", "apns-priority", "apns-expiration", "apns-collapse-id"]
     {
@@ -114,63 +114,63 @@ async fn headers_that_come_twice_are_refused() {
             _ => "5",
         };
         let twice = [(name, Some(value)), (name, Some(value))];
-        let answered = world.device(APNS_TOKEN, &twice, &alert()).await;
+        let answered = fixture.device(APNS_TOKEN, &twice, &alert()).await;
         assert_eq!(answered.reason(), (400, "DuplicateHeaders".to_owned()), "{name}");
     }
 }
 
 #[tokio::test]
 async fn device_tokens_that_are_none_are_refused() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     for token in
         ["", "00", "00/11", &APNS_TOKEN[..62], &"g".repeat(64), &"a".repeat(202), &"a".repeat(65), "%20"]
     {
-        assert_eq!(world.push(token).await.reason(), (400, "BadDeviceToken".to_owned()), "{token}");
+        assert_eq!(fixture.push(token).await.reason(), (400, "BadDeviceToken".to_owned()), "{token}");
     }
     for token in [APNS_TOKEN, &APNS_TOKEN.to_uppercase(), &"a".repeat(200)] {
-        assert_eq!(world.push(token).await.status, 200, "{token}");
+        assert_eq!(fixture.push(token).await.status, 200, "{token}");
     }
 }
 
 #[tokio::test]
 async fn paths_and_methods_that_are_none_are_refused() {
-    let world = World::new().await;
-    let url = world.phones.apns_url();
+    let fixture = Fixture::new().await;
+    let url = fixture.phones.apns_url();
     let post = async |path: &str| {
-        in_time(world.client.post(format!("{url}{path}")).body("{}")).await.expect("an answer").reason()
+        in_time(fixture.client.post(format!("{url}{path}")).body("{}")).await.expect("an answer").reason()
     };
     for path in ["/", "/3", "/2/device/00", "/3/devices/00"] {
         assert_eq!(post(path).await, (404, "BadPath".to_owned()), "{path}");
     }
-    let get = world.client.get(format!("{url}/3/device/{APNS_TOKEN}"));
+    let get = fixture.client.get(format!("{url}/3/device/{APNS_TOKEN}"));
     assert_eq!(in_time(get).await.expect("an answer").reason(), (405, "MethodNotAllowed".to_owned()));
 }
 
 #[tokio::test]
 async fn payloads_that_are_wrong_are_refused() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let sized = |bytes: usize| {
         let empty = json!({"aps": {"alert": ""}}).to_string().len();
         json!({"aps": {"alert": "x".repeat(bytes - empty)}})
     };
-    assert_eq!(world.device(APNS_TOKEN, &[], &sized(4_096)).await.status, 200);
-    let answered = world.device(APNS_TOKEN, &[], &sized(4_097)).await;
+    assert_eq!(fixture.device(APNS_TOKEN, &[], &sized(4_096)).await.status, 200);
+    let answered = fixture.device(APNS_TOKEN, &[], &sized(4_097)).await;
     assert_eq!(answered.reason(), (413, "PayloadTooLarge".to_owned()));
     let empty = (400, "PayloadEmpty".to_owned());
     for payload in [json!({}), json!([]), json!({"alert": "Ada"}), json!({"aps": "Ada"}), json!("aps")] {
-        assert_eq!(world.device(APNS_TOKEN, &[], &payload).await.reason(), empty, "{payload}");
+        assert_eq!(fixture.device(APNS_TOKEN, &[], &payload).await.reason(), empty, "{payload}");
     }
     for body in ["", "{"] {
-        let request = world.device_request(APNS_TOKEN, &[], &Value::Null).body(body);
+        let request = fixture.device_request(APNS_TOKEN, &[], &Value::Null).body(body);
         assert_eq!(in_time(request).await.expect("an answer").reason(), empty, "{body}");
     }
 }
 
 #[tokio::test]
 async fn provider_tokens_that_do_not_count_are_refused() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let refused = async |authorization: Option<&str>| {
-        world.device(APNS_TOKEN, &[("authorization", authorization)], &alert()).await.reason()
+        fixture.device(APNS_TOKEN, &[("authorization", authorization)], &alert()).await.reason()
     };
     let missing = (403, "MissingProviderToken".to_owned());
     assert_eq!(refused(None).await, missing);
@@ -178,7 +178,7 @@ async fn provider_tokens_that_do_not_count_are_refused() {
     assert_eq!(refused(Some("basic QTpC")).await, missing);
 
     let claims = |team: &str, issued: u64| json!({"iss": team, "iat": issued});
-    let bearer = |claims: Value, key_id: &str| format!("bearer {}", world.provider_token(&claims, key_id));
+    let bearer = |claims: Value, key_id: &str| format!("bearer {}", fixture.provider_token(&claims, key_id));
     let invalid = (403, "InvalidProviderToken".to_owned());
     for authorization in [
         "bearer a.b.c".to_owned(),
@@ -189,21 +189,21 @@ async fn provider_tokens_that_do_not_count_are_refused() {
     ] {
         assert_eq!(refused(Some(&authorization)).await, invalid, "{authorization}");
     }
-    let other = World::with_new_keys().await;
+    let other = Fixture::with_new_keys().await;
     let forged = format!("bearer {}", other.provider_token(&claims(TEAM_ID, now()), KEY_ID));
     assert_eq!(refused(Some(&forged)).await, invalid);
 
     let old = bearer(claims(TEAM_ID, now() - 3_601), KEY_ID);
     assert_eq!(refused(Some(&old)).await, (403, "ExpiredProviderToken".to_owned()));
-    assert_eq!(world.handle.taken(), 0);
+    assert_eq!(fixture.handle.taken(), 0);
 }
 
 #[tokio::test]
 async fn http_1_1_is_not_spoken() {
-    let world = World::new().await;
-    let client = client(&world.phones).http1_only().build().expect("a client");
-    let request = client.post(format!("{}/3/device/{APNS_TOKEN}", world.phones.apns_url())).body("{}");
+    let fixture = Fixture::new().await;
+    let client = client(&fixture.phones).http1_only().build().expect("a client");
+    let request = client.post(format!("{}/3/device/{APNS_TOKEN}", fixture.phones.apns_url())).body("{}");
     let error = soon(request.send()).await.expect_err("no protocol in common");
     assert!(error.is_connect() || error.is_request(), "{error:?}");
-    assert_eq!(world.handle.counts(Provider::Apns).requests, 0);
+    assert_eq!(fixture.handle.counts(Provider::Apns).requests, 0);
 }

@@ -3,7 +3,7 @@
 use naru_phones::Provider;
 use serde_json::{Value, json};
 
-use crate::world::{FCM_TOKEN, World, in_time, notification};
+use crate::fixture::{FCM_TOKEN, Fixture, in_time, notification};
 
 /// FCM's own refusal of a value.
 fn invalid() -> (u16, String, String) {
@@ -17,7 +17,7 @@ fn malformed() -> (u16, String, String) {
 
 #[tokio::test]
 async fn a_message_with_everything_is_taken() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let message = json!({
         "token": FCM_TOKEN,
         "notification": {"title": "Ada", "body": "안녕하세요"},
@@ -31,12 +31,12 @@ async fn a_message_with_everything_is_taken() {
         },
         "apns": {"headers": {"apns-priority": "10"}, "payload": {"aps": {"badge": 3}}},
     });
-    let answered = world.send(&message).await;
+    let answered = fixture.send(&message).await;
     assert_eq!(answered.status, 200, "{}", answered.text);
     let name = answered.json()["name"].as_str().expect("a name").to_owned();
     assert!(name.starts_with("projects/naru-demo/messages/0:"), "{name}");
 
-    let pushes = world.handle.received();
+    let pushes = fixture.handle.received();
     let push = &pushes[0];
     assert_eq!((pushes.len(), push.number, push.provider), (1, 1, Provider::Fcm));
     assert_eq!((push.token.as_str(), &push.id), (FCM_TOKEN, &name));
@@ -49,7 +49,7 @@ async fn a_message_with_everything_is_taken() {
 
 #[tokio::test]
 async fn what_no_schema_has_is_refused() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let with = |part: Value| {
         let mut message = notification(FCM_TOKEN);
         message.as_object_mut().expect("an object").extend(part.as_object().expect("an object").clone());
@@ -75,19 +75,19 @@ async fn what_no_schema_has_is_refused() {
         (with(json!({"apns": {"headers": {"apns-priority": 10}}})), "message.apns.headers[0].value"),
     ];
     for (message, field) in cases {
-        let answered = world.send(&message).await;
+        let answered = fixture.send(&message).await;
         assert_eq!(answered.error(), malformed(), "{message}: {}", answered.text);
         assert_eq!(answered.fields(), [field], "{message}");
     }
     for body in [json!({"to": FCM_TOKEN}), json!([]), json!("text")] {
-        assert_eq!(world.send_body(&body).await.error(), malformed(), "{body}");
+        assert_eq!(fixture.send_body(&body).await.error(), malformed(), "{body}");
     }
-    assert_eq!(world.handle.taken(), 0);
+    assert_eq!(fixture.handle.taken(), 0);
 }
 
 #[tokio::test]
 async fn what_fcm_forbids_is_refused() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let long = "x".repeat(4_097);
     let with = |part: Value| {
         let mut message = json!({"token": FCM_TOKEN});
@@ -110,44 +110,44 @@ async fn what_fcm_forbids_is_refused() {
         (with(json!({"notification": {"body": long}})), "message"),
     ];
     for (message, field) in cases {
-        let answered = world.send(&message).await;
+        let answered = fixture.send(&message).await;
         assert_eq!(answered.error(), invalid(), "{message}: {}", answered.text);
         assert_eq!(answered.fields(), [field], "{message}");
     }
-    assert_eq!(world.send_body(&json!({})).await.error(), invalid());
-    assert_eq!(world.handle.taken(), 0);
+    assert_eq!(fixture.send_body(&json!({})).await.error(), invalid());
+    assert_eq!(fixture.handle.taken(), 0);
 }
 
 #[tokio::test]
 async fn sizes_are_counted_to_the_byte() {
-    let world = World::new().await;
+    let fixture = Fixture::new().await;
     let message = |bytes: usize| json!({"token": FCM_TOKEN, "data": {"k": "x".repeat(bytes - 1)}});
-    assert_eq!(world.send(&message(4_096)).await.status, 200);
-    assert_eq!(world.send(&message(4_097)).await.error(), invalid());
+    assert_eq!(fixture.send(&message(4_096)).await.status, 200);
+    assert_eq!(fixture.send(&message(4_097)).await.error(), invalid());
 }
 
 #[tokio::test]
 async fn other_projects_and_other_paths_are_refused() {
-    let world = World::new().await;
-    let bearer = world.access_token().await;
+    let fixture = Fixture::new().await;
+    let bearer = fixture.access_token().await;
     let post = async |path: &str| {
-        let request = world.client.post(format!("{}{path}", world.phones.fcm_url())).bearer_auth(&bearer);
+        let request = fixture.client.post(format!("{}{path}", fixture.phones.fcm_url())).bearer_auth(&bearer);
         in_time(request.json(&json!({"message": notification(FCM_TOKEN)}))).await.expect("an answer").error()
     };
     let refused = |status: u16, text: &str| (status, text.to_owned(), String::new());
     assert_eq!(post("/v1/projects/other/messages:send").await, refused(403, "PERMISSION_DENIED"));
     assert_eq!(post("/v1/projects/naru-demo/messages").await, refused(404, "NOT_FOUND"));
     assert_eq!(post("/fcm/send").await, refused(404, "NOT_FOUND"));
-    let url = format!("{}/v1/projects/naru-demo/messages:send", world.phones.fcm_url());
-    assert_eq!(in_time(world.client.get(url).bearer_auth(&bearer)).await.expect("an answer").status, 404);
+    let url = format!("{}/v1/projects/naru-demo/messages:send", fixture.phones.fcm_url());
+    assert_eq!(in_time(fixture.client.get(url).bearer_auth(&bearer)).await.expect("an answer").status, 404);
 }
 
 #[tokio::test]
 async fn what_is_no_json_is_refused_and_what_is_huge_is_not_read() {
-    let world = World::new().await;
-    let bearer = world.access_token().await;
-    let url = format!("{}/v1/projects/naru-demo/messages:send", world.phones.fcm_url());
-    let post = async |body: String| in_time(world.client.post(&url).bearer_auth(&bearer).body(body)).await;
+    let fixture = Fixture::new().await;
+    let bearer = fixture.access_token().await;
+    let url = format!("{}/v1/projects/naru-demo/messages:send", fixture.phones.fcm_url());
+    let post = async |body: String| in_time(fixture.client.post(&url).bearer_auth(&bearer).body(body)).await;
     for body in ["{", ""] {
         assert_eq!(post(body.to_owned()).await.expect("an answer").error(), malformed());
     }

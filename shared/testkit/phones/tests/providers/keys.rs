@@ -7,7 +7,7 @@ use std::path::Path;
 use naru_phones::{KEY_ID, Options, Phones, StartError};
 use serde_json::Value;
 
-use crate::world::{FCM_TOKEN, FILES, World, client, notification, soon};
+use crate::fixture::{FCM_TOKEN, FILES, Fixture, client, notification, soon};
 
 fn read(dir: &Path, name: &str) -> String {
     fs::read_to_string(dir.join(name)).expect("a file")
@@ -19,8 +19,8 @@ fn account(dir: &Path) -> Value {
 
 #[tokio::test]
 async fn private_files_are_the_owners() {
-    let world = World::with_new_keys().await;
-    let mut found: Vec<String> = fs::read_dir(world.dir.path())
+    let fixture = Fixture::with_new_keys().await;
+    let mut found: Vec<String> = fs::read_dir(fixture.dir.path())
         .expect("a folder")
         .map(|entry| entry.expect("an entry").file_name().into_string().expect("text"))
         .collect();
@@ -29,20 +29,20 @@ async fn private_files_are_the_owners() {
     wanted.sort_unstable();
     assert_eq!(found, wanted, "nothing is left behind");
     for name in FILES {
-        let mode = fs::metadata(world.dir.path().join(name)).expect("a file").permissions().mode() & 0o777;
+        let mode = fs::metadata(fixture.dir.path().join(name)).expect("a file").permissions().mode() & 0o777;
         assert_eq!(mode, if name == "ca.pem" { 0o644 } else { 0o600 }, "{name}");
     }
 }
 
 #[tokio::test]
 async fn keys_and_authority_outlive_a_restart() {
-    let world = World::new().await;
-    let dir = world.dir.path().to_owned();
+    let fixture = Fixture::new().await;
+    let dir = fixture.dir.path().to_owned();
     let before = FILES.map(|name| read(&dir, name));
     let old_account = account(&dir);
     // A client of before the restart, which trusts what it trusted then.
-    let old_client = client(&world.phones).build().expect("a client");
-    drop(world.phones);
+    let old_client = client(&fixture.phones).build().expect("a client");
+    drop(fixture.phones);
 
     // The old port may have been given away.
     let phones = Phones::start(Options::in_dir(&dir)).await.expect("they start again");
@@ -64,20 +64,20 @@ async fn keys_and_authority_outlive_a_restart() {
 #[tokio::test]
 async fn files_that_hold_something_else_are_not_replaced() {
     for name in FILES.into_iter().filter(|name| *name != "ca.pem") {
-        let world = World::new().await;
-        let path = world.dir.path().join(name);
+        let fixture = Fixture::new().await;
+        let path = fixture.dir.path().join(name);
         fs::write(&path, "{}").expect("it is ours");
-        let error = Phones::start(Options::in_dir(world.dir.path())).await.err().expect("a refusal");
+        let error = Phones::start(Options::in_dir(fixture.dir.path())).await.err().expect("a refusal");
         assert!(matches!(&error, StartError::Unusable { path: named } if *named == path), "{name}: {error}");
         assert!(error.to_string().contains(name), "{error}");
-        assert_eq!(read(world.dir.path(), name), "{}");
+        assert_eq!(read(fixture.dir.path(), name), "{}");
     }
 }
 
 #[tokio::test]
 async fn the_environment_is_what_naru_reads() {
-    let world = World::new().await;
-    let environment = world.phones.environment();
+    let fixture = Fixture::new().await;
+    let environment = fixture.phones.environment();
     let names: Vec<&str> = environment.iter().map(|(name, _)| *name).collect();
     assert_eq!(
         names,
@@ -95,17 +95,17 @@ async fn the_environment_is_what_naru_reads() {
     for (name, value) in environment.iter().filter(|(name, _)| name.ends_with("_FILE")) {
         assert!(Path::new(value).is_absolute() && Path::new(value).is_file(), "{name}: {value}");
     }
-    let lines = world.phones.to_string();
+    let lines = fixture.phones.to_string();
     assert!(lines.contains(&format!("export NARU_APNS_KEY_ID='{KEY_ID}'\n")), "{lines}");
     assert_eq!(lines.lines().count(), names.len());
 }
 
 #[tokio::test]
 async fn another_name_is_in_the_urls_and_in_the_certificate() {
-    let mut world = World::with(|options| options.host = "phones.test".to_owned()).await;
-    assert!(world.phones.fcm_url().starts_with("https://phones.test:"));
-    let port: u16 = world.phones.fcm_url().rsplit(':').next().expect("a port").parse().expect("a number");
-    let client = client(&world.phones).resolve("phones.test", ([127, 0, 0, 1], port).into());
-    world.client = client.build().expect("a client");
-    assert_eq!(world.send(&notification(FCM_TOKEN)).await.status, 200);
+    let mut fixture = Fixture::with(|options| options.host = "phones.test".to_owned()).await;
+    assert!(fixture.phones.fcm_url().starts_with("https://phones.test:"));
+    let port: u16 = fixture.phones.fcm_url().rsplit(':').next().expect("a port").parse().expect("a number");
+    let client = client(&fixture.phones).resolve("phones.test", ([127, 0, 0, 1], port).into());
+    fixture.client = client.build().expect("a client");
+    assert_eq!(fixture.send(&notification(FCM_TOKEN)).await.status, 200);
 }

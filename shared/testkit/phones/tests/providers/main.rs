@@ -2,9 +2,9 @@
 
 mod answers;
 mod apns;
-mod conduct;
+mod behaviour;
 mod fcm;
+mod fixture;
 mod keys;
 mod oauth;
 mod record;
-mod world;

@@ -16,10 +16,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::*;
-use crate::ledger::BYTES_EACH;
+use crate::pending_proofs::BYTES_EACH;
 
 /// A tracker on an embedded engine, and the intake entries of published messages.
-struct Books {
+struct Fixture {
     engines: Engines,
     outage: Arc<Outage>,
     counted: Arc<Counted>,
@@ -59,7 +59,7 @@ fn accepted() -> Accepted {
     }
 }
 
-impl Books {
+impl Fixture {
     /// `cut` names the calls that fail while the outage lasts.
     fn open(grace: Duration, max_bytes: usize, cut: &'static [&'static str]) -> Self {
         Self::refusing(grace, max_bytes, cut, &[])
@@ -150,94 +150,94 @@ const SHORT: Duration = Duration::from_millis(400);
 
 #[tokio::test]
 async fn a_message_is_closed_when_every_recipient_is_accounted_for() {
-    let books = Books::open(SHORT, MAX_BYTES, &[]);
-    let _to_people_offline = books.publish(1, &[]).await;
-    let unproven = books.publish(2, &["ben", "cleo"]).await;
-    let proven = books.publish(3, &["ben"]).await;
+    let fixture = Fixture::open(SHORT, MAX_BYTES, &[]);
+    let _to_people_offline = fixture.publish(1, &[]).await;
+    let unproven = fixture.publish(2, &["ben", "cleo"]).await;
+    let proven = fixture.publish(3, &["ben"]).await;
     let proofs = [(proven, user("ben")), (unproven, user("ben"))];
-    books.engines.proofs.record(&proofs, HOUR).await.expect("it is recorded");
-    assert_eq!(books.offline(1).await, [(unproven, vec![user("cleo")])]);
-    books.opens(&[]).await;
+    fixture.engines.proofs.record(&proofs, HOUR).await.expect("it is recorded");
+    assert_eq!(fixture.offline(1).await, [(unproven, vec![user("cleo")])]);
+    fixture.opens(&[]).await;
 }
 
 #[tokio::test]
 async fn an_entry_stays_open_while_its_offline_event_is_not_confirmed() {
-    let books = Books::open(SHORT, MAX_BYTES, &["offline.send", "proofs.proven"]);
-    books.outage.cut(true);
-    let unproven = books.publish(1, &["ben"]).await;
-    let accounted_for = books.publish(2, &[]).await;
-    books.opens(&[unproven]).await;
+    let fixture = Fixture::open(SHORT, MAX_BYTES, &["offline.send", "proofs.proven"]);
+    fixture.outage.cut(true);
+    let unproven = fixture.publish(1, &["ben"]).await;
+    let accounted_for = fixture.publish(2, &[]).await;
+    fixture.opens(&[unproven]).await;
     assert_ne!(unproven, accounted_for);
-    books.outage.cut(false);
-    assert_eq!(books.offline(1).await, [(unproven, vec![user("ben")])]);
-    books.opens(&[]).await;
+    fixture.outage.cut(false);
+    assert_eq!(fixture.offline(1).await, [(unproven, vec![user("ben")])]);
+    fixture.opens(&[]).await;
 }
 
 /// A room that could not be moved up keeps its entries open: after a crash both are done again.
 #[tokio::test]
 async fn entries_are_closed_after_their_rooms_were_moved_up() {
-    let books = Books::open(SHORT, MAX_BYTES, &["messages.bump"]);
-    books.outage.cut(true);
-    let id = books.publish(1, &[]).await;
-    while books.counted.count("messages.bump") < 2 {
+    let fixture = Fixture::open(SHORT, MAX_BYTES, &["messages.bump"]);
+    fixture.outage.cut(true);
+    let id = fixture.publish(1, &[]).await;
+    while fixture.counted.count("messages.bump") < 2 {
         tokio::task::yield_now().await;
     }
-    assert_eq!(books.open_entries().await, [id]);
-    books.outage.cut(false);
-    books.opens(&[]).await;
+    assert_eq!(fixture.open_entries().await, [id]);
+    fixture.outage.cut(false);
+    fixture.opens(&[]).await;
 }
 
 #[tokio::test]
 async fn a_room_that_can_never_be_moved_up_keeps_no_entry_open() {
-    let books = Books::refusing(SHORT, MAX_BYTES, &[], &["messages.bump"]);
-    books.publish(1, &[]).await;
-    books.opens(&[]).await;
+    let fixture = Fixture::refusing(SHORT, MAX_BYTES, &[], &["messages.bump"]);
+    fixture.publish(1, &[]).await;
+    fixture.opens(&[]).await;
 }
 
-/// The sweep hands them on again; meanwhile the ledger drops them.
+/// The sweep resends them; meanwhile the tracker drops them.
 #[tokio::test]
 async fn entries_that_can_never_be_closed_are_not_kept_in_memory() {
-    let books = Books::refusing(SHORT, MAX_BYTES, &[], &["intake.close"]);
-    let ids = [books.publish(1, &[]).await, books.publish(2, &[]).await];
-    while books.counted.count("intake.close") < 2 {
+    let fixture = Fixture::refusing(SHORT, MAX_BYTES, &[], &["intake.close"]);
+    let ids = [fixture.publish(1, &[]).await, fixture.publish(2, &[]).await];
+    while fixture.counted.count("intake.close") < 2 {
         tokio::task::yield_now().await;
     }
-    assert_eq!(books.end().await, ids);
+    assert_eq!(fixture.end().await, ids);
 }
 
 #[tokio::test]
-async fn beyond_its_budget_the_oldest_are_handed_over_early() {
-    let books = Books::open(HOUR, 5 * (BYTES_EACH + 20), &[]);
+async fn beyond_its_budget_the_oldest_get_their_offline_events_early() {
+    let fixture = Fixture::open(HOUR, 5 * (BYTES_EACH + 20), &[]);
     let mut saved = Vec::new();
     for seq in 1..=8 {
-        saved.push(books.save(seq, &["ben"]).await);
+        saved.push(fixture.save(seq, &["ben"]).await);
     }
     let ids: Vec<MessageId> = saved.iter().map(|published| published.message.id).collect();
-    // Six exceed the budget, and half of them are handed over; then there is capacity for the other two.
+    // Six exceed the budget, and half of them get their offline events; then there is capacity for the other two.
     for published in saved {
-        books.published.send(vec![published]).await.expect("the tracker runs");
+        fixture.published.send(vec![published]).await.expect("the tracker runs");
     }
-    let handed_over = books.offline(3).await;
-    assert_eq!(handed_over.iter().map(|(id, _)| *id).collect::<Vec<_>>(), ids[..3]);
+    let offline = fixture.offline(3).await;
+    assert_eq!(offline.iter().map(|(id, _)| *id).collect::<Vec<_>>(), ids[..3]);
 }
 
 #[tokio::test]
 async fn when_no_proof_can_come_any_more_none_is_waited_for() {
-    let books = Books::open(HOUR, MAX_BYTES, &[]);
-    let before = books.publish(1, &["ben"]).await;
-    books.no_more_proofs.cancel();
-    assert_eq!(books.offline(1).await, [(before, vec![user("ben")])]);
-    let after = books.publish(2, &["ben"]).await;
-    assert_eq!(books.offline(1).await, [(after, vec![user("ben")])]);
-    books.opens(&[]).await;
+    let fixture = Fixture::open(HOUR, MAX_BYTES, &[]);
+    let before = fixture.publish(1, &["ben"]).await;
+    fixture.no_more_proofs.cancel();
+    assert_eq!(fixture.offline(1).await, [(before, vec![user("ben")])]);
+    let after = fixture.publish(2, &["ben"]).await;
+    assert_eq!(fixture.offline(1).await, [(after, vec![user("ben")])]);
+    fixture.opens(&[]).await;
 }
 
 #[tokio::test]
 async fn an_orderly_end_closes_what_is_proven_and_leaves_the_rest_open() {
-    let books = Books::open(HOUR, MAX_BYTES, &[]);
-    let (proven, unproven) = (books.publish(1, &["ben"]).await, books.publish(2, &["ben"]).await);
-    books.engines.proofs.record(&[(proven, user("ben"))], HOUR).await.expect("it is recorded");
-    assert_eq!(books.end().await, [unproven]);
+    let fixture = Fixture::open(HOUR, MAX_BYTES, &[]);
+    let (proven, unproven) = (fixture.publish(1, &["ben"]).await, fixture.publish(2, &["ben"]).await);
+    fixture.engines.proofs.record(&[(proven, user("ben"))], HOUR).await.expect("it is recorded");
+    assert_eq!(fixture.end().await, [unproven]);
 }
 
 /// An intake that only closes, by this function.
@@ -266,16 +266,16 @@ where
     }
 }
 
-/// An accountant on this intake, with engines that answer without a thread.
+/// A tracker on this intake, with engines that answer without a thread.
 fn on(intake: impl Intake + 'static) -> (DeliveryTracker, mpsc::Sender<Vec<Published>>, tempfile::TempDir) {
     let directory = tempfile::tempdir().expect("a folder");
     let embedded = Embedded::open(directory.path(), Options::default()).expect("it opens");
     let mut engines = intercepted(embedded.engines(), Arc::new(Only(&["messages.bump"], Refused)));
     engines.store.intake = Arc::new(intake);
     let telemetry = Telemetry::new(&Metrics::new());
-    let (accountant, published) =
+    let (tracker, published) =
         DeliveryTracker::new(engines, Some(SHORT), CancellationToken::new(), telemetry);
-    (accountant, published, directory)
+    (tracker, published, directory)
 }
 
 /// Messages whose recipients are all accounted for.
@@ -284,7 +284,7 @@ fn finished(count: usize) -> Vec<Published> {
     (0..count).map(|_| Published::new(message(), Trace::start(), Vec::new())).collect()
 }
 
-/// The sweep hands on entries that are open for too long, as messages to publish: a backlog would feed itself.
+/// The sweep resends entries that are open for too long, as messages to publish: a backlog would feed itself.
 #[tokio::test(start_paused = true)]
 async fn entries_are_closed_as_fast_as_messages_are_published() {
     // The embedded engine's peak, and the time of its commits.
@@ -306,13 +306,13 @@ async fn entries_are_closed_as_fast_as_messages_are_published() {
             Ok(())
         }
     });
-    let (accountant, published, _directory) = on(intake);
-    let running = tokio::spawn(accountant.run(CancellationToken::new()));
+    let (tracker, published, _directory) = on(intake);
+    let running = tokio::spawn(tracker.run(CancellationToken::new()));
     for _ in 0..300 {
         let batch = finished(PER_SECOND / 100);
         let now = Instant::now();
         published_at.lock().unwrap().extend(batch.iter().map(|published| (published.message.id, now)));
-        published.send(batch).await.expect("the accountant runs");
+        published.send(batch).await.expect("the tracker runs");
         sleep(EVERY).await;
     }
     drop(published);
@@ -335,11 +335,11 @@ async fn batches_are_taken_over_while_entries_are_being_closed_until_too_many_ar
             Ok(())
         }
     });
-    let (accountant, published, _directory) = on(intake);
-    let running = tokio::spawn(accountant.run(CancellationToken::new()));
+    let (tracker, published, _directory) = on(intake);
+    let running = tokio::spawn(tracker.run(CancellationToken::new()));
     let mut sent = 0;
     while let Ok(taken) = timeout(Duration::from_secs(1), published.send(finished(BATCH))).await {
-        taken.expect("the accountant runs");
+        taken.expect("the tracker runs");
         sent += 1;
     }
     assert_eq!(sent, MAX_UNCLOSED / BATCH + MAX_BATCHES);
@@ -353,15 +353,15 @@ async fn batches_are_taken_over_while_entries_are_being_closed_until_too_many_ar
 #[tokio::test]
 async fn what_could_not_be_closed_is_repeated_oldest_first() {
     let refused = EngineError::permanent("the test", "one of them is refused");
-    let away = EngineError::unavailable("the test", Applied::No, "it is away");
-    let answers = Mutex::new(VecDeque::from([Err(refused), Err(away)]));
+    let unavailable = EngineError::unavailable("the test", Applied::No, "it is unavailable");
+    let answers = Mutex::new(VecDeque::from([Err(refused), Err(unavailable)]));
     let intake = Closes(move |_: Vec<Closing>| {
         let answer = answers.lock().unwrap().pop_front().unwrap_or(Ok(()));
         async move { answer }
     });
-    let (accountant, _published, _directory) = on(intake);
+    let (tracker, _published, _directory) = on(intake);
     let closing = |seq| Closing { id: MessageId::generate(), outcome: Outcome::Saved { seq: Seq(seq) } };
     let closings: Vec<Closing> = (1..=4).map(closing).collect();
-    let left = accountant.write(Writes { newest: Vec::new(), closings: closings.clone() }).await;
+    let left = tracker.write(Writes { newest: Vec::new(), closings: closings.clone() }).await;
     assert_eq!(left.closings, closings);
 }

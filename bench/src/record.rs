@@ -1,4 +1,4 @@
-//! The ledger of a run: one line per message, in which each step of the message is entered once.
+//! The record of a run: for each message, when it was sent, acknowledged and delivered, each counted once.
 //!
 //! A message's number determines when it is due and its sender, so the number in its `clientMessageId` is all that a
 //! frame must carry, and no look-up happens while messages flow.
@@ -36,10 +36,10 @@ impl Schedule {
 }
 
 #[derive(Debug)]
-pub struct Ledger {
+pub struct RunRecord {
     schedule: Schedule,
-    lines: Vec<Line>,
-    settled: usize,
+    messages: Vec<MessageRecord>,
+    finished: usize,
     duplicates: u64,
     strays: u64,
     resyncs: u64,
@@ -47,7 +47,7 @@ pub struct Ledger {
 }
 
 #[derive(Debug, Default, Clone)]
-struct Line {
+struct MessageRecord {
     sent: Stamp,
     acked: Stamp,
     delivered: Stamp,
@@ -79,20 +79,20 @@ impl Stamp {
     }
 }
 
-impl Line {
+impl MessageRecord {
     /// Whether no further event of this message is expected.
-    fn is_settled(&self) -> bool {
+    fn is_finished(&self) -> bool {
         if self.acked.is_set() { self.delivered.is_set() } else { self.failed }
     }
 }
 
-impl Ledger {
-    /// An empty ledger.
+impl RunRecord {
+    /// A record in which no message was sent yet.
     pub fn new(schedule: Schedule) -> Self {
         Self {
             schedule,
-            lines: vec![Line::default(); schedule.total],
-            settled: 0,
+            messages: vec![MessageRecord::default(); schedule.total],
+            finished: 0,
             duplicates: 0,
             strays: 0,
             resyncs: 0,
@@ -102,19 +102,19 @@ impl Ledger {
 
     /// The message was written to the sender's socket.
     pub fn sent(&mut self, number: usize) {
-        self.lines[number].sent.set(self.schedule.due(number));
+        self.messages[number].sent.set(self.schedule.due(number));
     }
 
     /// The sender got an `ACK`. A second one changes nothing.
     pub fn acked(&mut self, number: usize) {
         let due = self.schedule.due(number);
-        self.change(number, |line| line.acked.set(due));
+        self.change(number, |message| message.acked.set(due));
     }
 
     /// The receiver got the `CHAT`.
     pub fn delivered(&mut self, number: usize) {
         let due = self.schedule.due(number);
-        if !self.change(number, |line| line.delivered.set(due)) {
+        if !self.change(number, |message| message.delivered.set(due)) {
             self.duplicates += 1;
         }
     }
@@ -131,56 +131,58 @@ impl Ledger {
 
     /// Another failure: an `ERROR` frame's code (with the message it is about), a closed session.
     pub fn error(&mut self, kind: &str, number: Option<usize>) {
-        if let Some(number) = number.filter(|number| *number < self.lines.len()) {
-            self.change(number, |line| line.failed = true);
+        if let Some(number) = number.filter(|number| *number < self.messages.len()) {
+            self.change(number, |message| message.failed = true);
         }
         *self.errors.entry(kind.to_owned()).or_default() += 1;
     }
 
     /// Whether no further event is expected.
-    pub fn is_settled(&self) -> bool {
-        self.settled == self.lines.len()
+    pub fn is_finished(&self) -> bool {
+        self.finished == self.messages.len()
     }
 
     /// How many messages have been answered or refused, and have arrived if they were confirmed.
-    pub fn settled(&self) -> usize {
-        self.settled
+    pub fn finished(&self) -> usize {
+        self.finished
     }
 
-    fn change<T>(&mut self, number: usize, change: impl FnOnce(&mut Line) -> T) -> T {
-        let line = &mut self.lines[number];
-        let was_settled = line.is_settled();
-        let result = change(line);
-        self.settled = self.settled + usize::from(line.is_settled()) - usize::from(was_settled);
+    fn change<T>(&mut self, number: usize, change: impl FnOnce(&mut MessageRecord) -> T) -> T {
+        let message = &mut self.messages[number];
+        let was_finished = message.is_finished();
+        let result = change(message);
+        self.finished = self.finished + usize::from(message.is_finished()) - usize::from(was_finished);
         result
     }
 
-    pub fn close(&self) -> Totals {
-        let count = |wanted: fn(&Line) -> bool| self.lines.iter().filter(|line| wanted(line)).count();
-        let measured = &self.lines[self.schedule.warmup..];
+    pub fn totals(&self) -> Totals {
+        let count = |wanted: fn(&MessageRecord) -> bool| {
+            self.messages.iter().filter(|message| wanted(message)).count()
+        };
+        let measured = &self.messages[self.schedule.warmup..];
         let offset = |number: usize| self.schedule.offset(number);
-        let last_delivery = measured.iter().enumerate().filter_map(|(number, line)| {
-            Some(offset(number) + Duration::from_micros(line.delivered.get()?.into()))
+        let last_delivery = measured.iter().enumerate().filter_map(|(number, message)| {
+            Some(offset(number) + Duration::from_micros(message.delivered.get()?.into()))
         });
-        let delivered = measured.iter().filter(|line| line.delivered.is_set()).count();
+        let delivered = measured.iter().filter(|message| message.delivered.is_set()).count();
         let seconds =
             last_delivery.max().unwrap_or_default().as_secs_f64().max(offset(measured.len()).as_secs_f64());
         Totals {
-            scheduled: self.lines.len(),
-            sent: count(|line| line.sent.is_set()),
-            acked: count(|line| line.acked.is_set()),
-            delivered: count(|line| line.delivered.is_set()),
-            unanswered: count(|line| line.sent.is_set() && !line.acked.is_set() && !line.failed),
-            lost: count(|line| line.acked.is_set() && !line.delivered.is_set()),
+            scheduled: self.messages.len(),
+            sent: count(|message| message.sent.is_set()),
+            acked: count(|message| message.acked.is_set()),
+            delivered: count(|message| message.delivered.is_set()),
+            unanswered: count(|message| message.sent.is_set() && !message.acked.is_set() && !message.failed),
+            lost: count(|message| message.acked.is_set() && !message.delivered.is_set()),
             duplicates: self.duplicates,
             strays: self.strays,
             resyncs: self.resyncs,
             errors: self.errors.clone(),
             measured: measured.len(),
             delivered_per_second: delivered as f64 / seconds,
-            send_lag: Latency::of(measured.iter().filter_map(|line| line.sent.get())),
-            ack: Latency::of(measured.iter().filter_map(|line| line.acked.get())),
-            delivery: Latency::of(measured.iter().filter_map(|line| line.delivered.get())),
+            send_lag: Latency::of(measured.iter().filter_map(|message| message.sent.get())),
+            ack: Latency::of(measured.iter().filter_map(|message| message.acked.get())),
+            delivery: Latency::of(measured.iter().filter_map(|message| message.delivered.get())),
         }
     }
 }
@@ -255,15 +257,16 @@ mod tests {
     #[test]
     fn every_fate_is_counted_once() {
         let due_a_second_ago = Instant::now() - Duration::from_secs(1);
-        let mut ledger = Ledger::new(Schedule { start: due_a_second_ago, rate: 1000, warmup: 1, total: 6 });
-        (0..5).for_each(|number| ledger.sent(number));
-        [0, 1, 2, 2].into_iter().for_each(|number| ledger.acked(number));
-        [0, 1, 1].into_iter().for_each(|number| ledger.delivered(number));
-        ledger.error("RATE_LIMITED", Some(3));
-        ledger.stray();
-        assert!(!ledger.is_settled());
+        let mut record =
+            RunRecord::new(Schedule { start: due_a_second_ago, rate: 1000, warmup: 1, total: 6 });
+        (0..5).for_each(|number| record.sent(number));
+        [0, 1, 2, 2].into_iter().for_each(|number| record.acked(number));
+        [0, 1, 1].into_iter().for_each(|number| record.delivered(number));
+        record.error("RATE_LIMITED", Some(3));
+        record.stray();
+        assert!(!record.is_finished());
 
-        let totals = ledger.close();
+        let totals = record.totals();
         assert_eq!((totals.scheduled, totals.sent, totals.acked, totals.delivered), (6, 5, 3, 2));
         assert_eq!((totals.lost, totals.unanswered, totals.duplicates, totals.strays), (1, 1, 1, 1));
         assert_eq!((totals.measured, totals.errors["RATE_LIMITED"]), (5, 1));
@@ -271,12 +274,12 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_settled_when_every_message_has_its_end() {
-        let mut ledger = Ledger::new(Schedule { start: Instant::now(), rate: 1000, warmup: 0, total: 2 });
-        ledger.acked(0);
-        ledger.error("OVERLOADED", Some(1));
-        assert!(!ledger.is_settled(), "confirmed, but not delivered");
-        ledger.delivered(0);
-        assert!(ledger.is_settled());
+    fn a_run_is_finished_when_every_message_has_its_end() {
+        let mut record = RunRecord::new(Schedule { start: Instant::now(), rate: 1000, warmup: 0, total: 2 });
+        record.acked(0);
+        record.error("OVERLOADED", Some(1));
+        assert!(!record.is_finished(), "confirmed, but not delivered");
+        record.delivered(0);
+        assert!(record.is_finished());
     }
 }

@@ -1,15 +1,16 @@
-//! Accounts for the recipients that a published message still has to reach. When all are accounted for, and not before, its
-//! intake entry is closed.
+//! Tracks the recipients that a published message still has to reach. When all are accounted for, and not before, its intake
+//! entry is closed.
 //!
 //! A recipient is accounted for once they have proven to have the message, or their offline event is in the notifier's queue.
-//! The ledger is in memory only, and needs no repair of its own:
+//! What is pending is in memory only, and needs no repair of its own:
 //!
 //! | dies or is lost between | then | seen |
 //! |---|---|---|
 //! | publish · socket (gateway or session dies, the live layer forgets) | no proof: an offline event at the grace time | a push, and `SYNC` on return |
 //! | socket · phone (tunnel, frozen app) | no pong: the same | a push, and the message when it wakes |
 //! | pong · proof recorded, or the proofs are lost | no proof: the same | a push too many, unless it was `RECEIVED` |
-//! | publish · closed (the fanout dies) | the entry is open: the sweep hands it on after the grace time and 5 s; then proofs are asked first | where there is no proof: a push, and the same `CHAT` once more |
+//! | publish · closed (the fanout dies) | the entry is open: the sweep resends it after the grace time and 5 s; then proofs are asked first | where there is no proof: a push, and the same `CHAT` once more |
+//! | publish · closed (only this task panics) | it is restarted, and what was pending stays open: the same; batches that wait in its channel are tracked as usual | the same |
 //! | offline event confirmed · closed | the same | the same push again, which its lane recognises by its id |
 //!
 //! Proofs are asked for all due messages at once, twice for each message: shortly after the publish, when nearly all are
@@ -30,12 +31,12 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::ledger::{Ledger, Published, Waiting, Writes, due};
+use crate::pending_proofs::{PendingProofs, Published, Waiting, Writes, due};
 use crate::publish::enqueue_offline;
 use crate::telemetry::Telemetry;
 
 /// When proofs are asked for the first time: gateways ping once a second, and record the proofs within 100 ms.
-const FIRST_LOOK: Duration = Duration::from_millis(1_500);
+const FIRST_CHECK: Duration = Duration::from_millis(1_500);
 /// How often due messages are checked, entries are closed and rooms are moved up.
 const TICK: Duration = Duration::from_millis(250);
 /// How many proofs are asked for in one call at most.
@@ -47,12 +48,12 @@ const MAX_BYTES: usize = 64 << 20;
 /// closes them in one command would hold up appends.
 const MAX_CLOSED: usize = 4_096;
 /// How many finished entries wait to be closed at most; beyond, no batch is taken over. At 4,000 a second they are closed
-/// within 4 s: the sweep, which takes entries 5 s after the grace time, does not hand them on again.
+/// within 4 s: the sweep, which takes entries 5 s after the grace time, does not resend them.
 const MAX_UNCLOSED: usize = 16_384;
 /// How many batches may wait to be taken over; beyond, the fanout waits.
 const MAX_BATCHES: usize = 8;
 
-/// The task. One clone runs at a time.
+/// Tracks published messages until their entries are closed. One clone runs at a time.
 #[derive(Clone)]
 pub(crate) struct DeliveryTracker {
     engines: Engines,
@@ -77,71 +78,74 @@ impl DeliveryTracker {
         (Self { engines, grace, no_more_proofs, batches, max_bytes: MAX_BYTES, telemetry }, sender)
     }
 
-    /// Works until the fanout has ended. Messages unproven then stay open: the sweep hands them on to another fanout.
+    /// Works until the fanout has ended. Messages unproven then stay open: the sweep brings them to another fanout.
     pub(crate) async fn run(self, stop: CancellationToken) -> EngineResult<()> {
         let mut batches = self.batches.lock().await;
-        let mut ledger = Ledger::default();
+        let mut pending = PendingProofs::default();
         // One at a time, beside all else: however long it takes, batches are taken over meanwhile.
         let mut writing = pin!(Fuse::terminated());
         let (mut next_tick, mut next_write) = (Instant::now(), Instant::now());
         loop {
-            let has_capacity = ledger.bytes < self.max_bytes && ledger.unclosed < MAX_UNCLOSED;
+            let has_capacity = pending.bytes < self.max_bytes && pending.unclosed < MAX_UNCLOSED;
             tokio::select! {
                 batch = batches.recv(), if has_capacity => match batch {
-                    Some(batch) => self.take_over(&mut ledger, batch),
+                    Some(batch) => self.take_over(&mut pending, batch),
                     None => break,
                 },
                 // After a pause this has passed already: a lone message is handled at once.
-                () = sleep_until(next_tick), if ledger.is_waiting() => {
-                    self.tick(&mut ledger, Instant::now()).await;
+                () = sleep_until(next_tick), if pending.is_waiting() => {
+                    self.tick(&mut pending, Instant::now()).await;
                     next_tick = Instant::now() + TICK;
                 }
                 // After a write that took longer than a tick, the next one begins at once.
-                () = sleep_until(next_write), if writing.is_terminated() && ledger.has_writes() => {
+                () = sleep_until(next_write), if writing.is_terminated() && pending.has_writes() => {
                     next_write = Instant::now() + TICK;
-                    writing.set(self.write(ledger.take_writes()).fuse());
+                    writing.set(self.write(pending.take_writes()).fuse());
                 }
-                left = &mut writing, if !writing.is_terminated() => ledger.written(left),
-                () = self.no_more_proofs.cancelled(), if ledger.is_waiting() && !self.no_more_proofs.is_cancelled() => {
+                left = &mut writing, if !writing.is_terminated() => pending.written(left),
+                () = self.no_more_proofs.cancelled(), if pending.is_waiting() && !self.no_more_proofs.is_cancelled() => {
                     next_tick = Instant::now();
                 }
             }
         }
         if !writing.is_terminated() {
-            ledger.written(writing.await);
+            pending.written(writing.await);
         }
-        self.last_tick(ledger, &stop).await
+        self.last_tick(pending, &stop).await
     }
 
-    fn take_over(&self, ledger: &mut Ledger, batch: Vec<Published>) {
+    fn take_over(&self, pending: &mut PendingProofs, batch: Vec<Published>) {
         let now = Instant::now();
-        batch.into_iter().for_each(|published| ledger.add(published, now));
-        self.telemetry.unproven.set(ledger.count());
+        batch.into_iter().for_each(|published| pending.add(published, now));
+        self.telemetry.unproven.set(pending.count());
     }
 
     /// Asks for the proofs that are due, and sends offline events where one is missing at the end.
-    async fn tick(&self, ledger: &mut Ledger, now: Instant) {
+    async fn tick(&self, pending: &mut PendingProofs, now: Instant) {
         let is_over = self.no_more_proofs.is_cancelled();
         let grace = if is_over { Duration::ZERO } else { self.grace.unwrap_or_default() };
-        let over_budget = ledger.bytes >= self.max_bytes;
+        let over_budget = pending.bytes >= self.max_bytes;
 
-        let first =
-            due(&mut ledger.unproven, now, if is_over { Duration::ZERO } else { FIRST_LOOK.min(grace) });
-        for (at, published) in self.unproven_of(ledger, first).await {
-            ledger.at_grace.push_back((at, published));
+        let first = due(
+            &mut pending.before_first_check,
+            now,
+            if is_over { Duration::ZERO } else { FIRST_CHECK.min(grace) },
+        );
+        for (at, published) in self.unproven_of(pending, first).await {
+            pending.until_grace_end.push_back((at, published));
         }
-        let mut last = due(&mut ledger.at_grace, now, grace);
+        let mut last = due(&mut pending.until_grace_end, now, grace);
         if over_budget {
-            let half = ledger.at_grace.len().div_ceil(2);
-            last.extend(ledger.at_grace.drain(..half));
+            let half = pending.until_grace_end.len().div_ceil(2);
+            last.extend(pending.until_grace_end.drain(..half));
         }
-        let last = self.unproven_of(ledger, last).await;
-        self.hand_over(ledger, last).await;
-        self.telemetry.unproven.set(ledger.count());
+        let last = self.unproven_of(pending, last).await;
+        self.enqueue_unproven(pending, last).await;
+        self.telemetry.unproven.set(pending.count());
     }
 
     /// The messages that some recipients have not proven to have, with these recipients. The others are closed.
-    async fn unproven_of(&self, ledger: &mut Ledger, waiting: Waiting) -> Waiting {
+    async fn unproven_of(&self, pending: &mut PendingProofs, waiting: Waiting) -> Waiting {
         if waiting.is_empty() {
             return waiting;
         }
@@ -156,7 +160,7 @@ impl DeliveryTracker {
             match self.engines.proofs.proven(asked).await {
                 Ok(answer) => proven.extend(answer),
                 Err(error) => {
-                    tracing::warn!(%error, "proofs can't be asked, which proves nothing");
+                    tracing::warn!(%error, "proof look-up failed; all recipients count as unproven");
                     proven.resize(proven.len() + asked.len(), false);
                 }
             }
@@ -167,8 +171,8 @@ impl DeliveryTracker {
         for (at, mut published) in waiting {
             published.unproven.retain(|_| !proven.next().unwrap_or(false));
             if published.unproven.is_empty() {
-                ledger.bytes -= published.bytes;
-                ledger.close(&published);
+                pending.bytes -= published.bytes;
+                pending.close(&published);
             } else {
                 left.push_back((at, published));
             }
@@ -177,7 +181,7 @@ impl DeliveryTracker {
     }
 
     /// Sends offline events for recipients without a proof at the grace time; once confirmed, it closes their entries.
-    async fn hand_over(&self, ledger: &mut Ledger, unproven: Waiting) {
+    async fn enqueue_unproven(&self, pending: &mut PendingProofs, unproven: Waiting) {
         if unproven.is_empty() {
             return;
         }
@@ -188,21 +192,21 @@ impl DeliveryTracker {
             Ok(()) => {
                 for (_, published) in unproven {
                     self.telemetry.without_proof.inc_by(published.unproven.len() as u64);
-                    ledger.bytes -= published.bytes;
-                    ledger.close(&published);
+                    pending.bytes -= published.bytes;
+                    pending.close(&published);
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, messages = unproven.len(), "offline events were not handed over; trying again");
+                tracing::warn!(%error, messages = unproven.len(), "offline events were not enqueued; trying again");
                 // They are the oldest.
-                unproven.into_iter().rev().for_each(|waiting| ledger.at_grace.push_front(waiting));
+                unproven.into_iter().rev().for_each(|waiting| pending.until_grace_end.push_front(waiting));
             }
         }
     }
 
     /// Moves rooms up in lists, then closes entries, the oldest first. Returns what is left to be repeated: a failed write,
     /// unless it would fail again. A room that can't be moved up stays where it is in lists, an entry that can't be closed is
-    /// handed on by the sweep, and neither holds up others.
+    /// resent by the sweep, and neither holds up others.
     async fn write(&self, Writes { newest, closings }: Writes) -> Writes {
         let store = &self.engines.store;
         if !newest.is_empty() {
@@ -240,14 +244,15 @@ impl DeliveryTracker {
     }
 
     /// The fanout has ended: messages proven by now are closed, the rest is left to the sweep.
-    async fn last_tick(&self, mut ledger: Ledger, stop: &CancellationToken) -> EngineResult<()> {
+    async fn last_tick(&self, mut pending: PendingProofs, stop: &CancellationToken) -> EngineResult<()> {
         if self.no_more_proofs.is_cancelled() {
-            self.tick(&mut ledger, Instant::now()).await;
+            self.tick(&mut pending, Instant::now()).await;
         }
-        let waiting =
-            std::mem::take(&mut ledger.unproven).into_iter().chain(std::mem::take(&mut ledger.at_grace));
-        let left = self.unproven_of(&mut ledger, waiting.collect()).await;
-        self.write(ledger.take_writes()).await;
+        let waiting = std::mem::take(&mut pending.before_first_check)
+            .into_iter()
+            .chain(std::mem::take(&mut pending.until_grace_end));
+        let left = self.unproven_of(&mut pending, waiting.collect()).await;
+        self.write(pending.take_writes()).await;
         if !left.is_empty() && stop.is_cancelled() {
             tracing::info!(messages = left.len(), "not proven yet: they stay open, for another fanout");
         }

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 /// What takes longer has failed. Both cores may be compiling.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// What the emulator keeps.
 pub const FILES: [&str; 4] = ["ca.key", "ca.pem", "service-account.json", "AuthKey_NARUDEMO01.p8"];
 /// What an app's FCM token looks like.
@@ -20,7 +20,7 @@ pub const FCM_TOKEN: &str = "cEL2b7-tRkq:APA91bH";
 /// What an app's APNs token looks like.
 pub const APNS_TOKEN: &str = "8f3a1c5e7b9d2f4a6c8e0b1d3f5a7c9e8f3a1c5e7b9d2f4a6c8e0b1d3f5a7c9e";
 
-pub struct World {
+pub struct Fixture {
     pub phones: Phones,
     pub handle: Handle,
     pub client: Client,
@@ -74,7 +74,7 @@ impl Answered {
     }
 }
 
-impl World {
+impl Fixture {
     pub async fn new() -> Self {
         Self::with(|_| {}).await
     }
@@ -220,7 +220,7 @@ pub async fn in_time(request: RequestBuilder) -> reqwest::Result<Answered> {
 
 /// What must come soon.
 pub async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, what).await.unwrap_or_else(|_| panic!("not within {PATIENCE:?}"))
+    tokio::time::timeout(TEST_TIMEOUT, what).await.unwrap_or_else(|_| panic!("not within {TEST_TIMEOUT:?}"))
 }
 
 fn provider_token(dir: &std::path::Path, claims: &Value, key_id: &str) -> String {

@@ -1,4 +1,4 @@
-//! What goes wrong with queues and messages while the broker is well.
+//! Deleted queues, unreadable messages and late receivers, while the broker works.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -18,8 +18,8 @@ use naru_rabbit::Rabbit;
 use naru_services::{Kind, Service};
 use tokio::time::Instant;
 
-use super::given::{
-    Place, STEPS, accepted, done, next, number, offline, partition, room, rooms_apart, soon, until_ok,
+use super::fixtures::{
+    DELAYS, Deployment, accepted, done, next, number, offline, partition, room, rooms_apart, soon, until_ok,
 };
 
 async fn delete(channel: &Channel, queue: String) {
@@ -28,24 +28,24 @@ async fn delete(channel: &Channel, queue: String) {
 
 #[tokio::test]
 async fn what_no_queue_takes_is_not_sent_and_the_next_try_finds_a_queue() {
-    // A broker of its own: see `Place` for what the deletion of a wait queue may do to one.
+    // A broker of its own: see `Deployment` for what the deletion of a wait queue may do to one.
     let broker = Service::start(Kind::Rabbitmq);
-    let place = Place::at(broker.url());
-    let process = place.process().await;
+    let deployment = Deployment::at(broker.url());
+    let process = deployment.process().await;
     let bus = process.bus();
-    let (room, (_connection, channel)) = (room(), place.channel().await);
+    let (room, (_connection, channel)) = (room(), deployment.channel().await);
     bus.accepted.send(vec![accepted(&room, 1)]).await.unwrap();
     bus.offline.send(vec![offline()]).await.unwrap();
-    delete(&channel, place.queue(&format!("accepted.{}", partition(&room)))).await;
+    delete(&channel, deployment.queue(&format!("accepted.{}", partition(&room)))).await;
     let mut offline_receiver = bus.offline.receiver().await.unwrap();
-    let in_hand = soon("an event", offline_receiver.receive(1)).await.unwrap().remove(0);
-    delete(&channel, place.queue("offline.wait.150ms")).await;
+    let unacknowledged = soon("an event", offline_receiver.receive(1)).await.unwrap().remove(0);
+    delete(&channel, deployment.queue("offline.wait.150ms")).await;
 
     let error = bus.accepted.send(vec![accepted(&room, 2)]).await.unwrap_err();
     assert!(error.is_transient() && error.to_string().contains("there is no queue"), "{error}");
-    let error = retry([in_hand.ack_handle], STEPS[0]).await.unwrap_err();
+    let error = retry([unacknowledged.ack_handle], DELAYS[0]).await.unwrap_err();
     assert!(error.is_transient(), "{error}");
-    assert_eq!(next(&mut offline_receiver).await, in_hand.event, "it waits here");
+    assert_eq!(next(&mut offline_receiver).await, unacknowledged.event, "it waits here");
 
     bus.accepted.send(vec![accepted(&room, 3)]).await.unwrap();
     let mut receiver = bus.accepted.receiver().await.unwrap();
@@ -55,8 +55,8 @@ async fn what_no_queue_takes_is_not_sent_and_the_next_try_finds_a_queue() {
 /// Acks are put together for 50 ms. What a process that dies had finished half a second before does not come again.
 #[tokio::test]
 async fn what_is_finished_is_acked_soon_though_nothing_follows() {
-    let place = Place::shared();
-    let (process, room) = (place.process().await, room());
+    let deployment = Deployment::shared();
+    let (process, room) = (deployment.process().await, room());
     process.bus().accepted.send((1..=3).map(|number| accepted(&room, number)).collect()).await.unwrap();
     process.bus().offline.send(vec![offline()]).await.unwrap();
     let mut ordered = process.bus().accepted.receiver().await.unwrap();
@@ -70,7 +70,7 @@ async fn what_is_finished_is_acked_soon_though_nothing_follows() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     process.cable.cut();
 
-    let successor = place.process().await;
+    let successor = deployment.process().await;
     let (mut ordered, mut durable) = (
         successor.bus().accepted.receiver().await.unwrap(),
         successor.bus().offline.receiver().await.unwrap(),
@@ -84,10 +84,10 @@ async fn what_is_finished_is_acked_soon_though_nothing_follows() {
 
 #[tokio::test]
 async fn a_queue_that_is_deleted_under_its_receivers_is_declared_and_subscribed_again() {
-    let place = Place::shared();
-    let process = place.process().await;
+    let deployment = Deployment::shared();
+    let process = deployment.process().await;
     let bus = process.bus();
-    let (room, (_connection, channel)) = (room(), place.channel().await);
+    let (room, (_connection, channel)) = (room(), deployment.channel().await);
     let mut ordered = bus.accepted.receiver().await.unwrap();
     let mut durable = bus.offline.receiver().await.unwrap();
     bus.accepted.send(vec![accepted(&room, 1)]).await.unwrap();
@@ -95,8 +95,8 @@ async fn a_queue_that_is_deleted_under_its_receivers_is_declared_and_subscribed_
     assert_eq!(number(&next(&mut ordered).await), 1);
     next(&mut durable).await;
 
-    delete(&channel, place.queue(&format!("accepted.{}", partition(&room)))).await;
-    delete(&channel, place.queue("offline")).await;
+    delete(&channel, deployment.queue(&format!("accepted.{}", partition(&room)))).await;
+    delete(&channel, deployment.queue("offline")).await;
     let (_, ordered_again) = until_ok(async || bus.accepted.send(vec![accepted(&room, 2)]).await).await;
     let (_, durable_again) = until_ok(async || bus.offline.send(vec![offline()]).await).await;
     println!("sent again after {ordered_again:?} and {durable_again:?}");
@@ -105,23 +105,25 @@ async fn a_queue_that_is_deleted_under_its_receivers_is_declared_and_subscribed_
 }
 
 /// Publishes to a queue what the driver would not; returns when it is there.
-async fn publish(place: &Place, channel: &Channel, queue: &str, layout: Option<i32>, body: &[u8]) {
+async fn publish(deployment: &Deployment, channel: &Channel, queue: &str, layout: Option<i32>, body: &[u8]) {
     let mut headers = FieldTable::default();
     if let Some(layout) = layout {
         headers.insert("layout".into(), AMQPValue::LongInt(layout));
     }
     let properties = BasicProperties::default().with_message_id("the-seventh".into()).with_headers(headers);
-    let (queue, options) = (place.queue(queue).into(), BasicPublishOptions::default());
+    let (queue, options) = (deployment.queue(queue).into(), BasicPublishOptions::default());
     channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
     let confirm = channel.basic_publish("".into(), queue, options, body, properties).await.unwrap();
     assert!(!confirm.await.unwrap().is_nack());
 }
 
 /// What was set aside: its body, the queue it came from and the reason.
-async fn parked(place: &Place, channel: &Channel) -> (String, String, String) {
+async fn parked(deployment: &Deployment, channel: &Channel) -> (String, String, String) {
     let (message, _) = until_ok(async || {
-        let message =
-            channel.basic_get(place.queue("parked").into(), BasicGetOptions { no_ack: true }).await.unwrap();
+        let message = channel
+            .basic_get(deployment.queue("parked").into(), BasicGetOptions { no_ack: true })
+            .await
+            .unwrap();
         message.ok_or("nothing parked yet")
     })
     .await;
@@ -132,8 +134,8 @@ async fn parked(place: &Place, channel: &Channel) -> (String, String, String) {
 }
 
 /// Until the broker waits for no ack of a queue's messages, after its receivers are gone.
-async fn until_empty(place: &Place, channel: &Channel, queue: &str) {
-    until_ok(async || match place.depth(channel, queue).await {
+async fn until_empty(deployment: &Deployment, channel: &Channel, queue: &str) {
+    until_ok(async || match deployment.depth(channel, queue).await {
         0 => Ok(()),
         left => Err(format!("{left} in {queue}")),
     })
@@ -142,15 +144,15 @@ async fn until_empty(place: &Place, channel: &Channel, queue: &str) {
 
 #[tokio::test]
 async fn what_cannot_be_read_is_parked_and_holds_up_nothing() {
-    let place = Place::shared();
-    let process = place.process().await;
+    let deployment = Deployment::shared();
+    let process = deployment.process().await;
     let bus = process.bus();
-    let (room, (_connection, channel)) = (room(), place.channel().await);
+    let (room, (_connection, channel)) = (room(), deployment.channel().await);
     let partition = format!("accepted.{}", partition(&room));
     bus.accepted.send(vec![accepted(&room, 1)]).await.unwrap();
     bus.offline.send(vec![offline()]).await.unwrap();
     for queue in [&*partition, "offline"] {
-        publish(&place, &channel, queue, Some(2), b"[{\"version\":").await;
+        publish(&deployment, &channel, queue, Some(2), b"[{\"version\":").await;
     }
     let mut ordered: Box<dyn Receiver<Accepted>> = bus.accepted.receiver().await.unwrap();
     assert_eq!(number(&next(&mut ordered).await), 1);
@@ -163,44 +165,44 @@ async fn what_cannot_be_read_is_parked_and_holds_up_nothing() {
 
     let mut from = Vec::new();
     for _ in 0..2 {
-        let (body, queue, reason) = parked(&place, &channel).await;
+        let (body, queue, reason) = parked(&deployment, &channel).await;
         assert_eq!(body, "[{\"version\":");
         assert!(reason.contains("EOF"), "{reason}");
         from.push(queue);
     }
     from.sort();
-    assert_eq!(from, [place.queue(&partition), place.queue("offline")]);
+    assert_eq!(from, [deployment.queue(&partition), deployment.queue("offline")]);
     drop((ordered, durable));
     for queue in [&*partition, "offline"] {
-        until_empty(&place, &channel, queue).await;
+        until_empty(&deployment, &channel, queue).await;
     }
 }
 
 #[tokio::test]
 async fn of_an_array_only_what_cannot_be_read_is_parked() {
-    let place = Place::shared();
-    let process = place.process().await;
+    let deployment = Deployment::shared();
+    let process = deployment.process().await;
     let bus = process.bus();
-    let (room, (_connection, channel)) = (room(), place.channel().await);
+    let (room, (_connection, channel)) = (room(), deployment.channel().await);
     let partition = format!("accepted.{}", partition(&room));
     let mut receiver = bus.accepted.receiver().await.unwrap();
     bus.accepted.send(vec![accepted(&room, 1)]).await.unwrap();
     assert_eq!(number(&next(&mut receiver).await), 1);
     let json = |number| serde_json::to_string(&accepted(&room, number)).unwrap();
     let body = format!("[{}, {{\"version\": 1}}, {}]", json(2), json(3));
-    publish(&place, &channel, &partition, Some(2), body.as_bytes()).await;
+    publish(&deployment, &channel, &partition, Some(2), body.as_bytes()).await;
     // A message of layout 1, an empty array, and one of a layout to come.
-    publish(&place, &channel, &partition, None, json(4).as_bytes()).await;
-    publish(&place, &channel, &partition, Some(2), b"[]").await;
-    publish(&place, &channel, &partition, Some(3), format!("[{}]", json(5)).as_bytes()).await;
+    publish(&deployment, &channel, &partition, None, json(4).as_bytes()).await;
+    publish(&deployment, &channel, &partition, Some(2), b"[]").await;
+    publish(&deployment, &channel, &partition, Some(3), format!("[{}]", json(5)).as_bytes()).await;
     bus.accepted.send(vec![accepted(&room, 6)]).await.unwrap();
     for expected in [2, 3, 6] {
         assert_eq!(number(&next(&mut receiver).await), expected);
     }
     let mut reasons = Vec::new();
     for _ in 0..4 {
-        let (body, queue, reason) = parked(&place, &channel).await;
-        assert_eq!(queue, place.queue(&partition));
+        let (body, queue, reason) = parked(&deployment, &channel).await;
+        assert_eq!(queue, deployment.queue(&partition));
         reasons.push(format!("{reason} {}", &body[..body.len().min(16)]));
     }
     reasons.sort();
@@ -212,14 +214,14 @@ async fn of_an_array_only_what_cannot_be_read_is_parked() {
         "{reasons:?}"
     );
     drop(receiver);
-    until_empty(&place, &channel, &partition).await;
+    until_empty(&deployment, &channel, &partition).await;
 }
 
 /// The messages that lie in a queue: how many events are in each, and how long it is. They stay there.
-async fn lengths(place: &Place, queue: &str) -> Vec<(usize, usize)> {
-    let (connection, channel) = place.channel().await;
-    let count = place.depth(&channel, queue).await as usize;
-    let (queue, options) = (place.queue(queue).into(), BasicConsumeOptions::default());
+async fn lengths(deployment: &Deployment, queue: &str) -> Vec<(usize, usize)> {
+    let (connection, channel) = deployment.channel().await;
+    let count = deployment.depth(&channel, queue).await as usize;
+    let (queue, options) = (deployment.queue(queue).into(), BasicConsumeOptions::default());
     let consumer = channel.basic_consume(queue, "".into(), options, FieldTable::default()).await.unwrap();
     let messages: Vec<_> = soon("the messages", consumer.take(count).collect()).await;
     connection.close(200, "done".into()).await.unwrap();
@@ -232,8 +234,8 @@ async fn lengths(place: &Place, queue: &str) -> Vec<(usize, usize)> {
 
 #[tokio::test]
 async fn what_is_sent_together_is_one_message_for_each_queue() {
-    let place = Place::shared();
-    let process = place.process().await;
+    let deployment = Deployment::shared();
+    let process = deployment.process().await;
     let bus = process.bus();
     let rooms = rooms_apart(2);
     let events: Vec<_> = (0..300).map(|number| accepted(&rooms[number as usize % 2], number)).collect();
@@ -252,11 +254,11 @@ async fn what_is_sent_together_is_one_message_for_each_queue() {
 
     for room in &rooms {
         let queue = format!("accepted.{}", partition(room));
-        assert_eq!(lengths(&place, &queue).await.iter().map(|one| one.0).collect::<Vec<_>>(), [150]);
+        assert_eq!(lengths(&deployment, &queue).await.iter().map(|one| one.0).collect::<Vec<_>>(), [150]);
     }
-    let offline = lengths(&place, "offline").await;
+    let offline = lengths(&deployment, "offline").await;
     assert_eq!(offline.iter().map(|one| one.0).collect::<Vec<_>>(), [256, 256, 88]);
-    let saved = lengths(&place, &format!("saved.{}", partition(&rooms[0]))).await;
+    let saved = lengths(&deployment, &format!("saved.{}", partition(&rooms[0]))).await;
     assert_eq!(saved.iter().map(|one| one.0).collect::<Vec<_>>(), [3, 2]);
     assert!(saved.iter().all(|one| one.1 <= 1 << 20), "{saved:?}");
 
@@ -276,8 +278,8 @@ async fn what_is_sent_together_is_one_message_for_each_queue() {
 /// The first few of a message are acknowledged, and then the connection dies.
 #[tokio::test]
 async fn what_was_not_acknowledged_of_a_message_comes_again() {
-    let place = Place::shared();
-    let first = place.process().await;
+    let deployment = Deployment::shared();
+    let first = deployment.process().await;
     let room = room();
     let events: Vec<_> = (0..10).map(|number| accepted(&room, number)).collect();
     first.bus().accepted.send(events.clone()).await.unwrap();
@@ -288,7 +290,7 @@ async fn what_was_not_acknowledged_of_a_message_comes_again() {
         acknowledged += done(soon("events", receiver.receive(4 - acknowledged)).await.unwrap()).await.len();
     }
     first.cable.cut();
-    let second = place.process().await;
+    let second = deployment.process().await;
     let mut receiver = second.bus().accepted.receiver().await.unwrap();
     let mut numbers = Vec::new();
     while numbers.last() != Some(&10) {
@@ -298,14 +300,14 @@ async fn what_was_not_acknowledged_of_a_message_comes_again() {
     assert_eq!(numbers[again..], (4..=10).collect::<Vec<_>>());
     // Acked with its last event: nothing is left.
     drop(receiver);
-    let (_connection, channel) = place.channel().await;
-    until_empty(&place, &channel, &format!("accepted.{}", partition(&room))).await;
+    let (_connection, channel) = deployment.channel().await;
+    until_empty(&deployment, &channel, &format!("accepted.{}", partition(&room))).await;
 }
 
 #[tokio::test]
 async fn dropped_events_of_a_message_come_again_by_themselves() {
-    let place = Place::shared();
-    let process = place.process().await;
+    let deployment = Deployment::shared();
+    let process = deployment.process().await;
     let bus = process.bus();
     bus.offline.send((0..5).map(|_| offline()).collect()).await.unwrap();
     let mut receiver = bus.offline.receiver().await.unwrap();
@@ -319,25 +321,25 @@ async fn dropped_events_of_a_message_come_again_by_themselves() {
     assert_eq!((again[0].attempt, &again[0].event), (1, &event));
     done(again).await;
     drop(receiver);
-    let (_connection, channel) = place.channel().await;
-    until_empty(&place, &channel, "offline").await;
+    let (_connection, channel) = deployment.channel().await;
+    until_empty(&deployment, &channel, "offline").await;
 }
 
 #[tokio::test]
 async fn a_queue_that_was_declared_differently_is_named() {
-    let place = Place::shared();
-    let (_connection, channel) = place.channel().await;
+    let deployment = Deployment::shared();
+    let (_connection, channel) = deployment.channel().await;
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     for queue in ["accepted.7", "offline"] {
-        channel.queue_declare(place.queue(queue).into(), options, arguments.clone()).await.unwrap();
+        channel.queue_declare(deployment.queue(queue).into(), options, arguments.clone()).await.unwrap();
     }
-    let process = place.process().await;
+    let process = deployment.process().await;
     let bus = process.bus();
     let permanent = |error: EngineError, queue| {
         assert!(matches!(error, EngineError::Permanent { .. }), "{error}");
-        assert!(error.to_string().contains(&place.queue(queue)), "{error}");
+        assert!(error.to_string().contains(&deployment.queue(queue)), "{error}");
     };
     permanent(bus.accepted.send(vec![accepted(&room(), 1)]).await.unwrap_err(), "accepted.7");
     permanent(bus.offline.send(vec![offline()]).await.unwrap_err(), "offline");
@@ -352,48 +354,48 @@ async fn a_queue_that_was_declared_differently_is_named() {
 
 #[tokio::test]
 async fn an_older_layout_is_refused() {
-    let place = Place::shared();
-    let (_connection, channel) = place.channel().await;
+    let deployment = Deployment::shared();
+    let (_connection, channel) = deployment.channel().await;
     // As layout 1 declared it.
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
     arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(1_000_000_000));
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    channel.queue_declare(place.queue("parked").into(), options, arguments).await.unwrap();
-    let error = Rabbit::open(&place.url, place.options.clone()).await.err().expect("it is refused");
+    channel.queue_declare(deployment.queue("parked").into(), options, arguments).await.unwrap();
+    let error = Rabbit::open(&deployment.url, deployment.options.clone()).await.err().expect("it is refused");
     assert!(matches!(error, EngineError::Permanent { .. }), "{error}");
-    let told = error.to_string();
-    assert!(told.contains(&place.queue("parked")) && told.contains("delete it"), "{told}");
-    println!("{told}");
+    let message = error.to_string();
+    assert!(message.contains(&deployment.queue("parked")) && message.contains("delete it"), "{message}");
+    println!("{message}");
 }
 
 #[tokio::test]
 async fn what_makes_no_sense_or_is_refused_is_an_error_at_the_start() {
-    let place = Place::shared();
+    let deployment = Deployment::shared();
     let refused = async |url: &str, options| match Rabbit::open(url, options).await {
         Err(error @ EngineError::Permanent { .. }) => error.to_string(),
         Err(error) => panic!("{error}"),
         Ok(_) => panic!("{url} was accepted"),
     };
-    refused("not a url", place.options.clone()).await;
-    refused("http://localhost", place.options.clone()).await;
-    let told = refused("amqp:guest:wrong-secret", place.options.clone()).await;
-    assert!(!told.contains("wrong-secret"), "{told}");
-    let mut unnamed = place.options.clone();
+    refused("not a url", deployment.options.clone()).await;
+    refused("http://localhost", deployment.options.clone()).await;
+    let message = refused("amqp:guest:wrong-secret", deployment.options.clone()).await;
+    assert!(!message.contains("wrong-secret"), "{message}");
+    let mut unnamed = deployment.options.clone();
     unnamed.namespace = "a b".to_owned();
-    refused(&place.url, unnamed).await;
-    let stranger = place.url.replace("amqp://", "amqp://guest:wrong-secret@");
-    let told = refused(&stranger, place.options.clone()).await;
-    assert!(!told.contains("wrong-secret"), "{told}");
-    refused(&place.url.replace("/%2f", "/nowhere"), place.options.clone()).await;
+    refused(&deployment.url, unnamed).await;
+    let wrong_password = deployment.url.replace("amqp://", "amqp://guest:wrong-secret@");
+    let message = refused(&wrong_password, deployment.options.clone()).await;
+    assert!(!message.contains("wrong-secret"), "{message}");
+    refused(&deployment.url.replace("/%2f", "/nowhere"), deployment.options.clone()).await;
 }
 
-/// Between two steps, beyond the last, and shorter than the first: each comes when it is due, whatever waits beside it.
+/// Between two wait queues' delays, beyond the longest, and shorter than the shortest: each comes when it is due, whatever waits beside it.
 #[tokio::test]
 async fn delays_are_kept_exactly() {
-    let mut place = Place::shared();
-    place.options.wait_steps = vec![STEPS[0], STEPS[1]];
-    let process = place.process().await;
+    let mut deployment = Deployment::shared();
+    deployment.options.wait_delays = vec![DELAYS[0], DELAYS[1]];
+    let process = deployment.process().await;
     let bus = process.bus();
     let delays = [4_700, 1_700, 1_000, 620, 40].map(Duration::from_millis);
     // Two events each, which stay together.
@@ -420,25 +422,25 @@ async fn delays_are_kept_exactly() {
         done(batch).await;
     }
     drop(receiver);
-    let (_connection, channel) = place.channel().await;
-    until_empty(&place, &channel, "offline").await;
+    let (_connection, channel) = deployment.channel().await;
+    until_empty(&deployment, &channel, "offline").await;
 }
 
 #[tokio::test]
 async fn a_receiver_that_is_not_asked_keeps_nothing_from_the_others() {
-    let place = Place::shared();
-    let process = place.process().await;
+    let deployment = Deployment::shared();
+    let process = deployment.process().await;
     let bus = process.bus();
     let mut slow = bus.offline.receiver().await.unwrap();
     bus.offline.send((0..10).map(|_| offline()).collect()).await.unwrap();
-    let in_hand = soon("one", slow.receive(1)).await.unwrap().remove(0);
+    let unacknowledged = soon("one", slow.receive(1)).await.unwrap().remove(0);
     let mut other = bus.offline.receiver().await.unwrap();
     for _ in 0..9 {
-        assert_ne!(next(&mut other).await.event_id, in_hand.event.event_id);
+        assert_ne!(next(&mut other).await.event_id, unacknowledged.event.event_id);
     }
-    // It is asked again: what it had in hand is still its own, and it receives.
+    // It is asked again: its unacknowledged event is still its own, and it receives.
     drop(other);
-    ack([in_hand.ack_handle]).await.unwrap();
+    ack([unacknowledged.ack_handle]).await.unwrap();
     let last = offline();
     bus.offline.send(vec![last.clone()]).await.unwrap();
     assert_eq!(next(&mut slow).await, last);
@@ -446,8 +448,8 @@ async fn a_receiver_that_is_not_asked_keeps_nothing_from_the_others() {
 
 #[tokio::test]
 async fn after_it_is_closed_nothing_is_sent() {
-    let place = Place::shared();
-    let process = place.process().await;
+    let deployment = Deployment::shared();
+    let process = deployment.process().await;
     let bus = process.bus();
     bus.offline.send(vec![offline()]).await.unwrap();
     process.rabbit.ping().await.unwrap();

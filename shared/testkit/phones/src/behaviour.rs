@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// How a provider behaves towards all clients. It holds for open connections as well as for new ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Conduct {
+pub enum Behaviour {
     /// Normal.
     #[default]
     Usual,
@@ -12,7 +12,7 @@ pub enum Conduct {
     Refuse,
     /// Connections are accepted and closed at once, open ones are dropped.
     Closed,
-    /// Requests are read and never answered, not even when the conduct changes.
+    /// Requests are read and never answered, not even when the behaviour changes.
     Hang,
     /// Every answer comes this much later.
     Slow(Duration),
@@ -24,7 +24,7 @@ pub enum Conduct {
     Streams(u32),
 }
 
-impl Conduct {
+impl Behaviour {
     /// How many requests a connection carries at once. Usually 1,000, as APNs has been seen to announce.
     pub(crate) const fn max_streams(self) -> u32 {
         match self {

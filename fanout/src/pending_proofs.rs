@@ -38,12 +38,13 @@ pub(crate) fn due(waiting: &mut Waiting, now: Instant, age: Duration) -> Waiting
     waiting.drain(..count).collect()
 }
 
+/// All published messages whose entries are open.
 #[derive(Default)]
-pub(crate) struct Ledger {
+pub(crate) struct PendingProofs {
     /// Messages whose proofs were not asked for yet.
-    pub(crate) unproven: Waiting,
+    pub(crate) before_first_check: Waiting,
     /// Messages whose proofs were asked for once.
-    pub(crate) at_grace: Waiting,
+    pub(crate) until_grace_end: Waiting,
     /// Of the messages that wait for proofs.
     pub(crate) bytes: usize,
     /// The finished entries that are not closed, those in [`Writes`] included.
@@ -63,14 +64,14 @@ pub(crate) struct Writes {
     pub(crate) closings: Vec<Closing>,
 }
 
-impl Ledger {
+impl PendingProofs {
     pub(crate) fn add(&mut self, published: Published, now: Instant) {
         self.move_up(&published.message);
         if published.unproven.is_empty() {
             self.close(&published);
         } else {
             self.bytes += published.bytes;
-            self.unproven.push_back((now, published));
+            self.before_first_check.push_back((now, published));
         }
     }
 
@@ -104,11 +105,11 @@ impl Ledger {
     }
 
     pub(crate) fn is_waiting(&self) -> bool {
-        !(self.unproven.is_empty() && self.at_grace.is_empty())
+        !(self.before_first_check.is_empty() && self.until_grace_end.is_empty())
     }
 
     /// How many messages wait for proofs.
     pub(crate) fn count(&self) -> i64 {
-        i64::try_from(self.unproven.len() + self.at_grace.len()).unwrap_or(i64::MAX)
+        i64::try_from(self.before_first_check.len() + self.until_grace_end.len()).unwrap_or(i64::MAX)
     }
 }

@@ -1,4 +1,4 @@
-//! What the tests start from: a name space in the broker that no other test uses, and a cable to it that can be cut.
+//! A deployment for each test: a name space in the broker that no other test uses, and a cable to it that can be cut.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -17,15 +17,15 @@ use tokio::time::{Instant, timeout};
 
 /// More than a deployment has unless it says so.
 pub(crate) const PARTITIONS: u32 = 16;
-/// The steps of the wait queues.
-pub(crate) const STEPS: [Duration; 3] =
+/// The delays of the wait queues.
+pub(crate) const DELAYS: [Duration; 3] =
     [Duration::from_millis(150), Duration::from_secs(1), Duration::from_secs(60)];
 /// How long anything may take that must happen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What must happen, in time.
 pub(crate) async fn soon<T>(what: &str, happens: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, happens).await.unwrap_or_else(|_late| panic!("{what}: not within {PATIENCE:?}"))
+    timeout(TEST_TIMEOUT, happens).await.unwrap_or_else(|_late| panic!("{what}: not within {TEST_TIMEOUT:?}"))
 }
 
 /// A name space of its own in a broker; its queues are deleted when it is dropped, but for those that events wait in.
@@ -33,19 +33,19 @@ pub(crate) async fn soon<T>(what: &str, happens: impl Future<Output = T>) -> T {
 /// RabbitMQ 3.10.8 was seen to answer every declaration of such a queue with "541 INTERNAL_ERROR" from one moment on. It does
 /// so, test by test, when `rabbit_fifo_dlx_sup` has ended; and that ends for good, by its source, when dead-letter workers
 /// crash twice within five seconds, as one does that starts while its queue is being deleted.
-pub(crate) struct Place {
+pub(crate) struct Deployment {
     pub(crate) url: String,
     pub(crate) options: Options,
     /// A broker of the test's own goes away with all its queues.
     shared: bool,
 }
 
-impl Place {
+impl Deployment {
     /// In the broker that all tests share.
     pub(crate) fn shared() -> Self {
-        let mut place = Self::at(naru_services::url(naru_services::Kind::Rabbitmq).to_owned());
-        place.shared = true;
-        place
+        let mut deployment = Self::at(naru_services::url(naru_services::Kind::Rabbitmq).to_owned());
+        deployment.shared = true;
+        deployment
     }
 
     /// In a broker of the test's own.
@@ -60,7 +60,7 @@ impl Place {
         let nth = NEXT.fetch_add(1, Ordering::Relaxed);
         let namespace = format!("naru.{}.{nth}.{}", std::process::id(), Timestamp::now().as_millis());
         let options =
-            Options { namespace, wait_steps: STEPS.into(), partitions: PARTITIONS, ..Options::default() };
+            Options { namespace, wait_delays: DELAYS.into(), partitions: PARTITIONS, ..Options::default() };
         Self { url, options, shared: false }
     }
 
@@ -96,7 +96,7 @@ impl Place {
         for hop in hops::ALL {
             queues.push(hop.name.to_owned());
             queues.push(format!("{}.receivers", hop.name));
-            if hop.kind == hops::Kind::Ordered {
+            if hop.kind == hops::HopKind::Ordered {
                 queues.extend((0..self.options.partitions).map(|nth| format!("{}.{nth}", hop.name)));
             }
         }
@@ -118,7 +118,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Deployment {
     fn drop(&mut self) {
         if !self.shared || std::thread::panicking() {
             return;
@@ -249,7 +249,7 @@ pub(crate) async fn until_ok<T, E: std::fmt::Debug>(
     loop {
         match attempt().await {
             Ok(answer) => return (answer, began.elapsed()),
-            Err(error) if began.elapsed() > PATIENCE => panic!("still {error:?} after {PATIENCE:?}"),
+            Err(error) if began.elapsed() > TEST_TIMEOUT => panic!("still {error:?} after {TEST_TIMEOUT:?}"),
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }

@@ -10,6 +10,7 @@ mod http;
 mod identity;
 mod interruption;
 mod journey;
+mod limits;
 mod output;
 mod page;
 mod parked;

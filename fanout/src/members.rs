@@ -8,10 +8,13 @@ use futures_util::future::try_join_all;
 use naru_engines::EngineResult;
 use naru_engines::store::Rooms;
 use naru_model::{MemberVersion, RoomId, UserId};
+use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-/// How many versions are cached: about 200 bytes each for direct rooms.
-const CACHE_CAPACITY: usize = 100_000;
+/// How many bytes of versions are cached: about 100,000 of direct rooms, or 500 with a thousand members.
+const CACHE_BYTES: u64 = 32 << 20;
+/// What an entry, and each of its members, takes about.
+const ENTRY_BYTES: (usize, usize) = (200, 64);
 
 /// A room at one version of its members.
 pub(crate) type Version = (RoomId, MemberVersion);
@@ -20,14 +23,24 @@ pub(crate) type Version = (RoomId, MemberVersion);
 pub(crate) type Members = HashMap<Version, Arc<[UserId]>>;
 
 #[derive(Clone)]
+struct ByBytes;
+
+impl Weighter<Version, Arc<[UserId]>> for ByBytes {
+    fn weight(&self, _: &Version, members: &Arc<[UserId]>) -> u64 {
+        (ENTRY_BYTES.0 + ENTRY_BYTES.1 * members.len()) as u64
+    }
+}
+
+#[derive(Clone)]
 pub(crate) struct MemberCache {
     rooms: Arc<dyn Rooms>,
-    cache: Arc<Cache<Version, Arc<[UserId]>>>,
+    cache: Arc<Cache<Version, Arc<[UserId]>, ByBytes>>,
 }
 
 impl MemberCache {
     pub(crate) fn new(rooms: Arc<dyn Rooms>) -> Self {
-        Self { rooms, cache: Arc::new(Cache::new(CACHE_CAPACITY)) }
+        let direct = CACHE_BYTES / (ENTRY_BYTES.0 + 2 * ENTRY_BYTES.1) as u64;
+        Self { rooms, cache: Arc::new(Cache::with_weighter(direct as usize, CACHE_BYTES, ByBytes)) }
     }
 
     /// The members of these versions; nothing for a version that the store does not have, or not yet: a lagging primary may

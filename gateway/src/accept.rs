@@ -27,6 +27,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
 use crate::batches::{Batches, Limits, Linger, WINDOW};
+use crate::budget::Budget;
 use crate::limit::Limiter;
 use crate::pending::{Asker, Pending, Permit, Waiter, waiter};
 use crate::refusal::Refusal;
@@ -96,7 +97,8 @@ impl Submissions {
 pub(crate) struct Acceptor {
     pub(crate) gateway: GatewayId,
     pub(crate) max_content_bytes: usize,
-    pub(crate) limiter: Limiter,
+    pub(crate) limiter: Limiter<UserId>,
+    pub(crate) budget: Arc<Budget>,
     pub(crate) rooms: Arc<RoomCache>,
     pub(crate) pending: Arc<Pending>,
     pub(crate) submissions: Submissions,
@@ -122,6 +124,7 @@ impl Acceptor {
         let ticket = named.is_none().then(|| session.ticket());
         let refuse = |refusal: Refusal| {
             self.telemetry.count_refused(&refusal);
+            session.refused(&refusal);
             session.answer(ticket, refusal.frame(named.as_ref()));
             session.wake();
         };
@@ -200,8 +203,9 @@ impl Acceptor {
 
     async fn admit(&self, room: &RoomId, sender: &UserId, is_limited: bool) -> Result<Permit, Refusal> {
         if is_limited {
-            self.limiter.take(sender)?;
+            self.limiter.take(sender, 1.0)?;
         }
+        self.budget.admit()?;
         if self.rooms.of_member(room, sender).await?.is_none() {
             return Err(Refusal::RoomNotFound);
         }

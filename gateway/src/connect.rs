@@ -28,6 +28,8 @@ use crate::token::bearer;
 const VERSION: &str = "13";
 /// At most one refused origin in this time is logged: a page may try as often as it likes.
 const LOGGED_EVERY: Duration = Duration::from_secs(1);
+/// When a user with too many sessions may try again.
+const SESSION_MAY_END: Duration = Duration::from_secs(10);
 /// The subprotocol of the server.
 const PROTOCOL: &str = "naru.v1";
 /// The read buffer of a connection; larger frames take more memory while they arrive.
@@ -39,7 +41,7 @@ const WRITE_BUFFER: usize = 2048;
 /// Answers `GET /ws`.
 ///
 /// # Errors
-/// Before the upgrade: a foreign origin, a missing or bad token, no WebSocket handshake.
+/// Before the upgrade: a foreign origin, a missing or bad token, no WebSocket handshake, a limit.
 pub(crate) async fn upgrade(
     gateway: &Arc<Gateway>,
     headers: &HeaderMap,
@@ -50,6 +52,7 @@ pub(crate) async fn upgrade(
         log_refused_origin(headers);
         return Err(Refusal::Forbidden("this origin is not allowed"));
     }
+    gateway.limits.connect(client.0)?;
     let offered = offered_protocols(headers);
     let token = bearer(headers)
         .or_else(|| offered.iter().find_map(|protocol| protocol.strip_prefix("bearer.")))
@@ -61,6 +64,10 @@ pub(crate) async fn upgrade(
     };
     if gateway.drain.has_begun() || gateway.sessions.count() >= gateway.config.max_connections {
         return Err(Refusal::Overloaded);
+    }
+    gateway.budget.admit()?;
+    if gateway.sessions.count_of(&identity.user) >= gateway.config.max_sessions_per_user {
+        return Err(Refusal::RateLimited { retry_after: SESSION_MAY_END });
     }
 
     let mut response = Response::builder()

@@ -5,7 +5,8 @@
 //! for the store.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -19,6 +20,7 @@ use naru_model::{Message, RoomId, Seq, UserId};
 use tokio::sync::{Semaphore, watch};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
+use crate::budget::Budget;
 use crate::gap::{Early, GapId, Gaps, HeldBack};
 use crate::pending::Pending;
 use crate::presence::Presence;
@@ -49,6 +51,7 @@ pub(crate) struct Deliver<'a> {
     pub(crate) room_heads: &'a RoomHeads,
     pub(crate) messages: &'a Arc<dyn Messages>,
     pub(crate) interruptions: &'a watch::Sender<u64>,
+    pub(crate) budget: &'a Arc<Budget>,
     pub(crate) telemetry: &'a Telemetry,
 }
 
@@ -94,11 +97,12 @@ impl Deliver<'_> {
 
     /// Writes an event to the sessions of its recipients, serialised once for all; returns how many got a message.
     fn forward(&self, event: &LiveEvent) -> u64 {
-        let (mut frame, mut to_prove) = (None::<Utf8Bytes>, None);
-        let mut delivered = 0;
+        let (mut frame, mut to_prove, mut key) = (None::<Utf8Bytes>, None, None);
+        let (mut delivered, mut dropped) = (0, 0);
         for recipient in event.recipients.iter() {
             self.sessions.each_of(recipient, |session| {
-                let mut frame = || frame.get_or_insert_with(|| to_text(&event.news).into()).clone();
+                let mut frame =
+                    || frame.get_or_insert_with(|| self.budget.frame(to_text(&event.news))).clone();
                 match &event.news {
                     News::Chat(message) if message.sender_id == session.identity.user => {
                         if !session.has_sent(message.id, event.origin.as_ref()) {
@@ -113,13 +117,28 @@ impl Deliver<'_> {
                     }
                     _ if event.origin.as_ref() == Some(&session.id) => {}
                     News::Typing { user_id, .. } if session.blocks(user_id) => {}
-                    _ => session.send(frame()),
+                    news => {
+                        let key = *key.get_or_insert_with(|| signal_key(news));
+                        dropped += u64::from(!session.send_signal(key, frame()));
+                    }
                 }
             });
         }
+        self.telemetry.dropped_signals.inc_by(dropped);
         self.telemetry.delivered.inc_by(delivered);
         delivered
     }
+}
+
+/// Stands for the kind, room and user of a `TYPING`, `RECEIVED` or `READ`: of two with one key only the later is of use.
+fn signal_key(news: &News) -> u64 {
+    static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    let user = match news {
+        News::Chat(message) => &message.sender_id,
+        News::Received(position) | News::Read(position) => &position.user_id,
+        News::Typing { user_id, .. } => user_id,
+    };
+    KEYS.hash_one((std::mem::discriminant(news), news.room(), user))
 }
 
 impl Listener<'_> {

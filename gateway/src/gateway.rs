@@ -10,8 +10,10 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::accept::Acceptor;
+use crate::budget::Budget;
 use crate::config::Config;
 use crate::drain::Drain;
+use crate::limit::Limits;
 use crate::pending::Pending;
 use crate::positions::Positions;
 use crate::presence::Presence;
@@ -19,6 +21,7 @@ use crate::proof::Proofs;
 use crate::registry::SessionRegistry;
 use crate::room_heads::RoomHeads;
 use crate::rooms::RoomCache;
+use crate::session_state::QueueLimits;
 use crate::telemetry::Telemetry;
 use crate::tls::Tls;
 use crate::token::Verifier;
@@ -31,6 +34,9 @@ pub(crate) struct Gateway {
     pub(crate) verifier: Arc<Verifier>,
     /// None: connections are not encrypted by the gateway.
     pub(crate) tls: Option<Arc<Tls>>,
+    pub(crate) limits: Limits,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) queue_limits: Arc<QueueLimits>,
     pub(crate) sessions: Arc<SessionRegistry>,
     pub(crate) pending: Arc<Pending>,
     pub(crate) users: Users,

@@ -13,8 +13,10 @@
 //! persister has saved each message that it has confirmed.
 
 mod accept;
+mod answer_body;
 mod api;
 mod batches;
+mod budget;
 mod client_address;
 mod config;
 mod connect;
@@ -65,12 +67,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::accept::{Acceptor, Submission, Submissions};
+use crate::budget::Budget;
 pub use crate::config::Config;
 use crate::deliver::Deliver;
 use crate::drain::Drain;
 use crate::gateway::Gateway;
 use crate::lease::LeaseKeeper;
-use crate::limit::Limiter;
+use crate::limit::{Limiter, Limits};
 pub use crate::origin::{AllowedOrigins, NotAnOrigin};
 use crate::pending::Pending;
 use crate::positions::{PositionWriter, Positions};
@@ -82,6 +85,7 @@ use crate::registry::SessionRegistry;
 use crate::room_heads::RoomHeads;
 use crate::rooms::RoomCache;
 pub use crate::server::Routes;
+use crate::session_state::QueueLimits;
 use crate::telemetry::Telemetry;
 use crate::tls::{Tls, TlsError};
 use crate::token::{TokenConfig, TokenConfigError, Verifier};
@@ -157,11 +161,13 @@ impl Bound {
         let sessions = SessionRegistry::new();
         let pending = Pending::new(config.max_pending_sends);
         let rooms = Arc::new(RoomCache::new(engines.store.rooms.clone()));
+        let budget = Budget::new(config.max_queued_bytes, telemetry.queued_bytes.clone());
         let (submission_sender, submissions) = Submissions::new(config.max_pending_sends);
         let acceptor = Acceptor {
             gateway: id.clone(),
             max_content_bytes: config.max_content_bytes,
             limiter: Limiter::new(config.rate_messages_per_second, config.rate_burst),
+            budget: budget.clone(),
             rooms: rooms.clone(),
             pending: pending.clone(),
             submissions: submission_sender,
@@ -176,6 +182,14 @@ impl Bound {
             users: Users::new(&engines, &sessions),
             presence: Presence::new(id, &engines, &sessions),
             drain: Drain::new(&sessions, &pending),
+            limits: Limits::new(&config),
+            queue_limits: QueueLimits::new(
+                config.session_queue,
+                config.session_queue_bytes,
+                config.max_content_bytes,
+                &budget,
+            ),
+            budget,
             sessions,
             pending,
             acceptor,
@@ -256,6 +270,7 @@ impl Bound {
                 room_heads: &owner.room_heads,
                 messages: &owner.engines.store.messages,
                 interruptions: &owner.interruptions,
+                budget: &owner.budget,
                 telemetry: &owner.telemetry,
             };
             owner.drain.until_done(deliver.run(&mut *subscription)).await;
@@ -299,6 +314,14 @@ impl Bound {
                 };
                 let asking = recover.run(owner.interruptions.subscribe());
                 owner.drain.until_done(asking).await;
+                Ok::<_, Infallible>(())
+            }
+        });
+        let owner = gateway.clone();
+        supervisor.spawn("relieve", Policy::Restart, move |_| {
+            let owner = owner.clone();
+            async move {
+                owner.drain.until_done(owner.budget.relieve(&owner.sessions)).await;
                 Ok::<_, Infallible>(())
             }
         });

@@ -1,27 +1,36 @@
-//! How fast one user may send: one token bucket per user, for all of the user's sessions and requests together.
+//! How fast one user, or one address, may send: token buckets.
 
 use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use naru_model::UserId;
+use http::Method;
+use naru_model::frame::{BadFrame, ClientFrame};
+use naru_model::{RoomId, UserId};
 use tokio::time::Instant;
 
+use crate::config::Config;
 use crate::refusal::Refusal;
+use crate::token::Identity;
 
 /// Full buckets are dropped when this many are kept.
 const PRUNE_AT: usize = 16_384;
+/// The connections that one address may open at once, in seconds of its rate.
+const CONNECT_BURST: u32 = 10;
 
-pub(crate) struct Limiter {
-    /// Messages per second; 0: no limit.
+/// One token bucket for each key, for all of a user's sessions and requests together.
+pub(crate) struct Limiter<K> {
+    /// Tokens per second; 0: no limit.
     rate: f64,
-    /// Messages that may come at once.
+    /// Tokens that may be taken at once.
     burst: f64,
-    buckets: Mutex<Buckets>,
+    buckets: Mutex<Buckets<K>>,
 }
 
-struct Buckets {
-    of: HashMap<UserId, Bucket>,
+struct Buckets<K> {
+    of: HashMap<K, Bucket>,
     prune_at: usize,
 }
 
@@ -30,42 +39,114 @@ struct Bucket {
     filled_at: Instant,
 }
 
-impl Limiter {
+impl<K: Clone + Eq + Hash> Limiter<K> {
     pub(crate) fn new(per_second: u32, burst: u32) -> Self {
         let buckets = Buckets { of: HashMap::new(), prune_at: PRUNE_AT };
         let rate = if burst == 0 { 0 } else { per_second };
         Self { rate: rate.into(), burst: burst.into(), buckets: Mutex::new(buckets) }
     }
 
-    /// Takes one message from a user's bucket; the refusal holds the time until the next one.
-    pub(crate) fn take(&self, user: &UserId) -> Result<(), Refusal> {
+    /// Takes tokens from a bucket; the refusal holds the time until there are as many. More than the bucket holds are taken as
+    /// all that it holds.
+    pub(crate) fn take(&self, key: &K, tokens: f64) -> Result<(), Refusal> {
         if self.rate == 0.0 {
             return Ok(());
         }
+        let tokens = tokens.min(self.burst);
         let now = Instant::now();
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if buckets.of.len() >= buckets.prune_at {
             buckets.of.retain(|_, bucket| self.filled(bucket, now) < self.burst);
             buckets.prune_at = (buckets.of.len() * 2).max(PRUNE_AT);
         }
-        if !buckets.of.contains_key(user) {
-            buckets.of.insert(user.clone(), Bucket { tokens: self.burst, filled_at: now });
+        if !buckets.of.contains_key(key) {
+            buckets.of.insert(key.clone(), Bucket { tokens: self.burst, filled_at: now });
         }
-        let Some(bucket) = buckets.of.get_mut(user) else {
+        let Some(bucket) = buckets.of.get_mut(key) else {
             return Ok(());
         };
         *bucket = Bucket { tokens: self.filled(bucket, now), filled_at: now };
-        if bucket.tokens < 1.0 {
-            let retry_after = Duration::from_secs_f64((1.0 - bucket.tokens) / self.rate);
+        if bucket.tokens < tokens {
+            let retry_after = Duration::from_secs_f64((tokens - bucket.tokens) / self.rate);
             return Err(Refusal::RateLimited { retry_after });
         }
-        bucket.tokens -= 1.0;
+        bucket.tokens -= tokens;
         Ok(())
     }
 
     fn filled(&self, bucket: &Bucket, now: Instant) -> f64 {
         let since = now.saturating_duration_since(bucket.filled_at).as_secs_f64();
         (bucket.tokens + since * self.rate).min(self.burst)
+    }
+}
+
+/// The limits of all but messages, which have their own.
+pub(crate) struct Limits {
+    frames: Limiter<UserId>,
+    calls: Limiter<UserId>,
+    connects: Limiter<IpAddr>,
+    typing: Limiter<(UserId, RoomId)>,
+}
+
+impl Limits {
+    pub(crate) fn new(config: &Config) -> Self {
+        let connects = config.rate_connects_per_address;
+        Self {
+            frames: Limiter::new(config.rate_frames_per_second, config.rate_frames_burst),
+            calls: Limiter::new(config.rate_calls_per_second, config.rate_calls_burst),
+            connects: Limiter::new(connects, connects.saturating_mul(CONNECT_BURST)),
+            typing: Limiter::new(1, 1),
+        }
+    }
+
+    /// Takes a frame of a user. An app's backend is not limited.
+    pub(crate) fn frame(
+        &self,
+        identity: &Identity,
+        frame: &Result<ClientFrame, BadFrame>,
+    ) -> Result<(), Refusal> {
+        let cost = match frame {
+            // Its rate is that of messages.
+            Ok(ClientFrame::Chat(_)) => return Ok(()),
+            Ok(ClientFrame::Sync(_)) => 4.0,
+            // A client may send one for each message that it gets; many of a room are made one.
+            Ok(ClientFrame::Received(_) | ClientFrame::Read(_) | ClientFrame::Typing { .. }) => 0.1,
+            Ok(ClientFrame::Ping | ClientFrame::Drop(_)) | Err(_) => 1.0,
+        };
+        self.frame_of(identity, cost)
+    }
+
+    /// Takes what costs as much as `cost` pings.
+    pub(crate) fn frame_of(&self, identity: &Identity, cost: f64) -> Result<(), Refusal> {
+        if identity.is_service { Ok(()) } else { self.frames.take(&identity.user, cost) }
+    }
+
+    /// Takes an HTTP call of this cost.
+    pub(crate) fn call(&self, identity: &Identity, cost: f64) -> Result<(), Refusal> {
+        if identity.is_service { Ok(()) } else { self.calls.take(&identity.user, cost) }
+    }
+
+    /// Takes a WebSocket handshake from an address. One customer has 64 bits of an IPv6 address for itself.
+    pub(crate) fn connect(&self, address: IpAddr) -> Result<(), Refusal> {
+        let network = match address {
+            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+            address => address,
+        };
+        self.connects.take(&network, 1.0)
+    }
+
+    /// Whether the room is to be told that a user is typing: it was not told in the last second.
+    pub(crate) fn is_typing_told(&self, user: &UserId, room: &RoomId) -> bool {
+        self.typing.take(&(user.clone(), room.clone()), 1.0).is_ok()
+    }
+}
+
+/// What a call costs of its caller's rate, by what it makes the store do.
+pub(crate) fn cost_of_call(method: &Method, resource: &[&str]) -> f64 {
+    match (method.as_str(), resource) {
+        ("GET", ["rooms"]) | ("POST" | "DELETE", ["rooms", _, "members", ..]) => 10.0,
+        ("GET", ["rooms", _, "messages"] | ["presence"]) => 5.0,
+        _ => 1.0,
     }
 }
 
@@ -78,21 +159,29 @@ mod tests {
         let limiter = Limiter::new(10, 3);
         let (ada, ben) = (UserId::new("ada").unwrap(), UserId::new("ben").unwrap());
         for _ in 0..3 {
-            limiter.take(&ada).unwrap();
+            limiter.take(&ada, 1.0).unwrap();
         }
-        let refused = limiter.take(&ada).unwrap_err();
+        let refused = limiter.take(&ada, 1.0).unwrap_err();
         assert_eq!(refused, Refusal::RateLimited { retry_after: Duration::from_millis(100) });
-        limiter.take(&ben).unwrap();
+        limiter.take(&ben, 1.0).unwrap();
         tokio::time::advance(Duration::from_millis(100)).await;
-        limiter.take(&ada).unwrap();
-        assert!(limiter.take(&ada).is_err());
+        limiter.take(&ada, 1.0).unwrap();
+        assert!(limiter.take(&ada, 1.0).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_costs_more_than_a_bucket_holds_takes_a_full_one() {
+        let limiter = Limiter::new(10, 3);
+        limiter.take(&"ada", 100.0).unwrap();
+        let refused = limiter.take(&"ada", 100.0).unwrap_err();
+        assert_eq!(refused, Refusal::RateLimited { retry_after: Duration::from_millis(300) });
     }
 
     #[tokio::test(start_paused = true)]
     async fn full_buckets_are_forgotten() {
         let limiter = Limiter::new(10, 3);
         for number in 0..3 * PRUNE_AT {
-            limiter.take(&UserId::new(format!("u{number}")).unwrap()).unwrap();
+            limiter.take(&UserId::new(format!("u{number}")).unwrap(), 1.0).unwrap();
             tokio::time::advance(Duration::from_millis(1)).await;
         }
         assert!(limiter.buckets.lock().unwrap().of.len() <= 2 * PRUNE_AT);

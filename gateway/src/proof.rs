@@ -161,12 +161,13 @@ mod tests {
     use naru_model::Timestamp;
 
     use super::*;
+    use crate::session_state::QueueLimits;
     use crate::token::Identity;
     use crate::unproven::tests::message;
 
     /// Writes the queue; returns the pings in it.
     fn write(session: &Arc<Session>) -> Vec<bytes::Bytes> {
-        let written = std::iter::from_fn(|| session.try_next()).map(|frame| frame.message);
+        let written = std::iter::from_fn(|| session.try_next());
         written.filter(|message| message.is_ping()).map(|ping| ping.into_data()).collect()
     }
 
@@ -183,7 +184,7 @@ mod tests {
             issued_at: None,
             expires_at,
         };
-        let session = Session::new(identity, Arc::default(), 8, asking.clone());
+        let session = Session::new(identity, Arc::default(), QueueLimits::of_frames(8), asking.clone());
         let mut pings = Vec::new();
         for number in 0..100 {
             // For three seconds a message every 50 ms, none of which is proven until then.

@@ -27,17 +27,24 @@ pub enum Refusal {
     NotFound,
     /// It contradicts the stored state.
     Conflict(&'static str),
+    /// The user has as many as one may have.
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// The limit.
+        max: usize,
+    },
     /// More bytes than the limit.
     TooLarge {
         /// The limit, in bytes.
         limit: usize,
     },
-    /// The user sends faster than allowed.
+    /// The user, or the address, does more than allowed.
     RateLimited {
-        /// When the next message will be taken.
+        /// When it may be tried again.
         retry_after: Duration,
     },
-    /// This gateway has too many messages in hand.
+    /// This gateway has too many messages in hand, or too many bytes wait for clients.
     Overloaded,
     /// An engine does not answer. The fate of a message is unknown.
     Unavailable,
@@ -93,10 +100,10 @@ pub const TABLE: [Row; 10] = [
         "CONFLICT",
         CONFLICT,
         "not accepted",
-        "this clientMessageId was used in this room for other content; or what is there does not allow it"
+        "this clientMessageId was used in this room for other content; or what is there does not allow it; or there are too many"
     ),
     row!("TOO_LARGE", PAYLOAD_TOO_LARGE, "not accepted", "a content or a body of more bytes than are taken"),
-    row!("RATE_LIMITED", TOO_MANY_REQUESTS, "not accepted", "the user sends faster than allowed"),
+    row!("RATE_LIMITED", TOO_MANY_REQUESTS, "not accepted", "more, or faster, than this user or address may"),
     row!("OVERLOADED", SERVICE_UNAVAILABLE, "not accepted", "this gateway has too much in hand"),
     row!(
         "UNAVAILABLE",
@@ -115,7 +122,7 @@ impl Refusal {
             Self::Forbidden(_) => 2,
             Self::RoomNotFound => 3,
             Self::NotFound => 4,
-            Self::Conflict(_) => 5,
+            Self::Conflict(_) | Self::TooMany { .. } => 5,
             Self::TooLarge { .. } => 6,
             Self::RateLimited { .. } => 7,
             Self::Overloaded => 8,
@@ -137,9 +144,10 @@ impl Refusal {
             }
             Self::RoomNotFound => Cow::Borrowed("there is no such room, or you are not in it"),
             Self::NotFound => Cow::Borrowed("there is nothing at this address"),
+            Self::TooMany { what, max } => Cow::Owned(format!("you have {max} {what}, which is the most")),
             Self::TooLarge { limit } => Cow::Owned(format!("at most {limit} bytes are taken")),
-            Self::RateLimited { .. } => Cow::Borrowed("you are sending too fast"),
-            Self::Overloaded => Cow::Borrowed("too many messages are in hand; it was not accepted"),
+            Self::RateLimited { .. } => Cow::Borrowed("you are sending too much, or too fast"),
+            Self::Overloaded => Cow::Borrowed("this gateway has too much in hand; it was not accepted"),
             Self::Unavailable => Cow::Borrowed(
                 "no answer in time; it may still be saved: resend it with the same clientMessageId",
             ),
@@ -224,6 +232,8 @@ pub enum Close {
     Revoked,
     /// The client does not read as fast as the gateway writes.
     SlowConsumer,
+    /// Too many bytes wait for this gateway's clients, and this one has left many unread.
+    Overloaded,
     /// The same device has connected again.
     Replaced,
     /// The session's task panicked: its socket is lost, and no close frame is sent.
@@ -240,6 +250,7 @@ impl Close {
             Self::NotUtf8 => (1007, "a text frame must be UTF-8"),
             Self::Policy => (1008, "no sign of life"),
             Self::TooBig => (1009, "a frame above the limit"),
+            Self::Overloaded => (1013, "overloaded; reconnect later and SYNC"),
             Self::TokenExpired => (4401, "token expired"),
             Self::Revoked => (4401, "ended by the app's backend"),
             Self::SlowConsumer => (4408, "slow consumer; reconnect and SYNC"),
@@ -259,6 +270,7 @@ impl Close {
             Self::TokenExpired => "token_expired",
             Self::Revoked => "revoked",
             Self::SlowConsumer => "slow_consumer",
+            Self::Overloaded => "overloaded",
             Self::Replaced => "replaced",
             Self::Panic => "panic",
         }
@@ -292,7 +304,7 @@ mod tests {
         page
     }
 
-    const CLOSES: [Close; 11] = [
+    const CLOSES: [Close; 12] = [
         Close::ByPeer,
         Close::GoingAway,
         Close::Protocol,
@@ -302,6 +314,7 @@ mod tests {
         Close::TokenExpired,
         Close::Revoked,
         Close::SlowConsumer,
+        Close::Overloaded,
         Close::Replaced,
         Close::Panic,
     ];
@@ -324,6 +337,7 @@ mod tests {
             (Refusal::RoomNotFound, "ROOM_NOT_FOUND"),
             (Refusal::NotFound, "NOT_FOUND"),
             (Refusal::Conflict(""), "CONFLICT"),
+            (Refusal::TooMany { what: "", max: 1 }, "CONFLICT"),
             (Refusal::TooLarge { limit: 1 }, "TOO_LARGE"),
             (Refusal::RateLimited { retry_after: Duration::ZERO }, "RATE_LIMITED"),
             (Refusal::Overloaded, "OVERLOADED"),

@@ -61,6 +61,11 @@ impl SessionRegistry {
         self.shard(user.as_str()).get(user).into_iter().flatten().for_each(visit);
     }
 
+    /// How many sessions a user has here.
+    pub(crate) fn count_of(&self, user: &UserId) -> usize {
+        self.shard(user.as_str()).get(user).map_or(0, Vec::len)
+    }
+
     /// Whether a user has a session here.
     pub(crate) fn has(&self, user: &str) -> bool {
         self.shard(user).contains_key(user)

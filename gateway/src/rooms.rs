@@ -7,11 +7,14 @@ use std::time::Duration;
 use naru_engines::EngineResult;
 use naru_engines::store::Rooms;
 use naru_model::{Room, RoomId, UserId};
+use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
-/// How many rooms are cached: about 300 bytes each for direct rooms.
-const CACHE_CAPACITY: usize = 100_000;
+/// How many bytes of rooms are cached: about 100,000 direct ones, or 780 with a thousand members.
+const CACHE_BYTES: u64 = 48 << 20;
+/// What an entry, and each of its members, takes about.
+const ENTRY_BYTES: (usize, usize) = (300, 64);
 /// TYPING and positions go to a list of members that is at most this old: no later step checks it.
 pub(crate) const FRESH: Duration = Duration::from_secs(2);
 
@@ -21,14 +24,25 @@ struct CachedRoom {
     read_at: Instant,
 }
 
+#[derive(Clone)]
+struct ByBytes;
+
+impl Weighter<RoomId, CachedRoom> for ByBytes {
+    fn weight(&self, _: &RoomId, cached: &CachedRoom) -> u64 {
+        let (entry, member) = ENTRY_BYTES;
+        (entry + member * cached.room.member_ids.len()) as u64
+    }
+}
+
 pub(crate) struct RoomCache {
     rooms: Arc<dyn Rooms>,
-    cache: Cache<RoomId, CachedRoom>,
+    cache: Cache<RoomId, CachedRoom, ByBytes>,
 }
 
 impl RoomCache {
     pub(crate) fn new(rooms: Arc<dyn Rooms>) -> Self {
-        Self { rooms, cache: Cache::new(CACHE_CAPACITY) }
+        let direct = CACHE_BYTES / (ENTRY_BYTES.0 + 2 * ENTRY_BYTES.1) as u64;
+        Self { rooms, cache: Cache::with_weighter(direct as usize, CACHE_BYTES, ByBytes) }
     }
 
     /// The room, if `user` is a member. A cached membership is taken as valid; a user without one is looked up.
@@ -99,6 +113,28 @@ mod tests {
     use naru_model::room::sorted_members;
 
     use super::*;
+
+    #[tokio::test]
+    async fn large_rooms_take_more_of_the_cache() {
+        let directory = tempfile::tempdir().unwrap();
+        let rooms = Embedded::open(directory.path(), Options::default()).unwrap().engines().store.rooms;
+        let cache = RoomCache::new(rooms);
+        let members = sorted_members((0..1_000).map(|number| UserId::new(format!("u{number}")).unwrap()));
+        for number in 0..2_000 {
+            let room = Room {
+                id: RoomId::new(format!("group{number}")).unwrap(),
+                kind: RoomKind::Group,
+                name: None,
+                member_ids: members.clone(),
+                maker_id: None,
+                member_version: naru_model::MemberVersion(1),
+                created_at: naru_model::Timestamp::now(),
+            };
+            cache.changed(&Arc::new(room));
+        }
+        let max = usize::try_from(CACHE_BYTES).unwrap() / (ENTRY_BYTES.0 + 1_000 * ENTRY_BYTES.1);
+        assert!((max / 2..=max).contains(&cache.cache.len()), "{} of {max}", cache.cache.len());
+    }
 
     #[tokio::test]
     async fn a_member_added_through_another_gateway_is_known_at_once() {

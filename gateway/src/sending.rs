@@ -4,7 +4,6 @@
 use std::collections::VecDeque;
 
 use naru_model::{ClientMessageId, MessageId, RoomId};
-use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::refusal::Refusal;
 
@@ -21,7 +20,7 @@ pub(crate) struct Sending {
     /// The messages without an `ACK`, in the order in which they were first sent. Few at a time.
     sent: Vec<Sent>,
     /// The answers to plain frames, in the order the frames came; the first is the one of ticket `first`.
-    answers: VecDeque<Option<Utf8Bytes>>,
+    answers: VecDeque<Option<String>>,
     first: u64,
     /// Messages that this session sent again: its client shows them already.
     resent: VecDeque<MessageId>,
@@ -110,7 +109,7 @@ impl Sending {
     }
 
     /// Takes the answer to a plain frame: it goes out after all before it, and with it the answers that waited for it.
-    pub(crate) fn answer(&mut self, ticket: Ticket, text: Utf8Bytes, put: impl Fn(Utf8Bytes)) {
+    pub(crate) fn answer(&mut self, ticket: Ticket, text: String, put: impl Fn(String)) {
         let place = ticket.0.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
         let Some(answer) = place.and_then(|place| self.answers.get_mut(place)) else { return };
         *answer = Some(text);

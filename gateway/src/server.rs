@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 
+use crate::answer_body::AnswerBody;
 use crate::client_address::{ClientAddress, client_address};
 use crate::gateway::Gateway;
 use crate::refusal::Close;
@@ -36,6 +37,8 @@ const REQUEST_WITHIN: Duration = Duration::from_secs(15);
 const RESPONSE_WITHIN: Duration = Duration::from_secs(30);
 /// When the gateway drains, a connection is closed after this, or after it more once its request is answered.
 const HTTP_CLOSE_WITHIN: Duration = Duration::from_secs(1);
+/// How many connections there may be besides `max_connections`, for calls over HTTP. Further ones are closed at once.
+const MAX_HTTP_CONNECTIONS: usize = 10_000;
 /// The part of the drain deadline that is for answering messages in hand; the rest is for closing.
 const ANSWER_SHARE: f64 = 0.5;
 /// How long leaving presence may take. (Without it, a message published in these moments may get no session and no push.)
@@ -64,6 +67,11 @@ pub(crate) async fn serve(
                 }
             },
         };
+        // Sessions have a limit of their own: this one is for what does not become a session.
+        if gateway.connections.len() >= gateway.config.max_connections.saturating_add(MAX_HTTP_CONNECTIONS) {
+            tracing::debug!(%peer, "too many connections");
+            continue;
+        }
         let (owner, service) = (gateway.clone(), service.clone());
         gateway.connections.spawn(async move {
             // Frames are small and latency counts: no frame waits for an acknowledgement of the one before.
@@ -92,7 +100,7 @@ async fn converse<S, B>(
     S: tower_service::Service<Request<Incoming>, Response = http::Response<B>> + Clone + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    B: hyper::body::Body + Send + 'static,
+    B: hyper::body::Body + Send + Unpin + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
@@ -108,7 +116,7 @@ async fn converse<S, B>(
         service.call(request).map_ok(move |mut response| {
             is_answering.store(false, Ordering::Relaxed);
             naru_runtime::admin::guard(response.headers_mut());
-            response
+            response.map(|body| AnswerBody { body, budget: gateway.budget.clone() })
         })
     });
     let (stream, writes) = Counted::new(stream);

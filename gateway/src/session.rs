@@ -37,6 +37,8 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(15);
 const CLOSE_WITHIN_DRAIN: Duration = Duration::from_secs(5);
 /// How long the bytes that a peer still sends are read and discarded after the last close frame.
 const DISCARD_WITHIN: Duration = Duration::from_secs(1);
+/// A session whose frame was refused for its rate is not read for so long.
+const TOO_FAST_PAUSE: Duration = Duration::from_millis(10);
 /// A connection whose peer sent nothing after this many pings is closed.
 const PINGS_UNANSWERED: u32 = 2;
 
@@ -48,7 +50,7 @@ pub(crate) async fn serve(
     record: Arc<UserRecord>,
 ) {
     let requests = gateway.proofs.requests.clone();
-    let session = Session::new(identity, record, gateway.config.session_queue, requests);
+    let session = Session::new(identity, record, gateway.queue_limits.clone(), requests);
     tracing::debug!(session = %session.id, user = %session.identity.user, "connected");
     gateway.telemetry.connections.inc();
     gateway.sessions.add(&session);
@@ -68,7 +70,10 @@ pub(crate) async fn serve(
     if let Ok((stream, mut sink)) = conversation {
         let within = if gateway.drain.has_begun() { CLOSE_WITHIN_DRAIN } else { CLOSE_WITHIN };
         let deadline = Instant::now() + within;
-        if !matches!(reason, Close::SlowConsumer | Close::ByPeer | Close::TokenExpired) {
+        if !matches!(
+            reason,
+            Close::SlowConsumer | Close::ByPeer | Close::TokenExpired | Close::Revoked | Close::Overloaded
+        ) {
             let _out_of_time = timeout_at(deadline, write_the_rest(&session, &mut sink)).await;
         }
         session.give_up();
@@ -96,13 +101,13 @@ async fn converse(
     if gateway.drain.has_begun() {
         session.close(Close::GoingAway);
     }
-    let introduce = async {
+    // The store and presence may take their time; a session that is to end does not wait for them.
+    let attaching = async {
         gateway.users.tell_new(session).await;
         gateway.presence.attach(session).await
     };
-    // The store and presence may take their time; a session that is to end does not wait for them.
     let is_known = tokio::select! {
-        is_known = introduce => is_known,
+        is_known = attaching => is_known,
         _ = session.closed() => false,
     };
     // From `add` on live messages may come; no frame is written before this one.
@@ -171,16 +176,32 @@ async fn read_frames(gateway: &Gateway, session: &Arc<Session>, stream: &mut Spl
         match message {
             Some(Ok(Message::Text(text))) => receive(gateway, session, &text).await,
             Some(Ok(Message::Binary(_))) => {
-                let refusal = Refusal::Invalid("frames are text, not binary".to_owned());
-                gateway.telemetry.count_refused(&refusal);
-                session.send(refusal.frame(None));
+                let limited = gateway.limits.frame_of(&session.identity, 1.0);
+                let not_text = || Refusal::Invalid("frames are text, not binary".to_owned());
+                refuse(gateway, session, &limited.err().unwrap_or_else(not_text));
             }
             Some(Ok(Message::Pong(payload))) => gateway.proofs.prove(session, session.pong(&payload)),
-            Some(Ok(Message::Ping(_) | Message::Frame(_))) => {}
+            // The library has answered it.
+            Some(Ok(Message::Ping(_))) => {
+                if let Err(refusal) = gateway.limits.frame_of(&session.identity, 1.0) {
+                    session.refused(&refusal);
+                }
+            }
+            Some(Ok(Message::Frame(_))) => {}
             Some(Ok(Message::Close(_))) | None => return Close::ByPeer,
             Some(Err(error)) => return reason(&error),
         }
+        if session.was_too_fast() {
+            tokio::time::sleep(TOO_FAST_PAUSE).await;
+        }
     }
+}
+
+/// Answers a frame that is not about a message with an error.
+fn refuse(gateway: &Gateway, session: &Session, refusal: &Refusal) {
+    gateway.telemetry.count_refused(refusal);
+    session.refused(refusal);
+    session.send(refusal.frame(None));
 }
 
 fn reason(error: &WsError) -> Close {
@@ -196,16 +217,22 @@ fn reason(error: &WsError) -> Close {
 }
 
 async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
-    let frame = match ClientFrame::parse(text) {
+    let frame = ClientFrame::parse(text);
+    let limited = gateway.limits.frame(&session.identity, &frame);
+    let frame = match frame {
         Ok(frame) => frame,
         Err(bad) => {
-            let refusal = Refusal::from(&bad);
+            let refusal = limited.err().unwrap_or_else(|| Refusal::from(&bad));
             gateway.telemetry.count_refused(&refusal);
+            session.refused(&refusal);
             let ticket = (bad.is_chat && bad.client_message_id.is_none()).then(|| session.ticket());
             session.answer(ticket, refusal.frame(bad.client_message_id.as_ref()));
             return session.wake();
         }
     };
+    if let Err(refusal) = limited {
+        return refuse(gateway, session, &refusal);
+    }
     let answered = match frame {
         ClientFrame::Chat(chat) => {
             gateway.acceptor.accept_frame(session, chat).await;
@@ -216,10 +243,13 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
             Ok(())
         }
         // Boxed, because every connection would keep memory for its answer.
-        ClientFrame::Sync(wanted) => {
-            let Gateway { engines, room_heads, proofs, .. } = gateway;
-            sync::answer(session, wanted, &engines.store, room_heads, proofs).boxed().await
-        }
+        ClientFrame::Sync(wanted) => match gateway.budget.admit() {
+            Ok(()) => {
+                let Gateway { engines, room_heads, proofs, .. } = gateway;
+                sync::answer(session, wanted, &engines.store, room_heads, proofs).boxed().await
+            }
+            Err(refusal) => Err(refusal),
+        },
         ClientFrame::Received(position) => advance(gateway, session, position, PositionKind::Received).await,
         ClientFrame::Read(position) => advance(gateway, session, position, PositionKind::Read).await,
         ClientFrame::Typing { chat_room_id } => typing(gateway, session, chat_room_id).await,
@@ -229,8 +259,9 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
         }
     };
     if let Err(refusal) = answered {
-        gateway.telemetry.count_refused(&refusal);
-        session.send(refusal.frame(None));
+        // What is refused may have been looked up in the store, so it counts as much as any other frame.
+        let _all_the_same = gateway.limits.frame_of(&session.identity, 1.0);
+        refuse(gateway, session, &refusal);
     }
 }
 
@@ -253,6 +284,9 @@ async fn typing(
     let user_id = &session.identity.user;
     let room = gateway.rooms.of_member_within(FRESH, &chat_room_id, user_id).await?;
     let room = room.ok_or(Refusal::RoomNotFound)?;
+    if !gateway.limits.is_typing_told(user_id, &chat_room_id) {
+        return Ok(());
+    }
     let event = LiveEvent {
         recipients: room.member_ids.iter().filter(|member| *member != user_id).cloned().collect(),
         origin: Some(session.id.clone()),
@@ -285,13 +319,13 @@ async fn write_what_waits(
 ) -> Result<(), WsError> {
     loop {
         poll_fn(|context| sink.poll_ready_unpin(context)).await?;
-        let Some(frame) = session.try_next() else { break };
-        sink.start_send_unpin(frame.message)?;
+        let Some(message) = session.try_next() else { break };
+        sink.start_send_unpin(message)?;
     }
     sink.flush().await
 }
 
-/// Writes the frames left in the queue, and a ping after them. (Those of a slow consumer, and of one whose token has expired, are
+/// Writes the frames left in the queue, and a ping after them. (Those of a slow consumer, and of one whose token has ended, are
 /// dropped: the store has them all.)
 async fn write_the_rest(
     session: &Arc<Session>,
@@ -344,6 +378,7 @@ mod tests {
 
     use super::*;
     use crate::proof_requests::ProofRequests;
+    use crate::session_state::QueueLimits;
     use crate::unproven::ToProve;
 
     /// The written frames, and a line for each flush.
@@ -384,13 +419,13 @@ mod tests {
             issued_at: None,
             expires_at,
         };
-        Session::new(identity, Arc::default(), 8, ProofRequests::by_ping())
+        Session::new(identity, Arc::default(), QueueLimits::of_frames(8), ProofRequests::by_ping())
     }
 
     #[tokio::test]
     async fn a_burst_is_written_with_one_flush() {
         let (session, mut sink) = (session(), Written::default());
-        ["one", "two", "three"].into_iter().for_each(|text| session.send(text));
+        ["one", "two", "three"].into_iter().for_each(|text| session.send(text.to_owned()));
         write_what_waits(&session, &mut sink).await.unwrap();
         assert_eq!(sink.0, ["one", "two", "three", "flush"]);
     }
@@ -401,7 +436,7 @@ mod tests {
         let (room, id) = (RoomId::new("r").unwrap(), MessageId::generate());
         let to_prove = ToProve { room, seq: Seq(1), id, timestamp: Timestamp::now() };
         session.send_message("one".into(), Some(to_prove));
-        session.send("two");
+        session.send("two".to_owned());
         write_the_rest(&session, &mut sink).await.unwrap();
         assert_eq!(sink.0, ["one", "two", "flush", "ping", "flush"]);
         write_the_rest(&session, &mut sink).await.unwrap();

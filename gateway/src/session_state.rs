@@ -1,7 +1,9 @@
 //! What a gateway holds of one session: the queue of its frames, and what it has sent and not proven. `session` serves it.
 //!
 //! A task that writes to a session never waits for it. A session whose queue is full has a client that does not read; it
-//! is closed, and the client gets all messages from the store when it connects again.
+//! is closed, and the client gets all messages from the store when it connects again. A `TYPING`, `RECEIVED` or `READ` never
+//! closes a session: they take a quarter of a queue at most, then only the last of each kind, room and user waits, and a full
+//! queue drops them first.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -9,9 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use naru_engines::store::UserRecord;
 use naru_model::{ClientMessageId, MessageId, RoomId, Seq, SessionId, UserId};
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::sync::Notify;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
+use crate::budget::{Budget, Charge};
 use crate::proof_requests::ProofRequests;
 use crate::refusal::{Close, Refusal};
 use crate::room_heads::Epoch;
@@ -21,6 +24,27 @@ use crate::unproven::{ToProve, Unproven};
 
 /// An empty queue frees its memory beyond this many places: most sessions are idle most of the time.
 const KEPT_PLACES: usize = 4;
+/// Signals, and parts of answers, may take one in this many of a queue's places, and of its bytes.
+const SHARE: usize = 4;
+/// What a frame in a queue takes beside its text.
+const FRAME_BYTES: usize = size_of::<Outgoing>();
+
+/// How much the queue of each session holds.
+pub(crate) struct QueueLimits {
+    frames: usize,
+    bytes: usize,
+    /// How many parts of an answer: see [`Session::send_part`].
+    pub(crate) parts: usize,
+    budget: Arc<Budget>,
+}
+
+impl QueueLimits {
+    /// `largest`: the bytes that a message takes at most, unless much of it is escaped.
+    pub(crate) fn new(frames: usize, bytes: usize, largest: usize, budget: &Arc<Budget>) -> Arc<Self> {
+        let parts = (frames / SHARE).min(bytes / SHARE / (largest + FRAME_BYTES)).max(1);
+        Arc::new(Self { frames, bytes, parts, budget: budget.clone() })
+    }
+}
 
 pub(crate) struct Session {
     pub(crate) id: SessionId,
@@ -30,18 +54,19 @@ pub(crate) struct Session {
     /// What is kept of its user, as it was when so many changes of records were noted.
     record: Mutex<(Arc<UserRecord>, u64)>,
     queue: Mutex<Queue>,
-    /// How many frames the queue holds.
-    pub(crate) places: usize,
+    pub(crate) limits: Arc<QueueLimits>,
     filled: Notify,
     /// Sends that are not answered yet: each answer will take a place in the queue.
     unanswered: AtomicUsize,
     /// Notified when a frame has left the queue.
     eased: Notify,
     closing: OnceLock<Close>,
-    /// Presence was told of the session.
-    is_attached: AtomicBool,
     /// Pings since the last sign of life.
     pings_unanswered: AtomicU32,
+    /// A frame was refused because its client sends too fast.
+    is_too_fast: AtomicBool,
+    /// Presence was told of the session.
+    is_attached: AtomicBool,
     /// The gateway drains: no more frames are read.
     is_drained: AtomicBool,
     /// Notified when the session is to end, or no more frames are read.
@@ -54,23 +79,83 @@ pub(crate) struct Session {
 
 /// The frames for the client, and the written messages that the client has still to prove.
 struct Queue {
-    /// At most `places` frames that are not written yet.
+    /// Frames that are not written yet.
     frames: VecDeque<Outgoing>,
+    all: Tally,
+    /// Those of them that are parts of an answer.
+    parts: Tally,
     unproven: Unproven,
 }
 
+#[derive(Clone, Copy, Default)]
+struct Tally {
+    frames: usize,
+    bytes: usize,
+}
+
+/// What a frame may do to a full queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// It closes the session.
+    Event,
+    /// It is taken all the same: [`Session::parts_are_written`] was waited for.
+    Part,
+    /// It is dropped. The number stands for its kind, room and user.
+    Signal(u64),
+}
+
 /// A frame for the client.
-pub(crate) struct Outgoing {
-    pub(crate) message: Message,
+struct Outgoing {
+    message: Message,
     /// The message whose receipt the client has to prove.
     to_prove: Option<ToProve>,
-    /// Held until the frame is written, for frames that may take only a part of the queue.
-    _share: Option<OwnedSemaphorePermit>,
+    kind: Kind,
+    _charge: Charge,
 }
 
 impl Outgoing {
-    fn text(text: Utf8Bytes) -> Self {
-        Self { message: Message::Text(text), to_prove: None, _share: None }
+    fn bytes(&self) -> usize {
+        self.message.len() + FRAME_BYTES
+    }
+}
+
+impl Queue {
+    fn push(&mut self, frame: Outgoing) {
+        self.count(&frame, usize::wrapping_add);
+        self.frames.push_back(frame);
+    }
+
+    fn pop(&mut self) -> Option<Outgoing> {
+        let frame = self.frames.pop_front()?;
+        self.count(&frame, usize::wrapping_sub);
+        if self.frames.is_empty() {
+            self.frames.shrink_to(KEPT_PLACES);
+        }
+        Some(frame)
+    }
+
+    fn count(&mut self, frame: &Outgoing, change: fn(usize, usize) -> usize) {
+        let parts = (frame.kind == Kind::Part).then_some(&mut self.parts);
+        for tally in [Some(&mut self.all), parts].into_iter().flatten() {
+            tally.frames = change(tally.frames, 1);
+            tally.bytes = change(tally.bytes, frame.bytes());
+        }
+    }
+
+    /// Whether an event of so many bytes has a place; parts of answers take none from it. One alone always has.
+    fn has_place(&self, bytes: usize, limits: &QueueLimits) -> bool {
+        let frames = self.all.frames - self.parts.frames;
+        let queued = self.all.bytes - self.parts.bytes;
+        frames < limits.frames && (frames == 0 || queued + bytes <= limits.bytes)
+    }
+
+    fn drop_signals(&mut self) {
+        let frames = std::mem::take(&mut self.frames);
+        (self.all, self.parts) = (Tally::default(), Tally::default());
+        frames
+            .into_iter()
+            .filter(|frame| !matches!(frame.kind, Kind::Signal(_)))
+            .for_each(|frame| self.push(frame));
     }
 }
 
@@ -84,11 +169,11 @@ impl Drop for Wake {
 }
 
 impl Session {
-    /// A session with a queue of `places` frames; `record` is what its user was admitted by.
+    /// `record` is what its user was admitted by.
     pub(crate) fn new(
         identity: Identity,
         record: Arc<UserRecord>,
-        places: usize,
+        limits: Arc<QueueLimits>,
         proof_requests: Arc<ProofRequests<Session>>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -98,15 +183,18 @@ impl Session {
             record: Mutex::new((record, 0)),
             queue: Mutex::new(Queue {
                 frames: VecDeque::new(),
+                all: Tally::default(),
+                parts: Tally::default(),
                 unproven: Unproven::new(proof_requests.by_ping),
             }),
-            places,
+            limits,
             filled: Notify::new(),
             unanswered: AtomicUsize::new(0),
             eased: Notify::new(),
             closing: OnceLock::new(),
-            is_attached: AtomicBool::new(false),
             pings_unanswered: AtomicU32::new(0),
+            is_too_fast: AtomicBool::new(false),
+            is_attached: AtomicBool::new(false),
             is_drained: AtomicBool::new(false),
             stopped: Notify::new(),
             sending: Mutex::default(),
@@ -132,28 +220,84 @@ impl Session {
     }
 
     /// Puts a frame in the queue. A full queue closes the session.
-    pub(crate) fn send(&self, text: impl Into<Utf8Bytes>) {
-        self.put(Outgoing::text(text.into()));
+    pub(crate) fn send(&self, text: String) {
+        self.put(self.own(text));
         self.wake();
     }
 
-    /// Puts a `CHAT` in the queue; the client may have to prove its receipt.
+    /// Puts a `CHAT` in the queue, which other sessions get as well; the client may have to prove its receipt.
     pub(crate) fn send_message(&self, text: Utf8Bytes, to_prove: Option<ToProve>) {
-        self.put(Outgoing { to_prove, ..Outgoing::text(text) });
+        self.put(Outgoing { to_prove, ..self.shared(text) });
         self.wake();
     }
 
     /// Puts a frame before all others: the `WELCOME`, which live messages must not overtake.
-    pub(crate) fn send_first(&self, text: impl Into<Utf8Bytes>) {
-        self.queue().frames.push_front(Outgoing::text(text.into()));
+    pub(crate) fn send_first(&self, text: String) {
+        let (frame, mut queue) = (self.own(text), self.queue());
+        queue.count(&frame, usize::wrapping_add);
+        queue.frames.push_front(frame);
+        drop(queue);
         self.wake();
     }
 
-    /// Puts one frame of a long answer in the queue; `share` is given back when the frame is written, and so keeps such
-    /// answers from filling the queue.
-    pub(crate) fn send_in_turn(&self, text: String, to_prove: Option<ToProve>, share: OwnedSemaphorePermit) {
-        self.put(Outgoing { to_prove, _share: Some(share), ..Outgoing::text(text.into()) });
+    /// Puts one part of a long answer in the queue. [`Self::parts_are_written`] keeps such answers short of filling it.
+    pub(crate) fn send_part(&self, text: String, to_prove: Option<ToProve>) {
+        self.put(Outgoing { to_prove, kind: Kind::Part, ..self.own(text) });
         self.wake();
+    }
+
+    /// Puts a signal in the queue. Where a queue holds enough, it takes the place of one with the same key, or is dropped;
+    /// returns whether it was taken.
+    pub(crate) fn send_signal(&self, key: u64, text: Utf8Bytes) -> bool {
+        let kind = Kind::Signal(key);
+        let frame = Outgoing { kind, ..self.shared(text) };
+        let QueueLimits { frames, bytes, .. } = *self.limits;
+        let mut queue = self.queue();
+        if queue.all.frames < frames.div_ceil(SHARE) && queue.all.bytes < bytes / SHARE {
+            queue.push(frame);
+            drop(queue);
+            self.wake();
+            return true;
+        }
+        let same = queue.frames.iter().rposition(|other| other.kind == kind);
+        let Some(place) = same else { return false };
+        let bytes = frame.bytes();
+        let replaced = std::mem::replace(&mut queue.frames[place], frame);
+        queue.all.bytes = queue.all.bytes + bytes - replaced.bytes();
+        true
+    }
+
+    fn own(&self, text: String) -> Outgoing {
+        let _charge = self.limits.budget.charge(FRAME_BYTES + text.len());
+        Outgoing { message: Message::text(text), to_prove: None, kind: Kind::Event, _charge }
+    }
+
+    /// A frame whose text is charged for by whoever made it.
+    fn shared(&self, text: Utf8Bytes) -> Outgoing {
+        let _charge = self.limits.budget.charge(FRAME_BYTES);
+        Outgoing { message: Message::Text(text), to_prove: None, kind: Kind::Event, _charge }
+    }
+
+    /// Waits until there is a place for so many parts; `false` when the session is to stop.
+    pub(crate) async fn parts_are_written(&self, more: usize) -> bool {
+        loop {
+            if self.is_stopped() {
+                return false;
+            }
+            if self.queue().parts.frames <= self.limits.parts.saturating_sub(more) {
+                return true;
+            }
+            tokio::select! {
+                // Its client reads.
+                () = self.eased.notified() => self.is_alive(),
+                () = self.stopped() => {}
+            }
+        }
+    }
+
+    /// The bytes that wait for the client.
+    pub(crate) fn queued_bytes(&self) -> usize {
+        self.queue().all.bytes
     }
 
     /// Has the client pinged for a sign of life; returns how many times since the last one.
@@ -170,11 +314,14 @@ impl Session {
 
     fn put(&self, frame: Outgoing) {
         let mut queue = self.queue();
-        if queue.frames.len() >= self.places {
-            drop(queue);
-            return self.close(Close::SlowConsumer);
+        if frame.kind == Kind::Event && !queue.has_place(frame.bytes(), &self.limits) {
+            queue.drop_signals();
+            if !queue.has_place(frame.bytes(), &self.limits) {
+                drop(queue);
+                return self.close(Close::SlowConsumer);
+            }
         }
-        queue.frames.push_back(frame);
+        queue.push(frame);
     }
 
     /// Lets the session write the frames of its queue.
@@ -237,31 +384,39 @@ impl Session {
 
     /// The next frame for the client, if there is one: a ping that is due, or the first in the queue. It counts as written:
     /// a `RECEIVED` may prove it from now on.
-    pub(crate) fn try_next(self: &Arc<Self>) -> Option<Outgoing> {
+    pub(crate) fn try_next(self: &Arc<Self>) -> Option<Message> {
         let mut queue = self.queue();
         let more_waits = !queue.frames.is_empty();
         if let Some(ping) = queue.unproven.next_ping(more_waits) {
             self.proof_requests.pings.inc();
-            let message = Message::Ping(bytes::Bytes::copy_from_slice(&ping));
-            return Some(Outgoing { message, to_prove: None, _share: None });
+            return Some(Message::Ping(bytes::Bytes::copy_from_slice(&ping)));
         }
-        let mut frame = queue.frames.pop_front()?;
-        if queue.frames.is_empty() {
-            queue.frames.shrink_to(KEPT_PLACES);
-        }
+        let mut frame = queue.pop()?;
         let is_first = frame.to_prove.take().is_some_and(|message| queue.unproven.wrote(message));
         drop(queue);
         if is_first {
             self.proof_requests.register(self);
         }
         self.eased.notify_one();
-        Some(frame)
+        Some(frame.message)
+    }
+
+    /// Notes a refusal: a client that sends too fast is read more slowly for it.
+    pub(crate) fn refused(&self, refusal: &Refusal) {
+        if let Refusal::RateLimited { .. } = refusal {
+            self.is_too_fast.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a frame was refused for its client's rate since this was asked last.
+    pub(crate) fn was_too_fast(&self) -> bool {
+        self.is_too_fast.swap(false, Ordering::Relaxed)
     }
 
     /// Waits until frames in the queue and answers to come take less than half of its places: a client that sends a lot is
     /// read more slowly rather than closed because of the answers to it. One task calls this.
     pub(crate) async fn has_capacity(&self) {
-        while self.taken() >= self.places.div_ceil(2) {
+        while self.taken() >= self.limits.frames.div_ceil(2) {
             self.eased.notified().await;
         }
     }
@@ -274,9 +429,9 @@ impl Session {
         frames + self.unanswered.load(Ordering::Relaxed) + answers
     }
 
-    /// Drops the frames of the queue: they will not be read. An answer that waits for its share of the queue goes on.
+    /// Drops the frames of the queue: they will not be read.
     pub(crate) fn give_up(&self) {
-        self.queue().frames.clear();
+        while self.queue().pop().is_some() {}
     }
 
     /// Ends the session, for the first reason given.
@@ -312,11 +467,15 @@ impl Session {
     pub(crate) async fn stopped(&self) {
         loop {
             let notified = self.stopped.notified();
-            if self.is_closing() || self.is_drained.load(Ordering::Relaxed) {
+            if self.is_stopped() {
                 return;
             }
             notified.await;
         }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.is_closing() || self.is_drained.load(Ordering::Relaxed)
     }
 
     /// Notes a message as sent and not yet answered.
@@ -337,11 +496,11 @@ impl Session {
 
     /// Puts the answer to a frame in the queue, and does not [wake](Self::wake) the session. The answer to a plain frame
     /// waits for those before it.
-    pub(crate) fn answer(&self, ticket: Option<Ticket>, text: impl Into<Utf8Bytes>) {
+    pub(crate) fn answer(&self, ticket: Option<Ticket>, text: String) {
         match ticket {
-            None => self.put(Outgoing::text(text.into())),
+            None => self.put(self.own(text)),
             // Under the lock, so that two tasks that answer at the same time keep the order, too.
-            Some(ticket) => self.sending().answer(ticket, text.into(), |text| self.put(Outgoing::text(text))),
+            Some(ticket) => self.sending().answer(ticket, text, |text| self.put(self.own(text))),
         }
     }
 
@@ -375,6 +534,14 @@ impl Session {
 }
 
 #[cfg(test)]
+impl QueueLimits {
+    /// For tests that fill a queue with frames.
+    pub(crate) fn of_frames(frames: usize) -> Arc<Self> {
+        Self::new(frames, 1 << 20, 1024, &Budget::new(1 << 20, Default::default()))
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use naru_model::Timestamp;
 
@@ -391,11 +558,11 @@ mod tests {
             issued_at: None,
             expires_at,
         };
-        Session::new(identity, Arc::default(), 2, ProofRequests::by_ping())
+        Session::new(identity, Arc::default(), QueueLimits::of_frames(2), ProofRequests::by_ping())
     }
 
     fn drain(session: &Arc<Session>) -> Vec<String> {
-        std::iter::from_fn(|| session.try_next()).map(|out| out.message.to_string()).collect()
+        std::iter::from_fn(|| session.try_next()).map(|message| message.to_string()).collect()
     }
 
     /// An answer locks the answers, then the queue: the code that counts both must hold one lock at a time.
@@ -412,7 +579,7 @@ mod tests {
         });
         std::thread::spawn(move || {
             for _ in 0..TIMES {
-                session.answer(Some(session.ticket()), "done");
+                session.answer(Some(session.ticket()), "done".to_owned());
                 session.give_up();
             }
             done.send(())
@@ -426,12 +593,12 @@ mod tests {
     fn answers_to_plain_frames_keep_the_order_of_the_frames() {
         let session = session();
         let (first, second) = (session.ticket(), session.ticket());
-        session.answer(Some(second), "two");
+        session.answer(Some(second), "two".to_owned());
         assert!(drain(&session).is_empty(), "an answer must not overtake");
-        session.answer(Some(first), "one");
+        session.answer(Some(first), "one".to_owned());
         assert_eq!(drain(&session), ["one", "two"]);
         let third = session.ticket();
-        session.answer(Some(third), "three");
+        session.answer(Some(third), "three".to_owned());
         assert_eq!(drain(&session), ["three"]);
     }
 
@@ -439,7 +606,7 @@ mod tests {
     async fn a_full_queue_closes_the_session_and_never_waits() {
         let session = session();
         for text in ["one", "two", "three"] {
-            session.send(text);
+            session.send(text.to_owned());
         }
         assert_eq!(session.closed().await, Close::SlowConsumer);
     }
@@ -447,8 +614,50 @@ mod tests {
     #[test]
     fn the_welcome_comes_first() {
         let session = session();
-        session.send("a message that came while presence was told");
-        session.send_first("WELCOME");
+        session.send("a message that came while presence was told".to_owned());
+        session.send_first("WELCOME".to_owned());
         assert_eq!(drain(&session)[0], "WELCOME");
+    }
+
+    /// Signals are made one, are dropped where they would fill the queue, and leave it for what must not be dropped.
+    #[test]
+    fn signals_never_close_a_session() {
+        let user = UserId::new("ada").unwrap();
+        let expires_at = Timestamp::from_millis(0);
+        let identity = Identity {
+            name: "Ada".into(),
+            user,
+            device: None,
+            is_service: false,
+            issued_at: None,
+            expires_at,
+        };
+        let session =
+            Session::new(identity, Arc::default(), QueueLimits::of_frames(8), ProofRequests::by_ping());
+        for round in 0..100 {
+            assert!(session.send_signal(1, format!("typing {round}").into()));
+        }
+        for key in 2..100 {
+            assert!(!session.send_signal(key, "typing".into()), "a quarter of the queue is for them");
+        }
+        assert_eq!(drain(&session), ["typing 0", "typing 99"]);
+        for key in 0..2 {
+            assert!(session.send_signal(key, "typing".into()));
+        }
+        for number in 0..8 {
+            session.send(number.to_string());
+        }
+        assert!(!session.is_closing());
+        assert_eq!(drain(&session), ["0", "1", "2", "3", "4", "5", "6", "7"]);
+        assert_eq!(session.queued_bytes(), 0);
+    }
+
+    #[test]
+    fn a_queue_is_full_by_its_bytes_too() {
+        let session = session();
+        session.send("x".repeat(2 << 20));
+        assert!(!session.is_closing(), "one alone has a place");
+        session.send("y".to_owned());
+        assert!(session.is_closing());
     }
 }

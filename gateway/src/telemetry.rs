@@ -29,6 +29,8 @@ naru_runtime::metrics! {
         fetched: Counter, "Messages that live ones had skipped, fetched from the store";
         asked_to_sync: Counter, "RESYNC frames given to sessions";
         pings: Counter, "Pings written";
+        dropped_signals: Counter, "TYPING, RECEIVED and READ frames that a session had no place for";
+        queued_bytes: Gauge, "Bytes that wait for clients to read them, in queues of sessions and answers over HTTP";
         intake_batch: Histogram = Histogram::new(exponential_buckets(1.0, 2.0, 9)), "Messages per write to the intake";
         hand_over_batch: Histogram = Histogram::new(exponential_buckets(1.0, 2.0, 9)), "Messages per hand-over to the persister";
         in_hand: Gauge, "Messages taken and not yet answered";

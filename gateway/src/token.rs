@@ -19,6 +19,9 @@ use crate::refusal::Refusal;
 use crate::token::key::{Key, MIN_SECRET_BYTES, Set};
 use crate::token::key_set::KeySet;
 
+/// The longest display name of a user, in bytes.
+pub(crate) const LONGEST_NAME: usize = 256;
+
 /// The keys of the configuration for checking tokens; `defaults.toml` explains them.
 #[derive(Clone, Debug, Deserialize)]
 pub struct TokenConfig {
@@ -315,6 +318,12 @@ fn time(seconds: f64) -> Timestamp {
     Timestamp::from_millis((seconds * 1000.0) as i64)
 }
 
+/// A name goes into every message of its user, so a longer one is cut.
+fn within_limit(mut name: String) -> Arc<str> {
+    name.truncate(name.floor_char_boundary(LONGEST_NAME));
+    name.into()
+}
+
 fn identity(claims: Claims, leeway: Duration) -> Result<Identity, Refusal> {
     let (now, expires_at) = (Timestamp::now(), time(claims.exp).after(leeway));
     if expires_at <= now {
@@ -327,7 +336,7 @@ fn identity(claims: Claims, leeway: Duration) -> Result<Identity, Refusal> {
         UserId::new(claims.sub).map_err(|_| Refusal::Unauthenticated("the token's sub is no user id"))?;
     let device = claims.device.map(DeviceId::new).transpose();
     Ok(Identity {
-        name: claims.name.filter(|name| !name.is_empty()).map_or_else(|| user.as_str().into(), Into::into),
+        name: claims.name.filter(|name| !name.is_empty()).map_or_else(|| user.as_str().into(), within_limit),
         device: device.map_err(|_| Refusal::Unauthenticated("the token's device is no device id"))?,
         is_service: claims.scope.is_some_and(|scope| scope.split(' ').any(|word| word == "service")),
         user,

@@ -208,6 +208,7 @@ mod tests {
     use super::*;
     use crate::proof_requests::ProofRequests;
     use crate::refusal::Close;
+    use crate::session_state::QueueLimits;
 
     /// The embedded store, of which one answer can be held back, or all reads fail.
     struct Store {
@@ -281,7 +282,7 @@ mod tests {
         /// A session that was admitted.
         async fn session(&self) -> Arc<Session> {
             let record = self.users.admit(&ada()).await.unwrap();
-            let session = Session::new(ada(), record, 8, ProofRequests::by_ping());
+            let session = Session::new(ada(), record, QueueLimits::of_frames(8), ProofRequests::by_ping());
             self.sessions.add(&session);
             session
         }

@@ -68,6 +68,12 @@ pub(super) async fn register(call: &Call<'_>, id: DeviceId) -> Answer {
     if locale.as_ref().is_some_and(|locale| locale.is_empty() || locale.len() > LONGEST_LOCALE) {
         return Err(Refusal::Invalid(format!("locale must be 1 to {LONGEST_LOCALE} bytes")));
     }
+    let users = std::slice::from_ref(&call.caller.user);
+    let registered = call.gateway.engines.store.devices.of_users(users).await?;
+    let max = call.gateway.config.max_devices_per_user;
+    if registered.len() >= max && registered.iter().all(|device| device.id != id) {
+        return Err(Refusal::TooMany { what: "devices", max });
+    }
     let device = Device {
         user: call.caller.user.clone(),
         id,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{Answer, Call, json, rooms, unless_empty};
 use crate::accept::SendRequest;
 use crate::refusal::Refusal;
+use crate::token::LONGEST_NAME;
 
 /// How many messages one page holds: at most, and by default.
 const PAGE: (usize, usize) = (200, 50);
@@ -63,6 +64,9 @@ pub(super) async fn send(call: &Call<'_>, chat_room_id: RoomId) -> Answer {
     let sender_id = sender_id.unwrap_or_else(|| caller.user.clone());
     if !caller.is_service && (sender_id != caller.user || sender_name.is_some()) {
         return Err(Refusal::Forbidden("speaking for another, or by another name, needs scope service"));
+    }
+    if sender_name.as_ref().is_some_and(|name| name.len() > LONGEST_NAME) {
+        return Err(Refusal::Invalid(format!("senderName must be at most {LONGEST_NAME} bytes")));
     }
     let own_name = || {
         if sender_id == caller.user { caller.name.clone() } else { sender_id.as_str().into() }

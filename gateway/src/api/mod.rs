@@ -31,6 +31,7 @@ use warp::reply::Response;
 use crate::client_address::ClientAddress;
 use crate::connect::log_refused_origin;
 use crate::gateway::Gateway;
+use crate::limit::cost_of_call;
 use crate::refusal::Refusal;
 use crate::token::{Identity, bearer};
 
@@ -106,6 +107,8 @@ async fn answer(
     };
     let token = bearer(headers).ok_or(Refusal::Unauthenticated("no token: send Authorization: Bearer"))?;
     let caller = gateway.verifier.verify(token).await?;
+    gateway.budget.admit()?;
+    gateway.limits.call(&caller, cost_of_call(method, resource))?;
     gateway.users.admit(&caller).await?;
     let body = tokio::select! {
         biased;

@@ -17,6 +17,8 @@ use crate::refusal::Refusal;
 
 /// The longest name of a room, in bytes.
 const LONGEST_NAME: usize = 256;
+/// Making a room with so many members costs as much as a call.
+const MEMBERS_PER_COST: f64 = 10.0;
 /// How many rooms one page of the list holds: at most, and by default.
 const PAGE: (usize, usize) = (100, 50);
 
@@ -78,6 +80,7 @@ pub(super) async fn create(call: &Call<'_>) -> Answer {
         }
         _ => (RoomKind::Group, id.unwrap_or_else(RoomId::generate)),
     };
+    call.gateway.limits.call(caller, members.len() as f64 / MEMBERS_PER_COST)?;
     match may_bring(call, &members).await {
         // A direct room that is there is answered, and no room is made.
         Err(forbidden @ Refusal::Forbidden(_)) if kind == RoomKind::Direct => {

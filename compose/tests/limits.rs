@@ -1,0 +1,297 @@
+//! What one user, one address or one session may do, and how much memory clients that do not read may hold.
+
+use std::time::Duration;
+
+use naru_client::{Claims, Client, Connect, Http, Incoming, Reading, token};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::support::{Naru, SECRET, token_of};
+
+fn service() -> String {
+    token(SECRET.as_bytes(), &Claims::user("backend").with("scope", "service"))
+}
+
+/// A stranger may make a room with anybody and type there. Everybody else goes on as before.
+#[tokio::test]
+async fn a_flood_of_typing_closes_nobody() {
+    let naru = Naru::start(&["--session-queue", "8"]).await;
+    naru.http("A").create_room(&["A", "B"]).await;
+    naru.http("M").create_room(&["M", "B"]).await;
+    let (mut ada, mut ben, mut mallory) =
+        (naru.phone("A").await, naru.phone("B").await, naru.phone("M").await);
+    for round in 0..20 {
+        for seq in 0..250 {
+            mallory.send_json(&json!({"type": "TYPING", "chatRoomId": "B_M"})).await;
+            mallory.send_json(&json!({"type": "READ", "chatRoomId": "B_M", "seq": seq})).await;
+        }
+        ada.chat("A_B", "still here?", &round.to_string()).await;
+        ada.expect("ACK").await;
+        assert_eq!(ben.expect("CHAT").await["seq"], round + 1);
+    }
+    ben.quiet("ERROR").await;
+    mallory.until_pong().await;
+    assert_eq!(naru.counted("naru_gateway_closed_total{reason=\"slow_consumer\"}").await, 0);
+    naru.stop().await;
+}
+
+/// Each type of frame takes from its user's rate; messages have their own.
+#[tokio::test]
+async fn frames_of_every_type_are_limited() {
+    let sync = json!({"type": "SYNC", "rooms": []}).to_string();
+    let position = |kind: &str| json!({"type": kind, "chatRoomId": "A_B", "seq": 1}).to_string();
+    for (frame, allowed) in [
+        (json!({"type": "PING"}).to_string(), 12),
+        ("no JSON".to_owned(), 12),
+        (json!({"type": "CHAT", "clientMessageId": "a-1"}).to_string(), 12),
+        (json!({"type": "TYPING", "chatRoomId": "elsewhere"}).to_string(), 11),
+        (sync, 3),
+        (position("RECEIVED"), 120),
+        (position("READ"), 120),
+        (json!({"type": "TYPING", "chatRoomId": "A_B"}).to_string(), 120),
+    ] {
+        // A token comes back in 1,000 s: hardly any does while this runs.
+        let naru = Naru::start(&["--rate-frames-per-second", "1", "--rate-frames-burst", "12"]).await;
+        naru.http("A").create_room(&["A", "B"]).await;
+        let (mut ada, mut tablet) = (naru.phone("A").await, naru.phone("A").await);
+        let mut sent = 0;
+        let refusal = loop {
+            for _ in 0..10 {
+                ada.send_text(&frame).await;
+                sent += 1;
+            }
+            ada.chat("A_B", "a message is no such frame", &sent.to_string()).await;
+            let refused = |answer: &Value| answer["code"] == "RATE_LIMITED";
+            let refusal = loop {
+                match ada.next().await {
+                    Some(Incoming::Frame(answer)) if refused(&answer) => break Some(answer),
+                    Some(Incoming::Frame(answer)) if answer["type"] == "ACK" => break None,
+                    Some(Incoming::Frame(_)) => {}
+                    closed => panic!("{frame}: {closed:?}"),
+                }
+            };
+            if let Some(refusal) = refusal {
+                break refusal;
+            }
+            assert!(sent < 10 * allowed, "{frame}: never refused");
+        };
+        assert!(sent > allowed - 10, "{frame}: refused after {sent}");
+        assert!(refusal["retryAfterMs"].as_u64().is_some_and(|wait| wait > 0), "{frame}: {refusal}");
+        // The user's sessions share the rate; another user has their own.
+        tablet.send_json(&json!({"type": "SYNC", "rooms": []})).await;
+        assert_eq!(tablet.expect("ERROR").await["code"], "RATE_LIMITED", "{frame}");
+        naru.phone("B").await.quiet("ERROR").await;
+        naru.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn calls_are_limited_by_their_cost() {
+    let naru = Naru::start(&["--rate-calls-per-second", "1", "--rate-calls-burst", "40"]).await;
+    let ada = naru.http("A");
+    ada.create_room(&["A", "B"]).await;
+    let mut answered = 0;
+    let (status, body) = loop {
+        match ada.get("/api/rooms").await {
+            (200, _) => answered += 1,
+            refused => break refused,
+        }
+        assert!(answered < 20, "never refused");
+    };
+    assert_eq!((answered, status, &body["code"]), (3, 429, &json!("RATE_LIMITED")));
+    // A room of a thousand costs more than two.
+    let members: Vec<String> = (0..900).map(|number| format!("u{number}")).chain(["C".to_owned()]).collect();
+    let cleo = naru.http("C");
+    assert_eq!(cleo.post("/api/rooms", json!({"memberIds": members})).await.0, 429);
+    assert_eq!(cleo.post("/api/rooms", json!({"memberIds": ["B", "C"]})).await.0, 201);
+    let backend = Http::new(&naru.url, &service());
+    for _ in 0..10 {
+        assert_eq!(backend.get("/api/rooms").await.0, 200, "an app's backend is not limited");
+    }
+    naru.stop().await;
+}
+
+#[tokio::test]
+async fn handshakes_are_limited_by_address_and_sessions_by_user() {
+    let naru = Naru::start(&["--rate-connects-per-address", "1"]).await;
+    let mut sessions = Vec::new();
+    let refused = loop {
+        let person = format!("u{}", sessions.len());
+        match Connect::to(&naru.url, &token_of(&person)).client().await {
+            Ok(session) => sessions.push(session),
+            Err(refused) => break refused,
+        }
+        assert!(sessions.len() < 100, "never refused");
+    };
+    assert!(sessions.len() >= 10 && refused.status() == Some(429), "{}: {refused}", sessions.len());
+    naru.stop().await;
+
+    let naru = Naru::start(&["--max-sessions-per-user", "2"]).await;
+    let (first, mut second) = (naru.phone("A").await, naru.phone("A").await);
+    let refused = Connect::to(&naru.url, &token_of("A")).client().await.expect_err("a third session");
+    assert_eq!(refused.status(), Some(429), "{refused}");
+    first.close().await;
+    naru.counts("naru_gateway_closed_total{reason=\"by_peer\"} 1").await;
+    naru.phone("B").await.quiet("ERROR").await;
+    naru.phone("A").await.quiet("ERROR").await;
+    second.quiet("ERROR").await;
+    naru.stop().await;
+}
+
+#[tokio::test]
+async fn a_user_has_so_many_devices_and_a_name_so_many_bytes() {
+    let naru = Naru::start(&["--max-devices-per-user", "2"]).await;
+    let ada = naru.http("A");
+    let register = async |device: &str| {
+        let body = json!({"platform": "fcm", "token": format!("token-of-{device}")});
+        ada.put(&format!("/api/devices/{device}"), body).await
+    };
+    assert_eq!([register("one").await.0, register("two").await.0, register("one").await.0], [200; 3]);
+    let (status, body) = register("three").await;
+    assert_eq!((status, &body["code"]), (409, &json!("CONFLICT")), "{body}");
+
+    naru.http("A").create_room(&["A", "B"]).await;
+    let mut ben = naru.phone("B").await;
+    let claims = Claims::user("A").name(&"이".repeat(100));
+    let mut ada = Client::connect(&naru.url, &token(SECRET.as_bytes(), &claims)).await.expect("a session");
+    ada.chat("A_B", "hello", "1").await;
+    assert_eq!(ben.expect("CHAT").await["senderName"], "이".repeat(85));
+    let backend = Http::new(&naru.url, &service());
+    let named =
+        json!({"content": "hello", "clientMessageId": "2", "senderId": "A", "senderName": "x".repeat(257)});
+    assert_eq!(backend.post("/api/rooms/A_B/messages", named).await.0, 400);
+    naru.stop().await;
+}
+
+/// A room that a SYNC names many times is answered once, from the earliest position.
+#[tokio::test]
+async fn a_sync_answers_each_room_once() {
+    let naru = Naru::start(&[]).await;
+    naru.http("A").create_room(&["A", "B"]).await;
+    let mut ada = naru.phone("A").await;
+    for number in 1..=3 {
+        ada.chat("A_B", "hello", &number.to_string()).await;
+        ada.expect("ACK").await;
+    }
+    let from = |seq: u64| json!({"chatRoomId": "A_B", "afterSeq": seq});
+    let rooms: Vec<Value> = std::iter::repeat_n(from(2), 500).chain([from(1)]).collect();
+    let mut ben = naru.phone("B").await;
+    ben.send_json(&json!({"type": "SYNC", "rooms": rooms})).await;
+    let synced = ben.expect("SYNCED").await;
+    assert_eq!(synced["rooms"], json!([{"chatRoomId": "A_B", "seq": 3, "complete": true}]));
+    let frames = ben.until_pong().await;
+    let seqs: Vec<&Value> =
+        frames.iter().filter(|frame| frame["type"] == "CHAT").map(|chat| &chat["seq"]).collect();
+    assert_eq!(seqs, [2, 3]);
+    naru.stop().await;
+}
+
+/// 12 MB of messages: more than the system's buffers of a connection hold.
+async fn fill(naru: &Naru) -> Client {
+    naru.http("A").create_room(&["A", "B"]).await;
+    let mut ada = naru.phone("A").await;
+    for number in 0..200 {
+        ada.chat("A_B", &"x".repeat(60_000), &number.to_string()).await;
+    }
+    for _ in 0..200 {
+        ada.expect("ACK").await;
+    }
+    ada
+}
+
+/// Of an answer that is not read, no more is in memory than a part of the queue holds.
+#[tokio::test]
+async fn an_answer_is_made_as_it_is_read() {
+    const READERS: u64 = 5;
+    let flags = ["--max-content-bytes", "60000", "--rate-messages-per-second", "0", "--ping-interval", "1h"];
+    let naru = Naru::start(&flags).await;
+    let mut ada = fill(&naru).await;
+    let mut readers = Vec::new();
+    for _ in 0..READERS {
+        let mut ben = naru.phone("B").await;
+        ben.send_json(&json!({"type": "SYNC", "rooms": [{"chatRoomId": "A_B", "afterSeq": 0}]})).await;
+        ben.expect("CHAT").await;
+        ben.reading(Reading::Paused);
+        readers.push(ben);
+    }
+    // An answer is 12 MB, a part of it at most a quarter of `session_queue_bytes`. A PONG comes after what each has by now.
+    ada.until_pong().await;
+    let queued = naru.counted("naru_gateway_queued_bytes").await;
+    assert!(queued <= READERS * (4 << 20) / 4, "{queued} bytes");
+    for mut ben in readers {
+        ben.reading(Reading::Answering);
+        ben.expect("SYNCED").await;
+    }
+    naru.counts("naru_gateway_queued_bytes 0").await;
+    naru.stop().await;
+}
+
+/// Beyond the budget of the process, those are closed that have left most unread.
+#[tokio::test]
+async fn who_leaves_too_much_unread_is_closed() {
+    let flags =
+        ["--max-queued-bytes", "1000000", "--rate-messages-per-second", "0", "--session-queue", "100000"];
+    let naru = Naru::start(&flags).await;
+    let room = naru.http("A").create_room(&["A", "B", "C"]).await;
+    let (mut ada, mut ben, mut cleo) = (naru.phone("A").await, naru.phone("B").await, naru.phone("C").await);
+    ben.reading(Reading::Paused);
+    let content = "x".repeat(8192);
+    let closed = "naru_gateway_closed_total{reason=\"overloaded\"}";
+    let is_online = async |person: &str| {
+        let (_, seen) = naru.http("A").get(&format!("/api/presence?userIds={person}")).await;
+        seen[0]["online"] == true
+    };
+    let mut sent = 0;
+    while is_online("B").await {
+        for _ in 0..32 {
+            ada.chat(&room, &content, &format!("a-{sent}")).await;
+            sent += 1;
+            ada.expect("ACK").await;
+            cleo.expect("CHAT").await;
+        }
+        assert!(sent < 8192, "never closed");
+    }
+    ben.reading(Reading::Answering);
+    assert_eq!(ben.closed().await.0, 1013, "after {sent} messages");
+    naru.counts(&format!("{closed} 1")).await;
+    ada.quiet("ERROR").await;
+    cleo.quiet("ERROR").await;
+    tokio::time::timeout(Duration::from_secs(5), naru.counts("naru_gateway_queued_bytes 0"))
+        .await
+        .expect("all is freed");
+    naru.phone("B").await.quiet("ERROR").await;
+    naru.stop().await;
+}
+
+/// An answer over HTTP that is not read counts, too; while too much waits, new work is refused and old sessions go on.
+#[tokio::test]
+async fn beyond_the_budget_new_work_is_refused() {
+    let flags =
+        ["--max-content-bytes", "60000", "--rate-messages-per-second", "0", "--max-queued-bytes", "8000000"];
+    let naru = Naru::start(&flags).await;
+    let mut ada = fill(&naru).await;
+    let mut unread = TcpStream::connect(naru.url.trim_start_matches("http://")).await.expect("it listens");
+    let bearer = token_of("A");
+    let head = format!("host: naru\r\nauthorization: Bearer {bearer}\r\nconnection: close\r\n");
+    let request = format!("GET /api/rooms/A_B/messages?limit=200 HTTP/1.1\r\n{head}\r\n");
+    unread.write_all(request.as_bytes()).await.expect("it reads");
+    assert_eq!(&unread.read_u32().await.expect("an answer").to_be_bytes(), b"HTTP");
+
+    ada.chat("A_B", "one more", "new").await;
+    let refusal = ada.expect("ERROR").await;
+    assert_eq!((&refusal["code"], &refusal["clientMessageId"]), (&json!("OVERLOADED"), &json!("new")));
+    ada.send_json(&json!({"type": "SYNC", "rooms": []})).await;
+    assert_eq!(ada.expect("ERROR").await["code"], "OVERLOADED");
+    let (status, body) = naru.http("A").get("/api/rooms").await;
+    assert_eq!((status, &body["code"]), (503, &json!("OVERLOADED")));
+    let refused = Connect::to(&naru.url, &token_of("B")).client().await.expect_err("a new session");
+    assert_eq!(refused.status(), Some(503), "{refused}");
+
+    let mut rest = Vec::new();
+    unread.read_to_end(&mut rest).await.expect("the whole answer");
+    assert!(rest.len() > 12_000_000);
+    ada.chat("A_B", "one more", "new").await;
+    ada.expect("ACK").await;
+    naru.stop().await;
+}

@@ -17,6 +17,8 @@ use crate::token::Identity;
 
 /// Full buckets are dropped when this many are kept.
 const PRUNE_AT: usize = 16_384;
+/// How often a room is told that one user is typing: a second, and at once.
+const TYPING_TOLD: (u32, u32) = (1, 5);
 /// The connections that one address may open at once, in seconds of its rate.
 const CONNECT_BURST: u32 = 10;
 
@@ -95,7 +97,7 @@ impl Limits {
             frames: Limiter::new(config.rate_frames_per_second, config.rate_frames_burst),
             calls: Limiter::new(config.rate_calls_per_second, config.rate_calls_burst),
             connects: Limiter::new(connects, connects.saturating_mul(CONNECT_BURST)),
-            typing: Limiter::new(1, 1),
+            typing: Limiter::new(TYPING_TOLD.0, TYPING_TOLD.1),
         }
     }
 
@@ -135,7 +137,7 @@ impl Limits {
         self.connects.take(&network, 1.0)
     }
 
-    /// Whether the room is to be told that a user is typing: it was not told in the last second.
+    /// Whether the room is to be told that a user is typing: it was not told too often.
     pub(crate) fn is_typing_told(&self, user: &UserId, room: &RoomId) -> bool {
         self.typing.take(&(user.clone(), room.clone()), 1.0).is_ok()
     }

@@ -141,7 +141,7 @@ impl Sweep {
         let due = self.memory.due(open, now);
         let ids: Vec<MessageId> = due.iter().map(|entry| entry.accepted.id).collect();
         let handed_on = async {
-            let due = self.left_to_the_fanout(due, now).await?;
+            let due = self.without_entries_left_to_fanout(due, now).await?;
             let count = due.len();
             hand_on(&self.engines, due).await.map(|()| count)
         };
@@ -153,7 +153,7 @@ impl Sweep {
     }
 
     /// The due entries that the fanout can't be about to close: they are not saved, or its time is over.
-    async fn left_to_the_fanout(
+    async fn without_entries_left_to_fanout(
         &mut self,
         due: Vec<OpenEntry>,
         now: Instant,

@@ -50,7 +50,7 @@ pub fn command() -> Command {
     let load = [
         count_arg("pairs", "100", "Direct rooms; both members send"),
         count_arg("bytes", "100", "Content size"),
-        time_arg("settle", "10s", "How long to wait for stragglers before they count as lost"),
+        time_arg("drain-timeout", "10s", "How long to wait for stragglers before they count as lost"),
     ];
     let directories = [
         Arg::new("systems")
@@ -176,7 +176,7 @@ pub fn flow_options(matches: &ArgMatches) -> anyhow::Result<flow::Options> {
         rate: count(matches, "rate"),
         duration: time(matches, "duration"),
         warmup: time(matches, "warmup"),
-        settle: time(matches, "settle"),
+        drain_timeout: time(matches, "drain-timeout"),
         pairs: count(matches, "pairs"),
         bytes: count(matches, "bytes"),
         groups: groups(matches)?,
@@ -214,7 +214,7 @@ pub fn compare_options(matches: &ArgMatches) -> compare::Options {
         rates: list(matches, "rates"),
         duration: time(matches, "duration"),
         warmup: time(matches, "warmup"),
-        settle: time(matches, "settle"),
+        drain_timeout: time(matches, "drain-timeout"),
         pairs: count(matches, "pairs"),
         bytes: count(matches, "bytes"),
         lone: (count(matches, "lone-rate"), time(matches, "lone-duration")),
@@ -232,7 +232,7 @@ pub fn peak_options(matches: &ArgMatches) -> peak::Options {
         precision: f64::from(count(matches, "precision")) / 100.0,
         duration: time(matches, "duration"),
         warmup: time(matches, "warmup"),
-        settle: time(matches, "settle"),
+        drain_timeout: time(matches, "drain-timeout"),
         pairs: count(matches, "pairs"),
         bytes: count(matches, "bytes"),
     }

@@ -33,7 +33,7 @@ pub struct Options {
     /// How long is sent before that, unmeasured.
     pub warmup: Duration,
     /// How long stragglers are waited for.
-    pub settle: Duration,
+    pub drain_timeout: Duration,
     /// Direct rooms; both members send.
     pub pairs: u32,
     /// Content size.
@@ -100,7 +100,7 @@ async fn turn(
         rate,
         duration,
         warmup,
-        settle: options.settle,
+        drain_timeout: options.drain_timeout,
         pairs: options.pairs,
         bytes: options.bytes,
         groups: running.groups.clone(),

@@ -104,6 +104,9 @@ async fn relay(tcp: TcpStream, users: Users, defects: Defects) {
         let Ok(mut frame) = serde_json::from_slice::<Value>(&message.into_data()) else {
             continue;
         };
+        if frame["type"] != "CHAT" {
+            continue;
+        }
         let id = frame["clientMessageId"].as_str().expect("an id").to_owned();
         let number = id.rsplit_once('-').and_then(|(_, number)| number.parse().ok()).expect("a number");
         let room = frame["chatRoomId"].as_str().expect("a room").to_owned();

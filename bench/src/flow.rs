@@ -29,7 +29,7 @@ pub struct Options {
     /// How long to send before that.
     pub warmup: Duration,
     /// How long stragglers are waited for after the last message was due.
-    pub settle: Duration,
+    pub drain_timeout: Duration,
     /// Direct rooms; both members send.
     pub pairs: u32,
     /// Content size.
@@ -76,7 +76,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let messages = |time: Duration| (time.as_secs_f64() * f64::from(options.rate)).round() as usize;
     let warmup = messages(options.warmup);
     let total = warmup + messages(options.duration);
-    let (server, rate, settle) = (options.server.clone(), options.rate, options.settle);
+    let (server, rate, drain_timeout) = (options.server.clone(), options.rate, options.drain_timeout);
     let content = "x".repeat(options.bytes as usize);
     let opening = spawn_blocking(move || -> anyhow::Result<(Driver, Schedule)> {
         let schedule = Schedule { start: Instant::now(), rate, warmup, total };
@@ -87,7 +87,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     });
     let (driver, mut schedule) = opening.await??;
     schedule.start = Instant::now() + LEAD;
-    let driving = spawn_blocking(move || driver.run(schedule.start, settle));
+    let driving = spawn_blocking(move || driver.run(schedule.start, drain_timeout));
 
     tokio::time::sleep_until(schedule.due(schedule.warmup).into()).await;
     let tool = Group::tool();

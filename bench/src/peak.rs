@@ -25,7 +25,7 @@ pub struct Options {
     /// How long each is measured, and how long is sent before.
     pub duration: Duration,
     pub warmup: Duration,
-    pub settle: Duration,
+    pub drain_timeout: Duration,
     pub pairs: u32,
     pub bytes: u32,
 }
@@ -52,7 +52,7 @@ pub async fn run(options: &Options, running: &Running) -> anyhow::Result<Report>
             rate,
             duration: options.duration,
             warmup: options.warmup,
-            settle: options.settle,
+            drain_timeout: options.drain_timeout,
             pairs: options.pairs,
             bytes: options.bytes,
             groups: running.groups.clone(),
@@ -158,7 +158,7 @@ mod tests {
             precision: 0.05,
             duration: Duration::ZERO,
             warmup: Duration::ZERO,
-            settle: Duration::ZERO,
+            drain_timeout: Duration::ZERO,
             pairs: 1,
             bytes: 1,
         };

@@ -6,7 +6,7 @@ import { history } from './server.js';
 
 const TYPING_SHOWN_MS = 3_000;
 const TYPING_EVERY_MS = 2_000;
-const GAP_PATIENCE_MS = 2_000;
+const GAP_TIMEOUT_MS = 2_000;
 const SYNC_WITHIN_MS = 10_000;
 
 export class Person {
@@ -144,7 +144,7 @@ export class Person {
   /** A gap mostly closes by itself within moments (an ACK overtook a CHAT); one that stays is asked for. */
   #mindTheGap() {
     if (!this.#conversation.hasGap) this.#clear('gap');
-    else if (this.#timers.gap === undefined) this.#after('gap', GAP_PATIENCE_MS, () => this.#sync());
+    else if (this.#timers.gap === undefined) this.#after('gap', GAP_TIMEOUT_MS, () => this.#sync());
   }
 
   // Marks

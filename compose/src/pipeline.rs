@@ -21,7 +21,7 @@ use crate::service::Admin;
 use crate::{PROGRAM, secret};
 
 /// How often the intake is read while the pipeline drains.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -202,7 +202,7 @@ impl Pipeline {
                 drained.cancelled().await;
                 // Every client has been disconnected: no further proof can come.
                 no_more_proofs.cancel();
-                // Messages left over are handed on at the next start, but their recipients would wait until then.
+                // Messages left over are resent at the next start, but their recipients would wait until then.
                 let _out_of_time = tokio::time::timeout(drain_deadline.0 / 4, run_empty(&engines)).await;
                 later.cancel();
                 Ok::<_, std::convert::Infallible>(())
@@ -233,9 +233,9 @@ impl Pipeline {
 
 /// Waits until every intake entry is closed, or the store does not answer.
 async fn run_empty(engines: &Engines) {
-    let mut looks = tokio::time::interval(LOOK_EVERY);
+    let mut checks = tokio::time::interval(CHECK_INTERVAL);
     while let Ok(Some(_)) = engines.store.intake.newest_open().await {
-        looks.tick().await;
+        checks.tick().await;
     }
 }
 

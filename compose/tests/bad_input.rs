@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use jsonwebtoken::EncodingKey;
 use naru_client::token::Algorithm;
-use naru_client::{Claims, Client, Connect, Http, Incoming, PATIENCE, token};
+use naru_client::{Claims, Client, Connect, Http, Incoming, TEST_TIMEOUT, token};
 use serde_json::{Value, json};
 
 use crate::support::{Naru, SECRET, token_of};
@@ -414,7 +414,7 @@ async fn what_breaks_the_websocket_itself_closes() {
         assert_eq!(ada.closed().await.0, 1007, "{bytes:?}");
     }
 
-    // What was in hand is answered all the same.
+    // Unanswered messages are answered all the same.
     let mut ada = naru.phone("A").await;
     nothing_was_stored(&naru, &mut ada).await;
     ada.chat("A_B", "before", "before").await;
@@ -469,7 +469,7 @@ async fn the_rate_is_limited() {
         if answer["type"] == "ACK" {
             break answer;
         }
-        assert!(refused_at.elapsed() < PATIENCE, "still refused: {answer}");
+        assert!(refused_at.elapsed() < TEST_TIMEOUT, "still refused: {answer}");
     };
     assert_eq!(tries, 1, "it was refused again after the wait that was asked for");
     assert_eq!(ack["chatRoomId"], "A_B");

@@ -32,7 +32,7 @@ pub enum Per {
     Persist,
     /// A batch of the fanout.
     Publish,
-    /// A batch that is handed over on an ordered hop: of the intake, or of the persister.
+    /// A batch that is sent on an ordered hop: of the intake, or of the persister.
     Hop,
     /// 250 ms.
     Tick,
@@ -123,14 +123,14 @@ pub fn hold(bounds: &[Bound], lone: &Done, burst: &Done, load: &Load) {
 /// The bounds on the embedded engine.
 pub const EMBEDDED: &[Bound] = &[
     bound(
-        "writer hand-overs",
+        "writer calls",
         3,
         2,
         Per::Hop,
         "the append, the run, and (for many messages at once) closing entries",
     ),
     bound(
-        "reader hand-overs",
+        "reader calls",
         3,
         1,
         Per::Tick,
@@ -153,8 +153,8 @@ async fn embedded_a_message_costs_one_sync_and_no_reader() {
     let mut people = pairs(&naru).await;
     let done = |counts: &Counts| {
         Done::from([
-            ("writer hand-overs".to_owned(), counts.writer_hand_overs()),
-            ("reader hand-overs".to_owned(), counts.reader_hand_overs()),
+            ("writer calls".to_owned(), counts.writer_calls()),
+            ("reader calls".to_owned(), counts.reader_calls()),
             ("commits".to_owned(), counts.commits()),
             ("syncs".to_owned(), counts.syncs()),
         ])

@@ -12,7 +12,7 @@ mod stored;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-use naru_client::{PATIENCE, ServerProcess, Webhook};
+use naru_client::{ServerProcess, TEST_TIMEOUT, Webhook};
 use tokio::process::Command;
 
 use crate::support::{SECRET, WEBHOOK_SECRET};
@@ -51,8 +51,9 @@ fn command(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
 
 /// Runs the program to its end.
 pub async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
-    let output = tokio::time::timeout(PATIENCE, command(arguments, environment).output()).await;
-    let output = output.unwrap_or_else(|_| panic!("naru {arguments:?} was still running after {PATIENCE:?}"));
+    let output = tokio::time::timeout(TEST_TIMEOUT, command(arguments, environment).output()).await;
+    let output =
+        output.unwrap_or_else(|_| panic!("naru {arguments:?} was still running after {TEST_TIMEOUT:?}"));
     output.expect("the program can be run")
 }
 

@@ -3,9 +3,9 @@
 //! Read [`journey`] first: it is [`crate::journey`] once more. Each test has a [`Cluster`]: a database, a virtual host and a
 //! Redis that no other test uses.
 
-mod account;
 mod cluster;
 pub mod costs;
+mod delivery_tracker;
 mod forward;
 mod journey;
 mod kills;

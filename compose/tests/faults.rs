@@ -1,5 +1,5 @@
 //! The whole of Naru on engines that misbehave within their contracts: they fail before or after the effect, lose what
-//! they may lose, reorder what a hand-over may reorder, go away and come back. Seeded; the seed is in every failure.
+//! they may lose, reorder what a reassignment may reorder, go away and come back. Seeded; the seed is in every failure.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -107,7 +107,7 @@ async fn a_bus_that_loses_half_loses_nothing() {
     naru.stop().await;
 }
 
-/// `after` restores the order that a hand-over breaks.
+/// `after` restores the order that a reassignment breaks.
 #[tokio::test]
 async fn a_bus_that_reorders_changes_no_order() {
     let naru = on(|engines| Engines { bus: reordering(engines.bus.clone(), 12, 0.5), ..engines }).await;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use naru_client::{Connect, PATIENCE, ServerProcess};
+use naru_client::{Connect, ServerProcess, TEST_TIMEOUT};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -16,7 +16,7 @@ async fn ask(url: &str, request_line: &str, headers: &[(&str, &str)]) -> (String
     let mut stream = connect(url).await;
     send(&mut stream, request_line, headers, "close").await;
     let mut answer = String::new();
-    timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("an answer").expect("text");
+    timeout(TEST_TIMEOUT, stream.read_to_string(&mut answer)).await.expect("an answer").expect("text");
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
     (head.to_ascii_lowercase(), body.to_owned())
 }
@@ -90,13 +90,16 @@ async fn an_idle_connection_is_kept_as_long_as_configured() {
         let mut answer = Vec::new();
         while !answer.ends_with(b"ok\n") {
             assert_ne!(
-                timeout(PATIENCE, stream.read_buf(&mut answer)).await.expect("an answer").expect("open"),
+                timeout(TEST_TIMEOUT, stream.read_buf(&mut answer)).await.expect("an answer").expect("open"),
                 0
             );
         }
     }
     let idle = Instant::now();
-    assert_eq!(timeout(PATIENCE, stream.read(&mut [0])).await.expect("it is closed").expect("in order"), 0);
+    assert_eq!(
+        timeout(TEST_TIMEOUT, stream.read(&mut [0])).await.expect("it is closed").expect("in order"),
+        0
+    );
     // Read on the way: the answer was written a moment before it arrived here.
     assert!(idle.elapsed() > Duration::from_millis(900), "{:?}", idle.elapsed());
     naru.stop().await;
@@ -117,7 +120,7 @@ async fn a_handshake_of_another_version_is_told_the_one_that_is_spoken() {
     let mut answer = Vec::new();
     while !answer.windows(4).any(|end| end == b"\r\n\r\n") {
         assert_ne!(
-            timeout(PATIENCE, stream.read_buf(&mut answer)).await.expect("an answer").expect("open"),
+            timeout(TEST_TIMEOUT, stream.read_buf(&mut answer)).await.expect("an answer").expect("open"),
             0
         );
     }

@@ -166,11 +166,11 @@ async fn all_sessions_are_attached_to_presence_again() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(naru_client::PATIENCE, back).await.expect("presence is told");
+    tokio::time::timeout(naru_client::TEST_TIMEOUT, back).await.expect("presence is told");
     fixture.naru.stop().await;
 }
 
-/// A hand-over between fanouts may reorder; what comes late by little is waited for.
+/// A reassignment between fanouts may reorder; what comes late by little is waited for.
 #[tokio::test]
 async fn what_overtook_another_waits_for_it() {
     let fixture = Fixture::start(&[]).await;

@@ -15,7 +15,7 @@ fn service() -> String {
 
 /// A stranger may make a room with anybody and type there. Everybody else goes on as before.
 #[tokio::test]
-async fn a_flood_of_typing_closes_nobody() {
+async fn a_flood_of_typing_closes_no_session() {
     let naru = Naru::start(&["--session-queue", "8"]).await;
     naru.http("A").create_room(&["A", "B"]).await;
     naru.http("M").create_room(&["M", "B"]).await;

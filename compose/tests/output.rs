@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use naru_client::{Answer, Client, Http, PATIENCE, Webhook};
+use naru_client::{Answer, Client, Http, TEST_TIMEOUT, Webhook};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -81,7 +81,7 @@ async fn pushes_and_stops(reader: Reader, signal: Signal) {
 
     running.signal(signal);
     let ended = tokio::task::spawn_blocking(move || running.0.wait().expect("a child"));
-    let ended = tokio::time::timeout(PATIENCE, ended).await.expect("it stops").expect("no panic");
+    let ended = tokio::time::timeout(TEST_TIMEOUT, ended).await.expect("it stops").expect("no panic");
     assert_eq!(ended.code(), Some(0), "{reader:?}, {signal:?}");
     drop(kept_open);
 }
@@ -100,5 +100,5 @@ async fn ready(address: SocketAddr) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, readiness).await.expect("it serves");
+    tokio::time::timeout(TEST_TIMEOUT, readiness).await.expect("it serves");
 }

@@ -340,7 +340,7 @@ impl Fixture {
 
     /// Waits until a person has exactly one bubble with this text, in this state: its data.
     async fn bubble(&self, person: &str, text: &str, state: &str) -> Value {
-        self.bubble_within(naru_client::PATIENCE, person, text, state).await
+        self.bubble_within(naru_client::TEST_TIMEOUT, person, text, state).await
     }
 
     async fn bubble_within(&self, patience: Duration, person: &str, text: &str, state: &str) -> Value {

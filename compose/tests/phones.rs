@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use naru::pipeline::Changes;
-use naru_client::{Http, PATIENCE, Webhook};
+use naru_client::{Http, TEST_TIMEOUT, Webhook};
 use naru_faults::{Recorder, intercepted};
 use naru_model::RoomId;
 use naru_phones::{Handle, Options, Phones, Provider};
@@ -15,12 +15,12 @@ use tokio::time::timeout;
 use crate::support::{Naru, phone_on, token_of};
 
 /// The two providers, and where their keys are.
-pub struct Desk {
+pub struct Emulator {
     pub phones: Phones,
     _keys: TempDir,
 }
 
-impl Desk {
+impl Emulator {
     pub async fn new() -> Self {
         let keys = tempfile::tempdir().expect("a folder for the keys");
         let phones = Phones::start(Options::in_dir(keys.path())).await.expect("two providers");
@@ -44,30 +44,30 @@ pub fn apns_token(number: usize) -> String {
     format!("{number:064x}")
 }
 
-/// Ben has a phone of each kind; they lie on the desk, and he is away.
+/// Ben has a phone of each kind; he is offline.
 #[tokio::test]
 async fn each_of_bens_phones_buzzes_once() {
-    each_of_bens_phones_buzzes_once_in_one_process(&Desk::new().await, &[]).await;
+    each_of_bens_phones_buzzes_once_in_one_process(&Emulator::new().await, &[]).await;
 }
 
-/// The same on whatever these flags say, and the push is handed over before the message is published.
-pub async fn each_of_bens_phones_buzzes_once_in_one_process(desk: &Desk, flags: &[&str]) {
+/// The same on whatever these flags say, and the push is enqueued before the message is published.
+pub async fn each_of_bens_phones_buzzes_once_in_one_process(emulator: &Emulator, flags: &[&str]) {
     let calls = Arc::new(Recorder::default());
-    let (of_desk, interceptor) = (desk.flags(), calls.clone());
-    let flags: Vec<_> = of_desk.iter().map(String::as_str).chain(flags.iter().copied()).collect();
+    let (of_emulator, interceptor) = (emulator.flags(), calls.clone());
+    let flags: Vec<_> = of_emulator.iter().map(String::as_str).chain(flags.iter().copied()).collect();
     let changes = Changes {
         engines: Some(Box::new(move |engines| intercepted(engines, interceptor))),
         ..Changes::default()
     };
     let mut naru = Naru::start_with(&flags, changes).await;
-    each_of_bens_phones_buzzes_once_on(&naru.url, &mut naru.backend, &desk.handle()).await;
+    each_of_bens_phones_buzzes_once_on(&naru.url, &mut naru.backend, &emulator.handle()).await;
     let room = RoomId::new("A_B").expect("a room id");
     assert!(calls.came_before(&room, "offline.send", "live.publish"), "{:?}", calls.log());
     naru.stop().await;
 }
 
-/// The same on any Naru whose keys are those of the desk.
-pub async fn each_of_bens_phones_buzzes_once_on(url: &str, backend: &mut Webhook, desk: &Handle) {
+/// The same on any Naru whose keys are those of the emulator.
+pub async fn each_of_bens_phones_buzzes_once_on(url: &str, backend: &mut Webhook, emulator: &Handle) {
     let (ada, ben) = (Http::new(url, &token_of("A")), Http::new(url, &token_of("B")));
     ada.create_room(&["A", "B"]).await;
     for (device, platform, token) in
@@ -84,13 +84,13 @@ pub async fn each_of_bens_phones_buzzes_once_on(url: &str, backend: &mut Webhook
         phone.chat("A_B", content, &format!("a-{number}")).await;
         ids.push(phone.expect("ACK").await["id"].as_str().expect("an id").to_owned());
         // One after the other, so that the badge counts what was said before.
-        timeout(PATIENCE, desk.wait_for(2 * (number as u64 + 1))).await.expect("both phones buzz");
+        timeout(TEST_TIMEOUT, emulator.wait_for(2 * (number as u64 + 1))).await.expect("both phones buzz");
         let post = backend.next().await;
         assert_eq!((&post.json["userId"], &post.json["body"]), (&json!("B"), &json!(content)));
     }
     backend.none_waiting();
 
-    let pushes = desk.received();
+    let pushes = emulator.received();
     let seen: BTreeSet<_> = pushes
         .iter()
         .map(|push| {
@@ -107,7 +107,7 @@ pub async fn each_of_bens_phones_buzzes_once_on(url: &str, backend: &mut Webhook
     assert_eq!(seen, BTreeSet::from(expected));
     assert_eq!(pushes.len(), 4, "each once");
 
-    // A member who muted the room gets no push, and a phone that is handed on belongs to its new user.
+    // A member who muted the room gets no push, and a phone that changes its user belongs to its new user.
     let (status, _) = ben.put("/api/rooms/A_B/settings", json!({ "muted": true })).await;
     assert_eq!(status, 200);
     let body = json!({ "platform": "fcm", "token": "token-of-bens-pixel" });

@@ -145,7 +145,7 @@ async fn a_message_sent_again_while_it_is_under_way_is_published_once() {
             phone.chat(&room, "once", "1").await;
             tablet.chat(&room, "once", "1").await;
         }
-        naru.counts("naru_gateway_in_hand 20").await;
+        naru.counts("naru_gateway_in_flight 20").await;
         gate.add_permits(1);
     };
     let (answers, ()) = join(requests, sockets).await;

@@ -24,7 +24,7 @@ async fn both_online_no_push() {
         assert_eq!(ada.expect("ACK").await["seq"], number);
         assert_eq!(ben.expect("CHAT").await["seq"], number);
     }
-    // A push for these would have been handed over before the next message is published.
+    // A push for these would have been enqueued before the next message is published.
     ben.abort().await;
     wait_until_offline(&naru, "B").await;
     ada.chat("A_B", "are you there?", "a-21").await;
@@ -128,10 +128,10 @@ async fn plain_frames_are_answered_in_order() {
     naru.stop().await;
 }
 
-/// The offline event of a recipient is handed over before the message is published, whatever else is
+/// The offline event of a recipient is enqueued before the message is published, whatever else is
 /// online.
 #[tokio::test]
-async fn the_push_is_handed_over_before_the_publish() {
+async fn the_push_is_enqueued_before_the_publish() {
     let calls = Arc::new(Recorder::default());
     let interceptor = calls.clone();
     let changes = Changes {

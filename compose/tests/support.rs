@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use naru::pipeline::Changes;
 use naru::{PROGRAM, Pipeline};
-use naru_client::{Claims, Client, Http, PATIENCE, Webhook, token};
+use naru_client::{Claims, Client, Http, TEST_TIMEOUT, Webhook, token};
 use naru_engines::EngineResult;
 use naru_faults::{Call, Interceptor};
 use naru_runtime::Settings;
@@ -89,7 +89,9 @@ impl Naru {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(PATIENCE, counting).await.unwrap_or_else(|_| panic!("never counted: {line}"));
+        tokio::time::timeout(TEST_TIMEOUT, counting)
+            .await
+            .unwrap_or_else(|_| panic!("never counted: {line}"));
     }
 
     /// What the metrics have under this name.

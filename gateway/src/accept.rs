@@ -36,20 +36,20 @@ use crate::sending::Taken;
 use crate::session_state::Session;
 use crate::telemetry::Telemetry;
 
-/// How many messages one write, and one hand-over, holds at most …
+/// How many messages one write, and one send to the persister, holds at most …
 const MAX_BATCH: usize = 256;
 /// … and how many bytes of content, beyond which it takes no more.
 const MAX_BATCH_BYTES: usize = 1024 * 1024;
 /// A write that holds this many messages waits for no more: it is worth a round trip of its own.
 const ENOUGH: usize = 32;
-/// How many written batches may wait for their hand-over; beyond that, the intake waits too.
+/// How many written batches may wait to be enqueued; beyond that, the intake waits too.
 const HAND_OVER_QUEUE: usize = 2;
 /// For how long a write that fails is tried again before its senders are answered that its fate is unknown. Clients
 /// wait 10 s.
-const APPEND_WITHIN: Duration = Duration::from_secs(5);
-/// How long a hand-over to the persister may take before it is left to the sweep. (A broker that is short of memory
+const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long enqueueing for the persister may take before it is left to the sweep. (A broker that is short of memory
 /// blocks publishers without an error.)
-const PUBLISH_WITHIN: Duration = Duration::from_secs(5);
+const ENQUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 /// For how long the gateway remembers the messages that later ones may be `after`.
 const REMEMBER_FOR: Duration = Duration::from_secs(60);
 const OTHER_CONTENT: Refusal =
@@ -75,7 +75,7 @@ struct Doubt {
 pub(crate) struct Submissions(mpsc::Sender<Submission>);
 
 impl Submissions {
-    /// `max_pending`: how many messages can be in hand, and as many again to be looked up. Each message in the channel is
+    /// `max_pending`: how many messages can be in flight, and as many again to be looked up. Each message in the channel is
     /// one of them, so it is never full.
     pub(crate) fn new(max_pending: usize) -> (Self, mpsc::Receiver<Submission>) {
         let places = max_pending.saturating_mul(2).clamp(1, Semaphore::MAX_PERMITS);
@@ -249,7 +249,7 @@ pub(crate) struct Intake {
 }
 
 /// Hands written messages over to the persister.
-pub(crate) struct HandOver {
+pub(crate) struct EnqueueTask {
     accepted: Arc<dyn Queue<Accepted>>,
     telemetry: Arc<Telemetry>,
     written: mpsc::Receiver<Vec<Accepted>>,
@@ -260,14 +260,14 @@ pub(crate) fn steps(
     engines: &Engines,
     pending: &Arc<Pending>,
     telemetry: &Arc<Telemetry>,
-) -> (Intake, HandOver) {
+) -> (Intake, EnqueueTask) {
     let (sender, written) = mpsc::channel(HAND_OVER_QUEUE);
     let (accepted, telemetry) = (engines.bus.accepted.clone(), telemetry.clone());
-    let hand_over = HandOver { accepted, telemetry: telemetry.clone(), written };
+    let enqueue = EnqueueTask { accepted, telemetry: telemetry.clone(), written };
     let (intake, messages) = (engines.store.intake.clone(), engines.store.messages.clone());
     let (pending, predecessors) = (pending.clone(), Predecessors::default());
     let linger = engines.store.linger;
-    (Intake { intake, linger, messages, pending, telemetry, written: sender, predecessors }, hand_over)
+    (Intake { intake, linger, messages, pending, telemetry, written: sender, predecessors }, enqueue)
 }
 
 /// A store's configured linger for appends, as a limit of batches.
@@ -286,13 +286,13 @@ impl Intake {
         while batches.next(&mut batch).await {
             let written = self.accept(batch.drain(..)).await;
             if !written.is_empty() && self.written.send(written).await.is_err() {
-                tracing::warn!("nothing is handed over any more; the sweep will find what was written");
+                tracing::warn!("nothing is enqueued any more; the sweep will find what was written");
                 return;
             }
         }
     }
 
-    /// Writes a batch; returns the messages to hand over to the persister, in the order in which they came.
+    /// Writes a batch; returns the messages to enqueue for the persister, in the order in which they came.
     async fn accept(&mut self, batch: impl Iterator<Item = Submission>) -> Vec<Accepted> {
         let (mut entries, mut waiters) = (Vec::new(), Vec::new());
         let (mut doubtful, mut doubts) = (Vec::new(), Vec::new());
@@ -324,7 +324,7 @@ impl Intake {
 
     async fn write(&mut self, entries: Vec<Accepted>, waiters: Vec<Waiter>, since: Instant) -> Vec<Accepted> {
         self.telemetry.intake_batch.observe(entries.len() as f64);
-        let answers = match self.append(&entries, since + APPEND_WITHIN).await {
+        let answers = match self.append(&entries, since + APPEND_TIMEOUT).await {
             Ok(answers) => answers,
             Err(error) => {
                 tracing::error!(%error, messages = entries.len(), "the intake failed; their fate is unknown");
@@ -458,8 +458,8 @@ fn outcome(first: &IntakeRecord, saved: Option<Message>) -> Option<Outcome> {
     saved.map(|message| Outcome::Saved { seq: message.seq }).or(first.outcome)
 }
 
-impl HandOver {
-    /// Runs until no message is written any more. Messages written during one hand-over are handed over together.
+impl EnqueueTask {
+    /// Runs until no message is written any more. Messages written while one batch is being enqueued are enqueued together.
     pub(crate) async fn run(mut self) {
         while let Some(mut batch) = self.written.recv().await {
             while batch.len() < MAX_BATCH
@@ -468,15 +468,15 @@ impl HandOver {
                 batch.extend(more);
             }
             let count = batch.len();
-            self.telemetry.hand_over_batch.observe(count as f64);
+            self.telemetry.enqueue_batch.observe(count as f64);
             let events = batch.into_iter().map(|accepted| {
                 let trace = accepted.trace;
                 Event::new(accepted, trace)
             });
-            match timeout(PUBLISH_WITHIN, self.accepted.send(events.collect())).await {
+            match timeout(ENQUEUE_TIMEOUT, self.accepted.send(events.collect())).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, count, "not handed to the persister; the sweep will find them")
+                    tracing::warn!(%error, count, "not enqueued for the persister; the sweep will find them")
                 }
                 Err(_) => tracing::warn!(count, "handing over takes long; the sweep will find them"),
             }
@@ -546,19 +546,19 @@ mod tests {
     use async_trait::async_trait;
     use naru_engines::EngineResult;
     use naru_engines::bus::Receiver;
-    use naru_engines::store::{Closing, IntakePlace, OpenPage, Run, Window};
+    use naru_engines::store::{Closing, IntakePlace, OpenPage, RunResult, Window};
     use naru_model::Seq;
     use naru_runtime::telemetry::Metrics;
     use tokio::sync::Mutex;
 
     use super::*;
 
-    /// A store and a queue that report each write. The messages in `first_tries` were written before; a hand-over is over
+    /// A store and a queue that report each write. The messages in `first_tries` were written before; an enqueueing is over
     /// when it is let through.
     struct Engine {
         first_tries: Vec<Accepted>,
         written: mpsc::UnboundedSender<Vec<MessageId>>,
-        handed_over: mpsc::UnboundedSender<Vec<MessageId>>,
+        enqueued: mpsc::UnboundedSender<Vec<MessageId>>,
         let_through: Semaphore,
     }
 
@@ -616,7 +616,7 @@ mod tests {
             unreachable!("resends are only looked up")
         }
 
-        async fn append_run(&self, _: &[Message]) -> EngineResult<Run> {
+        async fn append_run(&self, _: &[Message]) -> EngineResult<RunResult> {
             unreachable!("resends are only looked up")
         }
 
@@ -632,7 +632,7 @@ mod tests {
     #[async_trait]
     impl Queue<Accepted> for Engine {
         async fn send(&self, events: Vec<Event<Accepted>>) -> EngineResult<()> {
-            self.handed_over.send(events.iter().map(|event| event.payload.id).collect()).unwrap();
+            self.enqueued.send(events.iter().map(|event| event.payload.id).collect()).unwrap();
             self.let_through.acquire().await.unwrap().forget();
             Ok(())
         }
@@ -644,35 +644,38 @@ mod tests {
 
     type Told = Mutex<mpsc::UnboundedReceiver<Vec<MessageId>>>;
 
-    struct World {
+    struct Fixture {
         engine: Arc<Engine>,
         pending: Arc<Pending>,
         written: Told,
-        handed_over: Told,
+        enqueued: Told,
         submissions: Submissions,
     }
 
-    impl World {
+    impl Fixture {
         fn new(first_tries: Vec<Accepted>) -> (Self, mpsc::Receiver<Submission>) {
-            let ((written, was_written), (handed_over, was_handed_over)) =
+            let ((written, was_written), (enqueued, was_handed_over)) =
                 (mpsc::unbounded_channel(), mpsc::unbounded_channel());
             let let_through = Semaphore::new(0);
-            let engine = Arc::new(Engine { first_tries, written, handed_over, let_through });
+            let engine = Arc::new(Engine { first_tries, written, enqueued, let_through });
             let (submissions, receiver) = Submissions::new(100);
-            let (written, handed_over) = (Mutex::new(was_written), Mutex::new(was_handed_over));
-            (Self { engine, pending: Pending::new(100), written, handed_over, submissions }, receiver)
+            let (written, enqueued) = (Mutex::new(was_written), Mutex::new(was_handed_over));
+            (Self { engine, pending: Pending::new(100), written, enqueued, submissions }, receiver)
         }
 
-        fn steps(&self) -> (Intake, HandOver) {
+        fn steps(&self) -> (Intake, EnqueueTask) {
             let (written, receiver) = mpsc::channel(HAND_OVER_QUEUE);
             let telemetry = Arc::new(Telemetry::new(&Metrics::new()));
             let (intake, messages, pending) =
                 (self.engine.clone(), self.engine.clone(), self.pending.clone());
-            let hand_over =
-                HandOver { accepted: self.engine.clone(), telemetry: telemetry.clone(), written: receiver };
+            let enqueue = EnqueueTask {
+                accepted: self.engine.clone(),
+                telemetry: telemetry.clone(),
+                written: receiver,
+            };
             let linger = store::Linger::NONE;
             let predecessors = Predecessors::default();
-            (Intake { intake, linger, messages, pending, telemetry, written, predecessors }, hand_over)
+            (Intake { intake, linger, messages, pending, telemetry, written, predecessors }, enqueue)
         }
 
         fn submission(&self, accepted: &Accepted) -> Submission {
@@ -703,44 +706,44 @@ mod tests {
 
     #[tokio::test]
     async fn the_next_batch_is_written_while_one_is_handed_over_and_the_order_is_kept() {
-        let (world, submissions) = World::new(Vec::new());
-        let (intake, hand_over) = world.steps();
+        let (fixture, submissions) = Fixture::new(Vec::new());
+        let (intake, enqueue) = fixture.steps();
         let messages: Vec<Accepted> = ["a", "b", "c"].map(|name| accepted(name, None)).to_vec();
         let ids: Vec<MessageId> = messages.iter().map(|message| message.id).collect();
         let phone = async {
-            world.submit(&messages[0]);
-            assert_eq!(world.handed_over.lock().await.recv().await.unwrap(), ids[..1]);
+            fixture.submit(&messages[0]);
+            assert_eq!(fixture.enqueued.lock().await.recv().await.unwrap(), ids[..1]);
             for message in &messages[1..] {
-                world.submit(message);
+                fixture.submit(message);
             }
             let mut written = Vec::new();
             while written.len() < 3 {
-                written.extend(world.written.lock().await.recv().await.unwrap());
+                written.extend(fixture.written.lock().await.recv().await.unwrap());
             }
-            assert_eq!(written, ids, "though the first hand-over is not over");
-            world.engine.let_through.add_permits(3);
-            let mut handed_over = Vec::new();
-            while handed_over.len() < 2 {
-                handed_over.extend(world.handed_over.lock().await.recv().await.unwrap());
+            assert_eq!(written, ids, "though the first batch is not enqueued yet");
+            fixture.engine.let_through.add_permits(3);
+            let mut enqueued = Vec::new();
+            while enqueued.len() < 2 {
+                enqueued.extend(fixture.enqueued.lock().await.recv().await.unwrap());
             }
-            assert_eq!(handed_over, ids[1..]);
+            assert_eq!(enqueued, ids[1..]);
         };
         tokio::select! {
             () = phone => {}
-            ((), ()) = async { tokio::join!(intake.run(submissions), hand_over.run()) } => panic!("they go on"),
+            ((), ()) = async { tokio::join!(intake.run(submissions), enqueue.run()) } => panic!("they go on"),
         }
     }
 
     #[tokio::test]
     async fn what_was_stored_by_an_append_that_failed_is_handed_over_once_by_its_resend() {
         let first = accepted("a", None);
-        let (world, _submissions) = World::new(vec![first.clone()]);
-        let (mut intake, _hand_over) = world.steps();
-        intake.refuse(world.submission(&first).waiter, Refusal::Unavailable);
+        let (fixture, _submissions) = Fixture::new(vec![first.clone()]);
+        let (mut intake, _enqueue) = fixture.steps();
+        intake.refuse(fixture.submission(&first).waiter, Refusal::Unavailable);
         let again = accepted("a", None);
-        let written = intake.accept([world.submission(&again)].into_iter()).await;
+        let written = intake.accept([fixture.submission(&again)].into_iter()).await;
         assert_eq!(written, [Accepted { origin: again.origin, ..first }], "its session is answered");
-        assert_eq!(intake.accept([world.submission(&accepted("a", None))].into_iter()).await, []);
+        assert_eq!(intake.accept([fixture.submission(&accepted("a", None))].into_iter()).await, []);
     }
 
     #[tokio::test]
@@ -748,9 +751,9 @@ mod tests {
         let first = accepted("a", None);
         let again = accepted("a", None);
         let next = accepted("b", Some(again.id));
-        let (world, _submissions) = World::new(vec![first.clone()]);
-        let (mut intake, _hand_over) = world.steps();
-        let batch = [&again, &next].map(|accepted| world.submission(accepted));
+        let (fixture, _submissions) = Fixture::new(vec![first.clone()]);
+        let (mut intake, _enqueue) = fixture.steps();
+        let batch = [&again, &next].map(|accepted| fixture.submission(accepted));
         let written = intake.accept(batch.into_iter()).await;
         let order: Vec<_> = written.iter().map(|accepted| (accepted.id, accepted.after)).collect();
         assert_eq!(

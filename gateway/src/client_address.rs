@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use http::HeaderMap;
 use http::header::{FORWARDED, HeaderName};
+use ipnet::IpNet;
 use serde::Deserialize;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -27,10 +28,7 @@ pub enum ProxyHeader {
 /// A range of addresses, as `10.0.0.0/8` or a single address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub struct Network {
-    address: IpAddr,
-    prefix: u8,
-}
+pub struct Network(IpNet);
 
 /// Why a text is no network.
 #[derive(Debug, PartialEq, Eq)]
@@ -46,14 +44,8 @@ impl FromStr for Network {
     type Err = InvalidNetwork;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parse = || {
-            let (address, prefix) = text.split_once('/').map_or((text, None), |(ip, size)| (ip, Some(size)));
-            let address: IpAddr = address.parse().ok()?;
-            let longest = if address.is_ipv4() { 32 } else { 128 };
-            let prefix = prefix.map_or(Some(longest), |prefix| prefix.parse().ok())?;
-            (prefix <= longest).then_some(Self { address, prefix })
-        };
-        parse().ok_or_else(|| InvalidNetwork(text.to_owned()))
+        let single = |_| text.parse::<IpAddr>().map(IpNet::from);
+        text.parse().or_else(single).map(Self).map_err(|_| InvalidNetwork(text.to_owned()))
     }
 }
 
@@ -62,19 +54,6 @@ impl TryFrom<String> for Network {
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         text.parse()
-    }
-}
-
-impl Network {
-    fn contains(&self, address: IpAddr) -> bool {
-        let (own, other, length) = match (self.address, address) {
-            (IpAddr::V4(own), IpAddr::V4(other)) => (own.to_bits().into(), other.to_bits().into(), 32),
-            (IpAddr::V6(own), IpAddr::V6(other)) => (own.to_bits(), other.to_bits(), 128),
-            _ => return false,
-        };
-        // A shift by all bits, for a prefix of 0, is no shift in Rust.
-        let cut = |bits: u128| bits.checked_shr(length - u32::from(self.prefix)).unwrap_or(0);
-        cut(own) == cut(other)
     }
 }
 
@@ -91,7 +70,7 @@ pub(crate) fn client_address(
 ) -> ClientAddress {
     // `::ffff:10.0.0.1` is how a socket for both families shows 10.0.0.1.
     let mut client = peer.ip().to_canonical();
-    let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(address));
+    let is_trusted = |address: IpAddr| trusted.iter().any(|Network(network)| network.contains(&address));
     if !is_trusted(client) {
         return ClientAddress(client);
     }
@@ -219,7 +198,7 @@ mod tests {
     #[test]
     fn a_network_is_an_address_or_a_range() {
         let contains = |network: &str, address: &str| {
-            network.parse::<Network>().unwrap().contains(address.parse().unwrap())
+            network.parse::<Network>().unwrap().0.contains(&address.parse::<IpAddr>().unwrap())
         };
         for (network, inside, outside) in [
             ("10.0.0.0/8", "10.255.0.1", "11.0.0.1"),

@@ -1,6 +1,6 @@
 //! Forwards live events to the sessions of this gateway; other events are ignored.
 //!
-//! A room's messages go out in order. A message that skips another waits a moment for it (a hand-over between fanouts
+//! A room's messages go out in order. A message that skips another waits a moment for it (a reassignment between fanouts
 //! may reorder), then the missing messages are fetched from the store. This task never waits: neither for a session nor
 //! for the store.
 
@@ -39,7 +39,7 @@ const MAX_FETCHED: usize = 200;
 /// How many fetches may run at a time.
 const FETCHES: usize = 16;
 /// A session that is asked to `SYNC` one room is asked to do so within this.
-const SYNC_WITHIN: Duration = Duration::from_millis(500);
+const MAX_SYNC_DELAY: Duration = Duration::from_millis(500);
 
 /// The parts of a gateway that live events concern.
 pub(crate) struct Deliver<'a> {
@@ -151,7 +151,7 @@ impl Listener<'_> {
                 }
                 _ => drop(self.to.forward(&event)),
             },
-            Signal::Elsewhere { room, seq } => self.take_message(&room, seq, None),
+            Signal::SeqOnly { room, seq } => self.take_message(&room, seq, None),
             Signal::Confirmed(confirmations) => self.to.pending.resolve(&confirmations),
             Signal::UserChanged(user) => self.to.users.changed(&user),
             Signal::Evict(session) => self.to.presence.evicted(&session),
@@ -292,7 +292,7 @@ impl Listener<'_> {
     fn ask_to_sync(&self, room: &RoomId, users: &[UserId]) {
         for user in users {
             self.to.sessions.each_of(user, |session| {
-                ask_to_sync(session, Some(std::slice::from_ref(room)), SYNC_WITHIN, self.to.telemetry);
+                ask_to_sync(session, Some(std::slice::from_ref(room)), MAX_SYNC_DELAY, self.to.telemetry);
             });
         }
     }

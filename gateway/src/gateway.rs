@@ -27,7 +27,7 @@ use crate::tls::Tls;
 use crate::token::Verifier;
 use crate::users::Users;
 
-/// See the module.
+/// What the parts of one gateway share.
 pub(crate) struct Gateway {
     pub(crate) config: Config,
     pub(crate) engines: Engines,

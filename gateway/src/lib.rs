@@ -5,8 +5,8 @@
 //! where sessions are, and `lease` keeps one lease on it for the whole gateway. `proof` records deliveries, by confirmations
 //! and by pings. `recover` acts after an interruption of the live layer or of the lease.
 //!
-//! WebSocket pings are of one kind, each with a number as its payload. At most one a second asks for proof of delivered
-//! messages; one goes to a connection that was quiet for `ping_interval`. The pong of the last ping proves all messages
+//! WebSocket pings are of one kind, each with a number as its payload. About once a second one asks for proof of delivered
+//! messages (at once where 256 wait); one goes to a connection that was quiet for `ping_interval`. The pong of the last ping proves all messages
 //! that were written before it.
 //!
 //! The gateway acts on no message that is not stored: the intake holds each message that the gateway has taken, and the
@@ -56,7 +56,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use naru_engines::live::IsHere;
+use naru_engines::live::HasSession;
 use naru_engines::{EngineError, Engines};
 use naru_model::GatewayId;
 use naru_runtime::telemetry::Metrics;
@@ -242,19 +242,19 @@ impl Bound {
     async fn start(self, supervisor: &Supervisor, routes: Option<Routes>) -> Result<(), StartError> {
         let Self { gateway, listener, submissions, position_writer, proof_recorder, drained, .. } = self;
         let sessions = gateway.sessions.clone();
-        let is_here: IsHere = Arc::new(move |user: &str| sessions.has(user));
-        let mut subscription = gateway.presence.subscribe(is_here).await?;
+        let has_session: HasSession = Arc::new(move |user: &str| sessions.has(user));
+        let mut subscription = gateway.presence.subscribe(has_session).await?;
         gateway.presence.renew_lease(&gateway.room_heads).await?;
         // The lease was not there before, and neither was a session.
         gateway.room_heads.recovered_from(gateway.room_heads.interruptions());
 
-        let (intake, hand_over) = accept::steps(&gateway.engines, &gateway.pending, &gateway.telemetry);
+        let (intake, enqueue) = accept::steps(&gateway.engines, &gateway.pending, &gateway.telemetry);
         let owner = gateway.clone();
         supervisor.spawn_once("intake", async move {
             owner.drain.until_done(intake.run(submissions)).await;
         });
         let owner = gateway.clone();
-        supervisor.spawn_once("hand-over", async move { owner.drain.until_done(hand_over.run()).await });
+        supervisor.spawn_once("enqueue", async move { owner.drain.until_done(enqueue.run()).await });
         let owner = gateway.clone();
         supervisor.spawn_once("positions", async move { position_writer.run(&owner.drain).await });
         let owner = gateway.clone();

@@ -20,7 +20,7 @@ pub(crate) async fn look_up(engines: &Engines, pending: &Pending, telemetry: &Te
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        telemetry.in_hand.set(i64::try_from(pending.in_hand()).unwrap_or(i64::MAX));
+        telemetry.in_flight.set(i64::try_from(pending.in_flight()).unwrap_or(i64::MAX));
         let overdue = pending.overdue();
         if overdue.is_empty() {
             continue;

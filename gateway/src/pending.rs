@@ -1,4 +1,4 @@
-//! The messages in hand: the waiters for their answers, and since when. Bounded: a gateway takes no more messages than it
+//! The messages in flight: the waiters for their answers, and since when. Bounded: a gateway takes no more messages than it
 //! can answer.
 
 use std::collections::HashMap;
@@ -19,20 +19,20 @@ use crate::sending::Ticket;
 use crate::session_state::{Session, Wake};
 
 /// A confirmation that has not come by then is looked up in the store …
-const LOOK_AFTER: Duration = Duration::from_millis(500);
+const CHECK_AFTER: Duration = Duration::from_millis(500);
 /// … and again after twice as long, up to this.
-const MAX_LOOK_EVERY: Duration = Duration::from_secs(4);
+const MAX_CHECK_INTERVAL: Duration = Duration::from_secs(4);
 /// How many are looked up at a time. Where more are overdue the store is slow, and must not get more load from it.
 const MAX_LOOKED_UP: usize = 256;
 /// After this the sender is answered that the message's fate is unknown. Its client has given up long before.
-const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The right to have one message in hand; given back when it is dropped.
+/// The right to have one message in flight; released when it is dropped.
 pub(crate) struct Permit(Arc<Pending>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if self.0.in_hand.fetch_sub(1, Ordering::Relaxed) == 1 {
+        if self.0.in_flight.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.0.emptied.notify_waiters();
         }
     }
@@ -99,7 +99,7 @@ struct Waiting {
     others: Vec<Waiter>,
     timestamp: Timestamp,
     since: Instant,
-    look_at: Instant,
+    check_at: Instant,
 }
 
 impl Waiting {
@@ -110,7 +110,7 @@ impl Waiting {
 
 pub(crate) struct Pending {
     max: usize,
-    in_hand: AtomicUsize,
+    in_flight: AtomicUsize,
     waiting: Mutex<HashMap<MessageId, Waiting>>,
     emptied: Notify,
 }
@@ -118,19 +118,19 @@ pub(crate) struct Pending {
 impl Pending {
     /// A table of at most `max` messages.
     pub(crate) fn new(max: usize) -> Arc<Self> {
-        let (in_hand, waiting, emptied) = (AtomicUsize::new(0), Mutex::default(), Notify::new());
-        Arc::new(Self { max, in_hand, waiting, emptied })
+        let (in_flight, waiting, emptied) = (AtomicUsize::new(0), Mutex::default(), Notify::new());
+        Arc::new(Self { max, in_flight, waiting, emptied })
     }
 
     /// The right to take one more message.
     ///
     /// # Errors
-    /// `OVERLOADED` when too many are in hand.
+    /// `OVERLOADED` when too many are in flight.
     pub(crate) fn admit(self: &Arc<Self>) -> Result<Permit, Refusal> {
         self.admit_below(self.max).ok_or(Refusal::Overloaded)
     }
 
-    /// The right to look up whether a message that would be refused is a resend. As many again may be in hand for that.
+    /// The right to look up whether a message that would be refused is a resend. As many again may be in flight for that.
     ///
     /// # Errors
     /// `UNAVAILABLE` when there are too many: it may be a resend of a message that was taken.
@@ -139,24 +139,24 @@ impl Pending {
     }
 
     fn admit_below(self: &Arc<Self>, max: usize) -> Option<Permit> {
-        let others = self.in_hand.fetch_add(1, Ordering::Relaxed);
+        let others = self.in_flight.fetch_add(1, Ordering::Relaxed);
         let permit = Permit(self.clone());
         (others < max).then_some(permit)
     }
 
-    /// How many messages are in hand: taken and not yet answered.
-    pub(crate) fn in_hand(&self) -> usize {
-        self.in_hand.load(Ordering::Relaxed)
+    /// How many messages are in flight: taken and not yet answered.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Registers a waiter for the outcome of a message. Must be called before the message is handed on.
+    /// Registers a waiter for the outcome of a message. Must be called before the message is enqueued.
     pub(crate) fn wait(&self, id: MessageId, timestamp: Timestamp, waiter: Waiter) {
         let now = Instant::now();
         match self.waiting().entry(id) {
             Entry::Occupied(entry) => entry.into_mut().others.push(waiter),
             Entry::Vacant(entry) => {
-                let look_at = now + LOOK_AFTER;
-                entry.insert(Waiting { first: waiter, others: Vec::new(), timestamp, since: now, look_at });
+                let check_at = now + CHECK_AFTER;
+                entry.insert(Waiting { first: waiter, others: Vec::new(), timestamp, since: now, check_at });
             }
         }
     }
@@ -182,12 +182,12 @@ impl Pending {
         let mut overdue = Vec::new();
         let given_up: Vec<_> = {
             let mut waiting = self.waiting();
-            let due = waiting.iter_mut().filter(|(_, entry)| entry.look_at <= now);
+            let due = waiting.iter_mut().filter(|(_, entry)| entry.check_at <= now);
             for (id, entry) in due.take(MAX_LOOKED_UP) {
-                entry.look_at = now + now.duration_since(entry.since).clamp(LOOK_AFTER, MAX_LOOK_EVERY);
+                entry.check_at = now + now.duration_since(entry.since).clamp(CHECK_AFTER, MAX_CHECK_INTERVAL);
                 overdue.push(*id);
             }
-            waiting.extract_if(|_, entry| now.duration_since(entry.since) >= GIVE_UP_AFTER).collect()
+            waiting.extract_if(|_, entry| now.duration_since(entry.since) >= ANSWER_TIMEOUT).collect()
         };
         for waiter in given_up.into_iter().flat_map(|(_, entry)| entry.waiters()) {
             waiter.refuse(Refusal::Unavailable);
@@ -195,11 +195,11 @@ impl Pending {
         overdue
     }
 
-    /// Waits until no message is in hand.
+    /// Waits until no message is in flight.
     pub(crate) async fn emptied(&self) {
         loop {
             let notified = self.emptied.notified();
-            if self.in_hand() == 0 {
+            if self.in_flight() == 0 {
                 return;
             }
             notified.await;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use naru_engines::live::{self, IsHere, Live, PresenceEntry, Renewal, Subscription};
+use naru_engines::live::{self, HasSession, Live, PresenceEntry, Renewal, Subscription};
 use naru_engines::{EngineResult, Engines};
 use naru_model::{GatewayId, SessionId};
 use tokio::sync::{Mutex, watch};
@@ -17,7 +17,7 @@ use crate::session_state::Session;
 /// A gateway's lease on the presence of its sessions lapses after this.
 const LEASE: Duration = Duration::from_secs(6);
 
-/// See the module.
+/// This gateway's sessions in presence, under one lease.
 pub(crate) struct Presence {
     gateway: GatewayId,
     presence: Arc<dyn live::Presence>,
@@ -61,8 +61,8 @@ impl Presence {
     }
 
     /// Subscribes this gateway to the live layer.
-    pub(crate) async fn subscribe(&self, is_here: IsHere) -> EngineResult<Box<dyn Subscription>> {
-        self.live.subscribe(&self.gateway, is_here).await
+    pub(crate) async fn subscribe(&self, has_session: HasSession) -> EngineResult<Box<dyn Subscription>> {
+        self.live.subscribe(&self.gateway, has_session).await
     }
 
     /// Renews the lease, and notes whether the messages received until now name all their recipients here.

@@ -158,11 +158,8 @@ impl ProofRecorder {
 
 #[cfg(test)]
 mod tests {
-    use naru_model::Timestamp;
 
     use super::*;
-    use crate::session_state::QueueLimits;
-    use crate::token::Identity;
     use crate::unproven::tests::message;
 
     /// Writes the queue; returns the pings in it.
@@ -174,17 +171,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_session_is_asked_once_a_second_while_something_is_unproven_and_otherwise_not_at_all() {
         let asking = ProofRequests::by_ping();
-        let user = UserId::new("ada").unwrap();
-        let expires_at = Timestamp::from_millis(0);
-        let identity = Identity {
-            name: "Ada".into(),
-            user,
-            device: None,
-            is_service: false,
-            issued_at: None,
-            expires_at,
-        };
-        let session = Session::new(identity, Arc::default(), QueueLimits::of_frames(8), asking.clone());
+        let session = Session::of_ada(8, asking.clone());
         let mut pings = Vec::new();
         for number in 0..100 {
             // For three seconds a message every 50 ms, none of which is proven until then.

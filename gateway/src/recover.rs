@@ -38,7 +38,7 @@ const ATTACH_AT_ONCE: usize = 64;
 /// The backoff before failed attachments are tried again: from the first value, doubling up to the second.
 const ATTACH_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// A session that was attached late is asked to `SYNC` within this.
-const LATE_SYNC_WITHIN: Duration = Duration::from_millis(500);
+const MAX_LATE_SYNC_DELAY: Duration = Duration::from_millis(500);
 /// How many rooms one look-up of heads holds.
 const LOOK_UP: usize = 1_000;
 /// Clients are asked to `SYNC` at moments spread over at least this …
@@ -104,7 +104,7 @@ pub(crate) async fn attach_late(session: &Session, presence: &Presence, telemetr
         loop {
             tokio::time::sleep(backoff.next_delay()).await;
             match presence.attach_again(session).await {
-                Ok(()) => return ask_to_sync(session, None, LATE_SYNC_WITHIN, telemetry),
+                Ok(()) => return ask_to_sync(session, None, MAX_LATE_SYNC_DELAY, telemetry),
                 Err(error) => tracing::debug!(%error, "presence still does not hear of a connection"),
             }
         }

@@ -14,7 +14,6 @@ const MAX_REFUSED: usize = 256;
 /// An empty list frees its memory beyond this many places: most sessions send little.
 const KEPT_PLACES: usize = 4;
 
-/// See the module.
 #[derive(Default)]
 pub(crate) struct Sending {
     /// The messages without an `ACK`, in the order in which they were first sent. Few at a time.
@@ -73,10 +72,10 @@ impl Sending {
         let Some(place) = self.sent.iter().position(|sent| sent.id == id) else { return };
         let Sent { room, name, .. } = self.sent.remove(place);
         if let Some(name) = &name {
-            let is_held = self.sent.iter().any(|sent| sent.waits_as(&room, name));
+            let is_held = |sent: &Sent| sent.waits_as(&room, name);
             match refusal.filter(|refusal| refusal.holds_back()) {
                 None => self.forget(&room, name),
-                Some(refusal) if !is_held && self.refused_count() < MAX_REFUSED => {
+                Some(refusal) if !self.sent.iter().any(is_held) && self.refused_count() < MAX_REFUSED => {
                     let refused = Some(refusal.clone());
                     self.sent.insert(place, Sent { room, name: Some(name.clone()), id, refused });
                 }
@@ -175,7 +174,7 @@ mod tests {
         assert_eq!(send(&mut sending, "other", 9), (None, false));
         assert_eq!(send(&mut sending, "r", 3), (Some(2), false));
         sending.answered(id(3), Some(&Refusal::Conflict("")));
-        assert_eq!(send(&mut sending, "r", 4), (Some(2), false), "what is in hand goes before it");
+        assert_eq!(send(&mut sending, "r", 4), (Some(2), false), "what is in flight goes before it");
         [1, 2, 4].iter().for_each(|number| sending.answered(id(*number), None));
         assert_eq!(send(&mut sending, "r", 5), (None, false));
     }

@@ -32,21 +32,21 @@ use crate::{api, connect};
 pub type Routes = BoxedFilter<(warp::reply::Response,)>;
 
 /// The connection of a client that has not sent its first request by then is closed.
-const REQUEST_WITHIN: Duration = Duration::from_secs(15);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// A connection whose client has not read the whole answer by then, up to twice as long, is closed.
 const RESPONSE_WITHIN: Duration = Duration::from_secs(30);
 /// When the gateway drains, a connection is closed after this, or after it more once its request is answered.
 const HTTP_CLOSE_WITHIN: Duration = Duration::from_secs(1);
 /// How many connections there may be besides `max_connections`, for calls over HTTP. Further ones are closed at once.
 const MAX_HTTP_CONNECTIONS: usize = 10_000;
-/// The part of the drain deadline that is for answering messages in hand; the rest is for closing.
+/// The part of the drain deadline that is for answering messages; the rest is for closing.
 const ANSWER_SHARE: f64 = 0.5;
 /// How long leaving presence may take. (Without it, a message published in these moments may get no session and no push.)
-const BARRIER_WITHIN: Duration = Duration::from_secs(2);
+const BARRIER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long to wait after the system refused a connection (no more file descriptors, as a rule).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until `shutdown`, then drains: takes no new work, answers messages in hand, and closes all connections.
+/// Serves until `shutdown`, then drains: takes no new work, answers its messages, and closes all connections.
 pub(crate) async fn serve(
     gateway: Arc<Gateway>,
     listener: TcpListener,
@@ -128,7 +128,7 @@ async fn converse<S, B>(
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let never_asked = async {
-        tokio::time::sleep(REQUEST_WITHIN).await;
+        tokio::time::sleep(REQUEST_TIMEOUT).await;
         if has_asked.load(Ordering::Relaxed) {
             std::future::pending::<()>().await;
         }
@@ -173,16 +173,16 @@ fn as_get(request: &mut Request<Incoming>) {
 }
 
 async fn drain(gateway: &Gateway) {
-    tracing::info!(sessions = gateway.sessions.count(), in_hand = gateway.pending.in_hand(), "draining");
+    tracing::info!(sessions = gateway.sessions.count(), in_flight = gateway.pending.in_flight(), "draining");
     gateway.drain.begun.cancel();
     gateway.sessions.all().iter().for_each(|session| session.drain());
     let deadline: Duration = gateway.config.drain_deadline.into();
     if timeout(deadline.mul_f64(ANSWER_SHARE), gateway.pending.emptied()).await.is_err() {
-        let in_hand = gateway.pending.in_hand();
-        tracing::warn!(in_hand, "not all messages were answered; their senders will resend them");
+        let in_flight = gateway.pending.in_flight();
+        tracing::warn!(in_flight, "not all messages were answered; their senders will resend them");
     }
     let interruptions = gateway.interruptions.subscribe();
-    match timeout(BARRIER_WITHIN, gateway.presence.pass_drain_barrier(interruptions)).await {
+    match timeout(BARRIER_TIMEOUT, gateway.presence.pass_drain_barrier(interruptions)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             tracing::warn!(%error, "the drain barrier was not passed: presence or the live layer failed")

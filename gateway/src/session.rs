@@ -32,11 +32,11 @@ use crate::{recover, sync};
 pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// How long a close may take: the frames left in the queue, the close frame, the peer's answer to it …
-const CLOSE_WITHIN: Duration = Duration::from_secs(15);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(15);
 /// … and while the gateway drains, which has a deadline.
 const CLOSE_WITHIN_DRAIN: Duration = Duration::from_secs(5);
 /// How long the bytes that a peer still sends are read and discarded after the last close frame.
-const DISCARD_WITHIN: Duration = Duration::from_secs(1);
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 /// A session whose frame was refused for its rate is not read for so long.
 const TOO_FAST_PAUSE: Duration = Duration::from_millis(10);
 /// A connection whose peer sent nothing after this many pings is closed.
@@ -68,7 +68,7 @@ pub(crate) async fn serve(
     }
     gateway.sessions.remove(&session);
     if let Ok((stream, mut sink)) = conversation {
-        let within = if gateway.drain.has_begun() { CLOSE_WITHIN_DRAIN } else { CLOSE_WITHIN };
+        let within = if gateway.drain.has_begun() { CLOSE_WITHIN_DRAIN } else { CLOSE_TIMEOUT };
         let deadline = Instant::now() + within;
         if !matches!(
             reason,
@@ -82,7 +82,7 @@ pub(crate) async fn serve(
             let closing = close(&gateway, &session, &mut socket, reason).boxed();
             // A connection that has failed is only dropped.
             if let Ok(Ok(())) = timeout_at(deadline, closing).await {
-                let _out_of_time = timeout(DISCARD_WITHIN, close_tcp(socket.get_mut())).await;
+                let _out_of_time = timeout(DISCARD_TIMEOUT, close_tcp(socket.get_mut())).await;
             }
         }
     }
@@ -374,11 +374,10 @@ async fn close_tcp(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
 mod tests {
     use std::task::{Context, Poll};
 
-    use naru_model::{MessageId, RoomId, Seq, UserId};
+    use naru_model::{MessageId, RoomId, Seq};
 
     use super::*;
     use crate::proof_requests::ProofRequests;
-    use crate::session_state::QueueLimits;
     use crate::unproven::ToProve;
 
     /// The written frames, and a line for each flush.
@@ -409,17 +408,7 @@ mod tests {
     }
 
     fn session() -> Arc<Session> {
-        let user = UserId::new("ada").unwrap();
-        let expires_at = Timestamp::from_millis(0);
-        let identity = Identity {
-            name: "Ada".into(),
-            user,
-            device: None,
-            is_service: false,
-            issued_at: None,
-            expires_at,
-        };
-        Session::new(identity, Arc::default(), QueueLimits::of_frames(8), ProofRequests::by_ping())
+        Session::of_ada(8, ProofRequests::by_ping())
     }
 
     #[tokio::test]

@@ -272,7 +272,7 @@ impl Session {
         Outgoing { message: Message::text(text), to_prove: None, kind: Kind::Event, _charge }
     }
 
-    /// A frame whose text is charged for by whoever made it.
+    /// A frame whose text was charged for when it was made.
     fn shared(&self, text: Utf8Bytes) -> Outgoing {
         let _charge = self.limits.budget.charge(FRAME_BYTES);
         Outgoing { message: Message::Text(text), to_prove: None, kind: Kind::Event, _charge }
@@ -542,23 +542,27 @@ impl QueueLimits {
 }
 
 #[cfg(test)]
-mod tests {
-    use naru_model::Timestamp;
-
-    use super::*;
-
-    fn session() -> Arc<Session> {
-        let user = UserId::new("ada").unwrap();
-        let expires_at = Timestamp::from_millis(0);
+impl Session {
+    /// Ada's, with a queue of so many frames.
+    pub(crate) fn of_ada(frames: usize, proof_requests: Arc<ProofRequests<Session>>) -> Arc<Self> {
         let identity = Identity {
+            user: UserId::new("ada").unwrap(),
             name: "Ada".into(),
-            user,
             device: None,
             is_service: false,
             issued_at: None,
-            expires_at,
+            expires_at: naru_model::Timestamp::from_millis(0),
         };
-        Session::new(identity, Arc::default(), QueueLimits::of_frames(2), ProofRequests::by_ping())
+        Self::new(identity, Arc::default(), QueueLimits::of_frames(frames), proof_requests)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session() -> Arc<Session> {
+        Session::of_ada(2, ProofRequests::by_ping())
     }
 
     fn drain(session: &Arc<Session>) -> Vec<String> {
@@ -622,18 +626,7 @@ mod tests {
     /// Signals are made one, are dropped where they would fill the queue, and leave it for what must not be dropped.
     #[test]
     fn signals_never_close_a_session() {
-        let user = UserId::new("ada").unwrap();
-        let expires_at = Timestamp::from_millis(0);
-        let identity = Identity {
-            name: "Ada".into(),
-            user,
-            device: None,
-            is_service: false,
-            issued_at: None,
-            expires_at,
-        };
-        let session =
-            Session::new(identity, Arc::default(), QueueLimits::of_frames(8), ProofRequests::by_ping());
+        let session = Session::of_ada(8, ProofRequests::by_ping());
         for round in 0..100 {
             assert!(session.send_signal(1, format!("typing {round}").into()));
         }

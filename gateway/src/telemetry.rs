@@ -32,8 +32,8 @@ naru_runtime::metrics! {
         dropped_signals: Counter, "TYPING, RECEIVED and READ frames that a session had no place for";
         queued_bytes: Gauge, "Bytes that wait for clients to read them, in queues of sessions and answers over HTTP";
         intake_batch: Histogram = Histogram::new(exponential_buckets(1.0, 2.0, 9)), "Messages per write to the intake";
-        hand_over_batch: Histogram = Histogram::new(exponential_buckets(1.0, 2.0, 9)), "Messages per hand-over to the persister";
-        in_hand: Gauge, "Messages taken and not yet answered";
+        enqueue_batch: Histogram = Histogram::new(exponential_buckets(1.0, 2.0, 9)), "Messages per batch that is enqueued for the persister";
+        in_flight: Gauge, "Messages taken and not yet answered";
         refused: Family<Code, Counter>, "Frames and messages refused, by code";
         closed: Family<Reason, Counter>, "Connections that ended, by reason";
     }

@@ -1,7 +1,7 @@
-//! Hands on again the messages that were accepted and then lost, by a worker that died or by a broker.
+//! Resends the messages that were accepted and then lost, by a worker that died or by a broker.
 //!
 //! The intake's open entries are the only source: an entry is open from its acceptance until every recipient is accounted
-//! for. An entry is handed on again if it is open for three seconds and not saved, or saved and still open after the grace
+//! for. An entry is resent if it is open for three seconds and not saved, or saved and still open after the grace
 //! time and five seconds, when a fanout that did not die must have closed it. How long it has been open is what this sweep
 //! has seen by its own monotonic clock: no time of day counts, of no machine. So a sweep that has just begun waits as long.
 //! One persister sweeps, by an advisory lease; two at once would only cost work.
@@ -22,11 +22,11 @@ const EVERY: Duration = Duration::from_secs(1);
 /// A pause is at least this many times as long as its sweep: where thousands are open, the store is behind, and sweeping is
 /// not to take more than a fifth of it.
 const PAUSE: u32 = 4;
-/// An entry that is open for longer is handed on again unless it is saved.
+/// An entry that is open for longer is resent unless it is saved.
 const OPEN_FOR: Duration = Duration::from_secs(3);
 /// A saved entry is left to the fanout for the grace time and this.
 const FANOUT_MARGIN: Duration = Duration::from_secs(5);
-/// An entry that stays open is handed on again after twice as long each time, up to this: it may be waiting in a long queue.
+/// An entry that stays open is resent after twice as long each time, up to this: it may be waiting in a long queue.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 /// Where no entry was open, a sweep looks again after this: one may be opened again, or become visible late.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -50,7 +50,7 @@ pub async fn recover(engines: &Engines) -> EngineResult<usize> {
     loop {
         let page = engines.store.intake.open(after, None, PAGE).await?;
         count += page.entries.len();
-        hand_on(engines, page.entries).await?;
+        resend(engines, page.entries).await?;
         after = page.next;
         if after.is_none() || count >= MAX_UNDER_WAY {
             return Ok(count);
@@ -92,15 +92,15 @@ struct Sweep {
     telemetry: Telemetry,
     holder: GatewayId,
     ages: Ages,
-    memory: Memory,
+    schedule: ResendSchedule,
     /// Up to this place no entry was open, and when.
     empty: Option<(IntakePlace, Instant)>,
 }
 
 impl Sweep {
     fn new(engines: Engines, closed_after: Duration, telemetry: Telemetry) -> Self {
-        let (holder, ages, memory) = (GatewayId::generate(), Ages::default(), Memory::default());
-        Self { engines, closed_after, telemetry, holder, ages, memory, empty: None }
+        let (holder, ages, schedule) = (GatewayId::generate(), Ages::default(), ResendSchedule::default());
+        Self { engines, closed_after, telemetry, holder, ages, schedule, empty: None }
     }
 
     async fn once(&mut self) -> EngineResult<()> {
@@ -121,32 +121,32 @@ impl Sweep {
             let page = self.engines.store.intake.open(after, Some(up_to), PAGE).await?;
             let ids: Vec<MessageId> = page.entries.iter().map(|entry| entry.accepted.id).collect();
             count += self.take(page.entries, now).await?;
-            under_way += ids.iter().filter(|id| self.memory.is_under_way(**id)).count();
+            under_way += ids.iter().filter(|id| self.schedule.is_under_way(**id)).count();
             seen.extend(ids);
             after = page.next;
             if after.is_none() || under_way >= MAX_UNDER_WAY {
                 break;
             }
         }
-        self.memory.keep(&seen);
+        self.schedule.keep(&seen);
         self.empty = seen.is_empty().then_some((up_to, now));
         if count > 0 {
-            tracing::info!(count, "open intake entries are handed on again");
+            tracing::info!(count, "open intake entries are resent");
         }
         Ok(())
     }
 
     /// Hands on the due ones of these entries; how many they were.
     async fn take(&mut self, open: Vec<OpenEntry>, now: Instant) -> EngineResult<usize> {
-        let due = self.memory.due(open, now);
+        let due = self.schedule.due(open, now);
         let ids: Vec<MessageId> = due.iter().map(|entry| entry.accepted.id).collect();
         let handed_on = async {
             let due = self.without_entries_left_to_fanout(due, now).await?;
             let count = due.len();
-            hand_on(&self.engines, due).await.map(|()| count)
+            resend(&self.engines, due).await.map(|()| count)
         };
         let count = handed_on.await.inspect_err(|_| {
-            ids.iter().for_each(|id| self.memory.look_again(*id, now));
+            ids.iter().for_each(|id| self.schedule.reschedule(*id, now));
         })?;
         self.telemetry.swept.inc_by(count as u64);
         Ok(count)
@@ -170,13 +170,13 @@ impl Sweep {
         let (left, due): (Vec<_>, Vec<_>) =
             due.into_iter().partition(|entry| saved.contains(&entry.accepted.id));
         for entry in left {
-            self.memory.look_again(entry.accepted.id, now + time_left(&self.ages, &entry));
+            self.schedule.reschedule(entry.accepted.id, now + time_left(&self.ages, &entry));
         }
         Ok(due)
     }
 }
 
-async fn hand_on(engines: &Engines, open: Vec<OpenEntry>) -> EngineResult<()> {
+async fn resend(engines: &Engines, open: Vec<OpenEntry>) -> EngineResult<()> {
     if open.is_empty() {
         return Ok(());
     }
@@ -214,11 +214,11 @@ impl Ages {
     }
 }
 
-/// When each open entry is to be handed on next, and how long it waits after that.
+/// When each open entry is to be resent next, and how long it waits after that.
 #[derive(Default)]
-struct Memory(HashMap<MessageId, (Instant, Duration)>);
+struct ResendSchedule(HashMap<MessageId, (Instant, Duration)>);
 
-impl Memory {
+impl ResendSchedule {
     /// The open entries that are due now.
     fn due(&mut self, mut open: Vec<OpenEntry>, now: Instant) -> Vec<OpenEntry> {
         open.retain(|entry| {
@@ -232,8 +232,8 @@ impl Memory {
         open
     }
 
-    /// Makes an entry that was not handed on due again at `at`.
-    fn look_again(&mut self, id: MessageId, at: Instant) {
+    /// Makes an entry that was not resent due again at `at`.
+    fn reschedule(&mut self, id: MessageId, at: Instant) {
         self.0.insert(id, (at, OPEN_FOR));
     }
 
@@ -277,38 +277,38 @@ mod tests {
         OpenEntry { place: IntakePlace(1), accepted }
     }
 
-    /// When an entry that stays open for five minutes is handed on, in seconds from its first sweep.
-    fn handed_on_at(memory: &mut Memory, entry: &OpenEntry) -> Vec<u64> {
+    /// When an entry that stays open for five minutes is resent, in seconds from its first sweep.
+    fn resent_at(schedule: &mut ResendSchedule, entry: &OpenEntry) -> Vec<u64> {
         let start = Instant::now();
-        let is_due = |memory: &mut Memory, second: u64| {
-            !memory.due(vec![entry.clone()], start + Duration::from_secs(second)).is_empty()
+        let is_due = |schedule: &mut ResendSchedule, second: u64| {
+            !schedule.due(vec![entry.clone()], start + Duration::from_secs(second)).is_empty()
         };
-        (0..300).filter(|second| is_due(memory, *second)).collect()
+        (0..300).filter(|second| is_due(schedule, *second)).collect()
     }
 
     #[test]
-    fn what_stays_open_is_handed_on_ever_more_seldom_and_never_given_up() {
-        let (mut memory, entry) = (Memory::default(), entry());
-        assert_eq!(handed_on_at(&mut memory, &entry), [0, 3, 9, 21, 45, 93, 153, 213, 273]);
-        assert!(!memory.is_under_way(entry.accepted.id), "it hides no other one");
+    fn what_stays_open_is_resent_ever_more_seldom_and_never_given_up() {
+        let (mut schedule, entry) = (ResendSchedule::default(), entry());
+        assert_eq!(resent_at(&mut schedule, &entry), [0, 3, 9, 21, 45, 93, 153, 213, 273]);
+        assert!(!schedule.is_under_way(entry.accepted.id), "it hides no other one");
     }
 
     #[test]
     fn what_is_open_no_more_is_forgotten() {
-        let (mut memory, entry, now) = (Memory::default(), entry(), Instant::now());
-        assert_eq!(memory.due(vec![entry.clone()], now).len(), 1);
-        assert!(memory.is_under_way(entry.accepted.id));
-        assert!(memory.due(vec![entry.clone()], now).is_empty());
-        memory.keep(&HashSet::new());
-        assert_eq!(memory.due(vec![entry], now).len(), 1, "as if it had never been seen");
+        let (mut schedule, entry, now) = (ResendSchedule::default(), entry(), Instant::now());
+        assert_eq!(schedule.due(vec![entry.clone()], now).len(), 1);
+        assert!(schedule.is_under_way(entry.accepted.id));
+        assert!(schedule.due(vec![entry.clone()], now).is_empty());
+        schedule.keep(&HashSet::new());
+        assert_eq!(schedule.due(vec![entry], now).len(), 1, "as if it had never been seen");
     }
 
     #[test]
-    fn what_could_not_be_handed_on_is_due_at_once() {
-        let (mut memory, entry, now) = (Memory::default(), entry(), Instant::now());
-        memory.due(vec![entry.clone()], now);
-        memory.look_again(entry.accepted.id, now);
-        assert_eq!(memory.due(vec![entry], now).len(), 1);
+    fn what_could_not_be_resent_is_due_at_once() {
+        let (mut schedule, entry, now) = (ResendSchedule::default(), entry(), Instant::now());
+        schedule.due(vec![entry.clone()], now);
+        schedule.reschedule(entry.accepted.id, now);
+        assert_eq!(schedule.due(vec![entry], now).len(), 1);
     }
 
     #[test]

@@ -83,7 +83,7 @@ async fn systems_are_measured_in_turn_and_every_round_is_kept() {
         rates: vec![500, 1000],
         duration: Duration::from_millis(100),
         warmup: short,
-        settle: Duration::from_millis(100),
+        drain_timeout: Duration::from_millis(100),
         pairs: 2,
         bytes: 10,
         lone: (100, short),

@@ -9,7 +9,7 @@ async fn run_against(defects: Defects) -> Report {
         rate: 1000,
         duration: Duration::from_millis(150),
         warmup: Duration::from_millis(50),
-        settle: Duration::from_millis(500),
+        drain_timeout: Duration::from_millis(500),
         pairs: 3,
         bytes: 100,
         groups: vec![Group::of_process(std::process::id()).expect("alive")],

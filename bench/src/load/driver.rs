@@ -96,7 +96,7 @@ impl Driver {
     }
 
     /// Sends every message when it is due, the first at `start`, and waits for the stragglers.
-    pub fn run(mut self, start: Instant, settle: Duration) -> io::Result<RunRecord> {
+    pub fn run(mut self, start: Instant, drain_timeout: Duration) -> io::Result<RunRecord> {
         self.schedule.start = start;
         self.record = RunRecord::new(self.schedule);
         let tick = Duration::from_secs(1) / self.schedule.rate;
@@ -117,7 +117,7 @@ impl Driver {
             let _expiries = rustix::io::read(&timer, &mut [0; 8]);
         }
         epoll::delete(&self.epoll, timer.as_fd())?;
-        let deadline = self.schedule.due(self.schedule.total) + settle;
+        let deadline = self.schedule.due(self.schedule.total) + drain_timeout;
         while !self.record.is_finished() && Instant::now() < deadline {
             self.poll(POLL_INTERVAL)?;
         }

@@ -1,6 +1,8 @@
 //! Naru's frames: JSON over WebSocket.
 
-use std::{net::IpAddr, sync::Arc};
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use anyhow::ensure;
 use serde::Deserialize;
@@ -19,6 +21,8 @@ struct Frame<'a> {
 struct Naru {
     run: Arc<str>,
     text: Vec<u8>,
+    /// The room of each message without an answer.
+    rooms: HashMap<usize, String>,
 }
 
 /// Opens a session, and waits for its `WELCOME`.
@@ -26,17 +30,33 @@ pub fn open(url: &str, token: &str, run: &Arc<str>, source: Option<IpAddr>) -> a
     let mut socket = websocket::open(url, "/ws", &format!("Authorization: Bearer {token}\r\n"), source)?;
     let first = websocket::next_text(&mut socket)?;
     ensure!(first.contains("\"WELCOME\""), "wanted a WELCOME, got {first}");
-    Ok(Session { socket, dialect: Box::new(Naru { run: run.clone(), text: Vec::new() }) })
+    Ok(Session {
+        socket,
+        dialect: Box::new(Naru { run: run.clone(), text: Vec::new(), rooms: HashMap::new() }),
+    })
 }
 
 impl Dialect for Naru {
     fn chat(&mut self, chat: Chat<'_>, output: &mut Vec<u8>) {
+        self.rooms.insert(chat.number, chat.room.to_owned());
         write_chat(&self.run, chat, &mut self.text);
         websocket::text(&self.text, output);
     }
 
     fn take(&mut self, input: &[u8], output: &mut Vec<u8>, events: &mut Vec<Event>) -> anyhow::Result<usize> {
-        websocket::take(input, output, events, |text, _, events| events.extend(read(&self.run, text)))
+        let Self { run, rooms, .. } = self;
+        websocket::take(input, output, events, |text, output, events| {
+            let event = read(run, text);
+            let room = match event {
+                Some(Event::Acked(number) | Event::Error(_, Some(number))) => rooms.remove(&number),
+                _ => None,
+            };
+            // A refused message is not sent again, and must not hold back those after it.
+            if let (Some(Event::Error(_, Some(number))), Some(room)) = (&event, room) {
+                websocket::text(drop_frame(run, *number, &room).as_bytes(), output);
+            }
+            events.extend(event);
+        })
     }
 }
 
@@ -46,6 +66,10 @@ fn write_chat(run: &str, Chat { number, room, content, .. }: Chat<'_>, text: &mu
         text.extend_from_slice(part.as_bytes());
     }
     text.extend_from_slice(format!(r#"","clientMessageId":"{run}-{number}"}}"#).as_bytes());
+}
+
+fn drop_frame(run: &str, number: usize, room: &str) -> String {
+    format!(r#"{{"type":"DROP","chatRoomId":"{room}","clientMessageId":"{run}-{number}"}}"#)
 }
 
 fn read(run: &str, text: &[u8]) -> Option<Event> {
@@ -85,5 +109,20 @@ mod tests {
         let error = br#"{"type":"ERROR","code":"OVERLOADED","clientMessageId":"run-7"}"#;
         assert_eq!(read("run", error), Some(Event::Error("OVERLOADED".to_owned(), Some(7))));
         assert_eq!(read("run", br#"{"type":"PONG"}"#), None);
+    }
+
+    /// Naru refuses what follows a refused message in its room until that was sent again or dropped.
+    #[test]
+    fn a_refused_message_is_dropped() {
+        let mut naru = Naru { run: "run".into(), text: Vec::new(), rooms: HashMap::new() };
+        naru.chat(Chat { number: 7, room: "A_B", receiver: "B", content: "xxx" }, &mut Vec::new());
+        let error = br#"{"type":"ERROR","code":"OVERLOADED","clientMessageId":"run-7"}"#;
+        let frame = [&[0x81, error.len() as u8], &error[..]].concat();
+        let (mut output, mut events, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
+        assert_eq!(naru.take(&frame, &mut output, &mut events).unwrap(), frame.len());
+        let drop = br#"{"type":"DROP","chatRoomId":"A_B","clientMessageId":"run-7"}"#;
+        websocket::text(drop, &mut wanted);
+        assert_eq!(output, wanted);
+        assert_eq!(events, [Event::Error("OVERLOADED".to_owned(), Some(7))]);
     }
 }

@@ -104,14 +104,14 @@ impl History {
     pub fn check_heard(&self, person: &Person) {
         let by_id: HashMap<&str, &Message> =
             self.0.iter().map(|message| (message.id.as_str(), message)).collect();
-        for (id, heard) in &person.heard {
-            let there = by_id
-                .get(id.as_str())
-                .unwrap_or_else(|| panic!("{} heard {heard:?}, which is not in the history", person.user));
+        for (id, received) in &person.received {
+            let there = by_id.get(id.as_str()).unwrap_or_else(|| {
+                panic!("{} received {received:?}, which is not in the history", person.user)
+            });
             assert_eq!(
                 (&there.room, there.seq, &there.content),
-                (&heard.room, heard.seq, &heard.content),
-                "{} heard it otherwise",
+                (&received.room, received.seq, &received.content),
+                "{} received it otherwise",
                 person.user
             );
         }
@@ -171,14 +171,14 @@ impl History {
         let unpushed = in_rooms(&absent).into_iter().filter(|message| !pushes.has(ABSENT, &message.id));
         let unpushed: Vec<&Message> = unpushed.collect();
         assert!(unpushed.is_empty(), "P5: {} were never pushed: {}", unpushed.len(), places(&unpushed));
-        for Person { user, heard, .. } in people {
+        for Person { user, received, .. } in people {
             let own = self.0.iter().filter(|message| message.sender == *user);
             // A room's messages come in order, so its last one stays.
             let last_words: HashMap<&str, u64> =
                 own.map(|message| (message.room.as_str(), message.seq)).collect();
             let untold = in_rooms(&of(user)).into_iter().filter(|message| {
                 let is_read = last_words.get(message.room.as_str()).is_some_and(|last| message.seq <= *last);
-                !is_read && !heard.contains_key(&message.id) && !pushes.has(user, &message.id)
+                !is_read && !received.contains_key(&message.id) && !pushes.has(user, &message.id)
             });
             let untold: Vec<&Message> = untold.collect();
             assert!(

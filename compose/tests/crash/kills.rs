@@ -17,7 +17,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::history::{History, Pushes};
-use super::load::{Habits, Happenings, LISTENER, Memory, Moment, Person, ROOMS, WRITERS};
+use super::load::{Habits, LISTENER, Memory, Moment, Person, Progress, ROOMS, WRITERS};
 use super::stored::Stored;
 use super::{command, environment, start};
 use crate::support::token_of;
@@ -25,7 +25,7 @@ use crate::support::token_of;
 /// How many rounds there are unless `NARU_TEST_ROUNDS` says otherwise.
 const ROUNDS: u64 = 100;
 /// The longest wait between the chosen moment and the kill.
-const KILL_WITHIN: Duration = Duration::from_millis(3);
+const MAX_KILL_DELAY: Duration = Duration::from_millis(3);
 /// In one of so many rounds the process is paused for so long that its own lease lapses.
 const LONG_PAUSE_EVERY: u64 = 50;
 const LONG_PAUSE: Duration = Duration::from_secs(7);
@@ -62,7 +62,7 @@ impl Round {
             } else {
                 Moment::FramesSent(2 * count)
             },
-            then: KILL_WITHIN.mul_f64(rng.random_range(0.0..1.0)),
+            then: MAX_KILL_DELAY.mul_f64(rng.random_range(0.0..1.0)),
             pause: match rng.random_range(0..8) {
                 _ if round.is_multiple_of(LONG_PAUSE_EVERY) => Some(LONG_PAUSE),
                 0 => Some(Duration::from_millis(rng.random_range(1..500))),
@@ -163,13 +163,13 @@ async fn kill_again_and_again(seed: u64, rounds: u64, data: &Path, at: &Cell<u64
     let acknowledged = total(|person| person.sent.iter().filter(|sent| sent.saved.is_some()).count());
     eprintln!(
         "{kills} kills and {pauses} pauses in {:?}: {sent} messages sent, {} of them saved, {acknowledged} of them acknowledged; \
-         {} ACKs, {} of them repeated; {} CHATs heard by the listener; {} pushes, {events} different ones, \
+         {} ACKs, {} of them repeated; {} CHATs received by the listener; {} pushes, {events} different ones, \
          {} repeated; {} closed as too slow",
         begun.elapsed(),
         history.len(),
         total(|person| person.acks),
         total(|person| person.repeated_acks),
-        listener.heard.len(),
+        listener.received.len(),
         pushes.posts,
         pushes.repeated,
         total(|person| person.slow) + listener.slow,
@@ -206,27 +206,27 @@ async fn live_and_die(
     writers: &mut [Person],
     listener: &mut Person,
 ) {
-    let happenings = Happenings::new();
+    let progress = Progress::new();
     let url = server.url().to_owned();
     let silent = Habits { memory: Memory::Resends, window: 0 };
     let sessions = writers.iter_mut().zip(&plan.habits).chain([(listener, &silent)]);
-    let sessions = join_all(sessions.map(|(person, habits)| person.session(&url, *habits, &happenings)));
+    let sessions = join_all(sessions.map(|(person, habits)| person.session(&url, *habits, &progress)));
     let kill = async {
-        happenings.wait_for(plan.moment).await;
+        progress.wait_for(plan.moment).await;
         pass(plan.then).await;
         if let Some(pause) = plan.pause {
             if pause == LONG_PAUSE {
-                happenings.all_welcomed().await;
+                progress.all_welcomed().await;
             }
             server.freeze();
             tokio::time::sleep(pause).await;
             server.thaw();
             if pause == LONG_PAUSE {
-                happenings.all_synced().await;
+                progress.all_synced().await;
             }
-            happenings.wait_for(happenings.acks_from_now(ACKS_AFTER_A_PAUSE)).await;
+            progress.wait_for(progress.acks_from_now(ACKS_AFTER_A_PAUSE)).await;
         }
-        happenings.end();
+        progress.end();
         server.kill9().await;
     };
     join(sessions, kill).await;

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use naru_client::{Client, Incoming, PATIENCE};
+use naru_client::{Client, Incoming, TEST_TIMEOUT};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
@@ -42,7 +42,7 @@ pub struct Person {
     /// Everything sent, in the order in which it was sent first. A message's `clientMessageId` is its place here.
     pub sent: Vec<Sent>,
     /// Everything that came as a `CHAT`, by id.
-    pub heard: HashMap<String, Heard>,
+    pub received: HashMap<String, Received>,
     /// The jumps in what came live, in all connections that have ended, for which no `RESYNC` came.
     pub jumps: Vec<Jump>,
     /// What came before the `WELCOME` of its session.
@@ -82,7 +82,7 @@ pub struct Saved {
 
 /// What a `CHAT` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Heard {
+pub struct Received {
     pub room: String,
     pub seq: u64,
     pub content: String,
@@ -107,7 +107,7 @@ struct Live {
 }
 
 impl Live {
-    fn hear(&mut self, room: &str, seq: u64) {
+    fn receive(&mut self, room: &str, seq: u64) {
         let newest = self.newest.entry(room.to_owned()).or_insert(seq);
         if seq > *newest + 1 && !self.is_syncing {
             self.jumps.push(Jump { room: room.to_owned(), after: *newest, before: seq });
@@ -134,7 +134,7 @@ pub struct Habits {
 }
 
 /// What happens while they write, to choose a moment by.
-pub struct Happenings {
+pub struct Progress {
     frames: Semaphore,
     acks: Semaphore,
     over: Cell<bool>,
@@ -150,7 +150,7 @@ pub enum Moment {
     AcksReceived(u32),
 }
 
-impl Happenings {
+impl Progress {
     pub fn new() -> Self {
         let (frames, acks) = (Semaphore::new(0), Semaphore::new(0));
         let (welcomed, synced) = (RefCell::default(), RefCell::default());
@@ -158,12 +158,12 @@ impl Happenings {
     }
 
     pub async fn wait_for(&self, moment: Moment) {
-        let (happenings, count) = match moment {
+        let (progress, count) = match moment {
             Moment::FramesSent(count) => (&self.frames, count),
             Moment::AcksReceived(count) => (&self.acks, count),
         };
-        let waited = timeout(PATIENCE, happenings.acquire_many(count)).await;
-        drop(waited.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {moment:?}")));
+        let waited = timeout(TEST_TIMEOUT, progress.acquire_many(count)).await;
+        drop(waited.unwrap_or_else(|_| panic!("waited {TEST_TIMEOUT:?} for {moment:?}")));
     }
 
     /// The moment when so many more are acknowledged.
@@ -193,7 +193,7 @@ async fn all_in(users: &RefCell<HashSet<&'static str>>, what: &str) {
             tokio::time::sleep(LOOK_EVERY).await;
         }
     };
-    let waited = timeout(PATIENCE, waiting).await;
+    let waited = timeout(TEST_TIMEOUT, waiting).await;
     waited.unwrap_or_else(|_| panic!("only {:?} were {what}", users.borrow()));
 }
 
@@ -204,7 +204,7 @@ impl Person {
         Self {
             user,
             sent: Vec::new(),
-            heard: HashMap::new(),
+            received: HashMap::new(),
             jumps: Vec::new(),
             before_welcome: Vec::new(),
             slow: 0,
@@ -221,16 +221,16 @@ impl Person {
     }
 
     /// Connects, catches up on what is owed, and writes until the connection ends: its close code, or none when there
-    /// was no connection. It must not end before `happenings` says so, but as a slow consumer's: then it comes back.
-    pub async fn session(&mut self, url: &str, habits: Habits, happenings: &Happenings) -> Option<u16> {
+    /// was no connection. It must not end before `progress` says so, but as a slow consumer's: then it comes back.
+    pub async fn session(&mut self, url: &str, habits: Habits, progress: &Progress) -> Option<u16> {
         let mut missed = false;
         loop {
-            for users in [&happenings.welcomed, &happenings.synced] {
+            for users in [&progress.welcomed, &progress.synced] {
                 users.borrow_mut().remove(self.user);
             }
-            let code = self.connection(url, habits, happenings, missed).await;
+            let code = self.connection(url, habits, progress, missed).await;
             self.jumps.extend(std::mem::take(&mut self.live).jumps);
-            if code != Some(SLOW_CONSUMER) || happenings.over.get() {
+            if code != Some(SLOW_CONSUMER) || progress.over.get() {
                 return code;
             }
             self.slow += 1;
@@ -242,7 +242,7 @@ impl Person {
         &mut self,
         url: &str,
         habits: Habits,
-        happenings: &Happenings,
+        progress: &Progress,
         missed: bool,
     ) -> Option<u16> {
         if habits.memory == Memory::Forgets {
@@ -251,39 +251,39 @@ impl Person {
         }
         let mut client = match Client::connect(url, &token_of(self.user)).await {
             Ok(client) => client,
-            Err(_) if happenings.over.get() => return None,
+            Err(_) if progress.over.get() => return None,
             Err(error) => panic!("{} can't connect: {error:?}", self.user),
         };
         loop {
             match client.next().await.expect("nothing is asked for after the end") {
                 Incoming::Frame(frame) if frame["type"] == "WELCOME" => break,
                 Incoming::Frame(frame) => {
-                    self.read(&frame, happenings);
+                    self.read(&frame, progress);
                     self.before_welcome.push(frame);
                 }
-                Incoming::Closed { code, .. } if happenings.over.get() => return Some(code),
+                Incoming::Closed { code, .. } if progress.over.get() => return Some(code),
                 closed => panic!("{} waited for WELCOME: {closed}", self.user),
             }
         }
-        happenings.welcomed.borrow_mut().insert(self.user);
+        progress.welcomed.borrow_mut().insert(self.user);
         if missed {
             self.sync(&mut client).await;
         }
         for place in self.again() {
-            self.send(&mut client, place, happenings).await;
+            self.send(&mut client, place, progress).await;
         }
         loop {
             while self.unacknowledged.len() < habits.window {
                 let place = self.write();
                 self.unacknowledged.push_back(place);
-                self.send(&mut client, place, happenings).await;
+                self.send(&mut client, place, progress).await;
                 if self.rng.random_ratio(1, 16) {
-                    self.send(&mut client, place, happenings).await;
+                    self.send(&mut client, place, progress).await;
                 }
             }
             match client.next().await.expect("nothing is asked for after the end") {
                 Incoming::Frame(frame) => {
-                    self.read(&frame, happenings);
+                    self.read(&frame, progress);
                     let mut rooms = frame["rooms"].as_array().into_iter().flatten();
                     if frame["type"] == "RESYNC" || rooms.any(|room| room["complete"] == false) {
                         self.sync(&mut client).await;
@@ -295,7 +295,7 @@ impl Person {
                         });
                     }
                 }
-                Incoming::Closed { code, .. } if happenings.over.get() || code == SLOW_CONSUMER => {
+                Incoming::Closed { code, .. } if progress.over.get() || code == SLOW_CONSUMER => {
                     return Some(code);
                 }
                 closed => panic!("{}: {closed}, and it was not killed", self.user),
@@ -303,10 +303,10 @@ impl Person {
         }
     }
 
-    /// Asks for what came after the last that was heard in each room, or after the first jump.
+    /// Asks for what came after the last that was received in each room, or after the first jump.
     async fn sync(&mut self, client: &mut Client) {
         let mut last: HashMap<&str, u64> = self.rooms.iter().map(|room| (room.as_str(), 0)).collect();
-        for Heard { room, seq, .. } in self.heard.values() {
+        for Received { room, seq, .. } in self.received.values() {
             last.entry(room).and_modify(|last| *last = (*last).max(*seq));
         }
         for Jump { room, after, .. } in &self.live.jumps {
@@ -338,13 +338,13 @@ impl Person {
         place
     }
 
-    async fn send(&self, client: &mut Client, place: usize, happenings: &Happenings) {
+    async fn send(&self, client: &mut Client, place: usize, progress: &Progress) {
         let Sent { room, content, .. } = &self.sent[place];
         client.chat(room, content, &place.to_string()).await;
-        happenings.frames.add_permits(1);
+        progress.frames.add_permits(1);
     }
 
-    fn read(&mut self, frame: &Value, happenings: &Happenings) {
+    fn read(&mut self, frame: &Value, progress: &Progress) {
         let text = |field: &str| frame[field].as_str().unwrap_or_else(|| panic!("no {field} in {frame}"));
         let seq = || frame["seq"].as_u64().unwrap_or_else(|| panic!("no seq in {frame}"));
         match text("type") {
@@ -365,25 +365,25 @@ impl Person {
                     }
                 }
                 self.acks += 1;
-                happenings.acks.add_permits(1);
+                progress.acks.add_permits(1);
             }
             "CHAT" => {
-                let heard =
-                    Heard { room: text("chatRoomId").into(), seq: seq(), content: text("content").into() };
-                self.live.hear(&heard.room, heard.seq);
-                let before = self.heard.insert(text("id").to_owned(), heard.clone());
+                let received =
+                    Received { room: text("chatRoomId").into(), seq: seq(), content: text("content").into() };
+                self.live.receive(&received.room, received.seq);
+                let before = self.received.insert(text("id").to_owned(), received.clone());
                 assert!(
-                    before.is_none_or(|before| before == heard),
-                    "{} heard otherwise: {frame}",
+                    before.is_none_or(|before| before == received),
+                    "{} received otherwise: {frame}",
                     self.user
                 );
             }
             "RESYNC" | "SYNCED" => {
-                happenings.synced.borrow_mut().insert(self.user);
+                progress.synced.borrow_mut().insert(self.user);
                 self.live.is_syncing = false;
             }
             "ERROR" => {
-                assert!(happenings.over.get(), "{} was refused: {frame}", self.user);
+                assert!(progress.over.get(), "{} was refused: {frame}", self.user);
                 self.errors.push(frame.clone());
             }
             _ => {}

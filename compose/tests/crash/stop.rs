@@ -7,7 +7,7 @@ use naru_client::{Http, Webhook};
 use tempfile::TempDir;
 
 use super::history::{History, Pushes};
-use super::load::{Habits, Happenings, LISTENER, Memory, Moment, Person, ROOMS, WRITERS};
+use super::load::{Habits, LISTENER, Memory, Moment, Person, Progress, ROOMS, WRITERS};
 use super::stored::Stored;
 use super::{environment, start};
 use crate::support::token_of;
@@ -43,15 +43,15 @@ async fn stop_under_load() -> StopResult {
             people.extend(all.map(|(user, seed)| Person::new(user, &rooms, seed)));
         }
         let url = server.url().to_owned();
-        let happenings = Happenings::new();
+        let progress = Progress::new();
         let sessions = people.iter_mut().map(|person| {
             let window = if person.user == LISTENER { 0 } else { 16 };
-            person.session(&url, Habits { memory: Memory::Resends, window }, &happenings)
+            person.session(&url, Habits { memory: Memory::Resends, window }, &progress)
         });
         let sessions = join_all(sessions);
         let stop = async {
-            happenings.wait_for(moment).await;
-            happenings.end();
+            progress.wait_for(moment).await;
+            progress.end();
             server.terminate();
             Instant::now()
         };

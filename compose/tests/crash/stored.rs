@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use naru_client::PATIENCE;
+use naru_client::TEST_TIMEOUT;
 use rusqlite::{Connection, OpenFlags, Row};
 
 /// How often the disk is looked at while something is waited for.
@@ -29,7 +29,7 @@ impl Stored {
     pub fn open(data: &Path) -> Self {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(data.join("naru.db"), flags).expect("there is data");
-        connection.busy_timeout(PATIENCE).expect("a connection can be told to wait");
+        connection.busy_timeout(TEST_TIMEOUT).expect("a connection can be told to wait");
         Self(connection)
     }
 
@@ -50,7 +50,7 @@ impl Stored {
             let (open, queued) = (stored.open_entries(), stored.queued());
             let waited = begun.elapsed();
             assert!(
-                waited < PATIENCE,
+                waited < TEST_TIMEOUT,
                 "P4: after {waited:?} {open} entries are open, {queued} events queued"
             );
             tokio::time::sleep(CHECK_INTERVAL).await;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use mongodb::bson::oid::ObjectId;
-use naru_client::{Client, Http, PATIENCE, ServerProcess, Webhook};
+use naru_client::{Client, Http, ServerProcess, TEST_TIMEOUT, Webhook};
 use naru_services::{Kind, Service};
 use redis::aio::MultiplexedConnection;
 use serde_json::Value;
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::support::{SECRET, WEBHOOK_SECRET, phone_on, token_of};
 
 /// How often something is looked at while it is waited for.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What a deployment stands on, and where its processes keep their logs.
 pub struct Cluster {
@@ -124,7 +124,7 @@ pub async fn counted(process: &ServerProcess, name: &str) -> u64 {
 
 /// Waits until `look` answers true; says `what` was waited for when it does not.
 pub async fn until(what: &str, look: impl AsyncFn() -> bool) {
-    within(PATIENCE, what, look).await;
+    within(TEST_TIMEOUT, what, look).await;
 }
 
 /// The same, within that long.
@@ -132,7 +132,7 @@ pub async fn within(patience: Duration, what: &str, look: impl AsyncFn() -> bool
     let begun = Instant::now();
     while !look().await {
         assert!(begun.elapsed() < patience, "waited {patience:?} until {what}");
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }
 

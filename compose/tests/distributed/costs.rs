@@ -64,7 +64,7 @@ pub const BOUNDS: &[Bound] = &[
     ),
 ];
 
-/// What processes say by the clock, whether there are messages or not: renewals of leases, checks of sessions, the sweep, beats,
+/// What processes say by the clock, whether there are messages or not: renewals of leases, checks of sessions, the sweep, heartbeats,
 /// pings of drivers.
 const UPKEEP: &[&str] = &[
     "MongoDB: find intake",
@@ -73,7 +73,7 @@ const UPKEEP: &[&str] = &[
     "MongoDB: endSessions",
     "Redis: EVALSHA naru:lease",
     "Redis: GET naru:presence",
-    "Redis: PUBLISH beat",
+    "Redis: PUBLISH heartbeat",
     "Redis: PING",
     "AMQP: other methods",
 ];

@@ -19,7 +19,7 @@ impl ChatSubscriber {
 
     async fn next(&mut self) -> (String, Value) {
         let mut messages = self.0.on_message();
-        let message = tokio::time::timeout(naru_client::PATIENCE, messages.next()).await;
+        let message = tokio::time::timeout(naru_client::TEST_TIMEOUT, messages.next()).await;
         let message = message.expect("a message in time").expect("a connection that lasts");
         let text: String = message.get_payload().expect("a text");
         (message.get_channel_name().to_owned(), serde_json::from_str(&text).expect("JSON"))

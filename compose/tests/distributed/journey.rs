@@ -5,7 +5,7 @@ use naru::pipeline::Changes;
 use super::cluster::Cluster;
 use crate::journey::ada_writes_and_bens_phone_buzzes_on;
 use crate::phones::{
-    Desk, each_of_bens_phones_buzzes_once_in_one_process, each_of_bens_phones_buzzes_once_on,
+    Emulator, each_of_bens_phones_buzzes_once_in_one_process, each_of_bens_phones_buzzes_once_on,
 };
 use crate::support::Naru;
 use crate::users::sessions_end_everywhere_and_tokens_with_them;
@@ -35,11 +35,11 @@ async fn ada_writes_and_bens_phone_buzzes_in_one_process_on_services() {
     naru.stop().await;
 }
 
-/// A phone of each kind, one process on three services: the push is handed over first there, too.
+/// A phone of each kind, one process on three services: the push is enqueued first there, too.
 #[tokio::test]
 async fn each_of_bens_phones_buzzes_once_in_one_process_on_services() {
-    let (desk, cluster) = (Desk::new().await, Cluster::start().await);
-    each_of_bens_phones_buzzes_once_in_one_process(&desk, &flags_of(&cluster)).await;
+    let (emulator, cluster) = (Emulator::new().await, Cluster::start().await);
+    each_of_bens_phones_buzzes_once_in_one_process(&emulator, &flags_of(&cluster)).await;
 }
 
 /// The flags that lead an all-in-one to its services.
@@ -61,11 +61,11 @@ fn flags_of(cluster: &Cluster) -> [&str; 10] {
 /// A phone of each kind, four processes.
 #[tokio::test]
 async fn each_of_bens_phones_buzzes_once_through_four_processes() {
-    let desk = Desk::new().await;
+    let emulator = Emulator::new().await;
     let mut cluster = Cluster::start().await;
-    for (name, value) in desk.phones.environment() {
+    for (name, value) in emulator.phones.environment() {
         cluster = cluster.with(name, &value);
     }
     let workers = cluster.run_each().await;
-    each_of_bens_phones_buzzes_once_on(workers[0].url(), &mut cluster.backend, &desk.handle()).await;
+    each_of_bens_phones_buzzes_once_on(workers[0].url(), &mut cluster.backend, &emulator.handle()).await;
 }

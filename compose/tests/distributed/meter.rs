@@ -194,8 +194,8 @@ fn redis(bytes: &[u8]) -> Option<(usize, Option<String>)> {
 fn named(words: &[String]) -> String {
     let name = words[0].to_ascii_uppercase();
     // A gateway that hears itself.
-    if name == "PUBLISH" && words.get(2).is_some_and(|payload| payload.contains("\"BEAT\"")) {
-        return "PUBLISH beat".to_owned();
+    if name == "PUBLISH" && words.get(2).is_some_and(|payload| payload.contains("\"HEARTBEAT\"")) {
+        return "PUBLISH heartbeat".to_owned();
     }
     let key = words.get(if name.starts_with("EVAL") { 3 } else { 1 });
     let part = key.filter(|key| key.starts_with("naru:") || key.starts_with("chat:")).map(|key| {

@@ -13,7 +13,7 @@ use super::traffic::{Gateways, Traffic, at};
 
 /// How long a service is down.
 const OUTAGE: Duration = Duration::from_secs(10);
-/// After its return everybody is served again within this.
+/// After its return all clients are served again within this.
 const MAX_RECOVERY: Duration = Duration::from_secs(5);
 /// No process may take this much more memory for it.
 const GROWTH: u64 = 64 << 20;
@@ -97,7 +97,7 @@ async fn outage(
     let grown = grown.expect("there are processes");
     tokio::task::block_in_place(|| service.start_again());
     let back = Instant::now();
-    until("everybody is served again", async || traffic.all_served_since(back)).await;
+    until("all clients are served again", async || traffic.all_served_since(back)).await;
     let healed = back.elapsed();
     traffic.goes_on(10 * TALKS as u64).await;
     let ended = Instant::now();

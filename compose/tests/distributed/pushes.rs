@@ -21,7 +21,7 @@ use tokio::time::{interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::cluster::{Cluster, counted, within};
-use crate::phones::{Desk, apns_token};
+use crate::phones::{Emulator, apns_token};
 
 /// Each of the people has an Android phone, and misses this many messages: 5,000 pushes.
 const PEOPLE: usize = 50;
@@ -43,10 +43,10 @@ const MAX_IN_FLIGHT: u64 = 64;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_provider_may_be_away_for_a_minute_and_the_notifier_die_twice() {
-    let desk = Desk::new().await;
-    let handle = desk.handle();
+    let emulator = Emulator::new().await;
+    let handle = emulator.handle();
     let mut cluster = Cluster::start().await;
-    for (name, value) in desk.phones.environment() {
+    for (name, value) in emulator.phones.environment() {
         cluster = cluster.with(name, &value);
     }
     // Only the phones.
@@ -193,7 +193,7 @@ impl Fixture {
     async fn all_recipients_miss(&self) {
         let missed = |number| Offline { message: self.message(number), recipients: self.people.clone() };
         let events = (0..MESSAGES).map(|number| Event::new(missed(number), Trace::start())).collect();
-        self.engines.bus.offline.send(events).await.expect("handed over");
+        self.engines.bus.offline.send(events).await.expect("enqueued");
     }
 }
 

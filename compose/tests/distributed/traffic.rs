@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use naru_client::{Client, Http, Incoming, PATIENCE, ServerProcess, Webhook};
+use naru_client::{Client, Http, Incoming, ServerProcess, TEST_TIMEOUT, Webhook};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -469,7 +469,11 @@ impl Memories {
         let begun = Instant::now();
         while !self.untold(there, &pushed).is_empty() {
             let untold = self.untold(there, &pushed);
-            assert!(begun.elapsed() < PATIENCE, "P5: {} neither heard nor pushed: {untold:?}", untold.len());
+            assert!(
+                begun.elapsed() < TEST_TIMEOUT,
+                "P5: {} neither heard nor pushed: {untold:?}",
+                untold.len()
+            );
             let push = backend.next().await;
             let text = |value: &Value| value.as_str().expect("a text").to_owned();
             pushed.insert((text(&push.json["userId"]), text(&push.json["data"]["messageId"])));

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use naru_client::{Http, PATIENCE};
+use naru_client::{Http, TEST_TIMEOUT};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::{Instant, interval};
@@ -134,7 +134,7 @@ impl Browser {
 
     /// Waits until this expression is true of the page: its value.
     pub async fn until(&self, expression: &str) -> Value {
-        self.until_within(PATIENCE, expression).await
+        self.until_within(TEST_TIMEOUT, expression).await
     }
 
     /// The same, for what takes longer.

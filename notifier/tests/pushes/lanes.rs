@@ -70,13 +70,13 @@ async fn a_push_that_ends_costs_no_read_of_the_queue() {
     let under_way = calls.take(12).await;
     notifier.counts("offline_events_total 12").await;
     let counts = fixture.embedded.counts();
-    let before = counts.reader_hand_overs();
+    let before = counts.reader_calls();
     for (nth, call) in (1..).zip(under_way) {
         call.deliver();
         notifier.counts(&format!("pushes_total{{lane=\"webhook\",outcome=\"pushed\"}} {nth}")).await;
     }
     fixture.nothing_is_queued().await;
-    let reads = counts.reader_hand_overs() - before;
+    let reads = counts.reader_calls() - before;
     assert!(reads <= 2, "{reads} reads: a receive of each of the two queues may have begun one before");
     notifier.finished().await;
 }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use naru_client::{PATIENCE, Webhook};
+use naru_client::{TEST_TIMEOUT, Webhook};
 use naru_embedded::Embedded;
 use naru_engines::Engines;
 use naru_engines::store::{Device, NewRoom, ParkedPush, Platform};
@@ -56,7 +56,7 @@ fn config(webhook_url: Option<String>) -> Config {
     Config {
         push_webhook_secret: webhook_url.is_some().then(|| Secret::from(SECRET.to_owned())),
         push_webhook_url: webhook_url.map(Secret::from),
-        push_webhook_timeout: Span(PATIENCE),
+        push_webhook_timeout: Span(TEST_TIMEOUT),
         push_concurrency: NonZeroUsize::new(4).unwrap(),
         push_ttl: Span(Duration::from_secs(24 * 3600)),
         push_hide_content: false,
@@ -126,7 +126,7 @@ impl Fixture {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(naru_client::PATIENCE, empty).await.expect("the queue runs empty");
+        tokio::time::timeout(naru_client::TEST_TIMEOUT, empty).await.expect("the queue runs empty");
     }
 
     /// The event id, without hyphens, of each push that a provider took, and the id that the provider gave it.
@@ -213,7 +213,7 @@ fn missed(message: &Message, recipients: &[&str]) -> Event<Offline> {
     Event::new(Offline { message: message.clone(), recipients }, Trace::start())
 }
 
-/// Asks until there is an answer; panics when there is none within [`PATIENCE`].
+/// Asks until there is an answer; panics when there is none within [`TEST_TIMEOUT`].
 async fn until<T, F: Future<Output = Option<T>>>(mut ask: impl FnMut() -> F) -> T {
     let asking = async {
         loop {
@@ -223,7 +223,7 @@ async fn until<T, F: Future<Output = Option<T>>>(mut ask: impl FnMut() -> F) -> 
             tokio::time::sleep(MS).await;
         }
     };
-    timeout(PATIENCE, asking).await.expect("it did not happen")
+    timeout(TEST_TIMEOUT, asking).await.expect("it did not happen")
 }
 
 /// A notifier at work.
@@ -282,7 +282,7 @@ impl Running {
 
     /// Everything in flight is finished, nothing more is taken.
     async fn finished(self) {
-        self.stop(PATIENCE).await.unwrap().unwrap();
+        self.stop(TEST_TIMEOUT).await.unwrap().unwrap();
     }
 }
 
@@ -333,7 +333,7 @@ impl Provider for Scripted {
 
 impl Calls {
     async fn next(&mut self) -> Call {
-        timeout(PATIENCE, self.0.recv()).await.expect("no push came").expect("the provider lives")
+        timeout(TEST_TIMEOUT, self.0.recv()).await.expect("no push came").expect("the provider lives")
     }
 
     /// That many different pushes, all under way at once.

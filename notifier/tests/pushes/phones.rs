@@ -34,7 +34,7 @@ impl DeviceFixture {
 
     /// The push that came after so many others.
     async fn push(&self, after: u64) -> Arc<Push> {
-        timeout(PATIENCE, self.handle().next(after)).await.expect("a push")
+        timeout(TEST_TIMEOUT, self.handle().next(after)).await.expect("a push")
     }
 
     /// B has this token.
@@ -178,7 +178,7 @@ async fn a_groups_push_names_the_group() {
     fixture.registers("pixel", Platform::Fcm, "pixel").await;
     fixture.registers("iphone", Platform::Apns, &hex("1")).await;
     fixture.misses("hello").await;
-    timeout(PATIENCE, fixture.handle().wait_for(2)).await.unwrap();
+    timeout(TEST_TIMEOUT, fixture.handle().wait_for(2)).await.unwrap();
     for push in fixture.handle().received() {
         assert_eq!(push.body.as_deref(), Some("hello"));
         if push.token == "pixel" {
@@ -196,7 +196,7 @@ async fn a_groups_push_names_the_group() {
     let title = "{group} ({sender}, {x})".to_owned();
     let notifier = fixture.start(Config { push_group_title: title, ..fixture.config() });
     fixture.misses("again").await;
-    timeout(PATIENCE, fixture.handle().wait_for(4)).await.unwrap();
+    timeout(TEST_TIMEOUT, fixture.handle().wait_for(4)).await.unwrap();
     let titles: Vec<_> =
         fixture.handle().received_after(2).iter().map(|push| push.title.clone().unwrap()).collect();
     assert!(titles.contains(&"Project X (Ada, {x})".to_owned()), "{titles:?}");
@@ -224,7 +224,7 @@ async fn a_muted_room_does_not_count_in_the_badge() {
     fixture.registers("pixel", Platform::Fcm, "pixel").await;
     fixture.registers("iphone", Platform::Apns, &hex("1")).await;
     fixture.misses("hello").await;
-    timeout(PATIENCE, fixture.handle().wait_for(2)).await.unwrap();
+    timeout(TEST_TIMEOUT, fixture.handle().wait_for(2)).await.unwrap();
     for push in fixture.handle().received() {
         let aps = if push.token == "pixel" {
             &push.json["message"]["apns"]["payload"]["aps"]
@@ -286,7 +286,7 @@ async fn what_is_hidden_is_not_sent() {
     }
     fixture.registers("tablet", Platform::Fcm, "tablet").await;
     fixture.misses("a secret").await;
-    timeout(PATIENCE, fixture.handle().wait_for(3)).await.unwrap();
+    timeout(TEST_TIMEOUT, fixture.handle().wait_for(3)).await.unwrap();
     for push in fixture.handle().received() {
         let text = push.json.to_string();
         if push.token == "tablet" {
@@ -302,7 +302,7 @@ async fn what_is_hidden_is_not_sent() {
     let strict = Config { push_hide_content: true, push_loc_key: "NEW".to_owned(), ..fixture.config() };
     let notifier = fixture.start(strict);
     fixture.misses("another").await;
-    timeout(PATIENCE, fixture.handle().wait_for(6)).await.unwrap();
+    timeout(TEST_TIMEOUT, fixture.handle().wait_for(6)).await.unwrap();
     for push in fixture.handle().received_after(3) {
         assert_eq!((push.loc_key.as_deref(), push.body.as_deref()), (Some("NEW"), None));
     }
@@ -318,7 +318,7 @@ async fn a_long_message_is_cut_between_two_characters() {
     let families = "👨‍👩‍👧‍👦".repeat(320);
     assert!(families.len() <= 8192, "what the gateway takes");
     fixture.misses(&families).await;
-    timeout(PATIENCE, fixture.handle().wait_for(2)).await.unwrap();
+    timeout(TEST_TIMEOUT, fixture.handle().wait_for(2)).await.unwrap();
     for push in fixture.handle().received() {
         let body = push.body.as_deref().unwrap();
         let kept = body.strip_suffix('…').expect("an ellipsis");
@@ -396,7 +396,7 @@ async fn our_own_fault_costs_no_token_and_no_push() {
     handle.answer_once(&hex("1"), apns.map(Answer::apns));
     let notifier = fixture.start(fixture.config());
     fixture.misses("hello").await;
-    timeout(PATIENCE, handle.wait_for(2)).await.unwrap();
+    timeout(TEST_TIMEOUT, handle.wait_for(2)).await.unwrap();
     notifier.counts("configuration_refused_total{lane=\"fcm\"} 4").await;
     notifier.counts("configuration_refused_total{lane=\"apns\"} 4").await;
     notifier.finished().await;
@@ -422,7 +422,7 @@ async fn tokens_that_are_all_of_another_environment_are_our_fault() {
     // Once Apple takes a push, a bad token is a bad token again.
     fixture.registers("good", Platform::Apns, &hex("a")).await;
     fixture.misses("are you there?").await;
-    timeout(PATIENCE, fixture.handle().wait_for(1)).await.unwrap();
+    timeout(TEST_TIMEOUT, fixture.handle().wait_for(1)).await.unwrap();
     until(|| async { (fixture.devices().await.len() == 1).then_some(()) }).await;
     notifier.finished().await;
 }
@@ -438,7 +438,7 @@ async fn a_provider_that_asks_to_wait_is_not_called_before() {
     let notifier = fixture.start(fixture.config());
     let begun = std::time::Instant::now();
     fixture.misses("hello").await;
-    timeout(PATIENCE, handle.wait_for(2)).await.unwrap();
+    timeout(TEST_TIMEOUT, handle.wait_for(2)).await.unwrap();
     assert!(begun.elapsed() >= Duration::from_millis(999), "{:?}", begun.elapsed());
     notifier.finished().await;
     assert_eq!((handle.counts(At::Fcm).refused, handle.counts(At::Apns).refused), (1, 1));
@@ -455,7 +455,7 @@ async fn an_answer_that_was_lost_makes_a_push_that_can_be_recognised() {
     }
     let notifier = fixture.start(fixture.config());
     fixture.misses("hello").await;
-    timeout(PATIENCE, handle.wait_for(4)).await.unwrap();
+    timeout(TEST_TIMEOUT, handle.wait_for(4)).await.unwrap();
     notifier.counts(&of_lane("fcm", "pushed", 1)).await;
     notifier.counts(&of_lane("apns", "pushed", 1)).await;
     notifier.finished().await;
@@ -474,7 +474,7 @@ async fn a_burst_goes_through_one_connection_with_one_token() {
     handle.set(At::Apns, Behaviour::Slow(20 * MS)).await;
     let notifier =
         fixture.start(Config { push_concurrency: NonZeroUsize::new(64).unwrap(), ..fixture.config() });
-    timeout(PATIENCE, handle.wait_for(400)).await.unwrap();
+    timeout(TEST_TIMEOUT, handle.wait_for(400)).await.unwrap();
     notifier.finished().await;
     let (fcm, apns) = (handle.counts(At::Fcm), handle.counts(At::Apns));
     assert_eq!((fcm.taken, fcm.repeated, fcm.oauth_tokens_issued), (200, 0, 1));
@@ -494,7 +494,7 @@ async fn one_stream_at_a_time_is_enough() {
     fixture.misses_many(50).await;
     let notifier =
         fixture.start(Config { push_concurrency: NonZeroUsize::new(64).unwrap(), ..fixture.config() });
-    timeout(PATIENCE, handle.wait_for(100)).await.unwrap();
+    timeout(TEST_TIMEOUT, handle.wait_for(100)).await.unwrap();
     notifier.finished().await;
     for at in [At::Fcm, At::Apns] {
         let counts = handle.counts(at);
@@ -514,7 +514,7 @@ async fn a_server_that_leaves_all_the_time_gets_every_push_once() {
     fixture.misses_many(200).await;
     let notifier =
         fixture.start(Config { push_concurrency: NonZeroUsize::new(16).unwrap(), ..fixture.config() });
-    timeout(PATIENCE, handle.wait_for(400)).await.unwrap();
+    timeout(TEST_TIMEOUT, handle.wait_for(400)).await.unwrap();
     notifier.counts(&of_lane("fcm", "pushed", 200)).await;
     notifier.counts(&of_lane("apns", "pushed", 200)).await;
     notifier.finished().await;
@@ -540,7 +540,7 @@ async fn a_provider_that_is_away_gets_its_pushes_when_it_is_back() {
     for at in [At::Fcm, At::Apns] {
         handle.set(at, Behaviour::Usual).await;
     }
-    timeout(PATIENCE, handle.wait_for(40)).await.unwrap();
+    timeout(TEST_TIMEOUT, handle.wait_for(40)).await.unwrap();
     notifier.finished().await;
     assert_eq!((handle.counts(At::Fcm).repeated, handle.counts(At::Apns).repeated), (0, 0));
 }
@@ -571,7 +571,7 @@ async fn without_an_access_token_nothing_is_lost() {
     fixture.registers("pixel", Platform::Fcm, "pixel").await;
     fixture.misses("hello").await;
     let notifier = fixture.start(fixture.config());
-    timeout(PATIENCE, handle.wait_for(1)).await.unwrap();
+    timeout(TEST_TIMEOUT, handle.wait_for(1)).await.unwrap();
     notifier.counts("retries_total{lane=\"fcm\"} 3").await;
     notifier.counts("configuration_refused_total{lane=\"fcm\"} 1").await;
     notifier.finished().await;

@@ -13,7 +13,7 @@ async fn a_stopping_notifier_finishes_what_it_has_in_flight_and_takes_nothing_mo
     let in_flight = calls.next().await;
     let event_id = in_flight.event.event_id;
 
-    let stopped = notifier.stop(PATIENCE);
+    let stopped = notifier.stop(TEST_TIMEOUT);
     let later = fixture.missed(&fixture.says("later").await, &["B"]).await;
     in_flight.deliver();
     stopped.await.unwrap().unwrap();

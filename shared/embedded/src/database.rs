@@ -87,13 +87,13 @@ impl Counts {
         self.syncs.load(Ordering::Relaxed)
     }
 
-    /// Commands that were handed to the writer's thread.
-    pub fn writer_hand_overs(&self) -> u64 {
+    /// Commands that the writer's thread was sent.
+    pub fn writer_calls(&self) -> u64 {
         self.writes.load(Ordering::Relaxed)
     }
 
-    /// Reads that were handed to a reader's thread.
-    pub fn reader_hand_overs(&self) -> u64 {
+    /// Reads that a reader's thread was sent.
+    pub fn reader_calls(&self) -> u64 {
         self.reads.load(Ordering::Relaxed)
     }
 }

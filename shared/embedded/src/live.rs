@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use async_trait::async_trait;
 use naru_engines::EngineResult;
-use naru_engines::live::{IsHere, Live, Signal, Subscription};
+use naru_engines::live::{HasSession, Live, Signal, Subscription};
 use naru_model::live::{Confirmation, LiveEvent};
 use naru_model::{GatewayId, SessionId, UserId};
 use tokio::sync::Notify;
@@ -111,8 +111,8 @@ impl Live for PubSub {
         self.send(&[Signal::UserChanged(user.clone())], |_| true)
     }
 
-    /// `IsHere` is not used: an event costs a pointer for each subscription.
-    async fn subscribe(&self, gateway: &GatewayId, _: IsHere) -> EngineResult<Box<dyn Subscription>> {
+    /// `HasSession` is not used: an event costs a pointer for each subscription.
+    async fn subscribe(&self, gateway: &GatewayId, _: HasSession) -> EngineResult<Box<dyn Subscription>> {
         let subscriber =
             Subscriber { gateway: gateway.clone(), buffer: Mutex::default(), woken: Notify::new() };
         let subscriber = Arc::new(subscriber);

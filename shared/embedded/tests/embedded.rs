@@ -281,7 +281,7 @@ async fn data_made_otherwise_is_refused() {
 }
 
 #[tokio::test]
-async fn a_batch_costs_two_hand_overs_to_the_writer_one_sync_and_no_read() {
+async fn a_batch_costs_two_calls_of_the_writer_one_sync_and_no_read() {
     let dir = tempdir().unwrap();
     let embedded = open(dir.path());
     let store = embedded.engines().store;
@@ -292,10 +292,10 @@ async fn a_batch_costs_two_hand_overs_to_the_writer_one_sync_and_no_read() {
     let ids: Vec<_> = rooms.iter().map(|room| room.id.clone()).collect();
     let count = || {
         (
-            embedded.counts().writer_hand_overs(),
+            embedded.counts().writer_calls(),
             embedded.counts().syncs(),
             embedded.counts().commits(),
-            embedded.counts().reader_hand_overs(),
+            embedded.counts().reader_calls(),
         )
     };
     let (writes, syncs, commits, reads) = count();

@@ -15,11 +15,11 @@ use crate::EngineResult;
 pub enum Signal {
     /// An event in a room.
     Event(Arc<LiveEvent>),
-    /// A message got this place in a room, and none of its recipients is here: see [`IsHere`].
-    Elsewhere { room: RoomId, seq: Seq },
+    /// A message got this place in a room, and none of its recipients is here: see [`HasSession`].
+    SeqOnly { room: RoomId, seq: Seq },
     /// The outcomes of messages that this gateway accepted.
     Confirmed(Arc<[Confirmation]>),
-    /// This session's device has connected elsewhere: close it (4409).
+    /// This session's device has connected seq_only: close it (4409).
     Evict(SessionId),
     /// What the store keeps of this user ([`UserRecord`](crate::store::UserRecord)) has changed.
     UserChanged(UserId),
@@ -31,13 +31,13 @@ pub enum Signal {
 
 /// Whether a user has a session with the subscribing gateway. It is called for each recipient of an event before the rest
 /// of the event is read: so an event for no user of this gateway costs next to nothing.
-pub type IsHere = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+pub type HasSession = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// Publish and subscribe.
 ///
 /// - **L1 to every gateway** – a subscription receives each event that is published after it was made, or else
-///   `Interrupted` (then `Restored`) in its place; no loss goes unreported. An engine may answer `Elsewhere` in place of a
-///   message none of whose recipients [is here](IsHere), and nothing in place of other events without a recipient here.
+///   `Interrupted` (then `Restored`) in its place; no loss goes unreported. An engine may answer `SeqOnly` in place of a
+///   message none of whose recipients [is here](HasSession), and nothing in place of other events without a recipient here.
 /// - **L2 order** – events of one publisher arrive in the order they were published.
 /// - **L3 never blocked** – a subscription that is not read delays neither publishers nor other subscribers.
 /// - **L4 addressed** – confirmations and evictions go to the gateway they name and to no other; a gateway that does not
@@ -57,7 +57,11 @@ pub trait Live: Send + Sync {
     /// Tells every gateway that a user's record has changed: see L5.
     async fn user_changed(&self, user: &UserId) -> EngineResult<()>;
 
-    async fn subscribe(&self, gateway: &GatewayId, is_here: IsHere) -> EngineResult<Box<dyn Subscription>>;
+    async fn subscribe(
+        &self,
+        gateway: &GatewayId,
+        has_session: HasSession,
+    ) -> EngineResult<Box<dyn Subscription>>;
 }
 
 /// One gateway's signals.
@@ -96,8 +100,9 @@ pub enum Renewal {
     Lapsed,
 }
 
-/// Which users are connected. **Unknown is not offline**: when presence can't be read, the call fails.
+/// Which users are connected.
 ///
+/// - **E0 unknown is not offline** – when presence can't be read, the call fails.
 /// - **E1 lease** – a session counts only while its gateway's lease does: `ttl` from its last renewal. When a gateway
 ///   dies, its sessions end with its lease, without any other traffic.
 /// - **E2 at once** – the next `online` shows an `attach` or `detach`.
@@ -134,7 +139,7 @@ pub trait Presence: Send + Sync {
     async fn seen(&self, users: &[UserId]) -> EngineResult<Vec<Seen>>;
 }
 
-/// Which messages were proven to have arrived on a live session: by a `RECEIVED`, or by a later pong.
+/// Which messages were proven to have arrived on a live session: by a `RECEIVED` or `READ`, or by a later pong.
 ///
 /// - **O1 short-lived** – a proof is kept for at least `keep`; a lost one costs an unneeded push, never a message.
 /// - **O2 in bulk** – any number of messages is recorded or asked about in one round trip.

@@ -149,7 +149,7 @@ pub trait Intake: Send + Sync {
 
 /// How much of a run was stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Run {
+pub struct RunResult {
     /// This many from the front are stored.
     pub stored: usize,
     /// Why the next message is not stored; none when all are.
@@ -200,7 +200,7 @@ pub trait Messages: Send + Sync {
     async fn heads(&self, rooms: &[RoomId]) -> EngineResult<Vec<Seq>>;
 
     /// See M1, M2.
-    async fn append_run(&self, run: &[Message]) -> EngineResult<Run>;
+    async fn append_run(&self, run: &[Message]) -> EngineResult<RunResult>;
 
     /// Moves rooms up in their members' lists: see M6. `newest` are stored messages, one for each room.
     async fn bump(&self, newest: &[Message]) -> EngineResult<()>;
@@ -219,7 +219,6 @@ pub fn activity_after(latest: Timestamp, timestamp: Timestamp) -> Timestamp {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewRoom {
     pub id: RoomId,
-    /// Direct or group.
     pub kind: RoomKind,
     /// A group's name.
     pub name: Option<Arc<str>>,
@@ -346,7 +345,7 @@ pub trait Rooms: Send + Sync {
     async fn share_a_room(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>>;
 }
 
-/// A step forward of a member in a room.
+/// A member's advance in a room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Advance {
     pub room: RoomId,

@@ -43,7 +43,7 @@ pub(crate) struct IntakeDocument {
     pub(crate) place: i64,
     pub(crate) open: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) outcome: Option<End>,
+    pub(crate) outcome: Option<StoredOutcome>,
     #[serde(default, with = "field", skip_serializing_if = "Option::is_none")]
     pub(crate) seq: Option<Seq>,
 }
@@ -51,12 +51,12 @@ pub(crate) struct IntakeDocument {
 /// The outcome of an accepted message; a saved one also has its `seq`.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) enum End {
+pub(crate) enum StoredOutcome {
     Saved,
     NotAMember,
 }
 
-impl End {
+impl StoredOutcome {
     /// Its value in the document.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
@@ -114,9 +114,9 @@ impl TryFrom<IntakeDocument> for StoredEntry {
     fn try_from(document: IntakeDocument) -> Result<Self, Self::Error> {
         let outcome = match (document.outcome, document.seq) {
             (None, _) => None,
-            (Some(End::Saved), Some(seq)) => Some(Outcome::Saved { seq }),
-            (Some(End::Saved), None) => return Err("saved at no place"),
-            (Some(End::NotAMember), _) => Some(Outcome::Rejected { reason: Rejection::NotAMember }),
+            (Some(StoredOutcome::Saved), Some(seq)) => Some(Outcome::Saved { seq }),
+            (Some(StoredOutcome::Saved), None) => return Err("saved at no place"),
+            (Some(StoredOutcome::NotAMember), _) => Some(Outcome::Rejected { reason: Rejection::NotAMember }),
         };
         let accepted = Accepted {
             id: document.id,

@@ -26,8 +26,8 @@ use crate::error::{ENGINE, Request, contended};
 const SCHEMA_VERSION: u32 = 2;
 /// How long a request searches for a primary, and how long connecting to a server may take, unless the URL sets it. The
 /// driver's default of 30 s is longer than a client waits for its answer.
-const FIND_WITHIN: Duration = Duration::from_secs(3);
-const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+const SERVER_SELECTION_TIMEOUT: Duration = Duration::from_secs(3);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The most connections to one server, unless the URL sets it: the driver specification's default. The driver's own
 /// default of 10 is less than the reads of many clients at once.
 const CONNECTIONS: u32 = 100;
@@ -98,8 +98,8 @@ async fn client(url: &str, commands: Option<&UnboundedSender<String>>) -> Engine
     };
     let mut options = ClientOptions::parse(url).await.map_err(unusable)?;
     options.app_name.get_or_insert_with(|| "naru".to_owned());
-    options.server_selection_timeout.get_or_insert(FIND_WITHIN);
-    options.connect_timeout.get_or_insert(CONNECT_WITHIN);
+    options.server_selection_timeout.get_or_insert(SERVER_SELECTION_TIMEOUT);
+    options.connect_timeout.get_or_insert(CONNECT_TIMEOUT);
     let max = *options.max_pool_size.get_or_insert(CONNECTIONS);
     options.min_pool_size.get_or_insert(KEPT_CONNECTIONS.min(max));
     options.command_event_handler = commands.cloned().map(|commands| {

@@ -107,9 +107,9 @@ impl Database {
     }
 
     /// These members' read positions, from the reported ones: sending reads up to the sender's own message.
-    async fn read_by(&self, said: HashMap<Member, Seq>) -> EngineResult<HashMap<Member, Seq>> {
-        let sent = self.sent_after(said.clone()).await?;
-        Ok(said.into_iter().chain(sent).collect())
+    async fn read_by(&self, reported: HashMap<Member, Seq>) -> EngineResult<HashMap<Member, Seq>> {
+        let sent = self.sent_after(reported.clone()).await?;
+        Ok(reported.into_iter().chain(sent).collect())
     }
 
     /// The place of each member's own last message after this one, if there is any.

@@ -8,7 +8,7 @@ use naru_engines::store::{Advance, Changed, MemberChange, Moved};
 use naru_model::room::sorted_members;
 use naru_model::{DeviceId, MemberVersion, Seq};
 
-use crate::given::{Fresh, group, room, said, user};
+use crate::fixtures::{Fresh, group, room, said, user};
 
 #[tokio::test]
 async fn a_run_counts_before_its_rooms_are_bumped() {

@@ -8,7 +8,7 @@ use naru_conformance::conformance_suite;
 use naru_conformance::{ForeignStore, Subject};
 use naru_engines::store::Store;
 
-use crate::given::Fresh;
+use crate::fixtures::Fresh;
 
 #[async_trait]
 impl Subject<Store> for Fresh {

@@ -7,7 +7,7 @@ use naru_model::{ClientMessageId, Message, MessageId, RoomId, Seq, Timestamp, Tr
 use naru_mongo::{Mongo, Options};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use crate::given::{Fresh, group, url, user};
+use crate::fixtures::{Fresh, group, url, user};
 
 /// A store, and the names of the commands that it sends.
 async fn watched(fresh: &Fresh) -> (Store, UnboundedReceiver<String>) {
@@ -36,7 +36,7 @@ fn accepted(room: &RoomId, sender: &UserId) -> Accepted {
 async fn a_batch_costs_one_command_for_each_of_its_steps() {
     let fresh = Fresh::new();
     let (store, mut commands) = watched(&fresh).await;
-    let rooms: Vec<RoomId> = (0..50).map(|number| crate::given::room(&format!("room {number}"))).collect();
+    let rooms: Vec<RoomId> = (0..50).map(|number| crate::fixtures::room(&format!("room {number}"))).collect();
     let ada = user("ada");
     for room in &rooms {
         store.rooms.create(group(room.as_str(), &["ada", "ben"])).await.unwrap();

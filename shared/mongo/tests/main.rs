@@ -5,7 +5,7 @@
 mod between_steps;
 mod conformance;
 mod costs;
-mod given;
+mod fixtures;
 mod opening;
 mod outages;
 mod rooms_of_another;

@@ -6,7 +6,7 @@ use bson::doc;
 use naru_engines::{Applied, EngineError, EngineResult};
 use naru_mongo::{Mongo, Options};
 
-use crate::given::{Fresh, url, user};
+use crate::fixtures::{Fresh, url, user};
 
 fn refusal(opened: EngineResult<Mongo>) -> String {
     match opened {

@@ -3,14 +3,14 @@
 use std::slice::from_ref;
 use std::time::{Duration, Instant};
 
-use naru_engines::store::{Appended, Run, Window};
+use naru_engines::store::{Appended, RunResult, Window};
 use naru_engines::{Applied, EngineError};
 use naru_model::hops::Accepted;
 use naru_model::{ClientMessageId, MessageId, Seq, Timestamp, Trace};
 use naru_mongo::{Mongo, Options};
 use naru_services::{Kind, Service};
 
-use crate::given::{group, room, said, user};
+use crate::fixtures::{group, room, said, user};
 
 async fn open(service: &Service) -> Mongo {
     let options = Options { answer_within: Duration::from_secs(5), ..Options::default() };
@@ -57,7 +57,7 @@ async fn a_server_that_dies_in_the_middle_of_runs_leaves_a_prefix_and_loses_noth
                 let run: Vec<_> =
                     (1..=RUN).map(|step| said(&room("here"), &user("ada"), head + step)).collect();
                 match store.messages.append_run(&run).await {
-                    Ok(Run { stored, stopped_by: None }) => head += stored as u64,
+                    Ok(RunResult { stored, stopped_by: None }) => head += stored as u64,
                     Ok(stopped) => panic!("{stopped:?}"),
                     Err(error) => return (head, run, error),
                 }

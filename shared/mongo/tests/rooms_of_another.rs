@@ -8,7 +8,7 @@ use naru_engines::store::{Created, NewRoom, Store};
 use naru_model::room::sorted_members;
 use naru_model::{RoomId, RoomKind, Seq, UserId};
 
-use crate::given::{Fresh, group, room, said, user};
+use crate::fixtures::{Fresh, group, room, said, user};
 
 fn written_by_another() -> Document {
     doc! { "_id": "ada_ben", "user1Id": "ben", "user2Id": "ada" }

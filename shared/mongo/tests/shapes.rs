@@ -12,7 +12,7 @@ use naru_model::{
     ClientMessageId, DeviceId, GatewayId, MessageId, Origin, RoomId, RoomKind, Seq, SessionId, Timestamp,
 };
 
-use crate::given::{Fresh, group, user};
+use crate::fixtures::{Fresh, group, user};
 
 const COLLECTIONS: [&str; 10] = [
     "intake",

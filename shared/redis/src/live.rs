@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use naru_engines::EngineResult;
-use naru_engines::live::{IsHere, Live, Subscription};
+use naru_engines::live::{HasSession, Live, Subscription};
 use naru_model::live::{Confirmation, LiveEvent, News};
 use naru_model::{GatewayId, SessionId, UserId};
 use redis::Cmd;
@@ -39,8 +39,12 @@ impl Live for PubSub {
         self.send([publish_json(GATEWAYS_CHANNEL, &GatewayMessage::user_changed(user))?]).await
     }
 
-    async fn subscribe(&self, gateway: &GatewayId, is_here: IsHere) -> EngineResult<Box<dyn Subscription>> {
-        let subscribed = subscribe::subscribe(self.clone(), gateway.clone(), is_here, self.live_backlog);
+    async fn subscribe(
+        &self,
+        gateway: &GatewayId,
+        has_session: HasSession,
+    ) -> EngineResult<Box<dyn Subscription>> {
+        let subscribed = subscribe::subscribe(self.clone(), gateway.clone(), has_session, self.live_backlog);
         Ok(Box::new(subscribed.await?))
     }
 }

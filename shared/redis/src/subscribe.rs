@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use naru_engines::live::{IsHere, Signal, Subscription};
+use naru_engines::live::{HasSession, Signal, Subscription};
 use naru_engines::{Applied, EngineError, EngineResult};
 use naru_model::GatewayId;
 use naru_runtime::backoff::Backoff;
@@ -36,7 +36,7 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// suspended has not read.
 const MAX_SILENT_CHECKS: u32 = 3;
 /// How long subscribing may take on an open connection, until the first heartbeat is received.
-const SUBSCRIBE_WITHIN: Duration = Duration::from_secs(2);
+const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The backoff before subscribing again: up to the first, doubling with each failure in a row, up to the second
 /// one. All gateways lose a server at the same moment.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -47,7 +47,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 pub(crate) async fn subscribe(
     pub_sub: PubSub,
     gateway: GatewayId,
-    is_here: IsHere,
+    has_session: HasSession,
     capacity: usize,
 ) -> EngineResult<RedisSubscription> {
     let buffer = Arc::new(SignalBuffer::new(capacity));
@@ -56,7 +56,7 @@ pub(crate) async fn subscribe(
     let keeper = SubscriptionKeeper { pub_sub, gateway, buffer: buffer.clone() };
     let keeper = AbortOnDropHandle::new(tokio::spawn(async move { keeper.keep(connection).await }));
     let (taken, unreadable) = (VecDeque::new(), UnreadableLog::default());
-    Ok(RedisSubscription { buffer, taken, channel, is_here, unreadable, _keeper: keeper })
+    Ok(RedisSubscription { buffer, taken, channel, has_session, unreadable, _keeper: keeper })
 }
 
 /// One connection that is subscribed.
@@ -109,8 +109,8 @@ impl SubscribedConnection {
             receiver.heartbeat.notified().await;
             Ok(())
         };
-        timeout(SUBSCRIBE_WITHIN, subscribing).await.unwrap_or_else(|_| {
-            let why = format!("nothing was received within {SUBSCRIBE_WITHIN:?} of subscribing");
+        timeout(SUBSCRIBE_TIMEOUT, subscribing).await.unwrap_or_else(|_| {
+            let why = format!("nothing was received within {SUBSCRIBE_TIMEOUT:?} of subscribing");
             Err(EngineError::unavailable(ENGINE, Applied::No, why))
         })?;
         Ok(Self { _connection: connection, receiver })
@@ -223,7 +223,7 @@ pub(crate) struct RedisSubscription {
     taken: VecDeque<Received>,
     /// The gateway's own.
     channel: String,
-    is_here: IsHere,
+    has_session: HasSession,
     unreadable: UnreadableLog,
     _keeper: AbortOnDropHandle<Infallible>,
 }
@@ -246,7 +246,7 @@ impl Subscription for RedisSubscription {
             let read = if channel == self.channel || channel == GATEWAYS_CHANNEL {
                 wire::read_gateway_message(&payload).map(Some)
             } else {
-                wire::read_event(&channel, &payload, &*self.is_here)
+                wire::read_event(&channel, &payload, &*self.has_session)
             };
             match read {
                 Ok(Some(signal)) => return Some(signal),

@@ -14,7 +14,7 @@ use crate::names::room_of;
 const VERSION: u8 = 1;
 
 /// A gateway's payload to itself, to check that its subscription works.
-pub(crate) const HEARTBEAT: &[u8] = br#"{"version":1,"type":"BEAT"}"#;
+pub(crate) const HEARTBEAT: &[u8] = br#"{"version":1,"type":"HEARTBEAT"}"#;
 
 /// A message to one gateway, or to every one.
 #[derive(Serialize, Deserialize)]
@@ -95,13 +95,13 @@ struct EventHead<'a> {
 pub(crate) fn read_event(
     channel: &str,
     payload: &[u8],
-    is_here: &dyn Fn(&str) -> bool,
+    has_session: &dyn Fn(&str) -> bool,
 ) -> Result<Option<Signal>, Unreadable> {
     let check_place = |is_chat: bool, room: &str| match room_of(channel) {
         Some(own) if !is_chat || own != room => Err(Unreadable::Misplaced),
         _ => Ok(()),
     };
-    if may_concern(payload, is_here) {
+    if may_concern(payload, has_session) {
         let event: LiveEvent = serde_json::from_slice(payload).map_err(|_| Unreadable::Malformed)?;
         check_place(matches!(event.news, News::Chat(_)), event.news.room().as_str())?;
         return Ok(Some(Signal::Event(Arc::new(event))));
@@ -114,18 +114,18 @@ pub(crate) fn read_event(
     }
     let room = RoomId::new(head.chat_room_id).map_err(|_| Unreadable::Malformed)?;
     let seq = head.seq.ok_or(Unreadable::Malformed)?;
-    Ok(Some(Signal::Elsewhere { room, seq }))
+    Ok(Some(Signal::SeqOnly { room, seq }))
 }
 
 /// Whether a recipient is here, or may be. Naru writes the recipients first, and a user id holds nothing that JSON
 /// escapes, no quote and no bracket: so no JSON needs to be parsed. A payload of another shape may concern any session.
-fn may_concern(payload: &[u8], is_here: &dyn Fn(&str) -> bool) -> bool {
+fn may_concern(payload: &[u8], has_session: &dyn Fn(&str) -> bool) -> bool {
     let recipients =
         payload.strip_prefix(br#"{"recipients":["#).and_then(|rest| rest.split(|byte| *byte == b']').next());
     recipients.is_none_or(|recipients| {
         // Every second piece between quotes is an id.
         let ids = recipients.split(|byte| *byte == b'"').skip(1).step_by(2);
-        ids.filter_map(|id| str::from_utf8(id).ok()).any(is_here)
+        ids.filter_map(|id| str::from_utf8(id).ok()).any(has_session)
     })
 }
 
@@ -186,13 +186,13 @@ mod tests {
         let payload = serde_json::to_string(&event).unwrap();
         let room = event.news.room().clone();
         let channel = format!("chat:{room}");
-        let elsewhere = Ok(Some(Signal::Elsewhere { room, seq: Seq(7) }));
+        let seq_only = Ok(Some(Signal::SeqOnly { room, seq: Seq(7) }));
         let whole = Ok(Some(Signal::Event(event.into())));
         for here in ["ben", "eve-._~!$&'()*+,;=:@|"] {
             assert_eq!(read(&channel, &payload, here), whole, "{here}");
         }
         for here in ["ada", "nobody", "be", ""] {
-            assert_eq!(read(&channel, &payload, here), elsewhere, "{here}");
+            assert_eq!(read(&channel, &payload, here), seq_only, "{here}");
         }
 
         let typing = r#"{"recipients":["ben"],"type":"TYPING","chatRoomId":"a","userId":"ada"}"#;
@@ -206,7 +206,7 @@ mod tests {
         let payload = r#"{"recipients":["ben"],"type":"CHAT","content":{"nested":["\ud800"]},"seq":3,"chatRoomId":"a"}"#;
         assert_eq!(read("chat:a", payload, "ben"), Err(Unreadable::Malformed));
         let room = RoomId::new("a").unwrap();
-        assert_eq!(read("chat:a", payload, "eve"), Ok(Some(Signal::Elsewhere { room, seq: Seq(3) })));
+        assert_eq!(read("chat:a", payload, "eve"), Ok(Some(Signal::SeqOnly { room, seq: Seq(3) })));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! A durable hop: rows of one table, `queue`. A row is deleted when its event is acknowledged, and its delivery writes
-//! nothing: after a crash every unacknowledged event is delivered again. Memory holds only which rows are outstanding
+//! nothing: after a crash every unacknowledged event is delivered again. Memory holds only which rows are unacknowledged
 //! (delivered, not acknowledged or retried yet); a receiver reads the other due rows in the order of `(visibleAt, id)`.
 
 use std::collections::HashSet;
@@ -50,8 +50,8 @@ struct Table {
     hop: &'static str,
     database: Arc<Database>,
     clock: Clock,
-    in_hand: Mutex<HashSet<i64>>,
-    /// One receiver reads at a time: the rows that it finds are not outstanding yet.
+    unacknowledged: Mutex<HashSet<i64>>,
+    /// One receiver reads at a time: the rows that it finds are not unacknowledged yet.
     reading: tokio::sync::Mutex<()>,
     /// A row was added, changed or released.
     changed: Notify,
@@ -59,8 +59,9 @@ struct Table {
 
 impl<T: Payload> TableQueue<T> {
     pub(crate) fn new(hop: &'static str, database: Arc<Database>, clock: Clock) -> Self {
-        let (in_hand, reading, changed) = (Mutex::default(), tokio::sync::Mutex::default(), Notify::new());
-        let table = Arc::new(Table { hop, database, clock, in_hand, reading, changed });
+        let (unacknowledged, reading, changed) =
+            (Mutex::default(), tokio::sync::Mutex::default(), Notify::new());
+        let table = Arc::new(Table { hop, database, clock, unacknowledged, reading, changed });
         Self { table, payload: PhantomData }
     }
 }
@@ -89,28 +90,29 @@ impl<T: Payload> Queue<T> for TableQueue<T> {
     }
 
     async fn receiver(&self) -> EngineResult<Box<dyn Receiver<T>>> {
-        Ok(Box::new(TableReceiver(Arc::new(Hand(self.table.clone())))))
+        Ok(Box::new(TableReceiver(Arc::new(TableAcknowledger(self.table.clone())))))
     }
 }
 
-struct TableReceiver(Arc<Hand>);
+struct TableReceiver(Arc<TableAcknowledger>);
 
 #[async_trait]
 impl<T: Payload> Receiver<T> for TableReceiver {
     async fn receive(&mut self, max: usize) -> EngineResult<Vec<Delivery<T>>> {
-        let Hand(table) = &*self.0;
+        let TableAcknowledger(table) = &*self.0;
         loop {
             let mut changed = std::pin::pin!(table.changed.notified());
             // From here on no change is missed.
             changed.as_mut().enable();
             let turn = table.reading.lock().await;
             // A row that is released while the table is read is not delivered by this read: it may be deleted.
-            let (hop, in_hand) = (table.hop, lock(&table.in_hand).clone());
+            let (hop, unacknowledged) = (table.hop, lock(&table.unacknowledged).clone());
             let now = table.clock.now().as_millis();
-            let look = move |transaction: &Transaction<'_>| Found::read(transaction, hop, now, &in_hand, max);
-            let Found { rows, unreadable, next } = table.database.read(look).await?;
+            let find =
+                move |transaction: &Transaction<'_>| Found::read(transaction, hop, now, &unacknowledged, max);
+            let Found { rows, unreadable, next } = table.database.read(find).await?;
             // Nothing is awaited from here to the answer: a call that is cancelled has taken nothing.
-            lock(&table.in_hand).extend(rows.iter().map(|row| row.0).chain(unreadable));
+            lock(&table.unacknowledged).extend(rows.iter().map(|row| row.0).chain(unreadable));
             drop(turn);
             if !rows.is_empty() {
                 let deliver = |(row, attempt, event): (i64, u32, Event<T>)| {
@@ -134,7 +136,7 @@ impl<T: Payload> Receiver<T> for TableReceiver {
 struct Found<T: Payload> {
     /// The due rows: id, attempt and event.
     rows: Vec<(i64, u32, Event<T>)>,
-    /// These rows stay in the table for an operator, and count as outstanding until the process ends.
+    /// These rows stay in the table for an operator, and count as unacknowledged until the process ends.
     unreadable: Vec<i64>,
     /// When the next row is due, if none is due now.
     next: Option<i64>,
@@ -145,7 +147,7 @@ impl<T: Payload> Found<T> {
         transaction: &Transaction<'_>,
         hop: &str,
         now: i64,
-        in_hand: &HashSet<i64>,
+        unacknowledged: &HashSet<i64>,
         max: usize,
     ) -> rusqlite::Result<Self> {
         let (mut rows, mut unreadable) = (Vec::new(), Vec::new());
@@ -157,7 +159,7 @@ impl<T: Payload> Found<T> {
             && let Some(row) = due.next()?
         {
             let id = row.get(0)?;
-            if in_hand.contains(&id) {
+            if unacknowledged.contains(&id) {
                 continue;
             }
             match row.json(2) {
@@ -178,21 +180,21 @@ impl<T: Payload> Found<T> {
 }
 
 /// Acknowledges and retries a receiver's rows.
-struct Hand(Arc<Table>);
+struct TableAcknowledger(Arc<Table>);
 
-impl fmt::Debug for Hand {
+impl fmt::Debug for TableAcknowledger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hand").field("hop", &self.0.hop).finish_non_exhaustive()
+        f.debug_struct("TableAcknowledger").field("hop", &self.0.hop).finish_non_exhaustive()
     }
 }
 
-impl Hand {
+impl TableAcknowledger {
     /// Deletes rows, or makes them due after that time as the next attempt; then releases them, also if the write failed.
     async fn write(&self, tags: Vec<u64>, again_after: Option<Duration>) -> EngineResult<()> {
         let now = self.0.clock.now();
         let again_at = again_after.map(|after| now.after(after));
         let rows: Vec<i64> = tags.into_iter().map(u64::cast_signed).collect();
-        let in_hand = InHand { table: self.0.clone(), rows: rows.clone(), are_deleted: false };
+        let released = UnacknowledgedRows { table: self.0.clone(), rows: rows.clone(), are_deleted: false };
         let write = move |transaction: &Transaction<'_>| match again_at {
             None => {
                 let mut delete = transaction.prepare_cached("DELETE FROM queue WHERE id = ?1")?;
@@ -210,7 +212,7 @@ impl Hand {
         // The event of an ack that a power cut undoes is delivered again.
         let sync = if again_at.is_none() { Sync::Never } else { Sync::Always };
         let then = move |outcome: &EngineResult<()>| {
-            let mut ended = in_hand;
+            let mut ended = released;
             ended.are_deleted = again_at.is_none() && outcome.is_ok();
         };
         self.0.database.write_then(sync, write, then).await
@@ -218,7 +220,7 @@ impl Hand {
 }
 
 #[async_trait]
-impl Acknowledge for Hand {
+impl Acknowledge for TableAcknowledger {
     async fn ack(&self, tags: Vec<u64>) -> EngineResult<()> {
         self.write(tags, None).await
     }
@@ -228,21 +230,21 @@ impl Acknowledge for Hand {
     }
 
     fn dropped(&self, tag: u64) {
-        drop(InHand { table: self.0.clone(), rows: vec![tag.cast_signed()], are_deleted: false });
+        drop(UnacknowledgedRows { table: self.0.clone(), rows: vec![tag.cast_signed()], are_deleted: false });
     }
 }
 
-/// Outstanding rows. Dropping this releases them: a row still in the table is delivered again when due.
-struct InHand {
+/// Dropping this releases its rows: a row still in the table is delivered again when due.
+struct UnacknowledgedRows {
     table: Arc<Table>,
     rows: Vec<i64>,
     /// There is nothing more to deliver, so no receiver reads the table for it.
     are_deleted: bool,
 }
 
-impl Drop for InHand {
+impl Drop for UnacknowledgedRows {
     fn drop(&mut self) {
-        lock(&self.table.in_hand).retain(|row| !self.rows.contains(row));
+        lock(&self.table.unacknowledged).retain(|row| !self.rows.contains(row));
         if !self.are_deleted {
             self.table.changed.notify_waiters();
         }
@@ -285,7 +287,7 @@ mod tests {
 
     /// Reads and acknowledgements interleave as two receivers and a busy sender make them.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn every_event_is_acknowledged_once_while_looks_and_acknowledgements_alternate() {
+    async fn every_event_is_acknowledged_once_while_reads_and_acknowledgements_alternate() {
         const COUNT: usize = 3_000;
         let dir = tempfile::tempdir().unwrap();
         let queue = Arc::new(queue(&dir));
@@ -336,6 +338,6 @@ mod tests {
             transaction.query_row("SELECT count(*) FROM queue", [], |row| row.get::<_, i64>(0))
         });
         assert_eq!(rows.await.unwrap(), 0);
-        assert!(lock(&queue.table.in_hand).is_empty());
+        assert!(lock(&queue.table.unacknowledged).is_empty());
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use async_trait::async_trait;
 use naru_engines::EngineResult;
-use naru_engines::store::{Messages, Run, RunConflict, Window, activity_after};
+use naru_engines::store::{Messages, RunConflict, RunResult, Window, activity_after};
 use naru_model::{Message, MessageId, RoomId, Seq, Timestamp, UserId};
 use rusqlite::{Connection, OptionalExtension, Result, params};
 
@@ -28,7 +28,7 @@ impl Messages for Database {
         .await
     }
 
-    async fn append_run(&self, run: &[Message]) -> EngineResult<Run> {
+    async fn append_run(&self, run: &[Message]) -> EngineResult<RunResult> {
         let run = run.to_vec();
         self.write(move |transaction| append_run(transaction, &run)).await
     }
@@ -50,7 +50,7 @@ fn find(connection: &Connection, id: MessageId) -> Result<Option<Message>> {
 }
 
 /// In one transaction: readers see the prefix and its senders' read positions at once, or nothing.
-fn append_run(connection: &Connection, run: &[Message]) -> Result<Run> {
+fn append_run(connection: &Connection, run: &[Message]) -> Result<RunResult> {
     let sql = concat!(
         "INSERT INTO chat_messages (",
         message_columns!(),
@@ -90,7 +90,7 @@ fn append_run(connection: &Connection, run: &[Message]) -> Result<Run> {
     for ((room, sender), seq) in read {
         advance.execute(params![room.as_str(), sender.as_str(), column::place(seq)])?;
     }
-    Ok(Run { stored, stopped_by })
+    Ok(RunResult { stored, stopped_by })
 }
 
 /// The activity of the message that was saved last, which is the latest one.

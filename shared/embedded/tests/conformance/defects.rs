@@ -240,9 +240,9 @@ async fn every_defect_of_a_live_layer_is_noticed() {
             (Defect::LiveLosesInSilence, &["l1_what_is_lost_is_announced"]),
             (Defect::LiveOutOfOrder, &["l2_events_of_one_publisher_come_in_order"]),
             (Defect::LiveBlocksOnTheSlow, &["l3_a_subscription_that_is_not_read_delays_no_other"]),
-            (Defect::ElsewhereForEveryone, &["l1_what_is_for_others_may_come_as_elsewhere"]),
-            (Defect::ElsewhereIsLost, &["l1_what_is_for_others_may_come_as_elsewhere"]),
-            (Defect::WhoIsHereIsAskedOnce, &["l1_what_is_for_others_may_come_as_elsewhere"]),
+            (Defect::SeqOnlyForEveryone, &["l1_what_is_for_others_may_come_as_seq_only"]),
+            (Defect::SeqOnlyIsLost, &["l1_what_is_for_others_may_come_as_seq_only"]),
+            (Defect::HasSessionIsAskedOnce, &["l1_what_is_for_others_may_come_as_seq_only"]),
             (
                 Defect::ConfirmedToAllGateways,
                 &["l4_confirmations_and_evictions_reach_the_named_gateway_only"],

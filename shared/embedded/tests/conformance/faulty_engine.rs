@@ -8,13 +8,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use naru_engines::bus::{AckHandle, Acknowledge, Bus, Delivery, Queue, Receiver, ack, retry};
 use naru_engines::live::{
-    IsHere, Leases, Live, Presence, PresenceEntry, Proofs, Renewal, Seen, Signal, Subscription,
+    HasSession, Leases, Live, Presence, PresenceEntry, Proofs, Renewal, Seen, Signal, Subscription,
 };
 use naru_engines::store::{
     Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakePlace,
     IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, OpenPage,
-    ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, Run, RunConflict,
-    UserRecord, Users, Window,
+    ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, RunConflict,
+    RunResult, UserRecord, Users, Window,
 };
 use naru_engines::{EngineResult, Engines};
 use naru_model::hops::{Accepted, Payload};
@@ -106,9 +106,9 @@ pub(crate) enum Defect {
     LiveLosesInSilence,
     LiveOutOfOrder,
     LiveBlocksOnTheSlow,
-    ElsewhereForEveryone,
-    ElsewhereIsLost,
-    WhoIsHereIsAskedOnce,
+    SeqOnlyForEveryone,
+    SeqOnlyIsLost,
+    HasSessionIsAskedOnce,
     ConfirmedToAllGateways,
     ChangesOfUsersWhoAreHereOnly,
 
@@ -149,7 +149,7 @@ pub(crate) fn faulty(engines: Engines, defect: Defect) -> Engines {
 fn faulty_bus(bus: Bus, defect: Defect, kept: &Arc<Mutex<Kept>>) -> Bus {
     match defect {
         Defect::LosesEvents => naru_faults::losing(bus, 1, 0.5),
-        // What a hand-over may do is a defect when there was none.
+        // What a reassignment may do is a defect when there was none.
         Defect::RoomOutOfOrder => naru_faults::reordering(bus, 1, 1.0),
         _ => Bus {
             accepted: FaultyEngine::new(bus.accepted, defect, kept),
@@ -295,19 +295,19 @@ impl Messages for FaultyEngine<dyn Messages> {
             .collect())
     }
 
-    async fn append_run(&self, run: &[Message]) -> EngineResult<Run> {
+    async fn append_run(&self, run: &[Message]) -> EngineResult<RunResult> {
         let answer = self.inner.append_run(run).await?;
         match (self.defect, &answer.stopped_by) {
             (Defect::RunGoesOnAfterConflict, Some(_)) => {
                 let mut rest = &run[answer.stored + 1..];
-                while let Run { stored, stopped_by: Some(_) } = self.inner.append_run(rest).await? {
+                while let RunResult { stored, stopped_by: Some(_) } = self.inner.append_run(rest).await? {
                     rest = &rest[stored + 1..];
                 }
                 Ok(answer)
             }
             (Defect::TakenPlaceAccepted, Some(RunConflict::SeqTaken))
             | (Defect::RepeatedIdAccepted, Some(RunConflict::AlreadySaved(_))) => {
-                Ok(Run { stored: run.len(), stopped_by: None })
+                Ok(RunResult { stored: run.len(), stopped_by: None })
             }
             _ => Ok(answer),
         }
@@ -782,21 +782,25 @@ impl Live for FaultyEngine<dyn Live> {
         self.inner.user_changed(user).await
     }
 
-    async fn subscribe(&self, gateway: &GatewayId, is_here: IsHere) -> EngineResult<Box<dyn Subscription>> {
+    async fn subscribe(
+        &self,
+        gateway: &GatewayId,
+        has_session: HasSession,
+    ) -> EngineResult<Box<dyn Subscription>> {
         let unread = Arc::new(AtomicUsize::new(0));
-        let inner = self.inner.subscribe(gateway, is_here.clone()).await?;
+        let inner = self.inner.subscribe(gateway, has_session.clone()).await?;
         let mut kept = self.kept();
         kept.gateways.push(gateway.clone());
         kept.unread.push(Arc::downgrade(&unread));
         let (defect, were_here) = (self.defect, HashMap::new());
-        Ok(Box::new(FaultySubscription { inner, defect, is_here, were_here, unread }))
+        Ok(Box::new(FaultySubscription { inner, defect, has_session, were_here, unread }))
     }
 }
 
 struct FaultySubscription {
     inner: Box<dyn Subscription>,
     defect: Defect,
-    is_here: IsHere,
+    has_session: HasSession,
     /// What was answered for each user when it was first asked.
     were_here: HashMap<UserId, bool>,
     unread: Arc<AtomicUsize>,
@@ -805,14 +809,14 @@ struct FaultySubscription {
 impl FaultySubscription {
     /// Whether no recipient is here, as far as this engine knows.
     fn is_elsewhere(&mut self, event: &LiveEvent) -> bool {
-        let Self { defect, is_here, were_here, .. } = self;
-        let mut is_here = |user: &UserId| match defect {
-            Defect::WhoIsHereIsAskedOnce => {
-                *were_here.entry(user.clone()).or_insert_with(|| is_here(user.as_str()))
+        let Self { defect, has_session, were_here, .. } = self;
+        let mut has_session = |user: &UserId| match defect {
+            Defect::HasSessionIsAskedOnce => {
+                *were_here.entry(user.clone()).or_insert_with(|| has_session(user.as_str()))
             }
-            _ => is_here(user.as_str()),
+            _ => has_session(user.as_str()),
         };
-        !event.recipients.iter().any(&mut is_here)
+        !event.recipients.iter().any(&mut has_session)
     }
 }
 
@@ -824,7 +828,7 @@ impl Subscription for FaultySubscription {
             let event = match (self.defect, &signal) {
                 (Defect::LiveLosesInSilence, Signal::Interrupted | Signal::Restored) => continue,
                 (Defect::ChangesOfUsersWhoAreHereOnly, Signal::UserChanged(user))
-                    if !(self.is_here)(user.as_str()) =>
+                    if !(self.has_session)(user.as_str()) =>
                 {
                     continue;
                 }
@@ -835,12 +839,12 @@ impl Subscription for FaultySubscription {
                 self.unread.fetch_sub(1, Ordering::SeqCst);
             }
             let News::Chat(message) = &event.news else { return Some(signal) };
-            let elsewhere = Signal::Elsewhere { room: message.chat_room_id.clone(), seq: message.seq };
+            let seq_only = Signal::SeqOnly { room: message.chat_room_id.clone(), seq: message.seq };
             match (self.defect, self.is_elsewhere(&event)) {
-                (Defect::ElsewhereForEveryone, _) | (Defect::WhoIsHereIsAskedOnce, true) => {
-                    return Some(elsewhere);
+                (Defect::SeqOnlyForEveryone, _) | (Defect::HasSessionIsAskedOnce, true) => {
+                    return Some(seq_only);
                 }
-                (Defect::ElsewhereIsLost, true) => {}
+                (Defect::SeqOnlyIsLost, true) => {}
                 _ => return Some(signal),
             }
         }

@@ -13,7 +13,7 @@ use naru_model::message::Outcome;
 use naru_model::{ClientMessageId, MessageId, RoomId, Seq, UserId};
 
 use crate::database::{Database, Find, PER_STATEMENT, Update, entry_of, readable};
-use crate::document::{End, IntakeDocument, PlaceDocument, StoredEntry};
+use crate::document::{IntakeDocument, PlaceDocument, StoredEntry, StoredOutcome};
 use crate::error::{ENGINE, after_effect};
 use crate::field::{self, Field};
 use crate::open::INTAKE;
@@ -23,7 +23,7 @@ impl Intake for Database {
     /// One round trip when all entries are new, else two; one more when rejected entries are opened again, and one where a new
     /// entry comes after a resend.
     ///
-    /// When the process dies in between, each entry is stored or not: the sweeper finds the stored ones. One that comes after
+    /// When the process dies in between, each entry is stored or not: the sweep finds the stored ones. One that comes after
     /// a resend may then be saved before it; their sender has had no answer to either, and sends both again, in order.
     async fn append(&self, entries: &[Accepted]) -> EngineResult<Vec<Appended>> {
         // The server may run an unordered insert in any order, so of equal entries only the first is sent.
@@ -103,7 +103,7 @@ impl Intake for Database {
         Ok(newest.map(|PlaceDocument { appended }| appended))
     }
 
-    /// One round trip for every hundred entries of one `End`, one after the other: an append meanwhile waits for one of them
+    /// One round trip for every hundred entries of one `StoredOutcome`, one after the other: an append meanwhile waits for one of them
     /// at most (measured at 4,000 messages/s: an `ACK`'s 99th percentile of 77 ms, and of 114 ms with one command for all). An
     /// outcome is written only where there is none, so the first one stands.
     async fn close(&self, closings: &[Closing]) -> EngineResult<()> {
@@ -118,18 +118,18 @@ impl Intake for Database {
     }
 }
 
-/// A statement for every hundred entries of one `End`.
+/// A statement for every hundred entries of one `StoredOutcome`.
 fn close(closings: &[Closing]) -> Vec<Update> {
-    // Statements are grouped by `End`, so of several outcomes of one message only the first is sent.
+    // Statements are grouped by `StoredOutcome`, so of several outcomes of one message only the first is sent.
     let mut seen = HashSet::new();
     let mut ends: BTreeMap<&str, Vec<(Bson, Option<Seq>)>> = BTreeMap::new();
     for Closing { id, outcome } in closings.iter().filter(|closing| seen.insert(closing.id)) {
-        let (end, seq) = End::of(*outcome);
+        let (end, seq) = StoredOutcome::of(*outcome);
         ends.entry(end.as_str()).or_default().push((id.to_bson().into(), seq));
     }
     let statement = |end: &str, entries: &[(Bson, Option<Seq>)]| {
         let ids: Vec<Bson> = entries.iter().map(|(id, _)| id.clone()).collect();
-        // Of one `End`, all have a place or none.
+        // Of one `StoredOutcome`, all have a place or none.
         let seqs: Vec<Bson> = entries.iter().filter_map(|(_, seq)| Some((*seq)?.to_bson().into())).collect();
         let mut set = doc! { "open": false, "outcome": end };
         if !seqs.is_empty() {
@@ -206,7 +206,7 @@ fn key_of(entry: &Accepted) -> Key {
 
 /// An entry as it is opened again. Its key, its content, its id and its place in the order stay.
 fn reopening(first: MessageId, entry: &Accepted) -> EngineResult<Update> {
-    let rejected = End::NotAMember.as_str();
+    let rejected = StoredOutcome::NotAMember.as_str();
     let mut set = bson::serialize_to_document(&IntakeDocument::new(entry.clone(), 0))
         .map_err(|_| EngineError::permanent(ENGINE, "intake: not to be written as BSON"))?;
     let mut unset = doc! { "outcome": "" };

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use async_trait::async_trait;
 use bson::{Bson, Document, doc};
-use naru_engines::store::{Messages, Run, RunConflict, Window};
+use naru_engines::store::{Messages, RunConflict, RunResult, Window};
 use naru_engines::{Applied, EngineError, EngineResult};
 use naru_model::{Message, MessageId, RoomId, Seq, Timestamp};
 
@@ -49,9 +49,9 @@ impl Messages for Database {
     /// An ordered insert stops at its first failure and a server that dies in the middle has stored a prefix: hence no
     /// gap. All counts are read from `chat_messages`, so nothing else is written and nothing needs repair: when the process
     /// dies, the run is delivered again and stops at the first stored message.
-    async fn append_run(&self, run: &[Message]) -> EngineResult<Run> {
+    async fn append_run(&self, run: &[Message]) -> EngineResult<RunResult> {
         if run.is_empty() {
-            return Ok(Run { stored: 0, stopped_by: None });
+            return Ok(RunResult { stored: 0, stopped_by: None });
         }
         let documents: Vec<_> = run.iter().map(MessageDocument::from).collect();
         let refused = self.insert(CHAT_MESSAGES, documents, true).await?;
@@ -60,7 +60,7 @@ impl Messages for Database {
             Some(first) => Some(self.met_by(first).await.map_err(after_effect)?),
             None => None,
         };
-        Ok(Run { stored, stopped_by })
+        Ok(RunResult { stored, stopped_by })
     }
 
     /// One round trip, one statement as a rule. It only raises values, so it may be repeated and overtaken.

@@ -35,11 +35,11 @@ impl Positions for Database {
             let furthest = furthest.entry(&step.room).or_default();
             *furthest = step.received.max(step.read).max(*furthest);
         }
-        let whom: HashSet<MemberKey<'_>> = steps.iter().map(|step| (&step.room, &step.user)).collect();
+        let keys: HashSet<MemberKey<'_>> = steps.iter().map(|step| (&step.room, &step.user)).collect();
         let (reached, rooms, mut seen) = try_join3(
             self.reached(&furthest),
             self.rooms(furthest.keys().copied()),
-            self.places(whom.into_iter().collect()),
+            self.places(keys.into_iter().collect()),
         )
         .await?;
         let beyond = rooms.values().filter(|stored| !reached.contains(&stored.room.id));
@@ -58,10 +58,10 @@ impl Positions for Database {
         };
         let places: Vec<Progress> = steps.iter().map(cut).collect();
 
-        let said = |key: MemberKey<'_>| seen.get(&key).map(|place| place.read).unwrap_or_default();
-        let whom = steps.iter().map(|step| (&step.room, &step.user)).zip(&places);
-        let reading = whom.filter(|(key, place)| place.read > said(*key));
-        let reading = reading.map(|(key, _)| ((key.0.clone(), key.1.clone()), said(key)));
+        let reported = |key: MemberKey<'_>| seen.get(&key).map(|place| place.read).unwrap_or_default();
+        let keys = steps.iter().map(|step| (&step.room, &step.user)).zip(&places);
+        let reading = keys.filter(|(key, place)| place.read > reported(*key));
+        let reading = reading.map(|(key, _)| ((key.0.clone(), key.1.clone()), reported(key)));
         let read = self.read_by(reading.collect()).await?;
 
         let mut merged: HashMap<MemberKey<'_>, Forward<'_>> = HashMap::new();
@@ -74,8 +74,8 @@ impl Positions for Database {
                 break;
             }
             if attempt > 0 {
-                let whom = left.iter().map(|(key, _)| *key).collect();
-                seen.extend(self.places(whom).await.map_err(after_effect)?);
+                let keys = left.iter().map(|(key, _)| *key).collect();
+                seen.extend(self.places(keys).await.map_err(after_effect)?);
             }
             let at = |key| seen.get(key).copied().unwrap_or_default();
             let updates: Vec<Update> =
@@ -120,15 +120,16 @@ impl Positions for Database {
         let members = self.members(doc! { "$or": either }, before.len()).await?;
         let members: HashMap<MemberKey<'_>, _> =
             members.iter().map(|member| ((&member.chat_room_id, &member.user_id), member)).collect();
-        let said = |key: MemberKey<'_>| members.get(&key).map(|member| member.read).unwrap_or_default();
-        let after =
-            |(key, before): (&MemberKey<'_>, &Seq)| ((key.0.clone(), key.1.clone()), said(*key).max(*before));
+        let reported = |key: MemberKey<'_>| members.get(&key).map(|member| member.read).unwrap_or_default();
+        let after = |(key, before): (&MemberKey<'_>, &Seq)| {
+            ((key.0.clone(), key.1.clone()), reported(*key).max(*before))
+        };
         let sent = self.sent_after(before.iter().map(after).collect()).await?;
         let position = |(room, user, _): &(RoomId, UserId, Seq)| {
             let member = members.get(&(room, user));
             let sent = sent.get(&(room.clone(), user.clone())).copied();
             MemberPosition {
-                read: sent.unwrap_or_else(|| said((room, user))),
+                read: sent.unwrap_or_else(|| reported((room, user))),
                 received: member.map(|member| member.received).unwrap_or_default(),
                 settings: member.map(|member| member.settings()).unwrap_or_default(),
             }
@@ -146,9 +147,9 @@ impl Positions for Database {
         let read = own.only(doc! { "userId": 1, "chatRoomId": 1, "read": 1, "muted": 1, "mutedUntil": 1 });
         let (rooms, read) =
             try_join(self.shared_rooms(users), self.find::<MemberDocument>(MEMBERS, read)).await?;
-        let mut said: HashMap<Member, Seq> = HashMap::new();
+        let mut reported: HashMap<Member, Seq> = HashMap::new();
         for RoomOf { id, members, .. } in &rooms {
-            said.extend(members.iter().map(|user| ((id.clone(), user.clone()), Seq::ZERO)));
+            reported.extend(members.iter().map(|user| ((id.clone(), user.clone()), Seq::ZERO)));
         }
         let now = Timestamp::now();
         for member in read {
@@ -156,13 +157,13 @@ impl Positions for Database {
             let who = (member.chat_room_id, member.user_id);
             // Neither does a room that the user left count.
             if is_muted {
-                said.remove(&who);
-            } else if let Some(said) = said.get_mut(&who) {
-                *said = member.read;
+                reported.remove(&who);
+            } else if let Some(reported) = reported.get_mut(&who) {
+                *reported = member.read;
             }
         }
         let bumped = rooms.into_iter().map(|room| (room.id, room.last_seq.unwrap_or_default())).collect();
-        let (heads, read) = try_join(self.heads_of(bumped), self.read_by(said)).await?;
+        let (heads, read) = try_join(self.heads_of(bumped), self.read_by(reported)).await?;
         let mut unread: HashMap<UserId, u64> = HashMap::new();
         for ((room, user), read) in read {
             let head = heads.get(&room).copied().unwrap_or_default();
@@ -252,12 +253,12 @@ impl Database {
     }
 
     /// These members' positions; none for a member without a document.
-    async fn places<'a>(&self, whom: Vec<MemberKey<'a>>) -> EngineResult<HashMap<MemberKey<'a>, Progress>> {
-        if whom.is_empty() {
+    async fn places<'a>(&self, keys: Vec<MemberKey<'a>>) -> EngineResult<HashMap<MemberKey<'a>, Progress>> {
+        if keys.is_empty() {
             return Ok(HashMap::new());
         }
-        let either: Vec<Document> = whom.iter().map(|(room, user)| member(room, user)).collect();
-        let members = self.members(doc! { "$or": either }, whom.len()).await?;
+        let either: Vec<Document> = keys.iter().map(|(room, user)| member(room, user)).collect();
+        let members = self.members(doc! { "$or": either }, keys.len()).await?;
         let places: HashMap<_, _> = members
             .iter()
             .map(|member| {
@@ -265,7 +266,7 @@ impl Database {
                 ((&member.chat_room_id, &member.user_id), place)
             })
             .collect();
-        Ok(whom.into_iter().filter_map(|key| places.get(&key).map(|place| (key, *place))).collect())
+        Ok(keys.into_iter().filter_map(|key| places.get(&key).map(|place| (key, *place))).collect())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use naru_engines::live::{IsHere, Signal};
+use naru_engines::live::{HasSession, Signal};
 use naru_model::live::{Confirmation, LiveEvent, News, Position};
 use naru_model::message::Outcome;
 use naru_model::{GatewayId, MessageId, RoomId, Seq, SessionId, Timestamp};
@@ -73,7 +73,7 @@ async fn a_plain_subscriber_of_chat_receives_messages_and_nothing_else() {
 async fn a_gateway_on_which_no_recipient_is_receives_only_a_messages_place() {
     let service = Service::start(Kind::Redis);
     let naru = open(&service.url()).await;
-    let only_eve: IsHere = Arc::new(|user| user == "eve");
+    let only_eve: HasSession = Arc::new(|user| user == "eve");
     let mut subscription = naru.live.subscribe(&GatewayId::generate(), only_eve).await.unwrap();
     let (room, other_room) = (new_room(), new_room());
     let typing = |recipients: &[&str]| LiveEvent {
@@ -95,8 +95,8 @@ async fn a_gateway_on_which_no_recipient_is_receives_only_a_messages_place() {
     ];
     naru.live.publish(events.clone()).await.unwrap();
     let event = |place: usize| Signal::Event(events[place].clone().into());
-    let elsewhere = |seq| Signal::Elsewhere { room: other_room.clone(), seq: Seq(seq) };
-    for expected in [elsewhere(1), event(2), elsewhere(3), event(5)] {
+    let seq_only = |seq| Signal::SeqOnly { room: other_room.clone(), seq: Seq(seq) };
+    for expected in [seq_only(1), event(2), seq_only(3), event(5)] {
         assert_eq!(next(&mut subscription).await, expected);
     }
 }
@@ -110,7 +110,7 @@ async fn what_can_not_be_read_is_skipped() {
     let mut other = other_client(&service.url()).await;
     let own = format!("naru:gateway:{gateway}");
     let chat = format!("chat:{room}");
-    let elsewhere = serde_json::to_string(&chat_event(&new_room(), 1)).unwrap();
+    let seq_only = serde_json::to_string(&chat_event(&new_room(), 1)).unwrap();
     for channel in ["chat:", "chat:nobody", &chat, "naru:news", &own] {
         let deep = "[".repeat(100_000);
         let payloads: [&[u8]; 7] = [
@@ -118,7 +118,7 @@ async fn what_can_not_be_read_is_skipped() {
             b"nonsense",
             b"\xff\xfe",
             b"{}",
-            br#"{"version":9,"type":"BEAT"}"#,
+            br#"{"version":9,"type":"HEARTBEAT"}"#,
             deep.as_bytes(),
             b"null",
         ];
@@ -126,7 +126,7 @@ async fn what_can_not_be_read_is_skipped() {
             redis::cmd("PUBLISH").arg(channel).arg(payload).exec_async(&mut other).await.unwrap();
         }
     }
-    redis::cmd("PUBLISH").arg(&chat).arg(elsewhere).exec_async(&mut other).await.unwrap();
+    redis::cmd("PUBLISH").arg(&chat).arg(seq_only).exec_async(&mut other).await.unwrap();
     redis::cmd("PUBLISH").arg("chat:\u{ff}").arg("not a room").exec_async(&mut other).await.unwrap();
     publish(&naru, &room, 1..2).await.unwrap();
     assert_eq!(next(&mut subscription).await, Signal::Event(chat_event(&room, 1).into()));

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use naru_conformance::LiveLayer;
 use naru_engines::EngineResult;
-use naru_engines::live::{IsHere, Signal, Subscription};
+use naru_engines::live::{HasSession, Signal, Subscription};
 use naru_model::live::{LiveEvent, News};
 use naru_model::{ClientMessageId, GatewayId, Message, MessageId, RoomId, Seq, SessionId, Timestamp, UserId};
 use naru_redis::{Options, Redis};
@@ -72,7 +72,7 @@ async fn publish(layer: &LiveLayer, room: &RoomId, seqs: std::ops::Range<u64>) -
 
 /// Subscribes as a gateway on which every user is.
 async fn subscribe(layer: &LiveLayer, gateway: &GatewayId) -> Box<dyn Subscription> {
-    let all_users: IsHere = Arc::new(|_| true);
+    let all_users: HasSession = Arc::new(|_| true);
     layer.live.subscribe(gateway, all_users).await.unwrap()
 }
 

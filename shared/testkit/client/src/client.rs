@@ -26,7 +26,7 @@ use tokio_tungstenite::{
 };
 use tokio_util::{either::Either, task::AbortOnDropHandle};
 
-use crate::{Connect, ConnectError, PATIENCE, connect::small_buffers};
+use crate::{Connect, ConnectError, TEST_TIMEOUT, connect::small_buffers};
 
 /// An item that a session receives.
 #[derive(Debug, Clone, PartialEq)]
@@ -142,8 +142,8 @@ impl Client {
         if let Some(skipped) = self.skipped.pop_front() {
             return Some(skipped);
         }
-        let Ok(next) = timeout(PATIENCE, self.incoming.recv()).await else {
-            panic!("waited {PATIENCE:?} for any frame: none came");
+        let Ok(next) = timeout(TEST_TIMEOUT, self.incoming.recv()).await else {
+            panic!("waited {TEST_TIMEOUT:?} for any frame: none came");
         };
         next
     }
@@ -216,20 +216,20 @@ impl Client {
     }
 
     async fn send(&self, message: Message) {
-        let _ = timeout(PATIENCE, self.writer.lock().await.send(message))
+        let _ = timeout(TEST_TIMEOUT, self.writer.lock().await.send(message))
             .await
             .expect("the server stopped reading: a frame could not be written in time");
     }
 
     /// Removes the first item that `pick` selects, skipped items first; the others stay in order.
     async fn find<T>(&mut self, what: &str, pick: impl Fn(&Incoming) -> Option<T>) -> T {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TEST_TIMEOUT;
         for index in 0.. {
             if index == self.skipped.len() {
                 match timeout_at(deadline, self.incoming.recv()).await {
                     Ok(Some(incoming)) => self.skipped.push_back(incoming),
                     Ok(None) => panic!("waited for {what}: the session is over; {}", self.instead()),
-                    Err(_) => panic!("waited {PATIENCE:?} for {what}; {}", self.instead()),
+                    Err(_) => panic!("waited {TEST_TIMEOUT:?} for {what}; {}", self.instead()),
                 }
             }
             if let Some(found) = pick(&self.skipped[index]) {

@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::PATIENCE;
+use crate::TEST_TIMEOUT;
 
 /// A caller of the HTTP API with one token.
 #[derive(Debug, Clone)]
@@ -21,7 +21,7 @@ impl Http {
 
     /// Calls it without a token.
     pub fn without_token(base_url: &str) -> Self {
-        let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build();
+        let client = reqwest::Client::builder().no_proxy().timeout(TEST_TIMEOUT).build();
         Self {
             base_url: base_url.trim_end_matches('/').to_owned(),
             token: None,

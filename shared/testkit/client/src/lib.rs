@@ -9,7 +9,7 @@
 //! - [`ServerProcess`]: a real server as a child process that can be killed.
 //! - [`Webhook`]: an app's main backend that takes pushes, or refuses them by script.
 //!
-//! These are tools for tests: a call that waits does so for at most [`PATIENCE`] and then **panics**, naming what it
+//! These are tools for tests: a call that waits does so for at most [`TEST_TIMEOUT`] and then **panics**, naming what it
 //! waited for and what came instead. Only opening a session and starting a server return errors, because tests check
 //! refusals.
 
@@ -30,4 +30,4 @@ pub use token::{Claims, token};
 pub use webhook::{Answer, Post, Webhook};
 
 /// The longest wait of any call here, far above what a healthy server needs, so that only a real fault exceeds it.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(10);

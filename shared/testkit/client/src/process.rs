@@ -15,7 +15,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::PATIENCE;
+use crate::TEST_TIMEOUT;
 
 const READY: &str = "listening on ";
 
@@ -71,14 +71,14 @@ impl ServerProcess {
         let pid =
             child.id().and_then(|id| Pid::from_raw(id.cast_signed())).expect("a process not yet waited for");
         let stdout = child.stdout.take().expect("stdout is piped");
-        match timeout(PATIENCE, ready(stdout)).await {
+        match timeout(TEST_TIMEOUT, ready(stdout)).await {
             Ok(Some(url)) => Ok(Self { child, pid, url, log }),
             ended_or_silent => {
                 let outcome = match ended_or_silent {
                     Ok(_) => {
                         child.wait().await.map_or_else(|error| error.to_string(), |status| status.to_string())
                     }
-                    Err(_) => format!("still running after {PATIENCE:?}"),
+                    Err(_) => format!("still running after {TEST_TIMEOUT:?}"),
                 };
                 Err(StartError::NotReady { binary: binary.to_owned(), outcome, log: read_log(&log) })
             }
@@ -201,12 +201,12 @@ mod tests {
         assert_eq!(server.url(), "http://127.0.0.1:4242");
         assert!(Path::new(&format!("/proc/{}", server.pid())).exists());
         server.terminate();
-        assert_eq!(server.wait_exit(PATIENCE).await.signal(), Some(15));
+        assert_eq!(server.wait_exit(TEST_TIMEOUT).await.signal(), Some(15));
         server.terminate();
 
         let mut server = ServerProcess::start(FAKE_SERVER, &data, &variables).await.expect("starts again");
         server.kill9().await;
-        assert_eq!(server.wait_exit(PATIENCE).await.signal(), Some(9));
+        assert_eq!(server.wait_exit(TEST_TIMEOUT).await.signal(), Some(9));
         assert_eq!(server.log(), "127.0.0.1:0 secret\n127.0.0.1:0 secret\n");
     }
 

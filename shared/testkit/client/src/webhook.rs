@@ -20,7 +20,7 @@ use serde_json::Value;
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::PATIENCE;
+use crate::TEST_TIMEOUT;
 
 /// How one request is answered.
 #[derive(Debug, Clone)]
@@ -128,8 +128,8 @@ impl Webhook {
     }
 
     pub async fn next(&mut self) -> Post {
-        let next = timeout(PATIENCE, self.posts.recv()).await;
-        let next = next.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for a push: none came"));
+        let next = timeout(TEST_TIMEOUT, self.posts.recv()).await;
+        let next = next.unwrap_or_else(|_| panic!("waited {TEST_TIMEOUT:?} for a push: none came"));
         next.expect("the server task lives as long as this value")
     }
 

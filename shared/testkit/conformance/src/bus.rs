@@ -15,7 +15,7 @@ use naru_model::{Event, MemberVersion, MessageId, RoomId, Seq, Timestamp, Trace,
 
 use tokio::task::JoinSet;
 
-use super::given::{accepted, device, room, user};
+use super::fixtures::{accepted, device, room, user};
 use super::{Of, reopened};
 use naru_engines::bus::{AckHandle, Bus, Delivery, Queue, Receiver, ack, retry};
 

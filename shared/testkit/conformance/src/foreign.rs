@@ -10,7 +10,7 @@ mod rooms {
     use naru_model::room::sorted_members;
     use naru_model::{MemberVersion, RoomId, RoomKind, Seq};
 
-    use crate::given::{filled, user};
+    use crate::fixtures::{filled, user};
     use crate::{ForeignStore, Of};
     use naru_engines::store::{Changed, Created, MemberChange, NewRoom};
 

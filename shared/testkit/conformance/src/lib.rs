@@ -150,7 +150,7 @@ macro_rules! conformance_cases {
         $crate::$then! { $with
             gateways {
                 l1_every_gateway_gets_what_is_published,
-                l1_what_is_for_others_may_come_as_elsewhere,
+                l1_what_is_for_others_may_come_as_seq_only,
                 l1_what_is_lost_is_announced,
                 l1_a_cancelled_next_loses_nothing,
                 l2_events_of_one_publisher_come_in_order,
@@ -199,8 +199,8 @@ macro_rules! conformance_cases {
 
 pub mod bounded;
 pub mod bus;
+mod fixtures;
 pub mod foreign;
-mod given;
 pub mod live;
 pub mod outage;
 pub mod store;

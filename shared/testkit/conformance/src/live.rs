@@ -5,6 +5,6 @@ mod leases;
 mod presence;
 mod proofs;
 
-use super::{LiveLayer, Of, given, together};
+use super::{LiveLayer, Of, fixtures, together};
 
 crate::conformance_cases! { live => conformance_data [LiveLayer] }

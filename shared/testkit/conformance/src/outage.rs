@@ -10,7 +10,7 @@ mod presence {
 
     use naru_model::{GatewayId, SessionId};
 
-    use crate::given::user;
+    use crate::fixtures::user;
     use crate::{Of, SeverableLayer};
     use naru_engines::live::PresenceEntry;
 

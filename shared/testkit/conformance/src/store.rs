@@ -8,7 +8,7 @@ mod pushes;
 mod rooms;
 mod users;
 
-use super::{Of, given, reopened, together};
+use super::{Of, fixtures, reopened, together};
 use naru_engines::store::Store;
 
 crate::conformance_cases! { store => conformance_data [Store] }

@@ -1,4 +1,4 @@
-//! A bus that reorders as much as B4 lets a hand-over do, and one whose ordered hops lose (B1).
+//! A bus that reorders as much as B4 lets a reassignment do, and one whose ordered hops lose (B1).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -11,7 +11,7 @@ use super::{Dice, locked};
 use naru_engines::EngineResult;
 use naru_engines::bus::{Bus, Delivery, Queue, Receiver};
 
-/// A bus on which a share of the batches (0 none, 1 all) comes as after a hand-over to another receiver: in any order,
+/// A bus on which a share of the batches (0 none, 1 all) comes as after a reassignment to another receiver: in any order,
 /// with some of its events only in a later batch. The rooms of the other batches come in any order too.
 pub fn reordering(bus: Bus, seed: u64, share: f64) -> Bus {
     eprintln!("faults: {share} of the batches are reordered, by seed {seed}");

@@ -17,12 +17,12 @@ use naru_model::{
 use super::{Call, Interceptor, locked};
 use naru_engines::bus::{self, AckHandle, Acknowledge, Bus, Delivery, Queue, Receiver};
 use naru_engines::live::{
-    IsHere, Leases, Live, Presence, PresenceEntry, Proofs, Renewal, Seen, Signal, Subscription,
+    HasSession, Leases, Live, Presence, PresenceEntry, Proofs, Renewal, Seen, Signal, Subscription,
 };
 use naru_engines::store::{
     Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakePlace,
     IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, OpenPage,
-    ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, Run, Store,
+    ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, RunResult, Store,
     UserRecord, Users, Window,
 };
 use naru_engines::{EngineResult, Engines};
@@ -127,7 +127,7 @@ intercepted! {
     Messages {
         find(ids: &[MessageId]) -> Vec<Option<Message>>;
         heads(rooms: &[RoomId]) -> Vec<Seq>, rooms.iter();
-        append_run(run: &[Message]) -> Run, run.iter().map(|message| &message.chat_room_id);
+        append_run(run: &[Message]) -> RunResult, run.iter().map(|message| &message.chat_room_id);
         bump(newest: &[Message]) -> (), newest.iter().map(|message| &message.chat_room_id);
         range(room: &RoomId, window: Window, limit: usize) -> (Vec<Message>, bool), [room].into_iter();
     }
@@ -289,8 +289,12 @@ impl Live for Intercepted<dyn Live> {
         self.call("user_changed", Vec::new(), self.inner.user_changed(user)).await
     }
 
-    async fn subscribe(&self, gateway: &GatewayId, is_here: IsHere) -> EngineResult<Box<dyn Subscription>> {
-        let inner = self.call("subscribe", Vec::new(), self.inner.subscribe(gateway, is_here)).await?;
+    async fn subscribe(
+        &self,
+        gateway: &GatewayId,
+        has_session: HasSession,
+    ) -> EngineResult<Box<dyn Subscription>> {
+        let inner = self.call("subscribe", Vec::new(), self.inner.subscribe(gateway, has_session)).await?;
         Ok(Box::new(TappedSubscription { inner, interceptor: self.interceptor.clone(), interrupted: false }))
     }
 }

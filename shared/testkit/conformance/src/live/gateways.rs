@@ -9,9 +9,9 @@ use naru_model::message::Outcome;
 use naru_model::{GatewayId, Message, MessageId, RoomId, Seq, SessionId, UserId};
 use tokio::time::timeout;
 
-use super::given::{room, said, user};
+use super::fixtures::{room, said, user};
 use super::{LiveLayer, Of};
-use naru_engines::live::{IsHere, Signal, Subscription};
+use naru_engines::live::{HasSession, Signal, Subscription};
 
 /// More events than an engine buffers for a subscription that is not read.
 const FLOOD: u64 = 20_000;
@@ -32,16 +32,16 @@ pub(super) async fn l1_every_gateway_gets_what_is_published(subject: Of<'_, Live
 
 /// Publishes in alternation, to a gateway that has one user: messages for that user, messages for another, and news
 /// that need not arrive there.
-pub(super) async fn l1_what_is_for_others_may_come_as_elsewhere(subject: Of<'_, LiveLayer>) {
+pub(super) async fn l1_what_is_for_others_may_come_as_seq_only(subject: Of<'_, LiveLayer>) {
     let layer = subject.open().await;
     let (ada, ben) = (user(), user());
     let ben_is_here = Arc::new(AtomicBool::new(false));
-    let is_here: IsHere = {
+    let has_session: HasSession = {
         let (ada, ben, ben_is_here) = (ada.clone(), ben.clone(), ben_is_here.clone());
         Arc::new(move |id| id == ada.as_str() || id == ben.as_str() && ben_is_here.load(Ordering::SeqCst))
     };
     let gateway = GatewayId::generate();
-    let mut subscription = subject.beside(&layer).await.live.subscribe(&gateway, is_here).await.unwrap();
+    let mut subscription = subject.beside(&layer).await.live.subscribe(&gateway, has_session).await.unwrap();
 
     'rounds: loop {
         ben_is_here.store(false, Ordering::SeqCst);
@@ -63,8 +63,8 @@ pub(super) async fn l1_what_is_for_others_may_come_as_elsewhere(subject: Of<'_, 
         for (seq, expected) in (0..).map(Seq).zip(&messages) {
             match next_in(&mut subscription, &room, &typing).await {
                 Signal::Event(event) => assert_eq!(*event, *expected),
-                signal @ Signal::Elsewhere { .. } => {
-                    assert_eq!(signal, Signal::Elsewhere { room: room.clone(), seq });
+                signal @ Signal::SeqOnly { .. } => {
+                    assert_eq!(signal, Signal::SeqOnly { room: room.clone(), seq });
                     assert!(!expected.recipients.contains(&ada), "of {seq}, a recipient is here");
                 }
                 Signal::Interrupted => {
@@ -75,7 +75,7 @@ pub(super) async fn l1_what_is_for_others_may_come_as_elsewhere(subject: Of<'_, 
             }
         }
 
-        // `is_here` is asked anew for each event.
+        // `has_session` is asked anew for each event.
         ben_is_here.store(true, Ordering::SeqCst);
         let expected = to(&[&ben], chat(&room, 6..7).remove(0));
         layer.live.publish(vec![expected.clone()]).await.unwrap();
@@ -95,7 +95,7 @@ async fn next_in(subscription: &mut Box<dyn Subscription>, room: &RoomId, ignore
         let signal = subscription.next().await.expect("open");
         let concerns = match &signal {
             Signal::Event(event) => event.news.room() == room && **event != *ignored,
-            Signal::Elsewhere { room: other, .. } => other == room,
+            Signal::SeqOnly { room: other, .. } => other == room,
             Signal::Restored => false,
             _ => true,
         };
@@ -208,7 +208,7 @@ pub(super) async fn l4_confirmations_and_evictions_reach_the_named_gateway_only(
         match at_here.next().await.expect("open") {
             signal @ (Signal::Confirmed(_) | Signal::Evict(_)) => received.push(signal),
             Signal::Interrupted => panic!("nothing is lost here: two signals"),
-            Signal::Event(_) | Signal::Elsewhere { .. } | Signal::UserChanged(_) | Signal::Restored => {}
+            Signal::Event(_) | Signal::SeqOnly { .. } | Signal::UserChanged(_) | Signal::Restored => {}
         }
     }
     // The order of these two is not promised.
@@ -223,7 +223,7 @@ pub(super) async fn l4_confirmations_and_evictions_reach_the_named_gateway_only(
             match subscription.next().await.expect("open") {
                 Signal::Event(event) if *event.news.room() == room => break,
                 Signal::Event(_)
-                | Signal::Elsewhere { .. }
+                | Signal::SeqOnly { .. }
                 | Signal::UserChanged(_)
                 | Signal::Interrupted
                 | Signal::Restored => {}
@@ -263,7 +263,7 @@ async fn subscribed(layer: &LiveLayer) -> Box<dyn Subscription> {
     layer.live.subscribe(&GatewayId::generate(), all_users()).await.unwrap()
 }
 
-fn all_users() -> IsHere {
+fn all_users() -> HasSession {
     Arc::new(|_| true)
 }
 
@@ -343,7 +343,7 @@ fn place(signal: Option<Signal>, room: &RoomId) -> Meaning {
         },
         Signal::Interrupted => Meaning::Interrupted,
         Signal::Restored => Meaning::Restored,
-        Signal::Elsewhere { .. } | Signal::Confirmed(_) | Signal::Evict(_) | Signal::UserChanged(_) => {
+        Signal::SeqOnly { .. } | Signal::Confirmed(_) | Signal::Evict(_) | Signal::UserChanged(_) => {
             Meaning::Other
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use naru_model::{DeviceId, GatewayId, SessionId, Timestamp, UserId};
 use tokio::time::Instant;
 
-use super::given::{device, user};
+use super::fixtures::{device, user};
 use super::{LiveLayer, Of};
 use naru_engines::live::{Presence, PresenceEntry, Renewal, Seen};
 

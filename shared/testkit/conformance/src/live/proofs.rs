@@ -5,7 +5,7 @@ use std::time::Duration;
 use naru_model::MessageId;
 use tokio::time::Instant;
 
-use super::given::user;
+use super::fixtures::user;
 use super::{LiveLayer, Of};
 
 /// Longer than any case takes.

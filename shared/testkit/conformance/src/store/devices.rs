@@ -6,7 +6,7 @@ use std::time::Duration;
 use naru_model::hops::PushEnvironment;
 use naru_model::{MessageId, Timestamp, UserId};
 
-use super::given::{device, user};
+use super::fixtures::{device, user};
 use super::{Of, Store, reopened, together};
 use naru_engines::store::{Device, Platform};
 

@@ -7,7 +7,7 @@ use naru_model::hops::Accepted;
 use naru_model::message::{Outcome, Rejection};
 use naru_model::{MessageId, RoomId, Seq, Timestamp};
 
-use super::given::{accepted, room, user};
+use super::fixtures::{accepted, room, user};
 use super::{Of, Store, reopened, together};
 use naru_engines::store::{Appended, Closing, IntakePlace, IntakeRecord};
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use naru_model::{Message, MessageId, RoomId, Seq, Timestamp, UserId};
 
-use super::given::{filled, group, new_group, said, user};
+use super::fixtures::{filled, group, new_group, said, user};
 use super::{Of, Store, reopened, together};
-use naru_engines::store::{Advance, Run, RunConflict, Window};
+use naru_engines::store::{Advance, RunConflict, RunResult, Window};
 
 pub(super) async fn m1_a_run_is_stored_in_its_order(subject: Of<'_, Store>) {
     let store = subject.open().await;
@@ -131,7 +131,7 @@ pub(super) async fn m3_heads_count_every_finished_run(subject: Of<'_, Store>) {
     for head in 1..=5 {
         filled(&store, &full, &ada, head..=head).await;
         for store in [&store, &beside] {
-            let rooms = [empty.clone(), full.clone(), super::given::room()];
+            let rooms = [empty.clone(), full.clone(), super::fixtures::room()];
             assert_eq!(store.messages.heads(&rooms).await.unwrap(), [Seq::ZERO, Seq(head), Seq::ZERO]);
         }
     }
@@ -320,16 +320,16 @@ async fn listed(store: &Store, user: &UserId) -> Vec<RoomId> {
     rooms.into_iter().map(|summary| summary.room.id.clone()).collect()
 }
 
-async fn append(store: &Store, run: &[Message]) -> Run {
+async fn append(store: &Store, run: &[Message]) -> RunResult {
     store.messages.append_run(run).await.unwrap()
 }
 
-const fn complete(stored: usize) -> Run {
-    Run { stored, stopped_by: None }
+const fn complete(stored: usize) -> RunResult {
+    RunResult { stored, stopped_by: None }
 }
 
-const fn stopped(stored: usize, by: RunConflict) -> Run {
-    Run { stored, stopped_by: Some(by) }
+const fn stopped(stored: usize, by: RunConflict) -> RunResult {
+    RunResult { stored, stopped_by: Some(by) }
 }
 
 /// Which of these messages are stored, by any run.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use naru_model::{DeviceId, RoomId, Seq, Timestamp, UserId};
 
-use super::given::{device, filled, group, new_group, room, user};
+use super::fixtures::{device, filled, group, new_group, room, user};
 use super::{Of, Store, reopened};
 use naru_engines::store::{Advance, DevicePosition, MemberChange, MemberPosition, MemberSettings, Moved};
 
@@ -245,7 +245,7 @@ fn moved(received: u64, read: u64) -> Moved {
 
 /// How far a member has read and received.
 async fn position(store: &Store, room: &RoomId, user: &UserId) -> (u64, u64) {
-    let asked = [super::given::user(), user.clone()].map(|user| (room.clone(), user, Seq(1)));
+    let asked = [super::fixtures::user(), user.clone()].map(|user| (room.clone(), user, Seq(1)));
     let position = store.positions.get(&asked).await.unwrap()[1];
     (position.read.0, position.received.0)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use naru_model::hops::{Payload, PushJob};
 use naru_model::{EventId, MessageId, Timestamp};
 
-use super::given::{room, user};
+use super::fixtures::{room, user};
 use super::{Of, Store, reopened};
 use crate::bus::push_job;
 use naru_engines::store::{ParkedCursor, ParkedPush};

@@ -8,7 +8,7 @@ use std::time::Duration;
 use naru_model::room::sorted_members;
 use naru_model::{MemberVersion, Message, Room, RoomId, RoomKind, Seq, Timestamp, UserId};
 
-use super::given::{group, new_group, room, said, user};
+use super::fixtures::{group, new_group, room, said, user};
 use super::{Of, Store, reopened, together};
 use naru_engines::store::{Changed, Created, MemberChange, MemberSettings, NewRoom, RoomCursor};
 
@@ -108,7 +108,7 @@ pub(super) async fn r2_the_members_at_a_version_never_change(subject: Of<'_, Sto
     drop(beside);
     let store = reopened(subject, store).await;
     assert_eq!(versions(&store, &room).await, expected);
-    assert_eq!(store.rooms.members_at(&super::given::room(), MemberVersion::FIRST).await.unwrap(), None);
+    assert_eq!(store.rooms.members_at(&super::fixtures::room(), MemberVersion::FIRST).await.unwrap(), None);
 }
 
 pub(super) async fn r2_changes_at_the_same_time_each_make_a_version(subject: Of<'_, Store>) {
@@ -166,7 +166,7 @@ pub(super) async fn r3_current_shows_a_finished_change(subject: Of<'_, Store>) {
         for change_of in [MemberChange::Add(eve.clone()), MemberChange::Remove(eve.clone())] {
             let changed = change(&store, &room, change_of).await;
             for store in [&store, &beside] {
-                let ids = [other.id.clone(), super::given::room(), room.clone()];
+                let ids = [other.id.clone(), super::fixtures::room(), room.clone()];
                 let current = store.rooms.current(&ids).await.unwrap();
                 assert_eq!(current, [Some(other.clone()), None, Some(changed.clone())]);
             }
@@ -184,7 +184,7 @@ pub(super) async fn r3_a_removed_member_is_out_of_the_room(subject: Of<'_, Store
     let stranger = user();
     assert_eq!(shared(&ben, [&ada, &stranger, &ben]).await, [true, false, true]);
     assert!(beside.rooms.summary(&room, &stranger).await.unwrap().is_none());
-    assert!(beside.rooms.summary(&super::given::room(), &ben).await.unwrap().is_none());
+    assert!(beside.rooms.summary(&super::fixtures::room(), &ben).await.unwrap().is_none());
 
     assert!(beside.rooms.summary(&room, &ben).await.unwrap().is_some());
     change(&store, &room, MemberChange::Remove(ben.clone())).await;
@@ -253,7 +253,7 @@ pub(super) async fn r6_settings_are_the_members_own(subject: Of<'_, Store>) {
     let muted = MemberSettings { muted: true, muted_until: Some(until) };
     assert!(store.rooms.configure(&room, &ada, muted).await.unwrap());
     assert!(!store.rooms.configure(&room, &user(), muted).await.unwrap(), "not a member");
-    assert!(!store.rooms.configure(&super::given::room(), &ada, muted).await.unwrap(), "no such room");
+    assert!(!store.rooms.configure(&super::fixtures::room(), &ada, muted).await.unwrap(), "no such room");
 
     let check = async |store: &Store| {
         let settings = async |room, user| {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use naru_model::{Timestamp, UserId};
 
-use super::given::user;
+use super::fixtures::user;
 use super::{Of, Store, reopened, together};
 use naru_engines::store::UserRecord;
 

@@ -1,4 +1,4 @@
-//! One ledger: an intake entry stays open until every recipient is accounted for, whichever process dies with a message
+//! An intake entry stays open until every recipient is accounted for, whichever process dies with a message
 //! published and not proven.
 //!
 //! Ben answers pings and Cleo does not. However it ends, Cleo gets a push; Ben gets none where his proof can still be known.
@@ -13,7 +13,7 @@ use super::cluster::{Cluster, counted, http, phone, until};
 const GRACE: &str = "3s";
 
 /// Two gateways and the other workers; Ada is on the first gateway, Ben and Cleo are on the second.
-struct World {
+struct Fixture {
     cluster: Cluster,
     gateways: [ServerProcess; 2],
     fanout: ServerProcess,
@@ -23,7 +23,7 @@ struct World {
     cleo: Client,
 }
 
-impl World {
+impl Fixture {
     async fn start() -> Self {
         let cluster = Cluster::start().await.with("NARU_DELIVERY_GRACE", GRACE);
         let gateways = [cluster.run("gateway").await, cluster.run("gateway").await];
@@ -80,63 +80,63 @@ impl World {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_dies_and_proofs_close_what_is_delivered() {
-    let mut world = World::start().await;
-    world.deliver().await;
-    world.pushed(&["C"]).await;
-    assert_eq!(counted(&world.fanout, "naru_fanout_proven_total").await, 1);
-    assert_eq!(counted(&world.fanout, "naru_fanout_without_proof_total").await, 1);
+    let mut fixture = Fixture::start().await;
+    fixture.deliver().await;
+    fixture.pushed(&["C"]).await;
+    assert_eq!(counted(&fixture.fanout, "naru_fanout_proven_total").await, 1);
+    assert_eq!(counted(&fixture.fanout, "naru_fanout_without_proof_total").await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fanout_killed_with_messages_unproven_leaves_them_to_the_sweep() {
-    let mut world = World::start().await;
-    world.deliver().await;
-    world.fanout.kill9().await;
-    world.ben_has_proven().await;
-    world.fanout = world.cluster.run("fanout").await;
-    world.pushed(&["C"]).await;
+    let mut fixture = Fixture::start().await;
+    fixture.deliver().await;
+    fixture.fanout.kill9().await;
+    fixture.ben_has_proven().await;
+    fixture.fanout = fixture.cluster.run("fanout").await;
+    fixture.pushed(&["C"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_killed_with_messages_unproven_needs_no_repair() {
-    let mut world = World::start().await;
-    world.ben.reading(Reading::WithoutPongs);
-    world.deliver().await;
-    world.gateways[1].kill9().await;
-    world.pushed(&["B", "C"]).await;
+    let mut fixture = Fixture::start().await;
+    fixture.ben.reading(Reading::WithoutPongs);
+    fixture.deliver().await;
+    fixture.gateways[1].kill9().await;
+    fixture.pushed(&["B", "C"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fanout_and_gateway_killed_at_once_lose_no_recipient() {
-    let mut world = World::start().await;
-    world.ben.reading(Reading::WithoutPongs);
-    world.deliver().await;
-    world.gateways[1].kill9().await;
-    world.fanout.kill9().await;
-    world.fanout = world.cluster.run("fanout").await;
-    world.pushed(&["B", "C"]).await;
+    let mut fixture = Fixture::start().await;
+    fixture.ben.reading(Reading::WithoutPongs);
+    fixture.deliver().await;
+    fixture.gateways[1].kill9().await;
+    fixture.fanout.kill9().await;
+    fixture.fanout = fixture.cluster.run("fanout").await;
+    fixture.pushed(&["B", "C"]).await;
 }
 
 /// What Redis forgets is no proof: in doubt both.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn proofs_that_redis_lost_prove_nothing() {
-    let mut world = World::start().await;
-    let mut redis = world.cluster.redis().await;
-    world.deliver().await;
-    world.fanout.kill9().await;
-    world.ben_has_proven().await;
+    let mut fixture = Fixture::start().await;
+    let mut redis = fixture.cluster.redis().await;
+    fixture.deliver().await;
+    fixture.fanout.kill9().await;
+    fixture.ben_has_proven().await;
     redis::cmd("FLUSHALL").exec_async(&mut redis).await.expect("it forgets");
-    world.fanout = world.cluster.run("fanout").await;
-    world.pushed(&["B", "C"]).await;
+    fixture.fanout = fixture.cluster.run("fanout").await;
+    fixture.pushed(&["B", "C"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fanout_that_stops_in_order_closes_what_is_proven_and_leaves_the_rest() {
-    let mut world = World::start().await;
-    world.deliver().await;
-    world.ben_has_proven().await;
-    world.fanout.terminate();
-    world.fanout.wait_exit(naru_client::PATIENCE).await;
-    world.fanout = world.cluster.run("fanout").await;
-    world.pushed(&["C"]).await;
+    let mut fixture = Fixture::start().await;
+    fixture.deliver().await;
+    fixture.ben_has_proven().await;
+    fixture.fanout.terminate();
+    fixture.fanout.wait_exit(naru_client::TEST_TIMEOUT).await;
+    fixture.fanout = fixture.cluster.run("fanout").await;
+    fixture.pushed(&["C"]).await;
 }

@@ -9,7 +9,7 @@ use naru_model::{
     Timestamp, Trace, UserId,
 };
 
-use naru_engines::store::{NewRoom, Run, Store};
+use naru_engines::store::{NewRoom, RunResult, Store};
 
 /// A new user id, with all signs that one may hold.
 pub(super) fn user() -> UserId {
@@ -73,6 +73,9 @@ pub(super) async fn filled(
     places: impl IntoIterator<Item = u64>,
 ) -> Vec<Message> {
     let run: Vec<_> = places.into_iter().map(|seq| said(room, sender, seq)).collect();
-    assert_eq!(store.messages.append_run(&run).await.unwrap(), Run { stored: run.len(), stopped_by: None });
+    assert_eq!(
+        store.messages.append_run(&run).await.unwrap(),
+        RunResult { stored: run.len(), stopped_by: None }
+    );
     run
 }

@@ -608,6 +608,16 @@ mod tests {
         async fn drop_contents(&self, _: &[MessageId]) -> EngineResult<()> {
             unreachable!("the intake only appends")
         }
+
+        async fn of_sender(
+            &self,
+            _: &RoomId,
+            _: &UserId,
+            _: Option<&ClientMessageId>,
+            _: usize,
+        ) -> EngineResult<Vec<IntakeRecord>> {
+            unreachable!("the intake only appends")
+        }
     }
 
     #[async_trait]

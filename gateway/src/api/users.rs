@@ -1,9 +1,11 @@
 //! What the app's backend does with users.
 
+use http::StatusCode;
+use naru_engines::store::Erasure;
 use naru_model::{Timestamp, UserId};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::{Answer, Call, no_content};
+use super::{Answer, Call, json, no_content};
 use crate::refusal::Refusal;
 
 /// Ends a user's sessions on every gateway, and, if it is asked to, the user's tokens.
@@ -15,12 +17,44 @@ pub(super) async fn end_sessions(call: &Call<'_>, user: &UserId) -> Answer {
     struct Query {
         not_before: Option<Timestamp>,
     }
-    if !call.caller.is_service {
-        return Err(Refusal::Forbidden("ending sessions needs scope service"));
-    }
+    call.needs_service("ending sessions needs scope service")?;
     let Query { not_before } = call.query()?;
     call.gateway.engines.store.users.end_sessions(user, not_before).await?;
     call.gateway.users.publish(user).await?;
     tracing::info!(%user, caller = %call.caller.user, "a user's sessions were ended");
     Ok(no_content())
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ErasureBody {
+    complete: bool,
+    requested_at: Timestamp,
+    completed_at: Option<Timestamp>,
+}
+
+impl From<Erasure> for ErasureBody {
+    fn from(Erasure { requested_at, completed_at, .. }: Erasure) -> Self {
+        Self { complete: completed_at.is_some(), requested_at, completed_at }
+    }
+}
+
+/// Begins to erase a user's personal data; repeated, it begins anew.
+pub(super) async fn erase(call: &Call<'_>, user: &UserId) -> Answer {
+    call.needs_service("erasing a user needs scope service")?;
+    call.gateway.eraser.begin(call.gateway, user).await?;
+    tracing::info!(%user, caller = %call.caller.user, "a user is to be erased");
+    erasure_with(call, user, StatusCode::ACCEPTED).await
+}
+
+/// How far the last erasure of a user is.
+pub(super) async fn erasure(call: &Call<'_>, user: &UserId) -> Answer {
+    call.needs_service("erasing a user needs scope service")?;
+    erasure_with(call, user, StatusCode::OK).await
+}
+
+async fn erasure_with(call: &Call<'_>, user: &UserId, status: StatusCode) -> Answer {
+    let erasure = call.gateway.engines.store.users.erasure(user).await?;
+    let erasure = erasure.ok_or(Refusal::NotFound)?;
+    Ok(json(status, &ErasureBody::from(erasure)))
 }

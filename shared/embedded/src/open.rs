@@ -10,7 +10,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use crate::Embedded;
 use crate::column::Columns;
-use crate::database::{Database, ENGINE, engine_error};
+use crate::database::{BUSY_TIMEOUT, Database, ENGINE, engine_error};
 use crate::directory;
 
 /// The data's layout and its version. No release exists yet, so no older layout is read.
@@ -28,9 +28,10 @@ pub(crate) fn open(dir: &Path) -> EngineResult<Database> {
     let hold = claim(dir)?;
     let path = dir.join(Embedded::DATABASE);
     let mut writer = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
-    // A checkpoint runs every 16 MB. The writer sets for each commit whether it is synced.
+    // A checkpoint runs every 16 MB. The writer sets for each commit whether it is synced. What is deleted is overwritten: a
+    // user's erasure leaves nothing in the file.
     let pragmas = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;
-        PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -65536";
+        PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -65536; PRAGMA secure_delete = ON";
     writer.execute_batch(pragmas).map_err(engine_error)?;
     lay_out(&mut writer, dir)?;
     let newest_row = "SELECT max(writtenAt) FROM queue";
@@ -77,7 +78,7 @@ fn connect(path: &Path, flags: OpenFlags) -> EngineResult<Connection> {
     let connect = || {
         let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         // The engine's connections never wait; an operator's `sqlite3` may hold the lock for a moment.
-        connection.busy_timeout(Duration::from_secs(5))?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
         Ok(connection)
     };

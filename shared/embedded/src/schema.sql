@@ -60,7 +60,7 @@ CREATE TABLE memberships (
     until      INTEGER,
     PRIMARY KEY (chatRoomId, userId, since)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX memberships_of_user ON memberships (userId, chatRoomId) WHERE until IS NULL;
+CREATE INDEX memberships_of_user ON memberships (userId, chatRoomId, until);
 
 -- What a member has seen and set; kept when they leave, for when they come back.
 CREATE TABLE members (
@@ -112,6 +112,15 @@ CREATE TABLE users (
     sessionEpoch    INTEGER NOT NULL,
     tokensNotBefore INTEGER
 ) STRICT, WITHOUT ROWID;
+
+-- The users whose personal data was erased, or is being erased (`completedAt` is empty).
+CREATE TABLE erasures (
+    userId      TEXT PRIMARY KEY,
+    round       INTEGER NOT NULL,
+    requestedAt INTEGER NOT NULL,
+    completedAt INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE INDEX erasures_under_way ON erasures (userId) WHERE completedAt IS NULL;
 
 -- Whom users block.
 CREATE TABLE blocks (

@@ -1,7 +1,7 @@
 //! Rooms and their members.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -20,7 +20,7 @@ use crate::document::{MemberDocument, RoomDocument, StoredRoom, VersionDocument}
 use crate::error::{ENGINE, contended};
 use crate::field::{Field, texts};
 use crate::open::{CHAT_ROOMS, MEMBERS, ROOM_VERSIONS};
-use crate::store::{member, members_now};
+use crate::store::{member, members_now, rooms_of};
 
 /// How often a change is tried while others come first: of changes tried at the same time, one always succeeds.
 const TRIES: usize = 64;
@@ -70,7 +70,8 @@ impl Rooms for Database {
         Ok(document.map(|document| document.member_ids))
     }
 
-    /// Three round trips, and three more whenever another change came first. There is no lock that a dead process could hold.
+    /// Three round trips, and three more whenever another change came first; when a member leaves, one more each time. There is
+    /// no lock that a dead process could hold.
     ///
     /// What if the process dies here? The list of version *n* is stored before the room leaves version *n*: in between, the
     /// room is unchanged and the list is in `room_versions` early, the same one that any other call would store. Then the
@@ -87,6 +88,11 @@ impl Rooms for Database {
                 version: room.member_version,
                 member_ids: room.member_ids.clone(),
             };
+            if let MemberChange::Remove(user) = &change {
+                // From then on only this tells quickly that the user was here.
+                let was_here = doc! { "$setOnInsert": { "muted": false } };
+                self.update_all(MEMBERS, vec![Update::or_insert(member(id, user), was_here)]).await?;
+            }
             // If it was there, another call stored the same list for the same version.
             let _was_there = self.insert_one(ROOM_VERSIONS, left).await?;
             let at_version = doc! { "_id": id.as_str(), "memberVersion": room.member_version.0 };
@@ -149,6 +155,37 @@ impl Rooms for Database {
         let set = doc! { "muted": settings.muted, "mutedUntil": settings.muted_until.to_bson() };
         let update = Update::or_insert(member(room, user), doc! { "$set": set });
         self.update_all(MEMBERS, vec![update]).await.map(|()| true)
+    }
+
+    /// One round trip for the rooms of now, one for those with a document of the member's.
+    async fn ever_of(
+        &self,
+        user: &UserId,
+        after: Option<&RoomId>,
+        limit: usize,
+    ) -> EngineResult<Vec<RoomId>> {
+        #[derive(Deserialize)]
+        struct Now {
+            #[serde(rename = "_id")]
+            room: RoomId,
+        }
+        let (mut now, mut before) = (rooms_of(user), doc! { "userId": user.as_str() });
+        if let Some(after) = after {
+            now.insert("_id", doc! { "$gt": after.as_str() });
+            before.insert("chatRoomId", doc! { "$gt": after.as_str() });
+        }
+        let now = Find::all(now).sorted(doc! { "_id": 1 }).only(doc! { "_id": 1 }).at_most(limit);
+        let before = Find::all(before).sorted(doc! { "chatRoomId": 1 }).at_most(limit);
+        let (now, before) = try_join(
+            self.find::<Now>(CHAT_ROOMS, now),
+            self.find::<MemberDocument>(MEMBERS, before.only(doc! { "userId": 1, "chatRoomId": 1 })),
+        )
+        .await?;
+        // In the order of bytes, as both are.
+        let rooms = now.into_iter().map(|Now { room }| room);
+        let rooms: BTreeSet<RoomId> =
+            rooms.chain(before.into_iter().map(|member| member.chat_room_id)).collect();
+        Ok(rooms.into_iter().take(limit).collect())
     }
 
     /// One round trip. The answer is no longer than `others`, whatever rooms there are.

@@ -5,6 +5,7 @@ mod bad_input;
 mod costs;
 mod crash;
 mod distributed;
+mod erase;
 mod faults;
 mod http;
 mod identity;

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use naru_engines::EngineResult;
-use naru_engines::store::{Erasure, IntakeRecord, MemberChange, ParkedCursor};
+use naru_engines::store::{Changed, Erasure, IntakeRecord, MemberChange, ParkedCursor};
 use naru_model::message::Outcome;
 use naru_model::{GatewayId, MessageId, RoomId, RoomKind, Timestamp, UserId};
 use tokio::sync::Notify;
@@ -25,6 +25,8 @@ use crate::gateway::Gateway;
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 /// How soon a pass that left something to do is repeated.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How soon one that failed is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// One gateway works; where the lease can't be asked for, every one does.
 const LEASE: (&str, Duration) = ("erase", Duration::from_secs(10));
 /// A minute until every gateway knows that sessions and tokens have ended, and what an append and a call to a push provider may take.
@@ -83,8 +85,8 @@ impl Eraser {
             let wait = match self.work(gateway, &mut under_way).await {
                 Ok(wait) => wait,
                 Err(error) => {
-                    tracing::warn!(%error, "an erasure goes on later");
-                    AGAIN_AFTER
+                    tracing::warn!(%error, "erasures go on later");
+                    RETRY_AFTER
                 }
             };
             // Woken or not, all are looked at.
@@ -111,27 +113,41 @@ impl Eraser {
                 return Ok(LEASE.1);
             }
             let settles_in = gateway.config.erase_settle.saturating_sub(ended_at.elapsed());
-            let pass = pass(gateway, user, erasure).await?;
-            tracing::info!(%user, found = pass.found, left = pass.left, "a pass of a user's erasure");
-            if pass.found + pass.left > 0 {
-                wait = wait.min(AGAIN_AFTER);
-            } else if settles_in > Duration::ZERO {
-                wait = wait.min(settles_in);
-            } else if gateway
-                .engines
-                .store
-                .users
-                .complete_erasure(user, erasure.round, Timestamp::now())
-                .await?
-            {
-                tracing::info!(%user, "a user's erasure is complete");
-            } else {
-                // It was asked for again meanwhile.
-                wait = Duration::ZERO;
-            }
+            // One that fails holds up no other one.
+            let next = attempt(gateway, user, erasure, settles_in).await.unwrap_or_else(|error| {
+                tracing::warn!(%user, %error, "a user's erasure goes on later");
+                Some(RETRY_AFTER)
+            });
+            wait = next.map_or(wait, |next| wait.min(next));
         }
         Ok(wait)
     }
+}
+
+/// Makes a pass, and completes the erasure if nothing is left and it has settled. Returns when to make the next one; none when it is
+/// complete.
+async fn attempt(
+    gateway: &Gateway,
+    user: &UserId,
+    erasure: &Erasure,
+    settles_in: Duration,
+) -> EngineResult<Option<Duration>> {
+    let Pass { found, left } = pass(gateway, user, erasure).await?;
+    tracing::info!(%user, found, left, "a pass of a user's erasure");
+    if found + left > 0 {
+        return Ok(Some(AGAIN_AFTER));
+    }
+    if settles_in > Duration::ZERO {
+        return Ok(Some(settles_in));
+    }
+    let is_complete =
+        gateway.engines.store.users.complete_erasure(user, erasure.round, Timestamp::now()).await?;
+    if is_complete {
+        tracing::info!(%user, "a user's erasure is complete");
+        return Ok(None);
+    }
+    // It was asked for again, or another gateway has completed it.
+    Ok(Some(AGAIN_AFTER))
 }
 
 async fn all(gateway: &Gateway) -> EngineResult<Vec<(UserId, Erasure)>> {
@@ -197,7 +213,7 @@ async fn leave(gateway: &Gateway, user: &UserId, rooms: &[RoomId], pass: &mut Pa
     let now = store.rooms.current(rooms).await?;
     for room in now.into_iter().flatten().filter(|room| room.kind == RoomKind::Group && room.has(user)) {
         let left = store.rooms.change(&room.id, MemberChange::Remove(user.clone()), usize::MAX).await?;
-        if let naru_engines::store::Changed::Now(room) = left {
+        if let Changed::Now(room) = left {
             gateway.rooms.changed(&room);
         }
         pass.found += 1;

@@ -43,7 +43,7 @@ async fn each_of_bens_phones_buzzes_once_in_one_process_on_services() {
 }
 
 /// The flags that lead an all-in-one to its services.
-fn flags_of(cluster: &Cluster) -> [&str; 10] {
+pub fn flags_of(cluster: &Cluster) -> [&str; 10] {
     [
         "--engine",
         "distributed",

@@ -18,6 +18,7 @@ mod phones;
 mod programs;
 mod proof;
 mod resends;
+mod restore;
 mod scenarios;
 mod settings;
 mod support;

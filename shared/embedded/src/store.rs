@@ -1,6 +1,7 @@
 //! The durable data, in SQLite. Each part of the store has its own file; a write is one command of the writer.
 
 mod devices;
+mod epochs;
 mod intake;
 mod messages;
 mod positions;
@@ -31,6 +32,7 @@ pub(crate) fn store(database: &Arc<Database>) -> Store {
         devices: database.clone(),
         users: database.clone(),
         pushes: database.clone(),
+        epochs: database.clone(),
         linger: LINGER,
     }
 }

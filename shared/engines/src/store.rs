@@ -11,7 +11,7 @@ use naru_model::hops::{Accepted, Lane, PushEnvironment, PushJob};
 use naru_model::message::Outcome;
 use naru_model::{
     ClientMessageId, DeviceId, EventId, MemberVersion, Message, MessageId, Room, RoomId, RoomKind, Seq,
-    Timestamp, UserId,
+    StoreEpoch, Timestamp, UserId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,8 @@ pub struct Store {
     pub users: Arc<dyn Users>,
     /// Pushes that were sent, and pushes that could not be.
     pub pushes: Arc<dyn Pushes>,
+    /// Restores of the data from a backup.
+    pub epochs: Arc<dyn Epochs>,
     /// How appends to the intake are spaced.
     pub linger: Linger,
 }
@@ -600,6 +602,21 @@ pub trait Pushes: Send + Sync {
 
     /// The same, if it is still at this place in the list: a push that was parked again has another place, and stays.
     async fn drop_parked_at(&self, place: &ParkedCursor) -> EngineResult<bool>;
+}
+
+/// Restores of the data from a backup.
+///
+/// - **H1 each its own epoch** – new data has the first epoch. Each `restored` begins a later one, also of several at the same
+///   time, and answers it; a `get` that begins after that shows it, or a later one. It survives death.
+#[async_trait]
+pub trait Epochs: Send + Sync {
+    /// The epoch of the data. One round trip.
+    async fn get(&self) -> EngineResult<StoreEpoch>;
+
+    /// Makes the restored data consistent with itself, then begins an epoch: see H1. A backup that was not taken at one
+    /// moment may hold positions beyond the heads of their rooms; these are cut, as P2 says. To be called after every restore,
+    /// while no worker runs; after a failure, again.
+    async fn restored(&self) -> EngineResult<StoreEpoch>;
 }
 
 /// The entries of an append that come after a resend of the same append, each with the id of that one's first record: see I7.

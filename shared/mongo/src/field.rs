@@ -5,7 +5,7 @@
 use bson::DateTime;
 use bson::oid::ObjectId;
 use naru_engines::store::IntakePlace;
-use naru_model::{EventId, MessageId, Seq, Timestamp};
+use naru_model::{EventId, MessageId, Seq, StoreEpoch, Timestamp};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
@@ -76,6 +76,18 @@ impl Field for Seq {
     type Bson = i64;
 
     /// No room has enough messages to reach the end of `i64`.
+    fn to_bson(&self) -> i64 {
+        i64::try_from(self.0).unwrap_or(i64::MAX)
+    }
+
+    fn from_bson(bson: i64) -> Option<Self> {
+        u64::try_from(bson).ok().map(Self)
+    }
+}
+
+impl Field for StoreEpoch {
+    type Bson = i64;
+
     fn to_bson(&self) -> i64 {
         i64::try_from(self.0).unwrap_or(i64::MAX)
     }

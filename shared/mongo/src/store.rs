@@ -1,6 +1,7 @@
 //! The store in MongoDB. Each part has its own file; queries that several of them use are here.
 
 mod devices;
+mod epochs;
 mod intake;
 mod messages;
 mod positions;
@@ -42,6 +43,7 @@ pub(crate) fn store(database: &Arc<Database>) -> Store {
         devices: database.clone(),
         users: database.clone(),
         pushes: database.clone(),
+        epochs: database.clone(),
         linger: LINGER,
     }
 }

@@ -8,5 +8,6 @@ mod costs;
 mod fixtures;
 mod opening;
 mod outages;
+mod restored;
 mod rooms_of_another;
 mod shapes;

@@ -163,6 +163,7 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::ListBeginsAgain, &["u3_a_walk_meets_every_parked_push_in_order"]),
             (Defect::FindsAnother, &["u3_one_is_found_by_its_event"]),
             (Defect::ParkedAgainIsDropped, &["u2_what_was_parked_again_is_another_entry"]),
+            (Defect::RestoreForgotten, &["h1_each_restore_begins_an_epoch_of_its_own"]),
         ],
     )
     .await;

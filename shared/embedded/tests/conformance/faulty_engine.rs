@@ -11,10 +11,10 @@ use naru_engines::live::{
     HasSession, Leases, Live, Presence, PresenceEntry, Proofs, Renewal, Seen, Signal, Subscription,
 };
 use naru_engines::store::{
-    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakePlace,
-    IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, OpenPage,
-    ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, RunConflict,
-    RunResult, UserRecord, Users, Window,
+    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Epochs, Intake,
+    IntakePlace, IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom,
+    OpenPage, ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms,
+    RunConflict, RunResult, UserRecord, Users, Window,
 };
 use naru_engines::{EngineResult, Engines};
 use naru_model::hops::{Accepted, Payload};
@@ -22,7 +22,7 @@ use naru_model::live::{Confirmation, LiveEvent, News};
 use naru_model::message::Outcome;
 use naru_model::{
     DeviceId, Event, EventId, GatewayId, MemberVersion, Message, MessageId, Room, RoomId, Seq, SessionId,
-    Timestamp, UserId,
+    StoreEpoch, Timestamp, UserId,
 };
 
 /// What can be wrong with an engine.
@@ -86,6 +86,7 @@ pub(crate) enum Defect {
     ListBeginsAgain,
     FindsAnother,
     ParkedAgainIsDropped,
+    RestoreForgotten,
 
     LosesEvents,
     SendsTheBeginningOfABatch,
@@ -136,6 +137,7 @@ pub(crate) fn faulty(engines: Engines, defect: Defect) -> Engines {
     store.devices = FaultyEngine::new(store.devices, defect, &kept);
     store.users = FaultyEngine::new(store.users, defect, &kept);
     store.pushes = FaultyEngine::new(store.pushes, defect, &kept);
+    store.epochs = FaultyEngine::new(store.epochs, defect, &kept);
     Engines {
         store,
         bus: faulty_bus(engines.bus, defect, &kept),
@@ -557,6 +559,20 @@ impl Users for FaultyEngine<dyn Users> {
 
     async fn unblock(&self, user: &UserId, other: &UserId) -> EngineResult<()> {
         self.inner.unblock(user, other).await
+    }
+}
+
+#[async_trait]
+impl Epochs for FaultyEngine<dyn Epochs> {
+    async fn get(&self) -> EngineResult<StoreEpoch> {
+        self.inner.get().await
+    }
+
+    async fn restored(&self) -> EngineResult<StoreEpoch> {
+        if self.defect == Defect::RestoreForgotten {
+            return self.inner.get().await.map(|epoch| epoch.next(Timestamp::now()));
+        }
+        self.inner.restored().await
     }
 }
 

@@ -17,6 +17,7 @@ mod parked;
 mod phones;
 mod programs;
 mod proof;
+mod removal;
 mod resends;
 mod restore;
 mod scenarios;

@@ -52,7 +52,8 @@ async fn nothing_of_what_was_lost_comes_back_and_who_ran_through_it_stops() {
     send(&gateway, &["one", "two"]).await;
     let database = cluster.database().await;
     let intake = database.collection::<Document>("intake");
-    until("all is delivered", async || intake.count_documents(doc! { "open": true }).await == Ok(0)).await;
+    let open = async || intake.count_documents(doc! { "open": true }).await.expect("a count");
+    until("all is delivered", async || open().await == 0).await;
     let backup = back_up(&database).await;
     send(&gateway, &["lost three", "lost four"]).await;
 
@@ -65,7 +66,7 @@ async fn nothing_of_what_was_lost_comes_back_and_who_ran_through_it_stops() {
     // Accepted and in the persister's queue; after the restore it is not in the intake.
     let mut ada = phone(&gateway, "A").await;
     ada.chat("A_B", "lost five", "five").await;
-    until("it is in the intake", async || intake.count_documents(doc! { "open": true }).await == Ok(1)).await;
+    until("it is in the intake", async || open().await == 1).await;
     put_back(&database, &backup).await;
     let output = run(&["restored"], &environment).await;
     let said = String::from_utf8_lossy(&output.stdout);

@@ -12,7 +12,7 @@ mod users;
 use std::sync::Arc;
 use std::time::Duration;
 
-use naru_engines::store::{Linger, Store};
+use naru_engines::store::{Linger, Store, StoreClock};
 use naru_model::{RoomId, UserId};
 use rusqlite::{Connection, Result};
 
@@ -34,6 +34,7 @@ pub(crate) fn store(database: &Arc<Database>) -> Store {
         pushes: database.clone(),
         epochs: database.clone(),
         linger: LINGER,
+        clock: StoreClock::default(),
     }
 }
 

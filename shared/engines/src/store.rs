@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,7 +12,7 @@ use naru_model::hops::{Accepted, Lane, PushEnvironment, PushJob};
 use naru_model::message::Outcome;
 use naru_model::{
     ClientMessageId, DeviceId, EventId, MemberVersion, Message, MessageId, Room, RoomId, RoomKind, Seq,
-    StoreEpoch, Timestamp, UserId,
+    StoreEpoch, StoreTime, Timestamp, UserId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,24 @@ pub struct Store {
     pub epochs: Arc<dyn Epochs>,
     /// How appends to the intake are spaced.
     pub linger: Linger,
+    /// The time of what this process has appended to the intake, or read of it.
+    pub clock: StoreClock,
+}
+
+/// The latest time at which a store has answered this process: not before the appends, and the reads of open entries, that
+/// have returned. None where no server of the store can be behind another. Clones are the same clock.
+#[derive(Clone, Debug, Default)]
+pub struct StoreClock(Arc<AtomicU64>);
+
+impl StoreClock {
+    /// Notes the time of an answer.
+    pub fn note(&self, time: StoreTime) {
+        self.0.fetch_max(time.0, Ordering::SeqCst);
+    }
+
+    pub fn latest(&self) -> Option<StoreTime> {
+        Some(self.0.load(Ordering::SeqCst)).filter(|time| *time > 0).map(StoreTime)
+    }
 }
 
 /// When an append to the intake waits for more entries. It depends on the store's fixed cost of an append.
@@ -315,6 +334,9 @@ pub struct RoomCursor {
 /// - **R5 list** – `of_user` lists each room of the user once, latest activity (newest message, else making) first (M7);
 ///   the cursor is the last room's place; a walk by cursors lists every room that did not move meanwhile.
 /// - **R6 settings** are the member's own; setting them changes no other member's.
+/// - **R7 not before** – `current_since` a time that the [clock](StoreClock) showed after an append, or after a look at an open
+///   entry, shows every change that had returned before that entry was appended, also while a server that was cut off from the
+///   others still answers; else it fails, as transient. (R3 holds only where there is no such server.)
 #[async_trait]
 pub trait Rooms: Send + Sync {
     /// See R1.
@@ -322,6 +344,13 @@ pub trait Rooms: Send + Sync {
 
     /// The rooms of these ids as they are now, in their order; none for an id without a room. See R3, R4.
     async fn current(&self, ids: &[RoomId]) -> EngineResult<Vec<Option<Arc<Room>>>>;
+
+    /// The same, not from before a time: see R7.
+    async fn current_since(
+        &self,
+        ids: &[RoomId],
+        not_before: Option<StoreTime>,
+    ) -> EngineResult<Vec<Option<Arc<Room>>>>;
 
     /// See R2; none when the room or the version does not exist.
     async fn members_at(&self, room: &RoomId, version: MemberVersion) -> EngineResult<Option<Arc<[UserId]>>>;

@@ -16,7 +16,7 @@ mod push_stage;
 pub mod room;
 mod time;
 
-pub use event::{Event, EventId, Trace};
+pub use event::{Event, EventId, StoreTime, Trace};
 pub use id::{
     ClientMessageId, DeviceId, GatewayId, InvalidId, MessageId, RoomId, Seq, SessionId, StoreEpoch, UserId,
     partition_of,

@@ -121,6 +121,7 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::MadeTwice, &["r1_a_room_is_made_once", "r1_of_many_at_the_same_time_one_is_made"]),
             (Defect::MembersOfTheLatestVersion, &["r2_the_members_at_a_version_never_change"]),
             (Defect::CurrentStale, &["r3_current_shows_a_finished_change"]),
+            (Defect::SinceStale, &["r7_since_an_append_a_removal_before_it_is_shown"]),
             (
                 Defect::ListEndsEarly,
                 &[

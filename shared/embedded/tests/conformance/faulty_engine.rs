@@ -22,7 +22,7 @@ use naru_model::live::{Confirmation, LiveEvent, News};
 use naru_model::message::Outcome;
 use naru_model::{
     DeviceId, Event, EventId, GatewayId, MemberVersion, Message, MessageId, Room, RoomId, Seq, SessionId,
-    StoreEpoch, Timestamp, UserId,
+    StoreEpoch, StoreTime, Timestamp, UserId,
 };
 
 /// What can be wrong with an engine.
@@ -57,6 +57,7 @@ pub(crate) enum Defect {
     MadeTwice,
     MembersOfTheLatestVersion,
     CurrentStale,
+    SinceStale,
     ListEndsEarly,
     SettingsShared,
 
@@ -336,6 +337,16 @@ impl FaultyEngine<dyn Rooms> {
     }
 }
 
+impl FaultyEngine<dyn Rooms> {
+    fn as_first_seen(&self, mut rooms: Vec<Option<Arc<Room>>>) -> Vec<Option<Arc<Room>>> {
+        let mut kept = self.kept();
+        for room in rooms.iter_mut().flatten() {
+            *room = kept.rooms.entry(room.id.clone()).or_insert_with(|| room.clone()).clone();
+        }
+        rooms
+    }
+}
+
 #[async_trait]
 impl Rooms for FaultyEngine<dyn Rooms> {
     async fn create(&self, room: NewRoom) -> EngineResult<Created> {
@@ -346,14 +357,17 @@ impl Rooms for FaultyEngine<dyn Rooms> {
     }
 
     async fn current(&self, ids: &[RoomId]) -> EngineResult<Vec<Option<Arc<Room>>>> {
-        let mut rooms = self.inner.current(ids).await?;
-        if self.defect == Defect::CurrentStale {
-            let mut kept = self.kept();
-            for room in rooms.iter_mut().flatten() {
-                *room = kept.rooms.entry(room.id.clone()).or_insert_with(|| room.clone()).clone();
-            }
-        }
-        Ok(rooms)
+        let rooms = self.inner.current(ids).await?;
+        Ok(if self.defect == Defect::CurrentStale { self.as_first_seen(rooms) } else { rooms })
+    }
+
+    async fn current_since(
+        &self,
+        ids: &[RoomId],
+        not_before: Option<StoreTime>,
+    ) -> EngineResult<Vec<Option<Arc<Room>>>> {
+        let rooms = self.inner.current_since(ids, not_before).await?;
+        Ok(if self.defect == Defect::SinceStale { self.as_first_seen(rooms) } else { rooms })
     }
 
     async fn members_at(&self, room: &RoomId, version: MemberVersion) -> EngineResult<Option<Arc<[UserId]>>> {

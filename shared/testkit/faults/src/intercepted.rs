@@ -11,7 +11,7 @@ use naru_model::hops::{self, Accepted, Payload};
 use naru_model::live::{Confirmation, LiveEvent};
 use naru_model::{
     DeviceId, Event, EventId, GatewayId, MemberVersion, Message, MessageId, Room, RoomId, Seq, SessionId,
-    StoreEpoch, Timestamp, UserId,
+    StoreEpoch, StoreTime, Timestamp, UserId,
 };
 
 use super::{Call, Interceptor, locked};
@@ -51,6 +51,7 @@ pub fn intercepted_store(store: Store, interceptor: Arc<dyn Interceptor>) -> Sto
         pushes: Intercepted::around("pushes", store.pushes, &interceptor),
         epochs: Intercepted::around("epochs", store.epochs, &interceptor),
         linger: store.linger,
+        clock: store.clock,
     }
 }
 
@@ -135,6 +136,7 @@ intercepted! {
     Rooms {
         create(room: NewRoom) -> Created, [&room.id].into_iter();
         current(ids: &[RoomId]) -> Vec<Option<Arc<Room>>>, ids.iter();
+        current_since(ids: &[RoomId], not_before: Option<StoreTime>) -> Vec<Option<Arc<Room>>>, ids.iter();
         members_at(room: &RoomId, version: MemberVersion) -> Option<Arc<[UserId]>>, [room].into_iter();
         change(room: &RoomId, change: MemberChange, max: usize) -> Changed, [room].into_iter();
         of_user(user: &UserId, cursor: Option<&RoomCursor>, limit: usize) -> (Vec<RoomSummary>, Option<RoomCursor>);

@@ -20,7 +20,7 @@
 //! | `users` | a user whose sessions were ended, or who blocks others | `_id`, `sessionEpoch`?, `tokensNotBefore`?, `blocked`? |
 //! | `pushes` | a push that a provider accepted | `_id`, `providerId`, `recordedAt` |
 //! | `parked` | a push that could not be sent | `_id`, `job` (as in its queue), `reason`, `attempts`, `parkedAt` |
-//! | `meta` | the data's layout; its only `_id` is `store` | `_id`, `schemaVersion`, `partitions` |
+//! | `meta` | the data's layout and its epoch; its only `_id` is `store` | `_id`, `schemaVersion`, `partitions`, `epoch` |
 //!
 //! | index | of | for |
 //! |---|---|---|
@@ -82,7 +82,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use naru_engines::EngineResult;
-use naru_engines::store::Store;
+use naru_engines::store::{Epochs, Store};
+use naru_model::StoreEpoch;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::database::Database;
@@ -126,6 +127,16 @@ impl Mongo {
         let database = Arc::new(open::open(url, database, &options).await?);
         let store = store::store(&database);
         Ok(Self { database, store })
+    }
+
+    /// Begins the next epoch of restored data, while no worker runs; returns it. See
+    /// [`Epochs::restored`](naru_engines::store::Epochs::restored).
+    ///
+    /// # Errors
+    /// `Unavailable` when no primary answers; `Permanent` when the URL can't be used, or the database holds no data of this
+    /// version.
+    pub async fn restored(url: &str, database: &str) -> EngineResult<StoreEpoch> {
+        Epochs::restored(&open::open_restored(url, database).await?).await
     }
 
     /// The store; clones are the same one.

@@ -126,6 +126,7 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::MadeTwice, &["r1_a_room_is_made_once", "r1_of_many_at_the_same_time_one_is_made"]),
             (Defect::MembersOfTheLatestVersion, &["r2_the_members_at_a_version_never_change"]),
             (Defect::CurrentStale, &["r3_current_shows_a_finished_change"]),
+            (Defect::SinceStale, &["r7_since_an_append_a_removal_before_it_is_shown"]),
             (
                 Defect::ListEndsEarly,
                 &[
@@ -168,6 +169,7 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::ListBeginsAgain, &["u3_a_walk_meets_every_parked_push_in_order"]),
             (Defect::FindsAnother, &["u3_one_is_found_by_its_event"]),
             (Defect::ParkedAgainIsDropped, &["u2_what_was_parked_again_is_another_entry"]),
+            (Defect::RestoreForgotten, &["h1_each_restore_begins_an_epoch_of_its_own"]),
         ],
     )
     .await;

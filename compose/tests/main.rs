@@ -1,6 +1,7 @@
 //! What Naru promises, tried on the whole of it. Read [`journey`] first.
 
 mod api;
+mod authorisation;
 mod bad_input;
 mod costs;
 mod crash;
@@ -11,6 +12,7 @@ mod identity;
 mod interruption;
 mod journey;
 mod limits;
+mod log;
 mod output;
 mod page;
 mod parked;
@@ -19,6 +21,7 @@ mod programs;
 mod proof;
 mod resends;
 mod scenarios;
+mod security;
 mod settings;
 mod support;
 mod users;

@@ -295,20 +295,25 @@ fn user_of(frame: &Value) -> &Value {
     if frame["type"] == "CHAT" { &frame["senderId"] } else { &frame["userId"] }
 }
 
-/// A Naru, and its engines.
-async fn start() -> (Naru, Engines) {
+/// A Naru with these flags, and its engines.
+async fn start(flags: &[&str]) -> (Naru, Engines) {
     let (tell, told) = mpsc::channel();
     let change = move |engines: Engines| {
         tell.send(engines.clone()).expect("the test waits for it");
         engines
     };
     let changes = Changes { engines: Some(Box::new(change)), ..Changes::default() };
-    let naru = Naru::start_with(&[], changes).await;
+    let naru = Naru::start_with(flags, changes).await;
     (naru, told.recv().expect("engines"))
 }
 
 #[tokio::test]
 async fn every_call_is_answered_by_who_asks() {
+    every_call_is_answered_by_who_asks_on(&[]).await;
+}
+
+/// The same on whatever these flags say.
+pub async fn every_call_is_answered_by_who_asks_on(flags: &[&str]) {
     let rows = rows(CALLS);
     let path_of = |call: &'static str| {
         let users = ["{caller}", "{victim}", "{blocked}"];
@@ -319,7 +324,7 @@ async fn every_call_is_answered_by_who_asks() {
     let calls = in_the_contract("HTTP").filter_map(|words| words.first().copied());
     assert_eq!(listed, calls.map(str::to_owned).collect(), "each call of the contract has a row");
 
-    let (naru, engines) = start().await;
+    let (naru, engines) = start(flags).await;
     let http = Http::without_token(&naru.url);
     let mut number = 0;
     let mut next = async || {
@@ -404,6 +409,11 @@ async fn every_call_is_answered_by_who_asks() {
 
 #[tokio::test]
 async fn every_frame_is_answered_by_who_sends_it() {
+    every_frame_is_answered_by_who_sends_it_on(&[]).await;
+}
+
+/// The same on whatever these flags say.
+pub async fn every_frame_is_answered_by_who_sends_it_on(flags: &[&str]) {
     let rows = rows(FRAMES);
     let type_of = |frame: &str| {
         let frame: Value = serde_json::from_str(frame).expect("JSON");
@@ -413,7 +423,7 @@ async fn every_frame_is_answered_by_who_sends_it() {
     let types = in_the_contract("Frames of the client").flatten().map(str::to_owned);
     assert_eq!(listed, types.chain(["JOIN".to_owned()]).collect(), "each frame of the contract has a row");
 
-    let (naru, engines) = start().await;
+    let (naru, engines) = start(flags).await;
     let http = Http::without_token(&naru.url);
     for caller in WITHOUT_A_GOOD_TOKEN {
         let connect = token_of(caller, 0)
@@ -660,7 +670,7 @@ const SPELLINGS: &str = r"
 /// However a request is written: it is no way around its caller's rights, and no other caller's token is taken for it.
 #[tokio::test]
 async fn no_spelling_of_a_request_is_a_way_in() {
-    let (naru, engines) = start().await;
+    let (naru, engines) = start(&[]).await;
     let http = Http::without_token(&naru.url);
     let world = World::new(&naru, &http, &engines, 1).await;
     let before = world.state().await;

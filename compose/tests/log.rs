@@ -22,11 +22,12 @@ const WEBHOOK_SECRET: &str = "the webhook's Geheimnis";
 #[tokio::test]
 async fn no_content_and_no_secret_is_in_the_log() {
     for format in ["text", "json"] {
-        is_in_no_log(format).await;
+        is_in_no_log(format, &[]).await;
     }
 }
 
-async fn is_in_no_log(format: &str) {
+/// The same with these variables.
+pub async fn is_in_no_log(format: &str, variables: &[(&str, &str)]) {
     let data = tempfile::tempdir().expect("a folder for the data");
     let (emulator, mut backend) = (Emulator::new().await, Webhook::start().await);
     let (address, path) = (unused_address(), data.path().join("output"));
@@ -42,6 +43,7 @@ async fn is_in_no_log(format: &str) {
         .env("NARU_LOG", "trace")
         .env("NARU_LOG_FORMAT", format)
         .envs(emulator.phones.environment())
+        .envs(variables.iter().copied())
         .stdout(Stdio::from(output.try_clone().expect("another writer")))
         .stderr(Stdio::from(output));
     let mut running = Running(command.spawn().expect("it can be run"));

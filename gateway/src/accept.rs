@@ -395,7 +395,7 @@ impl Intake {
             };
             match outcome(&first, saved.next().flatten()) {
                 Some(Outcome::Rejected { .. }) => self.refuse_doubtful(waiter, refusal),
-                _ if first.accepted.content != again.content => self.refuse_doubtful(waiter, OTHER_CONTENT),
+                _ if !first.is_resent_by(&again) => self.refuse_doubtful(waiter, OTHER_CONTENT),
                 outcome => self.resend(&first.accepted, again.id, waiter, outcome),
             }
         }
@@ -607,6 +607,10 @@ mod tests {
         async fn close(&self, _: &[Closing]) -> EngineResult<()> {
             unreachable!("the intake only appends")
         }
+
+        async fn drop_contents(&self, _: &[MessageId]) -> EngineResult<()> {
+            unreachable!("the intake only appends")
+        }
     }
 
     #[async_trait]
@@ -628,6 +632,10 @@ mod tests {
         }
 
         async fn range(&self, _: &RoomId, _: Window, _: usize) -> EngineResult<(Vec<Message>, bool)> {
+            unreachable!("resends are only looked up")
+        }
+
+        async fn delete(&self, _: &[MessageId], _: Timestamp) -> EngineResult<()> {
             unreachable!("resends are only looked up")
         }
     }

@@ -1,8 +1,8 @@
-//! Who may do what: every call of the HTTP API, every frame of the WebSocket and every page, for every kind of caller. The
-//! tables are complete: a call, a frame or a page that is in no row fails its test.
+//! Who may do what: every call of the HTTP API, every frame of the WebSocket and every page, for every kind of caller.
+//! The tables are complete: a call, a frame or a page that is in no row fails its test.
 //!
-//! What is refused has no effect: nobody's rooms, messages, positions, devices and block lists change, and nobody is told
-//! of anything. To those who are not in a room it looks like one that is not there.
+//! What is refused has no effect: nobody's rooms, messages, positions, devices and block lists change, and nobody is
+//! told of anything. To those who are not in a room it looks like one that is not there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc;
@@ -25,12 +25,14 @@ const PROTOCOL: &str = include_str!("../../docs/PROTOCOL.md");
 const SERVER: &str = include_str!("../../gateway/src/server.rs");
 const DEMO: &str = include_str!("../src/demo.rs");
 
-/// A call, its body, what it changes where it is allowed, and the status of the answer to each kind of caller. Braces hold who or what
-/// is meant. It changes: nothing; own: what is the caller's; others: what is others', too; sessions: who is connected.
+/// A call, its body, what it changes where it is allowed, and the status of the answer to each kind of caller. Braces
+/// hold who or what is meant. It changes: nothing; own: what is the caller's; others: what is others', too; sessions:
+/// who is connected.
 ///
-/// No good token: none, no JWT, one that has expired, one of another signer. A stranger is in no room with the others, and asks once
-/// more with the device id of the member. The one who was removed was in the room. The one who is blocked, by the maker and by the
-/// newcomer, is in it. The member asks from two devices. The room's maker is a member; the victim is one, too, and asks nothing.
+/// No good token: none, no JWT, one that has expired, one of another signer. A stranger is in no room with the others,
+/// and asks once more with the device id of the member. The one who was removed was in the room. The one who is
+/// blocked, by the maker and by the newcomer, is in it. The member asks from two devices. The room's maker is a
+/// member; the victim is one, too, and asks nothing.
 const CALLS: &str = r#"
 | call                                              | body                                        | changes  | no good token | stranger | removed | blocked | member | maker | service |
 |---------------------------------------------------|---------------------------------------------|----------|---------------|----------|---------|---------|--------|-------|---------|
@@ -64,8 +66,8 @@ const CALLS: &str = r#"
 | DELETE /api/parked/{event}                        |                                             | others   | 401           | 403      | 403     | 403     | 403    | 403   | 204     |
 "#;
 
-/// A frame, what the other members are told where it is allowed, and the answer to each kind of caller: a frame's type, or the
-/// code of an `ERROR`.
+/// A frame, what the other members are told where it is allowed, and the answer to each kind of caller: a frame's
+/// type, or the code of an `ERROR`.
 const FRAMES: &str = r#"
 | frame                                                                  | tells    | stranger       | removed        | blocked       | member        | maker         | service        |
 |------------------------------------------------------------------------|----------|----------------|----------------|---------------|---------------|---------------|----------------|
@@ -81,8 +83,8 @@ const FRAMES: &str = r#"
 | {"type":"JOIN","chatRoomId":"{room}"}                                  |          | INVALID_FRAME  | INVALID_FRAME  | INVALID_FRAME | INVALID_FRAME | INVALID_FRAME | INVALID_FRAME  |
 "#;
 
-/// A page, and its status for everyone, whatever token is sent: at the gateway, at a gateway with an admin address, at that address,
-/// and at a gateway with the demo that is asked for by another name than this machine's.
+/// A page, and its status for everyone, whatever token is sent: at the gateway, at a gateway with an admin address, at
+/// that address, and at a gateway with the demo that is asked for by another name than this machine's.
 const PAGES: &str = r#"
 | page                         | body             | gateway | with admin | admin | demo | demo elsewhere |
 |------------------------------|------------------|---------|------------|-------|------|----------------|
@@ -612,9 +614,9 @@ async fn every_page_is_where_it_may_be_seen() {
     with_demo.stop().await;
 }
 
-/// Requests for a room, as they are written on the connection: header lines besides the token's, and the status for a stranger and
-/// for a member. Where a line holds a token, no other one is sent. `%room` is the room's id with each byte escaped, `%%room` with
-/// each escape escaped once more.
+/// Requests for a room, as they are written on the connection: header lines besides the token's, and the status for a
+/// stranger and for a member. Where a line holds a token, no other one is sent. `%room` is the room's id with each
+/// byte escaped, `%%room` with each escape escaped once more.
 const SPELLINGS: &str = r"
 | request                                  | headers                                  | stranger | member |
 |------------------------------------------|------------------------------------------|----------|--------|

@@ -191,8 +191,8 @@ async fn slow_requests_end_and_stall_no_stop() {
     naru.stop().await;
 }
 
-/// A proxy in front may read the end of such a request elsewhere, and take what follows for a request of another client. So
-/// each is answered once, the rest is not read as a request, and the connection ends.
+/// A proxy in front may read the end of such a request elsewhere, and take what follows for a request of another
+/// client. So each is answered once, the rest is not read as a request, and the connection ends.
 #[tokio::test]
 async fn a_request_with_two_ends_carries_no_other_one() {
     let naru = Naru::start(&[]).await;

@@ -1,6 +1,7 @@
 //! What Naru promises, tried on the whole of it. Read [`journey`] first.
 
 mod api;
+mod authorisation;
 mod bad_input;
 mod costs;
 mod crash;
@@ -12,14 +13,18 @@ mod identity;
 mod interruption;
 mod journey;
 mod limits;
+mod log;
 mod output;
 mod page;
 mod parked;
 mod phones;
 mod programs;
 mod proof;
+mod removal;
 mod resends;
+mod restore;
 mod scenarios;
+mod security;
 mod settings;
 mod support;
 mod users;

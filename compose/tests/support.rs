@@ -83,6 +83,14 @@ impl Naru {
         phone_on(&self.url, person).await
     }
 
+    /// The same, by a token with these claims.
+    pub async fn phone_of(&self, claims: &Claims) -> Client {
+        let mut phone =
+            Client::connect(&self.url, &token(SECRET.as_bytes(), claims)).await.expect("a welcome");
+        phone.welcome().await;
+        phone
+    }
+
     /// Waits until the metrics have this line.
     pub async fn counts(&self, line: &str) {
         let anonymous = Http::without_token(&self.url);
@@ -106,6 +114,16 @@ impl Naru {
         let page = page.as_str().expect("a text");
         let counted = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         counted.map_or(0, |count| count.parse().expect("a count"))
+    }
+
+    /// Waits until a batch of the persister failed and comes again.
+    pub async fn retried_by_the_persister(&self) {
+        let retrying = async {
+            while self.counted("naru_persister_retried_total").await == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(TEST_TIMEOUT, retrying).await.expect("it is retried");
     }
 
     /// How much there was to do.

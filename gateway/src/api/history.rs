@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use naru_engines::store::Window;
-use naru_model::{ClientMessageId, Message, RoomId, Seq, UserId};
+use naru_model::{ClientMessageId, Message, RoomId, Seq, StoreEpoch, UserId};
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, Call, json, rooms, unless_empty};
@@ -31,6 +31,7 @@ pub(super) async fn read(call: &Call<'_>, room: &RoomId) -> Answer {
     struct Body {
         messages: Vec<Message>,
         has_more: bool,
+        epoch: StoreEpoch,
     }
     let Query { before_seq, after_seq, limit } = call.query()?;
     let window = match (before_seq, after_seq) {
@@ -45,9 +46,10 @@ pub(super) async fn read(call: &Call<'_>, room: &RoomId) -> Answer {
     if !(1..=PAGE.0).contains(&limit) {
         return Err(Refusal::Invalid(format!("limit must be 1 to {}", PAGE.0)));
     }
-    rooms::current(call, room).await?;
     let (messages, has_more) = call.gateway.engines.store.messages.range(room, window, limit).await?;
-    Ok(json(StatusCode::OK, &Body { messages, has_more }))
+    // Later, and not by an older state: nobody gets what was accepted after their removal.
+    rooms::current(call, room).await?;
+    Ok(json(StatusCode::OK, &Body { messages, has_more, epoch: call.gateway.epoch }))
 }
 
 pub(super) async fn send(call: &Call<'_>, chat_room_id: RoomId) -> Answer {

@@ -1,12 +1,10 @@
 //! What the app's backend does with users.
 
 use http::StatusCode;
-use naru_engines::store::Erasure;
 use naru_model::{Timestamp, UserId};
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, Call, json, no_content};
-use crate::refusal::Refusal;
 
 /// Ends a user's sessions on every gateway, and, if it is asked to, the user's tokens.
 ///
@@ -29,14 +27,8 @@ pub(super) async fn end_sessions(call: &Call<'_>, user: &UserId) -> Answer {
 #[serde(rename_all = "camelCase")]
 struct ErasureBody {
     complete: bool,
-    requested_at: Timestamp,
+    requested_at: Option<Timestamp>,
     completed_at: Option<Timestamp>,
-}
-
-impl From<Erasure> for ErasureBody {
-    fn from(Erasure { requested_at, completed_at, .. }: Erasure) -> Self {
-        Self { complete: completed_at.is_some(), requested_at, completed_at }
-    }
 }
 
 /// Begins to erase a user's personal data; repeated, it begins anew.
@@ -47,7 +39,7 @@ pub(super) async fn erase(call: &Call<'_>, user: &UserId) -> Answer {
     erasure_with(call, user, StatusCode::ACCEPTED).await
 }
 
-/// How far the last erasure of a user is.
+/// How far the last erasure of a user is, if there was one.
 pub(super) async fn erasure(call: &Call<'_>, user: &UserId) -> Answer {
     call.needs_service("erasing a user needs scope service")?;
     erasure_with(call, user, StatusCode::OK).await
@@ -55,6 +47,7 @@ pub(super) async fn erasure(call: &Call<'_>, user: &UserId) -> Answer {
 
 async fn erasure_with(call: &Call<'_>, user: &UserId, status: StatusCode) -> Answer {
     let erasure = call.gateway.engines.store.users.erasure(user).await?;
-    let erasure = erasure.ok_or(Refusal::NotFound)?;
-    Ok(json(status, &ErasureBody::from(erasure)))
+    let completed_at = erasure.and_then(|erasure| erasure.completed_at);
+    let requested_at = erasure.map(|erasure| erasure.requested_at);
+    Ok(json(status, &ErasureBody { complete: completed_at.is_some(), requested_at, completed_at }))
 }

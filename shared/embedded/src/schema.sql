@@ -164,3 +164,10 @@ CREATE TABLE last_seen (
     userId TEXT PRIMARY KEY,
     seenAt INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+
+-- One row: when the data was restored from a backup, or 1.
+CREATE TABLE meta (
+    id    INTEGER PRIMARY KEY CHECK (id = 1),
+    epoch INTEGER NOT NULL
+) STRICT;
+INSERT INTO meta (id, epoch) VALUES (1, 1);

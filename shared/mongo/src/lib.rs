@@ -15,13 +15,13 @@
 //! | `chat_messages` | a message at its place | `_id`, `chatRoomId`, `seq`, `senderId`, `senderName`, `content`, `timestamp`, `clientMessageId`, `deletedAt`? (of a tombstone, whose name and content are empty) |
 //! | `chat_rooms` | a room as it is now | `_id`, `user1Id` and `user2Id` (direct rooms), `name`?, `memberIds` (sorted), `memberVersion`, `makerId`?, `createdAt`, `activity` and `lastSeq`? (the moment and place of the newest message that the room was bumped for) |
 //! | `room_versions` | a group's members before a change of them | `chatRoomId`, `version`, `memberIds` |
-//! | `members` | a member's positions and settings in a room; one who leaves has one from then on (R7) | `chatRoomId`, `userId`, `read` (as reported), `received` (of the furthest device), `devices` `[{deviceId, received}]`, `muted`, `mutedUntil` |
+//! | `members` | a member's positions and settings in a room; one who leaves has one from then on (R8) | `chatRoomId`, `userId`, `read` (as reported), `received` (of the furthest device), `devices` `[{deviceId, received}]`, `muted`, `mutedUntil` |
 //! | `devices` | a device for a user's pushes | `userId`, `deviceId`, `platform`, `token`, `environment`, `locale`?, `hidesContent`? (only if true), `registeredAt` |
 //! | `users` | a user whose sessions were ended, or who blocks others | `_id`, `sessionEpoch`?, `tokensNotBefore`?, `blocked`? |
 //! | `erasures` | a user whose personal data was erased or is being erased | `_id`, `round` (how often it was asked for), `requestedAt`, `open`? (only if under way), `completedAt`? |
 //! | `pushes` | a push that a provider accepted | `_id`, `providerId`, `recordedAt` |
 //! | `parked` | a push that could not be sent | `_id`, `job` (as in its queue), `reason`, `attempts`, `parkedAt` |
-//! | `meta` | the data's layout; its only `_id` is `store` | `_id`, `schemaVersion`, `partitions` |
+//! | `meta` | the data's layout and its epoch; its only `_id` is `store` | `_id`, `schemaVersion`, `partitions`, `epoch` |
 //!
 //! | index | of | for |
 //! |---|---|---|
@@ -84,7 +84,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use naru_engines::EngineResult;
-use naru_engines::store::Store;
+use naru_engines::store::{Epochs, Store};
+use naru_model::StoreEpoch;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::database::Database;
@@ -128,6 +129,16 @@ impl Mongo {
         let database = Arc::new(open::open(url, database, &options).await?);
         let store = store::store(&database);
         Ok(Self { database, store })
+    }
+
+    /// Begins the next epoch of restored data, while no worker runs; returns it. See
+    /// [`Epochs::restored`](naru_engines::store::Epochs::restored).
+    ///
+    /// # Errors
+    /// `Unavailable` when no primary answers; `Permanent` when the URL can't be used, or the database holds no data of this
+    /// version.
+    pub async fn restored(url: &str, database: &str) -> EngineResult<StoreEpoch> {
+        Epochs::restored(&open::open_restored(url, database).await?).await
     }
 
     /// The store; clones are the same one.

@@ -127,6 +127,7 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::MadeTwice, &["r1_a_room_is_made_once", "r1_of_many_at_the_same_time_one_is_made"]),
             (Defect::MembersOfTheLatestVersion, &["r2_the_members_at_a_version_never_change"]),
             (Defect::CurrentStale, &["r3_current_shows_a_finished_change"]),
+            (Defect::SinceStale, &["r7_since_an_append_a_removal_before_it_is_shown"]),
             (
                 Defect::ListEndsEarly,
                 &[
@@ -135,7 +136,7 @@ async fn every_defect_of_a_store_is_noticed() {
                 ],
             ),
             (Defect::SettingsShared, &["r6_settings_are_the_members_own"]),
-            (Defect::LeftRoomsForgotten, &["r7_rooms_of_now_and_before_are_walked_in_order"]),
+            (Defect::LeftRoomsForgotten, &["r8_rooms_of_now_and_before_are_walked_in_order"]),
             (Defect::PositionsGoBackward, &["p1_positions_only_go_forward"]),
             (Defect::PositionBeyondHead, &["p2_a_position_never_passes_the_head"]),
             (
@@ -173,6 +174,7 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::ListBeginsAgain, &["u3_a_walk_meets_every_parked_push_in_order"]),
             (Defect::FindsAnother, &["u3_one_is_found_by_its_event"]),
             (Defect::ParkedAgainIsDropped, &["u2_what_was_parked_again_is_another_entry"]),
+            (Defect::RestoreForgotten, &["h1_each_restore_begins_an_epoch_of_its_own"]),
         ],
     )
     .await;

@@ -11,7 +11,7 @@ use naru_engines::live::{
     HasSession, Leases, Live, Presence, PresenceEntry, Proofs, Renewal, Seen, Signal, Subscription,
 };
 use naru_engines::store::{
-    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Erasure, Intake,
+    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Epochs, Erasure, Intake,
     IntakePlace, IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom,
     OpenPage, ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms,
     RunConflict, RunResult, UserRecord, Users, Window,
@@ -22,7 +22,7 @@ use naru_model::live::{Confirmation, LiveEvent, News};
 use naru_model::message::Outcome;
 use naru_model::{
     ClientMessageId, DeviceId, Event, EventId, GatewayId, MemberVersion, Message, MessageId, Room, RoomId,
-    Seq, SessionId, Timestamp, UserId,
+    Seq, SessionId, StoreEpoch, StoreTime, Timestamp, UserId,
 };
 
 /// What can be wrong with an engine.
@@ -63,6 +63,7 @@ pub(crate) enum Defect {
     MadeTwice,
     MembersOfTheLatestVersion,
     CurrentStale,
+    SinceStale,
     ListEndsEarly,
     SettingsShared,
     LeftRoomsForgotten,
@@ -96,6 +97,7 @@ pub(crate) enum Defect {
     ListBeginsAgain,
     FindsAnother,
     ParkedAgainIsDropped,
+    RestoreForgotten,
 
     LosesEvents,
     SendsTheBeginningOfABatch,
@@ -147,6 +149,7 @@ pub(crate) fn faulty(engines: Engines, defect: Defect) -> Engines {
     store.devices = FaultyEngine::new(store.devices, defect, &kept);
     store.users = FaultyEngine::new(store.users, defect, &kept);
     store.pushes = FaultyEngine::new(store.pushes, defect, &kept);
+    store.epochs = FaultyEngine::new(store.epochs, defect, &kept);
     Engines {
         store,
         bus: faulty_bus(engines.bus, defect, &kept),
@@ -386,6 +389,16 @@ impl FaultyEngine<dyn Rooms> {
     }
 }
 
+impl FaultyEngine<dyn Rooms> {
+    fn as_first_seen(&self, mut rooms: Vec<Option<Arc<Room>>>) -> Vec<Option<Arc<Room>>> {
+        let mut kept = self.kept();
+        for room in rooms.iter_mut().flatten() {
+            *room = kept.rooms.entry(room.id.clone()).or_insert_with(|| room.clone()).clone();
+        }
+        rooms
+    }
+}
+
 #[async_trait]
 impl Rooms for FaultyEngine<dyn Rooms> {
     async fn create(&self, room: NewRoom) -> EngineResult<Created> {
@@ -396,14 +409,17 @@ impl Rooms for FaultyEngine<dyn Rooms> {
     }
 
     async fn current(&self, ids: &[RoomId]) -> EngineResult<Vec<Option<Arc<Room>>>> {
-        let mut rooms = self.inner.current(ids).await?;
-        if self.defect == Defect::CurrentStale {
-            let mut kept = self.kept();
-            for room in rooms.iter_mut().flatten() {
-                *room = kept.rooms.entry(room.id.clone()).or_insert_with(|| room.clone()).clone();
-            }
-        }
-        Ok(rooms)
+        let rooms = self.inner.current(ids).await?;
+        Ok(if self.defect == Defect::CurrentStale { self.as_first_seen(rooms) } else { rooms })
+    }
+
+    async fn current_since(
+        &self,
+        ids: &[RoomId],
+        not_before: Option<StoreTime>,
+    ) -> EngineResult<Vec<Option<Arc<Room>>>> {
+        let rooms = self.inner.current_since(ids, not_before).await?;
+        Ok(if self.defect == Defect::SinceStale { self.as_first_seen(rooms) } else { rooms })
     }
 
     async fn members_at(&self, room: &RoomId, version: MemberVersion) -> EngineResult<Option<Arc<[UserId]>>> {
@@ -663,6 +679,20 @@ impl Users for FaultyEngine<dyn Users> {
         let last = self.inner.erasure(user).await?.map_or(round, |erasure| erasure.round);
         let round = if self.defect == Defect::AnyRoundCompletes { last } else { round };
         self.inner.complete_erasure(user, round, at).await
+    }
+}
+
+#[async_trait]
+impl Epochs for FaultyEngine<dyn Epochs> {
+    async fn get(&self) -> EngineResult<StoreEpoch> {
+        self.inner.get().await
+    }
+
+    async fn restored(&self) -> EngineResult<StoreEpoch> {
+        if self.defect == Defect::RestoreForgotten {
+            return self.inner.get().await.map(|epoch| epoch.next(Timestamp::now()));
+        }
+        self.inner.restored().await
     }
 }
 

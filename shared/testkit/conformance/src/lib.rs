@@ -12,7 +12,7 @@
 //!
 //! | sub-suite | part | for |
 //! |---|---|---|
-//! | [`store`] | [`Store`] | I1–I10, M1–M8, R1–R3, R5–R7, P1–P7, D1–D5, K1–K5, U1–U4 |
+//! | [`store`] | [`Store`] | I1–I10, M1–M8, R1–R3, R5–R8, P1–P7, D1–D5, K1–K5, U1–U4, H1 |
 //! | [`bus`] | [`Bus`] | B1–B5, C1, C2, S1–S3, each on every hop it applies to |
 //! | [`live`] | [`LiveLayer`] | L1–L5, E1–E8, O1, O2, A1 |
 //! | [`foreign`] | [`ForeignStore`] | R4, where another system can write |
@@ -79,7 +79,8 @@ macro_rules! conformance_cases {
                 r5_rooms_are_listed_latest_activity_first,
                 r5_a_walk_meets_every_room_that_did_not_move,
                 r6_settings_are_the_members_own,
-                r7_rooms_of_now_and_before_are_walked_in_order,
+                r7_since_an_append_a_removal_before_it_is_shown,
+                r8_rooms_of_now_and_before_are_walked_in_order,
             }
             positions {
                 p1_positions_only_go_forward,
@@ -121,6 +122,9 @@ macro_rules! conformance_cases {
                 u3_a_walk_meets_every_parked_push_in_order,
                 u3_one_is_found_by_its_event,
                 u4_those_parked_for_a_reason_are_listed,
+            }
+            epochs {
+                h1_each_restore_begins_an_epoch_of_its_own,
             }
         }
     };

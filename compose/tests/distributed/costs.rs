@@ -65,8 +65,9 @@ pub const BOUNDS: &[Bound] = &[
 ];
 
 /// What processes say by the clock, whether there are messages or not: renewals of leases, checks of sessions, the sweep, looks at
-/// the epoch, heartbeats, pings of drivers.
+/// the epoch and for erasures, heartbeats, pings of drivers.
 const UPKEEP: &[&str] = &[
+    "MongoDB: find erasures",
     "MongoDB: find intake",
     "MongoDB: find meta",
     "MongoDB: hello",

@@ -36,9 +36,10 @@ async fn keys_with_marker(cluster: &Cluster) -> Vec<String> {
             "hash" => redis.hgetall(&key).await.expect("a hash"),
             "set" => redis.smembers(&key).await.expect("a set"),
             "none" => Vec::new(),
-            _ => vec![MARKER.to_owned()],
+            _ => vec![MARKER.into()],
         };
-        if key.contains(MARKER) || value.iter().any(|text: &String| text.contains(MARKER)) {
+        let value: Vec<_> = value.iter().map(|bytes: &Vec<u8>| String::from_utf8_lossy(bytes)).collect();
+        if key.contains(MARKER) || value.iter().any(|text| text.contains(MARKER)) {
             found.push(format!("{key} ({kind}): {value:?}"));
         }
     }

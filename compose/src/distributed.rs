@@ -14,7 +14,7 @@ use naru_model::UserId;
 use naru_mongo::Mongo;
 use naru_rabbit::Rabbit;
 use naru_redis::Redis;
-use naru_runtime::{Backoff, Health, Settings};
+use naru_runtime::{Backoff, Health, Settings, Span};
 use serde::Deserialize;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +31,7 @@ struct Config {
     amqp_url: String,
     partitions: u32,
     redis_url: String,
+    last_seen_keep: Span,
 }
 
 /// Connections to MongoDB, RabbitMQ and Redis.
@@ -78,7 +79,11 @@ impl Distributed {
                 }
                 .boxed()
             }),
-            answering("redis", health, || Redis::open(&config.redis_url, Default::default()).boxed()),
+            answering("redis", health, || {
+                let last_seen_keep = config.last_seen_keep.into();
+                let options = naru_redis::Options { last_seen_keep, ..Default::default() };
+                Redis::open(&config.redis_url, options).boxed()
+            }),
         );
         let Some(all) = shutdown.run_until_cancelled(all).await else { return Ok(None) };
         let (mongo, rabbit, redis) = all?;

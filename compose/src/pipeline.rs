@@ -35,6 +35,7 @@ struct Config {
     engine: Engine,
     data_dir: PathBuf,
     drain_deadline: Span,
+    last_seen_keep: Span,
 }
 
 /// The workers' engines.
@@ -48,13 +49,15 @@ impl EngineSet {
     async fn on(
         engine: Engine,
         data_dir: &Path,
+        last_seen_keep: Duration,
         settings: &Settings,
         health: &Health,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<Option<Self>> {
         match engine {
             Engine::Embedded => {
-                let embedded = Embedded::open(data_dir, Options::default())
+                let options = Options { last_seen_keep, ..Options::default() };
+                let embedded = Embedded::open(data_dir, options)
                     .with_context(|| format!("the data in {} can't be opened", data_dir.display()))?;
                 Ok(Some(Self::Embedded(embedded)))
             }
@@ -128,7 +131,7 @@ impl Pipeline {
         shutdown: CancellationToken,
         changes: Changes,
     ) -> anyhow::Result<Option<Self>> {
-        let Config { engine, data_dir, drain_deadline } = settings.pick()?;
+        let Config { engine, data_dir, drain_deadline, last_seen_keep } = settings.pick()?;
         let mut tokens: TokenConfig = settings.pick()?;
         let has_own_key = tokens.jwt_secret.is_none()
             && tokens.jwt_public_key_file.is_none()
@@ -142,9 +145,8 @@ impl Pipeline {
         let metrics = Metrics::new();
         let health = Health::new(shutdown.clone());
         let admin = Admin::bind(settings, &health, &metrics).await?;
-        let Some(engine_set) = EngineSet::on(engine, &data_dir, settings, &health, &shutdown).await? else {
-            return Ok(None);
-        };
+        let opening = EngineSet::on(engine, &data_dir, last_seen_keep.into(), settings, &health, &shutdown);
+        let Some(engine_set) = opening.await? else { return Ok(None) };
         if let (EngineSet::Embedded(embedded), Some(see)) = (&engine_set, changes.embedded) {
             see(embedded);
         }

@@ -34,7 +34,7 @@ mod payloads;
 mod provider;
 mod push;
 mod render;
-mod stale;
+mod retention;
 mod telemetry;
 mod transport;
 mod unprovided;
@@ -45,6 +45,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use naru_engines::{BoxError, Engines};
 use naru_model::hops;
@@ -98,6 +99,9 @@ pub struct Config {
     pub push_group_title: String,
     /// A device that was not registered again for so long is forgotten.
     pub push_device_ttl: Span,
+    /// A push that was parked for so long is forgotten; none: it never is.
+    #[serde(deserialize_with = "optional")]
+    pub parked_keep: Option<Span>,
     /// The service account whose project's apps FCM reaches.
     #[serde(deserialize_with = "optional")]
     pub fcm_service_account_file: Option<PathBuf>,
@@ -218,8 +222,8 @@ impl Notifier {
         Self { retry_policy, ..self }
     }
 
-    /// Starts a task each for offline events, for devices unseen for long, for pushes parked without a provider, and for each
-    /// lane that has a provider. When stopped, they take no more and finish their work; work that the supervisor's deadline
+    /// Starts a task each for offline events, for what is kept no longer, for pushes parked without a provider, and for each lane that
+    /// has a provider. When stopped, they take no more and finish their work; work that the supervisor's deadline
     /// cuts off comes again. `health` is told of a provider that is missing.
     pub fn spawn_on(self, supervisor: &Supervisor, health: &Health) {
         let Self { engines, config, telemetry, providers, retry_policy } = self;
@@ -250,10 +254,14 @@ impl Notifier {
             let unprovided = unprovided.clone();
             async move { unprovided.replay(stop).await }
         });
-        let (stale, unseen) = ((engines.clone(), telemetry.clone()), config.push_device_ttl.into());
-        supervisor.spawn("stale devices", Policy::Restart, move |stop| {
-            let (engines, telemetry) = stale.clone();
-            stale::run(engines, unseen, telemetry, stop)
+        let keep = retention::Keep {
+            devices: config.push_device_ttl.into(),
+            parked: config.parked_keep.map(Duration::from),
+        };
+        let kept = (engines.clone(), telemetry.clone());
+        supervisor.spawn("retention", Policy::Restart, move |stop| {
+            let (engines, telemetry) = kept.clone();
+            retention::run(engines, keep, telemetry, stop)
         });
         for (name, provider) in providers {
             let lane = Arc::new(LaneWorker {
@@ -272,8 +280,6 @@ impl Notifier {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use naru_runtime::{Program, Settings};
 
     use super::*;
@@ -293,6 +299,7 @@ mod tests {
         assert_eq!(config.push_ttl, Span(Duration::from_secs(24 * 3600)));
         assert_eq!(config.push_concurrency.get(), 64);
         assert_eq!(config.push_device_ttl, Span(Duration::from_secs(270 * 24 * 3600)));
+        assert_eq!(config.parked_keep, None);
         assert_eq!((config.push_sound.as_deref(), config.push_mutable_content), (Some("default"), true));
         assert_eq!(config.push_android_channel.as_deref(), Some("messages"));
         let quiet = [("NARU_PUSH_SOUND", ""), ("NARU_PUSH_INTERRUPTION_LEVEL", "time-sensitive")];

@@ -1,11 +1,12 @@
 //! Gives every accepted message its place in the room, saves it and confirms the saved id.
 //!
 //! [`persist`](Persister) takes accepted messages from the bus; [`sweep`](recover) finds those that were accepted and then
-//! lost by a worker that died. Any number of persisters may run: the bus distributes the rooms, and where two write to one
+//! lost by a worker that died; `retention` removes what is kept no longer. Any number of persisters may run: the bus distributes the rooms, and where two write to one
 //! room the store's unique `(room, seq)` decides, not a lock.
 
 mod order;
 mod persist;
+mod retention;
 mod sweep;
 mod telemetry;
 
@@ -28,8 +29,12 @@ pub fn run(config: &Config, engines: Engines, metrics: &Metrics, supervisor: &Su
     let grace = config.delivery_grace.0;
     let telemetry = telemetry::Telemetry::new(metrics);
     let persister = Persister::new(engines.clone(), telemetry.clone());
+    let (swept, removing) = (engines.clone(), telemetry.clone());
     supervisor.spawn("persist", Policy::Restart, move |stop| persister.clone().run(stop));
     supervisor.spawn("sweep", Policy::Restart, move |stop| {
-        sweep::run(engines.clone(), grace, telemetry.clone(), stop)
+        sweep::run(swept.clone(), grace, telemetry.clone(), stop)
+    });
+    supervisor.spawn("retention", Policy::Restart, move |stop| {
+        retention::run(engines.clone(), removing.clone(), stop)
     });
 }

@@ -30,6 +30,7 @@ mod store;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use naru_engines::{EngineResult, Engines};
 
@@ -37,18 +38,21 @@ pub use crate::database::Counts;
 use crate::database::Database;
 use crate::live::PubSub;
 
-/// The limits of buffers.
+/// The limits of buffers, and of what is kept of users.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// How many unacknowledged events each hop in memory holds before `send` waits.
     pub buffered_events: u32,
     /// How many signals a gateway may fall behind before it receives `Interrupted`.
     pub live_backlog: usize,
+    /// How long it is kept when a user was last seen.
+    pub last_seen_keep: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { buffered_events: 65_536, live_backlog: 16_384 }
+        let last_seen_keep = Duration::from_secs(365 * 24 * 60 * 60);
+        Self { buffered_events: 65_536, live_backlog: 16_384, last_seen_keep }
     }
 }
 
@@ -75,7 +79,7 @@ impl Embedded {
             store: store::store(&database),
             bus: bus::bus(&database, &options),
             live: pubsub.clone(),
-            presence: Arc::new(presence::MemoryPresence::new(database.clone())),
+            presence: Arc::new(presence::MemoryPresence::new(database.clone(), options.last_seen_keep)),
             proofs: Arc::new(proofs::MemoryProofs::default()),
             leases: Arc::new(leases::MemoryLeases::default()),
         };

@@ -46,19 +46,24 @@ CREATE TABLE chat_rooms (
     name          TEXT,
     makerId       TEXT,
     createdAt     INTEGER NOT NULL DEFAULT (CAST(unixepoch('subsec') * 1000 AS INTEGER)),
-    memberVersion INTEGER NOT NULL DEFAULT 1
+    memberVersion INTEGER NOT NULL DEFAULT 1,
+    versionsFrom  INTEGER NOT NULL DEFAULT 1 -- of earlier versions, the members at the first only can be told
 ) STRICT, WITHOUT ROWID;
 
--- The members, each from which version on, and until before which one (none: still). Never removed, so the members at
--- any version can be told for ever.
+-- The members, each from which version on, and until before which one (none: still). Those who have left are removed after
+-- a while, except those of the first version.
 CREATE TABLE memberships (
     chatRoomId TEXT NOT NULL,
     userId     TEXT NOT NULL,
     since      INTEGER NOT NULL,
     until      INTEGER,
+    leftAt     INTEGER,
     PRIMARY KEY (chatRoomId, userId, since)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX memberships_of_user ON memberships (userId, chatRoomId) WHERE until IS NULL;
+-- So that who was a member before costs nothing.
+CREATE INDEX memberships_now ON memberships (chatRoomId, userId) WHERE until IS NULL;
+CREATE INDEX memberships_by_age ON memberships (leftAt) WHERE until IS NOT NULL AND since > 1;
 
 -- What a member has seen and set; kept when they leave, for when they come back.
 CREATE TABLE members (
@@ -153,3 +158,4 @@ CREATE TABLE last_seen (
     userId TEXT PRIMARY KEY,
     seenAt INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX last_seen_by_age ON last_seen (seenAt);

@@ -13,15 +13,15 @@ use std::time::Duration;
 
 use naru_embedded::{Embedded, Options};
 use naru_engines::bus::{self, Delivery};
-use naru_engines::live::Signal;
+use naru_engines::live::{PresenceEntry, Signal};
 use naru_engines::store::{Appended, Changed, Closing, Created, MemberChange, NewRoom};
 use naru_engines::{Applied, EngineError};
 use naru_model::hops::{Accepted, Offline, Payload};
 use naru_model::live::{LiveEvent, News};
 use naru_model::message::{Outcome, Rejection};
 use naru_model::{
-    ClientMessageId, Event, GatewayId, MemberVersion, MessageId, RoomId, RoomKind, Seq, Timestamp, Trace,
-    UserId,
+    ClientMessageId, Event, GatewayId, MemberVersion, MessageId, RoomId, RoomKind, Seq, SessionId, Timestamp,
+    Trace, UserId,
 };
 use tempfile::tempdir;
 use tokio::task::JoinSet;
@@ -467,4 +467,62 @@ async fn a_room_that_another_program_wrote_is_a_room() {
     let (rooms, more) = engines.store.rooms.of_user(&a, None, 10).await.unwrap();
     assert_eq!((rooms.len(), more), (1, None));
     assert_eq!(rooms[0].room, room);
+}
+
+/// The number that a query on the database's file answers.
+fn number(dir: &Path, sql: &str) -> i64 {
+    let database = rusqlite::Connection::open(dir.join(Embedded::DATABASE)).unwrap();
+    database.query_row(sql, [], |row| row.get(0)).unwrap()
+}
+
+#[tokio::test]
+async fn of_members_who_come_and_go_no_row_is_kept_for_long() {
+    let dir = tempdir().unwrap();
+    let rooms = open(dir.path()).engines().store.rooms;
+    let room = group("here");
+    rooms.create(room.clone()).await.unwrap();
+    let guest = UserId::new("guest").unwrap();
+    for _ in 0..100 {
+        for change in [MemberChange::Add(guest.clone()), MemberChange::Remove(guest.clone())] {
+            rooms.change(&room.id, change, 10).await.unwrap();
+        }
+    }
+    let rows = || number(dir.path(), "SELECT count(*) FROM memberships");
+    let members = i64::try_from(room.member_ids.len()).unwrap();
+    assert_eq!(rows(), members + 100);
+    let later = Timestamp::now().after(Duration::from_secs(60));
+    assert_eq!(rooms.forget_versions(later, 60).await.unwrap(), 60);
+    assert_eq!(rooms.forget_versions(later, 60).await.unwrap(), 40);
+    assert_eq!(rows(), members);
+    assert_eq!(rooms.members_at(&room.id, MemberVersion(200)).await.unwrap(), None, "the guest is not known");
+}
+
+#[tokio::test]
+async fn when_a_user_was_last_seen_is_kept_for_its_time_and_no_longer() {
+    let dir = tempdir().unwrap();
+    let last_seen_keep = Duration::from_secs(3_600);
+    let embedded = Embedded::open(dir.path(), Options { last_seen_keep, ..Options::default() }).unwrap();
+    let presence = embedded.engines().presence;
+    let [ada, ben, cleo, dan] = ["ada", "ben", "cleo", "dan"].map(|name| UserId::new(name).unwrap());
+    let visit = async |user: &UserId| {
+        let (session, gateway) = (SessionId::generate(), GatewayId::generate());
+        let session = PresenceEntry { user: user.clone(), device: None, session, gateway };
+        presence.attach(&session).await.unwrap();
+        presence.detach(&session).await.unwrap();
+    };
+    for user in [&ada, &ben, &cleo] {
+        visit(user).await;
+    }
+    // Ada and Ben were here an hour ago, Ben a little less.
+    let database = rusqlite::Connection::open(dir.path().join(Embedded::DATABASE)).unwrap();
+    for (user, ago) in [("ada", 3_601), ("ben", 3_500)] {
+        let moment = Timestamp::now().before(Duration::from_secs(ago)).as_millis();
+        let sql = "UPDATE last_seen SET seenAt = ?2 WHERE userId = ?1";
+        database.execute(sql, rusqlite::params![user, moment]).unwrap();
+    }
+    let seen = presence.seen(&[ada, ben, cleo]).await.unwrap();
+    assert_eq!(seen.iter().map(|seen| seen.last_seen_at.is_some()).collect::<Vec<_>>(), [false, true, true]);
+    visit(&dan).await;
+    assert_eq!(number(dir.path(), "SELECT count(*) FROM last_seen WHERE userId = 'ada'"), 0);
+    assert_eq!(number(dir.path(), "SELECT count(*) FROM last_seen"), 3);
 }

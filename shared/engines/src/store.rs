@@ -233,7 +233,8 @@ pub struct NewRoom {
 pub enum Created {
     /// It was made.
     New(Arc<Room>),
-    /// It existed, with the same kind and the same members (of a group: at any version).
+    /// It existed, with the same kind and the same members (of a group: when it was made, or at any version that is not
+    /// forgotten, R7).
     Existing(Arc<Room>),
     /// The id belongs to another room.
     Taken,
@@ -304,8 +305,8 @@ pub struct RoomCursor {
 ///
 /// - **R1 made once** – `create` of an id that exists with the same kind and members answers `Existing`; two calls at the
 ///   same time make one room.
-/// - **R2 immutable versions** – `members_at` a version answers the same list for ever; every change makes the next
-///   version; each of several concurrent changes makes its own.
+/// - **R2 immutable versions** – `members_at` a version answers the same list until the version is forgotten (R7); every
+///   change makes the next version; each of several concurrent changes makes its own.
 /// - **R3 current** – a `current` that begins after a change returned shows that change or a later one. (A removal holds
 ///   for every message whose room is read after it.)
 /// - **R4 foreign rooms** – a direct room written by another system with only `_id`, `user1Id`, `user2Id` reads as a
@@ -313,6 +314,9 @@ pub struct RoomCursor {
 /// - **R5 list** – `of_user` lists each room of the user once, latest activity (newest message, else making) first (M7);
 ///   the cursor is the last room's place; a walk by cursors lists every room that did not move meanwhile.
 /// - **R6 settings** are the member's own; setting them changes no other member's.
+/// - **R7 forgotten versions** – `forget_versions` forgets versions that their rooms left before the given moment, and no
+///   others: never the one of now, and never the first. A call removes at most `limit` records; one that answers 0 has found none.
+///   `members_at` a forgotten version answers the list of before, or none.
 #[async_trait]
 pub trait Rooms: Send + Sync {
     /// See R1.
@@ -343,6 +347,9 @@ pub trait Rooms: Send + Sync {
 
     /// Which of `others` share a room with `user`, in their order. A user shares a room with themself.
     async fn share_a_room(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>>;
+
+    /// See R7; how many records were removed by this call.
+    async fn forget_versions(&self, left_before: Timestamp, limit: usize) -> EngineResult<u64>;
 }
 
 /// A member's advance in a room.
@@ -575,6 +582,8 @@ impl ParkedCursor {
 ///   cursor, whether or not the push it names is still there: a walk by cursors lists once each push that is parked all the
 ///   time and is not parked again.
 /// - **U4 by reason** – `parked_because` lists, in the same order, the pushes that were parked for exactly this reason.
+/// - **U5 forgotten** – `forget_parked` removes pushes that were parked before the given moment, at most `limit` to a call, oldest
+///   first, and no others; one that answers 0 has found none. `parked_count` is how many are parked.
 #[async_trait]
 pub trait Pushes: Send + Sync {
     /// Which of these pushes a provider accepted, in their order. See U1.
@@ -600,6 +609,12 @@ pub trait Pushes: Send + Sync {
 
     /// The same, if it is still at this place in the list: a push that was parked again has another place, and stays.
     async fn drop_parked_at(&self, place: &ParkedCursor) -> EngineResult<bool>;
+
+    /// See U5; how many were removed by this call.
+    async fn forget_parked(&self, before: Timestamp, limit: usize) -> EngineResult<u64>;
+
+    /// How many pushes are parked. The store counts each of them: not to be asked often.
+    async fn parked_count(&self) -> EngineResult<u64>;
 }
 
 /// The entries of an append that come after a resend of the same append, each with the id of that one's first record: see I7.

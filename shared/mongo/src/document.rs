@@ -272,12 +272,10 @@ impl TryFrom<RoomDocument> for StoredRoom {
     }
 }
 
-/// In `room_versions`: a group's members before a change of them.
-#[derive(Serialize, Deserialize)]
+/// In `room_versions`: a group's members before a change of them. It has a `leftAt`, too, unless the version is the first.
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct VersionDocument {
-    pub(crate) chat_room_id: RoomId,
-    pub(crate) version: MemberVersion,
     pub(crate) member_ids: Arc<[UserId]>,
 }
 

@@ -182,7 +182,7 @@ fn indexes() -> [(&'static str, Vec<IndexModel>); 8] {
                 plain(doc! { "user2Id": 1, "memberVersion": 1 }),
             ],
         ),
-        (ROOM_VERSIONS, vec![unique(doc! { "chatRoomId": 1, "version": 1 })]),
+        (ROOM_VERSIONS, vec![unique(doc! { "chatRoomId": 1, "version": 1 }), plain(doc! { "leftAt": 1 })]),
         (MEMBERS, vec![unique(doc! { "userId": 1, "chatRoomId": 1 })]),
         (
             DEVICES,

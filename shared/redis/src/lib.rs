@@ -72,11 +72,14 @@ pub struct Options {
     pub live_backlog: usize,
     /// How long Redis may take to answer a call on an open connection. Connecting takes a second at most.
     pub answer_within: Duration,
+    /// How long it is kept when a user without a session was last seen.
+    pub last_seen_keep: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { live_backlog: 16_384, answer_within: Duration::from_millis(1_500) }
+        let last_seen_keep = Duration::from_secs(365 * 24 * 60 * 60);
+        Self { live_backlog: 16_384, answer_within: Duration::from_millis(1_500), last_seen_keep }
     }
 }
 
@@ -112,7 +115,7 @@ impl Redis {
         let keys = Arc::new(keys);
         Ok(Self {
             live: Arc::new(PubSub::new(publishing, servers, options.live_backlog)),
-            presence: Arc::new(RedisPresence::new(keys.clone())),
+            presence: Arc::new(RedisPresence::new(keys.clone(), options.last_seen_keep)),
             proofs: Arc::new(RedisProofs::new(keys.clone())),
             leases: Arc::new(RedisLeases(keys)),
         })

@@ -8,7 +8,7 @@ use naru_engines::store::{
     Changed, Created, MemberChange, MemberSettings, NewRoom, RoomCursor, RoomSummary, Rooms,
 };
 use naru_model::{MemberVersion, Room, RoomId, RoomKind, Seq, Timestamp, UserId};
-use rusqlite::{Connection, OptionalExtension, Result, Row, params};
+use rusqlite::{Connection, OptionalExtension, Result, Row, Transaction, params};
 
 use crate::column::{self, Columns, message_columns};
 use crate::database::{Database, Sync};
@@ -51,14 +51,8 @@ impl Rooms for Database {
         }
         let room = room.clone();
         self.read(move |transaction| {
-            let newest = transaction
-                .prepare_cached("SELECT memberVersion FROM chat_rooms WHERE _id = ?1")?
-                .query_row([room.as_str()], |row| row.get(0).map(MemberVersion))
-                .optional()?;
-            if !newest.is_some_and(|newest| (MemberVersion::FIRST..=newest).contains(&version)) {
-                return Ok(None);
-            }
-            members_at(transaction, &room, version).map(Some)
+            let is_known = versions(transaction, &room)?.is_some_and(|known| known.contains(&version));
+            if is_known { members_at(transaction, &room, version).map(Some) } else { Ok(None) }
         })
         .await
     }
@@ -119,6 +113,12 @@ impl Rooms for Database {
         })
         .await
     }
+
+    /// Not synced: what a power cut brings back is removed by the next call.
+    async fn forget_versions(&self, left_before: Timestamp, limit: usize) -> EngineResult<u64> {
+        let forget = move |transaction: &Transaction<'_>| forget_versions(transaction, left_before, limit);
+        self.write_then(Sync::Never, forget, |_| {}).await
+    }
 }
 
 fn create(connection: &Connection, room: &NewRoom, now: Timestamp) -> Result<Created> {
@@ -163,12 +163,45 @@ fn was_ever(connection: &Connection, room: &Room, members: &[UserId]) -> Result<
     if *room.member_ids == *members {
         return Ok(true);
     }
-    for version in (MemberVersion::FIRST.0..room.member_version.0).rev() {
-        if *members_at(connection, &room.id, MemberVersion(version))? == *members {
+    for version in versions(connection, &room.id)?.into_iter().flatten().rev() {
+        if *members_at(connection, &room.id, version)? == *members {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// The versions whose members can be told, in their order; none where there is no room.
+fn versions(connection: &Connection, room: &RoomId) -> Result<Option<Vec<MemberVersion>>> {
+    let sql = "SELECT versionsFrom, memberVersion FROM chat_rooms WHERE _id = ?1";
+    let versions = |row: &Row<'_>| {
+        let first = MemberVersion::FIRST.0;
+        let later = row.get::<_, u32>(0)?.max(first + 1)..=row.get(1)?;
+        Ok(std::iter::once(first).chain(later).map(MemberVersion).collect())
+    };
+    connection.prepare_cached(sql)?.query_row([room.as_str()], versions).optional()
+}
+
+/// Removes those who left long ago, but no one of a first version: as many as any room has members when it is made.
+fn forget_versions(connection: &Connection, left_before: Timestamp, limit: usize) -> Result<u64> {
+    let sql = "SELECT chatRoomId, userId, since, until FROM memberships INDEXED BY memberships_by_age
+        WHERE until IS NOT NULL AND since > 1 AND leftAt < ?1 ORDER BY leftAt LIMIT ?2";
+    let mut old = connection.prepare_cached(sql)?;
+    let record = |row: &Row<'_>| {
+        Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, u32>(2)?, row.get::<_, u32>(3)?))
+    };
+    let old = old.query_map(params![left_before.as_millis(), column::limit(limit)], record)?;
+    let old = old.collect::<Result<Vec<_>>>()?;
+    let sql = "DELETE FROM memberships WHERE chatRoomId = ?1 AND userId = ?2 AND since = ?3";
+    let mut remove = connection.prepare_cached(sql)?;
+    // All versions before were left no later than this user left.
+    let sql = "UPDATE chat_rooms SET versionsFrom = ?2 WHERE _id = ?1 AND versionsFrom < ?2";
+    let mut forget = connection.prepare_cached(sql)?;
+    for (room, user, since, until) in &old {
+        remove.execute(params![room, user, since])?;
+        forget.execute(params![room, until])?;
+    }
+    Ok(old.len() as u64)
 }
 
 fn current(connection: &Connection, id: &RoomId) -> Result<Option<Arc<Room>>> {
@@ -180,13 +213,22 @@ fn current(connection: &Connection, id: &RoomId) -> Result<Option<Arc<Room>>> {
             id: id.clone(),
             kind: if row.get(0)? { RoomKind::Direct } else { RoomKind::Group },
             name: row.get(1)?,
-            member_ids: members_at(connection, id, member_version)?,
+            member_ids: members_now(connection, id)?,
             member_version,
             maker_id: row.get::<_, Option<Arc<str>>>(2)?.map(|_| row.text(2)).transpose()?,
             created_at: row.time(3)?,
         }))
     };
     connection.prepare_cached(sql)?.query_row([id.as_str()], room).optional()
+}
+
+/// Sorted, as the index is.
+fn members_now(connection: &Connection, room: &RoomId) -> Result<Arc<[UserId]>> {
+    let sql = "SELECT userId FROM memberships INDEXED BY memberships_now
+        WHERE chatRoomId = ?1 AND until IS NULL ORDER BY userId";
+    let mut statement = connection.prepare_cached(sql)?;
+    let members = statement.query_map([room.as_str()], |row| row.text(0))?;
+    members.collect()
 }
 
 /// Sorted, as the table is.
@@ -204,8 +246,10 @@ fn join(connection: &Connection, room: &RoomId, user: &UserId, since: MemberVers
 }
 
 fn leave(connection: &Connection, room: &RoomId, user: &UserId, until: MemberVersion) -> Result<()> {
-    let sql = "UPDATE memberships SET until = ?3 WHERE chatRoomId = ?1 AND userId = ?2 AND until IS NULL";
-    connection.prepare_cached(sql)?.execute(params![room.as_str(), user.as_str(), until.0]).map(drop)
+    let sql = "UPDATE memberships SET until = ?3, leftAt = ?4
+        WHERE chatRoomId = ?1 AND userId = ?2 AND until IS NULL";
+    let now = Timestamp::now().as_millis();
+    connection.prepare_cached(sql)?.execute(params![room.as_str(), user.as_str(), until.0, now]).map(drop)
 }
 
 fn apply(connection: &Connection, id: &RoomId, change: &MemberChange, max: usize) -> Result<Changed> {
@@ -223,7 +267,7 @@ fn apply(connection: &Connection, id: &RoomId, change: &MemberChange, max: usize
     }
     let sql = "UPDATE chat_rooms SET memberVersion = ?2 WHERE _id = ?1";
     connection.prepare_cached(sql)?.execute(params![id.as_str(), next.0])?;
-    let member_ids = members_at(connection, id, next)?;
+    let member_ids = members_now(connection, id)?;
     Ok(Changed::Now(Arc::new(Room { member_ids, member_version: next, ..Room::clone(&room) })))
 }
 

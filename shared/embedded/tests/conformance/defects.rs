@@ -129,6 +129,9 @@ async fn every_defect_of_a_store_is_noticed() {
                 ],
             ),
             (Defect::SettingsShared, &["r6_settings_are_the_members_own"]),
+            (Defect::VersionsStay, &["r7_versions_that_were_left_long_ago_are_forgotten"]),
+            (Defect::VersionsGoTooSoon, &["r7_versions_that_were_left_long_ago_are_forgotten"]),
+            (Defect::ForgottenIsTheLatest, &["r7_versions_that_were_left_long_ago_are_forgotten"]),
             (Defect::PositionsGoBackward, &["p1_positions_only_go_forward"]),
             (Defect::PositionBeyondHead, &["p2_a_position_never_passes_the_head"]),
             (
@@ -163,6 +166,9 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::ListBeginsAgain, &["u3_a_walk_meets_every_parked_push_in_order"]),
             (Defect::FindsAnother, &["u3_one_is_found_by_its_event"]),
             (Defect::ParkedAgainIsDropped, &["u2_what_was_parked_again_is_another_entry"]),
+            (Defect::ParkedGoesTooSoon, &["u5_what_was_parked_long_ago_is_forgotten"]),
+            (Defect::ForgetsMoreThanAsked, &["u5_what_was_parked_long_ago_is_forgotten"]),
+            (Defect::ParkedIsNotCounted, &["u5_what_was_parked_long_ago_is_forgotten"]),
         ],
     )
     .await;

@@ -59,6 +59,9 @@ pub(crate) enum Defect {
     CurrentStale,
     ListEndsEarly,
     SettingsShared,
+    VersionsStay,
+    VersionsGoTooSoon,
+    ForgottenIsTheLatest,
 
     PositionsGoBackward,
     PositionBeyondHead,
@@ -86,6 +89,9 @@ pub(crate) enum Defect {
     ListBeginsAgain,
     FindsAnother,
     ParkedAgainIsDropped,
+    ParkedGoesTooSoon,
+    ForgetsMoreThanAsked,
+    ParkedIsNotCounted,
 
     LosesEvents,
     SendsTheBeginningOfABatch,
@@ -356,7 +362,12 @@ impl Rooms for FaultyEngine<dyn Rooms> {
 
     async fn members_at(&self, room: &RoomId, version: MemberVersion) -> EngineResult<Option<Arc<[UserId]>>> {
         let members = self.inner.members_at(room, version).await?;
-        if self.defect != Defect::MembersOfTheLatestVersion || members.is_none() {
+        let is_wrong = match self.defect {
+            Defect::MembersOfTheLatestVersion => members.is_some(),
+            Defect::ForgottenIsTheLatest => members.is_none(),
+            _ => false,
+        };
+        if !is_wrong {
             return Ok(members);
         }
         let now = self.inner.current(std::slice::from_ref(room)).await?.remove(0);
@@ -410,6 +421,16 @@ impl Rooms for FaultyEngine<dyn Rooms> {
 
     async fn share_a_room(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>> {
         self.inner.share_a_room(user, others).await
+    }
+
+    async fn forget_versions(&self, left_before: Timestamp, limit: usize) -> EngineResult<u64> {
+        match self.defect {
+            Defect::VersionsStay => Ok(0),
+            Defect::VersionsGoTooSoon => {
+                self.inner.forget_versions(left_before.after(Duration::from_secs(3_600)), limit).await
+            }
+            _ => self.inner.forget_versions(left_before, limit).await,
+        }
     }
 }
 
@@ -612,6 +633,18 @@ impl Pushes for FaultyEngine<dyn Pushes> {
             return self.inner.drop_parked(place.event_id).await;
         }
         self.inner.drop_parked_at(place).await
+    }
+
+    async fn forget_parked(&self, before: Timestamp, limit: usize) -> EngineResult<u64> {
+        let late = before.after(Duration::from_millis(1));
+        let before = if self.defect == Defect::ParkedGoesTooSoon { late } else { before };
+        let limit = if self.defect == Defect::ForgetsMoreThanAsked { usize::MAX } else { limit };
+        self.inner.forget_parked(before, limit).await
+    }
+
+    async fn parked_count(&self) -> EngineResult<u64> {
+        let count = self.inner.parked_count().await?;
+        Ok(if self.defect == Defect::ParkedIsNotCounted { 0 } else { count })
     }
 }
 

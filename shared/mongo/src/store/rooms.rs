@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bson::doc;
+use bson::{Bson, doc};
 use futures_util::future::try_join;
 use naru_engines::store::{
     Changed, Created, MemberChange, MemberSettings, NewRoom, RoomCursor, RoomSummary, Rooms,
@@ -73,8 +73,8 @@ impl Rooms for Database {
     /// Three round trips, and three more whenever another change came first. There is no lock that a dead process could hold.
     ///
     /// What if the process dies here? The list of version *n* is stored before the room leaves version *n*: in between, the
-    /// room is unchanged and the list is in `room_versions` early, the same one that any other call would store. Then the
-    /// room goes from *n* to *n* + 1 in one step, if it is still at *n*.
+    /// room is unchanged and the list is in `room_versions` early, the same one that any other call would store (and may be
+    /// forgotten there while the room is at *n*). Then the room goes from *n* to *n* + 1 in one step, if it is still at *n*.
     async fn change(&self, id: &RoomId, change: MemberChange, max: usize) -> EngineResult<Changed> {
         for _ in 0..TRIES {
             let Some(room) = self.current_one(id).await? else { return Ok(Changed::NoRoom) };
@@ -82,13 +82,7 @@ impl Rooms for Database {
                 Ok(next) => next,
                 Err(answer) => return Ok(answer),
             };
-            let left = VersionDocument {
-                chat_room_id: id.clone(),
-                version: room.member_version,
-                member_ids: room.member_ids.clone(),
-            };
-            // If it was there, another call stored the same list for the same version.
-            let _was_there = self.insert_one(ROOM_VERSIONS, left).await?;
+            self.update_all(ROOM_VERSIONS, vec![leaving(&room)]).await?;
             let at_version = doc! { "_id": id.as_str(), "memberVersion": room.member_version.0 };
             let step = doc! { "$set": {
                 "memberIds": texts(&*next.member_ids),
@@ -175,6 +169,26 @@ impl Rooms for Database {
         let shared = self.aggregate::<Shared>(Some(CHAT_ROOMS), shared).await?;
         let shares = |other: &UserId| other == user || shared.iter().any(|shared| shared.user == *other);
         Ok(others.iter().map(shares).collect())
+    }
+
+    /// Two round trips. What if the process dies here? The next call removes the rest.
+    async fn forget_versions(&self, left_before: Timestamp, limit: usize) -> EngineResult<u64> {
+        #[derive(Deserialize)]
+        struct Left {
+            #[serde(rename = "_id")]
+            id: Bson,
+        }
+        let left_before = doc! { "leftAt": { "$lt": left_before.to_bson() } };
+        let find = Find::all(left_before.clone()).sorted(doc! { "leftAt": 1 }).at_most(limit);
+        let old = self.find::<Left>(ROOM_VERSIONS, find.only(doc! { "_id": 1 })).await?;
+        if old.is_empty() {
+            return Ok(0);
+        }
+        let ids: Vec<Bson> = old.into_iter().map(|old| old.id).collect();
+        // The room may be leaving it only now, after a try that was cut off.
+        let mut still = left_before;
+        still.insert("_id", doc! { "$in": ids });
+        self.remove(ROOM_VERSIONS, still).await
     }
 }
 
@@ -290,6 +304,17 @@ impl Database {
         };
         self.update_all(CHAT_ROOMS, strays.iter().map(adopt).collect()).await
     }
+}
+
+/// Stores the members at a version that a group is about to leave; another call may have stored the same list. The first version is
+/// never forgotten (R7), so it has no time.
+fn leaving(room: &Room) -> Update {
+    let this = doc! { "chatRoomId": room.id.as_str(), "version": room.member_version.0 };
+    let mut store = doc! { "$setOnInsert": { "memberIds": texts(&*room.member_ids) } };
+    if room.member_version != MemberVersion::FIRST {
+        store.insert("$max", doc! { "leftAt": Timestamp::now().to_bson() });
+    }
+    Update::or_insert(this, store)
 }
 
 /// A new room's document; none for a direct room of other than two users, which can't be made.

@@ -140,6 +140,7 @@ intercepted! {
         summary(room: &RoomId, user: &UserId) -> Option<RoomSummary>, [room].into_iter();
         configure(room: &RoomId, user: &UserId, settings: MemberSettings) -> bool, [room].into_iter();
         share_a_room(user: &UserId, others: &[UserId]) -> Vec<bool>;
+        forget_versions(left_before: Timestamp, limit: usize) -> u64;
     }
     Positions {
         advance(steps: &[Advance]) -> Vec<Moved>, steps.iter().map(|step| &step.room);
@@ -170,6 +171,8 @@ intercepted! {
         find_parked(event: EventId) -> Option<ParkedPush>;
         drop_parked(event: EventId) -> bool;
         drop_parked_at(place: &ParkedCursor) -> bool;
+        forget_parked(before: Timestamp, limit: usize) -> u64;
+        parked_count() -> u64;
     }
     Presence {
         renew(gateway: &GatewayId, ttl: Duration) -> Renewal;

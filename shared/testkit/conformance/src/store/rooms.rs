@@ -111,6 +111,52 @@ pub(super) async fn r2_the_members_at_a_version_never_change(subject: Of<'_, Sto
     assert_eq!(store.rooms.members_at(&super::fixtures::room(), MemberVersion::FIRST).await.unwrap(), None);
 }
 
+pub(super) async fn r7_versions_that_were_left_long_ago_are_forgotten(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (room, [ada, ben, eve]) = group(&store).await;
+    let dan = user();
+    for change_of in [
+        MemberChange::Add(dan.clone()),
+        MemberChange::Remove(ben.clone()),
+        MemberChange::Add(ben.clone()),
+        MemberChange::Remove(dan.clone()),
+    ] {
+        change(&store, &room, change_of).await;
+    }
+    let known = versions(&store, &room).await;
+    let first = sorted_members([ada, ben, eve]);
+    assert_eq!((&known[1], &known[5]), (&Some(first.clone()), &Some(first.clone())));
+    let (hour, now_is) = (Duration::from_secs(3_600), Timestamp::now());
+    assert_eq!(store.rooms.forget_versions(now_is.before(hour), 100).await.unwrap(), 0, "none is as old");
+    assert_eq!(versions(&store, &room).await, known);
+
+    let mut removed = 0;
+    loop {
+        let now_removed = store.rooms.forget_versions(now_is.after(hour), 1).await.unwrap();
+        assert!(now_removed <= 1, "no more than asked");
+        if now_removed == 0 {
+            break;
+        }
+        removed += 1;
+    }
+    assert!(removed > 0, "something was kept of them");
+    let store = reopened(subject, store).await;
+    assert_eq!(store.rooms.forget_versions(now_is.after(hour), 100).await.unwrap(), 0, "gone already");
+    let left = versions(&store, &room).await;
+    assert_eq!([&left[0], &left[1], &left[5]], [&None, &Some(first.clone()), &Some(first.clone())]);
+    for (left, known) in left.iter().zip(&known) {
+        assert!(left.is_none() || left == known, "{left:?} and not {known:?}");
+    }
+
+    // The room is known by its first members, and changes go on.
+    let again = NewRoom { id: room.clone(), ..new_group(first.iter().cloned()) };
+    assert_eq!(create(&store, &again).await, Created::Existing(now(&store, &room).await));
+    change(&store, &room, MemberChange::Add(dan.clone())).await;
+    let with_dan = now(&store, &room).await;
+    assert_eq!((with_dan.member_version, with_dan.has(&dan)), (MemberVersion(6), true));
+    assert_eq!(store.rooms.members_at(&room, MemberVersion(5)).await.unwrap(), Some(first));
+}
+
 pub(super) async fn r2_changes_at_the_same_time_each_make_a_version(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let (room, [ada]) = group(&store).await;

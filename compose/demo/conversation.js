@@ -253,7 +253,7 @@ export class Conversation {
     return [...saved, ...Array.from(this.#outbox.values(), (draft) => this.#draftItem(draft))];
   }
 
-  #savedItem({ id, seq, senderId, senderName, content, timestamp, clientMessageId }) {
+  #savedItem({ id, seq, senderId, senderName, content, timestamp, clientMessageId, deletedAt }) {
     const mine = senderId === this.#me;
     const mark = seq <= this.#marks.read ? 'read' : seq <= this.#marks.received ? 'received' : null;
     return {
@@ -261,7 +261,7 @@ export class Conversation {
       mine,
       state: mine ? 'sent' : 'received',
       mark: mine ? mark : null,
-      id, seq, senderId, senderName, content, timestamp, clientMessageId,
+      id, seq, senderId, senderName, content, timestamp, clientMessageId, deletedAt,
     };
   }
 

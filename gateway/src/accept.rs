@@ -393,7 +393,7 @@ impl Intake {
             };
             match outcome(&first, saved.next().flatten()) {
                 Some(Outcome::Rejected { .. }) => self.refuse_doubtful(waiter, refusal),
-                _ if first.accepted.content != again.content => self.refuse_doubtful(waiter, OTHER_CONTENT),
+                _ if !first.is_resent_by(&again) => self.refuse_doubtful(waiter, OTHER_CONTENT),
                 outcome => self.resend(&first.accepted, again.id, waiter, outcome),
             }
         }
@@ -604,6 +604,10 @@ mod tests {
         async fn close(&self, _: &[Closing]) -> EngineResult<()> {
             unreachable!("the intake only appends")
         }
+
+        async fn drop_contents(&self, _: &[MessageId]) -> EngineResult<()> {
+            unreachable!("the intake only appends")
+        }
     }
 
     #[async_trait]
@@ -625,6 +629,10 @@ mod tests {
         }
 
         async fn range(&self, _: &RoomId, _: Window, _: usize) -> EngineResult<(Vec<Message>, bool)> {
+            unreachable!("resends are only looked up")
+        }
+
+        async fn delete(&self, _: &[MessageId], _: Timestamp) -> EngineResult<()> {
             unreachable!("resends are only looked up")
         }
     }

@@ -55,9 +55,18 @@ impl Linger {
 /// The intake's record of one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IntakeRecord {
+    /// Without content and sender's name once they were dropped: both are empty then (see I9).
     pub accepted: Accepted,
     /// Its outcome; none while it is open.
     pub outcome: Option<Outcome>,
+}
+
+impl IntakeRecord {
+    /// Whether an entry with the same key is a resend of this one, and not another message (see I3, I9).
+    pub fn is_resent_by(&self, again: &Accepted) -> bool {
+        // No message was accepted without content.
+        self.accepted.content.is_empty() || self.accepted.content == again.content
+    }
 }
 
 /// The result for one entry of an append.
@@ -121,6 +130,10 @@ pub struct OpenPage {
 /// - **I8 rejected is not for ever** – appending an entry again that was rejected answers `Reopened`: it keeps its id and its
 ///   place in the order, is open with all else of the new entry, and can be closed once more. Of several such appends at the same
 ///   time, at least one answers `Reopened`, the others that or `Resend`.
+/// - **I9 without content** – `drop_contents` takes content and sender's name from the closed ones of these entries, for ever, and
+///   changes nothing else; an open entry keeps both. Repeated, it changes nothing. What is left is a resend's key, id, outcome and
+///   place in the room: appending such an entry again is recognised by its key alone, whatever its content is (I3 can't be told),
+///   and one that was rejected is opened again with the new entry's content (I8).
 #[async_trait]
 pub trait Intake: Send + Sync {
     /// Appends entries: see I1 to I4, I7, I8.
@@ -145,6 +158,9 @@ pub trait Intake: Send + Sync {
 
     /// Closes entries and records their outcomes: see I6. The cost is per many entries, not per entry.
     async fn close(&self, closings: &[Closing]) -> EngineResult<()>;
+
+    /// Drops the contents of closed entries: see I9.
+    async fn drop_contents(&self, ids: &[MessageId]) -> EngineResult<()>;
 }
 
 /// How much of a run was stored.
@@ -191,6 +207,9 @@ pub enum Window {
 ///   changes nothing.
 /// - **M7 saved later, listed before** – of two rooms the one whose newest message was bumped later stands before the other,
 ///   also when a clock was set back and that message's timestamp is the earlier one.
+/// - **M8 tombstones** – `delete` takes content and sender's name from these messages, for ever, and notes when (`deletedAt`); all
+///   else stays: id, place, what M3 to M7 say. Of a message that is a tombstone already the first moment stays; an id that is not
+///   stored is passed over. A run that meets a tombstone (`AlreadySaved`) does not bring its content back.
 #[async_trait]
 pub trait Messages: Send + Sync {
     /// The messages of these ids, in their order; none for an id that is not stored.
@@ -207,6 +226,9 @@ pub trait Messages: Send + Sync {
 
     /// See M4.
     async fn range(&self, room: &RoomId, window: Window, limit: usize) -> EngineResult<(Vec<Message>, bool)>;
+
+    /// Makes messages tombstones: see M8.
+    async fn delete(&self, ids: &[MessageId], at: Timestamp) -> EngineResult<()>;
 }
 
 /// The activity of a room after a message, where `latest` is the latest activity of any room: the message's timestamp, unless

@@ -92,6 +92,9 @@ fn what_the_live_layer_carries() {
     };
     assert_json_snapshot!("live_chat", to_both(News::Chat(message())));
     assert_json_snapshot!("live_read", to_both(News::Read(position)));
+    let mut deleted = message();
+    deleted.delete(Timestamp::from_millis(1_795_339_900_000));
+    assert_json_snapshot!("live_tombstone", to_both(News::Chat(deleted)));
     let saved = Confirmation { id: message().id, outcome: Outcome::Saved { seq: Seq(7) } };
     let rejected =
         Confirmation { id: message().id, outcome: Outcome::Rejected { reason: Rejection::NotAMember } };

@@ -76,11 +76,12 @@ impl Update {
         Self { filter, change: change.into(), upsert: false, multi: false }
     }
 
-    /// Changes all matching documents by a pipeline that distinguishes them (see [`entry_of`]). Each change is independent.
+    /// Changes all matching documents, as a rule by a pipeline that distinguishes them (see [`entry_of`]). Each change is
+    /// independent.
     ///
     /// One statement for many documents, wherever none has to be created: the server then writes its log once, not once
     /// for each.
-    pub(crate) fn all(filter: Document, change: Vec<Document>) -> Self {
+    pub(crate) fn all(filter: Document, change: impl Into<Bson>) -> Self {
         Self { multi: true, ..Self::one(filter, change) }
     }
 

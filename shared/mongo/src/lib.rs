@@ -11,8 +11,8 @@
 //!
 //! | collection | one document is | fields |
 //! |---|---|---|
-//! | `intake` | an accepted message; only its last three fields change, once, and more when it is sent again after it was rejected | `_id`, `chatRoomId`, `senderId`, `senderName`, `content`, `timestamp`, `clientMessageId`, `after`?, `origin`? `{gateway, session}`, `trace`, `appended` (the server's tick) and `place` (in its append), `open`, `outcome`? (`saved`, `notAMember`), `seq`? |
-//! | `chat_messages` | a message at its place | `_id`, `chatRoomId`, `seq`, `senderId`, `senderName`, `content`, `timestamp`, `clientMessageId` |
+//! | `intake` | an accepted message; only its last three fields change, once, and more when it is sent again after it was rejected; a closed one may lose `senderName` and `content` | `_id`, `chatRoomId`, `senderId`, `senderName`?, `content`?, `timestamp`, `clientMessageId`, `after`?, `origin`? `{gateway, session}`, `trace`, `appended` (the server's tick) and `place` (in its append), `open`, `outcome`? (`saved`, `notAMember`), `seq`? |
+//! | `chat_messages` | a message at its place | `_id`, `chatRoomId`, `seq`, `senderId`, `senderName`, `content`, `timestamp`, `clientMessageId`, `deletedAt`? (of a tombstone, whose name and content are empty) |
 //! | `chat_rooms` | a room as it is now | `_id`, `user1Id` and `user2Id` (direct rooms), `name`?, `memberIds` (sorted), `memberVersion`, `makerId`?, `createdAt`, `activity` and `lastSeq`? (the moment and place of the newest message that the room was bumped for) |
 //! | `room_versions` | a group's members before a change of them | `chatRoomId`, `version`, `memberIds`, `leftAt`? (not of the first version) |
 //! | `members` | a member's positions and settings in a room; kept after leaving | `chatRoomId`, `userId`, `read` (as reported), `received` (of the furthest device), `devices` `[{deviceId, received}]`, `muted`, `mutedUntil` |

@@ -42,6 +42,9 @@ pub(crate) enum Defect {
     AfterAResend,
     FindsNoResend,
     RejectedStays,
+    OpenContentsDropped,
+    ContentStays,
+    ConflictOfNothing,
 
     RunGoesOnAfterConflict,
     TakenPlaceAccepted,
@@ -53,6 +56,8 @@ pub(crate) enum Defect {
     BumpIgnored,
     BumpGoesBack,
     ListByTheClock,
+    DeletedIsRemoved,
+    DeletedAgain,
 
     MadeTwice,
     MembersOfTheLatestVersion,
@@ -180,6 +185,8 @@ struct FaultyEngine<T: ?Sized> {
 struct Kept {
     outcomes: HashMap<MessageId, Outcome>,
     after: HashMap<MessageId, Option<MessageId>>,
+    dropped: HashSet<MessageId>,
+    deleted: HashMap<MessageId, Timestamp>,
     heads: HashMap<RoomId, Seq>,
     rooms: HashMap<RoomId, Arc<Room>>,
     steps: HashMap<(RoomId, UserId), Advance>,
@@ -221,6 +228,9 @@ impl Intake for FaultyEngine<dyn Intake> {
                     let first = self.inner.get(&[*id]).await?.remove(0).expect("it is there");
                     *answer = Appended::Resend(Box::new(first));
                 }
+                (Defect::ConflictOfNothing, Appended::Resend(first)) if first.accepted.content.is_empty() => {
+                    *answer = Appended::Conflict;
+                }
                 (Defect::ResendIsNew, Appended::Resend(_))
                 | (Defect::ConflictUnnoticed, Appended::Conflict) => {
                     *answer = Appended::New;
@@ -248,6 +258,9 @@ impl Intake for FaultyEngine<dyn Intake> {
             record.outcome = kept.outcomes.get(&record.accepted.id).copied().or(record.outcome);
             record.accepted.after =
                 kept.after.get(&record.accepted.id).copied().unwrap_or(record.accepted.after);
+            if kept.dropped.contains(&record.accepted.id) {
+                (record.accepted.sender_name, record.accepted.content) = Default::default();
+            }
         }
         Ok(records)
     }
@@ -280,12 +293,23 @@ impl Intake for FaultyEngine<dyn Intake> {
         }
         Ok(())
     }
+
+    async fn drop_contents(&self, ids: &[MessageId]) -> EngineResult<()> {
+        if self.defect == Defect::OpenContentsDropped {
+            self.kept().dropped.extend(ids);
+        }
+        if self.defect == Defect::ContentStays { Ok(()) } else { self.inner.drop_contents(ids).await }
+    }
 }
 
 #[async_trait]
 impl Messages for FaultyEngine<dyn Messages> {
     async fn find(&self, ids: &[MessageId]) -> EngineResult<Vec<Option<Message>>> {
-        self.inner.find(ids).await
+        let mut found = self.inner.find(ids).await?;
+        for message in found.iter_mut().flatten() {
+            message.deleted_at = self.kept().deleted.get(&message.id).copied().or(message.deleted_at);
+        }
+        Ok(found)
     }
 
     async fn heads(&self, rooms: &[RoomId]) -> EngineResult<Vec<Seq>> {
@@ -326,8 +350,18 @@ impl Messages for FaultyEngine<dyn Messages> {
     }
 
     async fn range(&self, room: &RoomId, window: Window, limit: usize) -> EngineResult<(Vec<Message>, bool)> {
-        let (messages, more) = self.inner.range(room, window, limit).await?;
+        let (mut messages, more) = self.inner.range(room, window, limit).await?;
+        if self.defect == Defect::DeletedIsRemoved {
+            messages.retain(|message| message.deleted_at.is_none());
+        }
         Ok((messages, more && self.defect != Defect::WindowSaysThereIsNoMore))
+    }
+
+    async fn delete(&self, ids: &[MessageId], at: Timestamp) -> EngineResult<()> {
+        if self.defect == Defect::DeletedAgain {
+            self.kept().deleted.extend(ids.iter().map(|id| (*id, at)));
+        }
+        self.inner.delete(ids, at).await
     }
 }
 

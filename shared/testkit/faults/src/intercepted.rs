@@ -123,6 +123,7 @@ intercepted! {
         open(after: Option<IntakePlace>, up_to: Option<IntakePlace>, limit: usize) -> OpenPage;
         newest_open() -> Option<IntakePlace>;
         close(closings: &[Closing]) -> ();
+        drop_contents(ids: &[MessageId]) -> ();
     }
     Messages {
         find(ids: &[MessageId]) -> Vec<Option<Message>>;
@@ -130,6 +131,7 @@ intercepted! {
         append_run(run: &[Message]) -> RunResult, run.iter().map(|message| &message.chat_room_id);
         bump(newest: &[Message]) -> (), newest.iter().map(|message| &message.chat_room_id);
         range(room: &RoomId, window: Window, limit: usize) -> (Vec<Message>, bool), [room].into_iter();
+        delete(ids: &[MessageId], at: Timestamp) -> ();
     }
     Rooms {
         create(room: NewRoom) -> Created, [&room.id].into_iter();

@@ -67,6 +67,8 @@ const SETTINGS: &[(&str, &[&str], Programs)] = &[
     ("session_queue_bytes", &["0", "1023"], ALL),
     ("max_queued_bytes", &["0", "65535"], ALL),
     ("max_pending_sends", &["0", "9223372036854775807"], ALL),
+    ("message_ttl", &["0s", "59m", "soon", "600years"], ALL),
+    ("intake_keep", &["0s", "23h", "soon", "600years"], ALL),
     ("last_seen_keep", &["0s", "soon", "", "600years"], ALL),
     ("parked_keep", &["0s", "59m", "soon", "600years"], ALL),
     ("delivery_grace", &["soon", "", "2days"], ALL),

@@ -546,7 +546,7 @@ mod tests {
     use async_trait::async_trait;
     use naru_engines::EngineResult;
     use naru_engines::bus::Receiver;
-    use naru_engines::store::{Closing, IntakePlace, OpenPage, RunResult, Window};
+    use naru_engines::store::{Closing, IntakePlace, OpenPage, RunResult, Walked, Window};
     use naru_model::Seq;
     use naru_runtime::telemetry::Metrics;
     use tokio::sync::Mutex;
@@ -608,6 +608,15 @@ mod tests {
         async fn drop_contents(&self, _: &[MessageId]) -> EngineResult<()> {
             unreachable!("the intake only appends")
         }
+
+        async fn forget_contents(
+            &self,
+            _: Option<MessageId>,
+            _: Timestamp,
+            _: usize,
+        ) -> EngineResult<Walked> {
+            unreachable!("the intake only appends")
+        }
     }
 
     #[async_trait]
@@ -633,6 +642,10 @@ mod tests {
         }
 
         async fn delete(&self, _: &[MessageId], _: Timestamp) -> EngineResult<()> {
+            unreachable!("resends are only looked up")
+        }
+
+        async fn expire(&self, _: Option<MessageId>, _: Timestamp, _: usize) -> EngineResult<Walked> {
             unreachable!("resends are only looked up")
         }
     }

@@ -50,7 +50,12 @@ pub(crate) async fn answer(
     let mut left = IN_ALL;
     let mut synced = Vec::with_capacity(wanted.len());
     for (SyncFrom { chat_room_id, after_seq }, head) in wanted.into_iter().zip(heads) {
-        let mut room = SyncedRoom { chat_room_id, seq: after_seq.min(head), complete: after_seq >= head };
+        let mut room = SyncedRoom {
+            chat_room_id,
+            seq: after_seq.min(head),
+            complete: after_seq >= head,
+            first_seq: None,
+        };
         let mut left_of_room = left.min(PER_ROOM);
         while !room.complete && left_of_room > 0 {
             let limit = left_of_room.min(session.limits.parts);
@@ -62,6 +67,10 @@ pub(crate) async fn answer(
             let (messages, more) = store.messages.range(&room.chat_room_id, window, limit).await?;
             left_of_room -= messages.len();
             left -= messages.len();
+            // Places have no gap: what is missing between was removed by `message_ttl`.
+            if let Some(first) = messages.first().filter(|first| first.seq > room.seq.next()) {
+                room.first_seq = Some(first.seq);
+            }
             room.seq = messages.last().map_or(room.seq, |message| message.seq);
             room.complete = !more;
             for message in messages {

@@ -11,6 +11,7 @@ mod sweep;
 mod telemetry;
 
 use naru_engines::Engines;
+use naru_runtime::config::optional;
 use naru_runtime::telemetry::Metrics;
 use naru_runtime::{Policy, Span, Supervisor};
 use serde::Deserialize;
@@ -22,19 +23,29 @@ pub use crate::sweep::recover;
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub struct Config {
     pub delivery_grace: Span,
+    /// How long messages are kept in `chat_messages`; none: for ever.
+    #[serde(deserialize_with = "optional")]
+    pub message_ttl: Option<Span>,
+    /// How long the intake keeps contents; none: for ever.
+    #[serde(deserialize_with = "optional")]
+    pub intake_keep: Option<Span>,
+    /// How long the notifier keeps parked pushes; none: for ever.
+    #[serde(deserialize_with = "optional")]
+    pub parked_keep: Option<Span>,
 }
 
 /// Starts a persister's tasks.
 pub fn run(config: &Config, engines: Engines, metrics: &Metrics, supervisor: &Supervisor) {
-    let grace = config.delivery_grace.0;
+    let (config, grace) = (*config, config.delivery_grace.0);
     let telemetry = telemetry::Telemetry::new(metrics);
-    let persister = Persister::new(engines.clone(), telemetry.clone());
+    retention::warn(&config);
+    let persister = Persister::new(&config, engines.clone(), telemetry.clone());
     let (swept, removing) = (engines.clone(), telemetry.clone());
     supervisor.spawn("persist", Policy::Restart, move |stop| persister.clone().run(stop));
     supervisor.spawn("sweep", Policy::Restart, move |stop| {
         sweep::run(swept.clone(), grace, telemetry.clone(), stop)
     });
     supervisor.spawn("retention", Policy::Restart, move |stop| {
-        retention::run(engines.clone(), removing.clone(), stop)
+        retention::Retention::new(&config, engines.clone(), removing.clone()).run(stop)
     });
 }

@@ -14,6 +14,10 @@ pub struct Removed {
 impl Removed {
     /// Members of rooms at versions that were left long ago.
     pub(crate) const ROOM_VERSIONS: Self = Self { kind: "room_versions" };
+    /// Messages older than `message_ttl`.
+    pub(crate) const MESSAGES: Self = Self { kind: "messages" };
+    /// Contents of intake entries older than `intake_keep`.
+    pub(crate) const INTAKE_CONTENTS: Self = Self { kind: "intake_contents" };
 }
 
 naru_runtime::metrics! {

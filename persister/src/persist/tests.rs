@@ -6,9 +6,17 @@ use naru_engines::store::{MemberChange, NewRoom};
 use naru_faults::{Counted, intercepted};
 use naru_model::room::{RoomKind, sorted_members};
 use naru_model::{ClientMessageId, Trace, UserId};
+use naru_runtime::Span;
 use naru_runtime::telemetry::Metrics;
 
 use super::*;
+
+const KEEPS_ALL: Config = Config {
+    delivery_grace: Span(Duration::from_secs(10)),
+    message_ttl: None,
+    intake_keep: None,
+    parked_keep: None,
+};
 
 fn message(room: &RoomId, sender: &UserId, number: u8) -> Accepted {
     let id = MessageId::from_bytes([number; 12]);
@@ -43,7 +51,7 @@ async fn what_was_saved_and_enqueued_lately_costs_nothing_when_it_comes_again() 
         maker_id: Some(ada.clone()),
     };
     engines.store.rooms.create(new_room).await.unwrap();
-    let persister = Persister::new(engines.clone(), Telemetry::new(&Metrics::new()));
+    let persister = Persister::new(&KEEPS_ALL, engines.clone(), Telemetry::new(&Metrics::new()));
     let message = |number| message(&room, &ada, number);
     persister.persist(vec![message(1), message(2)]).await.unwrap();
 
@@ -85,7 +93,7 @@ async fn what_comes_again_is_routed_by_the_version_of_now() {
     engines.store.rooms.create(new_room).await.unwrap();
     let add = MemberChange::Add(cleo.clone());
     engines.store.rooms.change(&room, add, 9).await.unwrap();
-    let persister = Persister::new(engines.clone(), Telemetry::new(&Metrics::new()));
+    let persister = Persister::new(&KEEPS_ALL, engines.clone(), Telemetry::new(&Metrics::new()));
     let mut saved = engines.bus.saved.receiver().await.unwrap();
     let mut version_of = async || {
         persister.persist(vec![message(&room, &ada, 1)]).await.unwrap();

@@ -33,6 +33,7 @@
 //!   ([`Sync::When`]), and the first entry with it;
 //! - the closing of a saved entry: an entry that is open again is found to be saved. The closing of a rejected one is synced,
 //!   since its sender is notified and a later check might decide otherwise;
+//! - what is removed because it was kept for long enough: a later pass removes it again;
 //! - the acknowledgement of a delivery: its event may be delivered again;
 //! - the time at which a user was last seen.
 

@@ -22,6 +22,12 @@ CREATE TABLE intake (
 ) STRICT;
 CREATE INDEX intake_open ON intake (position) WHERE open = 1;
 
+-- The contents of all closed entries before this one were dropped. One row at most.
+CREATE TABLE contents_dropped (
+    only   INTEGER PRIMARY KEY CHECK (only = 1),
+    before BLOB NOT NULL
+) STRICT;
+
 -- In the order of saving, which costs a save the least: a row at the end, and an entry in each of two small indexes. (By
 -- room, each room's newest page would be written for each of its messages.) `activity` orders the lists of rooms: the
 -- timestamp, or later than every activity before it where a clock was set back.
@@ -49,7 +55,8 @@ CREATE TABLE chat_rooms (
     makerId       TEXT,
     createdAt     INTEGER NOT NULL DEFAULT (CAST(unixepoch('subsec') * 1000 AS INTEGER)),
     memberVersion INTEGER NOT NULL DEFAULT 1,
-    versionsFrom  INTEGER NOT NULL DEFAULT 1 -- of earlier versions, the members at the first only can be told
+    versionsFrom  INTEGER NOT NULL DEFAULT 1, -- of earlier versions, the members at the first only can be told
+    expiredTo     INTEGER NOT NULL DEFAULT 0 -- messages up to this place have expired
 ) STRICT, WITHOUT ROWID;
 
 -- The members, each from which version on, and until before which one (none: still). Those who have left are removed after

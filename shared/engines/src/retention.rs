@@ -3,11 +3,13 @@
 
 use std::time::Duration;
 
+use naru_model::MessageId;
 use tokio::time::{Instant, sleep};
 
 use crate::EngineResult;
+use crate::store::Walked;
 
-/// How many records one batch removes at most.
+/// How many records one batch looks at, or removes, at most.
 pub const BATCH: usize = 200;
 /// The shortest pause after a batch.
 const MIN_PAUSE: Duration = Duration::from_millis(20);
@@ -28,12 +30,40 @@ pub async fn in_batches<F: Future<Output = EngineResult<u64>>>(
             0 => return Ok(removed),
             batch => removed += batch,
         }
-        sleep(MIN_PAUSE.max(PAUSE * began.elapsed())).await;
+        pause(began).await;
     }
+}
+
+/// Calls `step` with the place where the step before ended, until the walk has ended; answers how many records it has removed, and the
+/// id at which the last step but one ended: a later walk may begin there.
+///
+/// # Errors
+/// That of the first step that failed: those before it stand.
+pub async fn walk<F: Future<Output = EngineResult<Walked>>>(
+    mut after: Option<MessageId>,
+    mut step: impl FnMut(Option<MessageId>) -> F,
+) -> EngineResult<(u64, Option<MessageId>)> {
+    let mut removed = 0;
+    loop {
+        let began = Instant::now();
+        let walked = step(after).await?;
+        removed += walked.removed;
+        if walked.next.is_none() {
+            return Ok((removed, after));
+        }
+        after = walked.next;
+        pause(began).await;
+    }
+}
+
+async fn pause(began: Instant) {
+    sleep(MIN_PAUSE.max(PAUSE * began.elapsed())).await;
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -48,5 +78,21 @@ mod tests {
         });
         assert_eq!(removed.await.unwrap(), 301);
         assert_eq!(began.elapsed(), Duration::from_millis(200 + 800 + 100 + 400 + 1 + 20));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_walk_goes_on_where_its_steps_end_also_where_they_remove_nothing() {
+        let id = |byte| MessageId::from_bytes([byte; 12]);
+        let steps = RefCell::new(vec![
+            (Some(id(3)), Walked { removed: 5, next: None }),
+            (Some(id(2)), Walked { removed: 0, next: Some(id(3)) }),
+            (None, Walked { removed: 7, next: Some(id(2)) }),
+        ]);
+        let walked = walk(None, |after| {
+            let (expected, step) = steps.borrow_mut().pop().unwrap();
+            assert_eq!(after, expected);
+            async move { Ok(step) }
+        });
+        assert_eq!(walked.await.unwrap(), (12, Some(id(3))));
     }
 }

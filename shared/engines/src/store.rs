@@ -109,6 +109,15 @@ pub struct OpenPage {
     pub next: Option<IntakePlace>,
 }
 
+/// How far a walk over old records has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Walked {
+    /// How many records this step has removed, or taken the content from.
+    pub removed: u64,
+    /// The id from which the next step goes on; none at the end.
+    pub next: Option<MessageId>,
+}
+
 /// The intake: the append-only log of accepted messages, and the only source of recovery.
 ///
 /// - **I1 durable** – an entry that was answered `New` survives the death of any process and is *open*. (The embedded
@@ -134,6 +143,10 @@ pub struct OpenPage {
 ///   changes nothing else; an open entry keeps both. Repeated, it changes nothing. What is left is a resend's key, id, outcome and
 ///   place in the room: appending such an entry again is recognised by its key alone, whatever its content is (I3 can't be told),
 ///   and one that was rejected is opened again with the new entry's content (I8).
+/// - **I10 old contents** – a walk of `forget_contents`, from the beginning and on by `next` to its end, drops the contents (I9) of
+///   all closed entries whose ids were made before the given moment. Open ones keep theirs; the next walk after they were closed
+///   finds them. A step looks at `limit` entries at most. A walk begins where the contents of all entries before were dropped, which
+///   the store notes: it costs what is new, and what comes after an entry that stays open.
 #[async_trait]
 pub trait Intake: Send + Sync {
     /// Appends entries: see I1 to I4, I7, I8.
@@ -161,6 +174,14 @@ pub trait Intake: Send + Sync {
 
     /// Drops the contents of closed entries: see I9.
     async fn drop_contents(&self, ids: &[MessageId]) -> EngineResult<()>;
+
+    /// A step of a walk that drops old contents: see I10.
+    async fn forget_contents(
+        &self,
+        after: Option<MessageId>,
+        before: Timestamp,
+        limit: usize,
+    ) -> EngineResult<Walked>;
 }
 
 /// How much of a run was stored.
@@ -210,6 +231,10 @@ pub enum Window {
 /// - **M8 tombstones** – `delete` takes content and sender's name from these messages, for ever, and notes when (`deletedAt`); all
 ///   else stays: id, place, what M3 to M7 say. Of a message that is a tombstone already the first moment stays; an id that is not
 ///   stored is passed over. A run that meets a tombstone (`AlreadySaved`) does not bring its content back.
+/// - **M9 expired** – a walk of `expire`, from the beginning and on by `next` to its end, removes messages whose id and timestamp are
+///   of before the given moment: of each room from its first message on, so that what is left has no gap, and up to one whose intake
+///   entry is open. A room's newest message is not removed: it becomes a tombstone (M8), so the head stays (M3), and is removed when
+///   there is a newer one. What has expired is not unread (M5, P5). A step looks at `limit` messages at most.
 #[async_trait]
 pub trait Messages: Send + Sync {
     /// The messages of these ids, in their order; none for an id that is not stored.
@@ -229,6 +254,10 @@ pub trait Messages: Send + Sync {
 
     /// Makes messages tombstones: see M8.
     async fn delete(&self, ids: &[MessageId], at: Timestamp) -> EngineResult<()>;
+
+    /// A step of a walk that removes old messages: see M9.
+    async fn expire(&self, after: Option<MessageId>, before: Timestamp, limit: usize)
+    -> EngineResult<Walked>;
 }
 
 /// The activity of a room after a message, where `latest` is the latest activity of any room: the message's timestamp, unless
@@ -291,7 +320,7 @@ pub struct RoomSummary {
     pub last_message: Option<Message>,
     /// The newest message's place, 0 without one.
     pub last_seq: Seq,
-    /// `last_seq` minus the member's read position.
+    /// `last_seq` minus the member's read position; what has expired (M9) does not count.
     pub unread_count: u64,
     /// The member's own settings.
     pub settings: MemberSettings,

@@ -245,6 +245,9 @@ pub struct SyncedRoom {
     pub seq: Seq,
     /// Whether the client now has all messages.
     pub complete: bool,
+    /// The first of these messages, where those between it and the client's place are not kept any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_seq: Option<Seq>,
 }
 
 #[cfg(test)]

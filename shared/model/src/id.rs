@@ -6,6 +6,8 @@ use std::sync::Arc;
 use bson::oid::ObjectId;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::Timestamp;
+
 /// Why a text is not an id of this kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{kind} must be {rule}")]
@@ -188,6 +190,21 @@ impl MessageId {
         Self(ObjectId::from_bytes(bytes))
     }
 
+    /// No id that is made from this moment's second on is less, and each that was made before it is: an id begins with the
+    /// second of its making, by its maker's clock.
+    pub fn first_at(moment: Timestamp) -> Self {
+        let second = moment.as_millis().div_euclid(1_000).clamp(0, u32::MAX.into());
+        let mut bytes = [0; 12];
+        bytes[..4].copy_from_slice(&u32::try_from(second).unwrap_or(u32::MAX).to_be_bytes());
+        Self::from_bytes(bytes)
+    }
+
+    /// When it was made, to the second, by its maker's clock.
+    pub fn made_at(&self) -> Timestamp {
+        let [first, second, third, fourth, ..] = self.bytes();
+        Timestamp::from_millis(i64::from(u32::from_be_bytes([first, second, third, fourth])) * 1_000)
+    }
+
     pub const fn bytes(&self) -> [u8; 12] {
         self.0.bytes()
     }
@@ -277,6 +294,7 @@ pub fn partition_of(room: &RoomId, partitions: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+    use std::time::Duration;
 
     use proptest::prelude::*;
 
@@ -356,6 +374,24 @@ mod tests {
         for id in ids.iter().take(100) {
             assert_eq!(id.to_string().parse::<MessageId>().unwrap(), *id);
         }
+    }
+
+    #[test]
+    fn message_ids_tell_when_they_were_made() {
+        let (before, id) = (Timestamp::now(), MessageId::generate());
+        let second = Duration::from_secs(1);
+        assert!(
+            MessageId::first_at(before) <= id && id < MessageId::first_at(Timestamp::now().after(second))
+        );
+        assert!(id.made_at().after(second) > before && id.made_at() <= Timestamp::now());
+        assert_eq!(
+            MessageId::first_at(Timestamp::from_millis(-1)),
+            MessageId::first_at(Timestamp::from_millis(999))
+        );
+        assert_eq!(
+            MessageId::first_at(Timestamp::from_millis(i64::MAX)).made_at().as_millis(),
+            4_294_967_295_000
+        );
     }
 
     proptest! {

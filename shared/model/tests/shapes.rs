@@ -112,7 +112,12 @@ fn frames_a_phone_gets() {
         seq: Seq(7),
         timestamp: accepted.timestamp,
     };
-    let rooms = [SyncedRoom { chat_room_id: accepted.chat_room_id.clone(), seq: Seq(7), complete: true }];
+    let rooms = [SyncedRoom {
+        chat_room_id: accepted.chat_room_id.clone(),
+        seq: Seq(7),
+        complete: true,
+        first_seq: None,
+    }];
     let position = Position {
         chat_room_id: accepted.chat_room_id.clone(),
         user_id: user("B"),

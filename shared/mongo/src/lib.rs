@@ -13,14 +13,14 @@
 //! |---|---|---|
 //! | `intake` | an accepted message; only its last three fields change, once, and more when it is sent again after it was rejected; a closed one may lose `senderName` and `content` | `_id`, `chatRoomId`, `senderId`, `senderName`?, `content`?, `timestamp`, `clientMessageId`, `after`?, `origin`? `{gateway, session}`, `trace`, `appended` (the server's tick) and `place` (in its append), `open`, `outcome`? (`saved`, `notAMember`), `seq`? |
 //! | `chat_messages` | a message at its place | `_id`, `chatRoomId`, `seq`, `senderId`, `senderName`, `content`, `timestamp`, `clientMessageId`, `deletedAt`? (of a tombstone, whose name and content are empty) |
-//! | `chat_rooms` | a room as it is now | `_id`, `user1Id` and `user2Id` (direct rooms), `name`?, `memberIds` (sorted), `memberVersion`, `makerId`?, `createdAt`, `activity` and `lastSeq`? (the moment and place of the newest message that the room was bumped for) |
+//! | `chat_rooms` | a room as it is now | `_id`, `user1Id` and `user2Id` (direct rooms), `name`?, `memberIds` (sorted), `memberVersion`, `makerId`?, `createdAt`, `activity` and `lastSeq`? (the moment and place of the newest message that the room was bumped for), `expiredTo`? (messages up to this place have expired) |
 //! | `room_versions` | a group's members before a change of them | `chatRoomId`, `version`, `memberIds`, `leftAt`? (not of the first version) |
 //! | `members` | a member's positions and settings in a room; kept after leaving | `chatRoomId`, `userId`, `read` (as reported), `received` (of the furthest device), `devices` `[{deviceId, received}]`, `muted`, `mutedUntil` |
 //! | `devices` | a device for a user's pushes | `userId`, `deviceId`, `platform`, `token`, `environment`, `locale`?, `hidesContent`? (only if true), `registeredAt` |
 //! | `users` | a user whose sessions were ended, or who blocks others | `_id`, `sessionEpoch`?, `tokensNotBefore`?, `blocked`? |
 //! | `pushes` | a push that a provider accepted | `_id`, `providerId`, `recordedAt` |
 //! | `parked` | a push that could not be sent | `_id`, `job` (as in its queue), `reason`, `attempts`, `parkedAt` |
-//! | `meta` | the data's layout; its only `_id` is `store` | `_id`, `schemaVersion`, `partitions` |
+//! | `meta` | the data's layout, under the `_id` `store`, and how far old contents were dropped from `intake`, under `contents` | `_id`, `schemaVersion`, `partitions`; `_id`, `droppedTo` |
 //!
 //! | index | of | for |
 //! |---|---|---|

@@ -46,8 +46,9 @@ pub(crate) const USERS: &str = "users";
 pub(crate) const PUSHES: &str = "pushes";
 pub(crate) const PARKED: &str = "parked";
 pub(crate) const META: &str = "meta";
-/// The id of `meta`'s only document.
+/// The ids of `meta`'s documents.
 const STORE: &str = "store";
+pub(crate) const CONTENTS: &str = "contents";
 
 pub(crate) async fn open(url: &str, database: &str, options: &Options) -> EngineResult<Database> {
     let handle = client(url, options.commands.as_ref()).await?.database_with_options(database, promises());

@@ -310,7 +310,9 @@ fn summary(connection: &Connection, id: &RoomId, user: &UserId) -> Result<Option
         connection.prepare_cached(newest)?.query_row([id.as_str()], column::message).optional()?;
     let last_seq = last_message.as_ref().map_or(Seq::ZERO, |message| message.seq);
     let (read, settings) = member(connection, id, user)?;
-    let unread_count = last_seq.0.saturating_sub(read.0);
+    let expired = "SELECT expiredTo FROM chat_rooms WHERE _id = ?1";
+    let expired = connection.prepare_cached(expired)?.query_row([id.as_str()], |row| row.seq(0))?;
+    let unread_count = last_seq.0.saturating_sub(read.max(expired).0);
     Ok(Some(RoomSummary { room, last_message, last_seq, unread_count, settings }))
 }
 

@@ -14,7 +14,7 @@ use naru_engines::store::{
     Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakePlace,
     IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, OpenPage,
     ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, RunConflict,
-    RunResult, UserRecord, Users, Window,
+    RunResult, UserRecord, Users, Walked, Window,
 };
 use naru_engines::{EngineResult, Engines};
 use naru_model::hops::{Accepted, Payload};
@@ -65,6 +65,13 @@ pub(crate) enum Defect {
     ListEndsEarly,
     SettingsShared,
     VersionsStay,
+    ContentsStay,
+    ContentsGoTooSoon,
+    ContentsWalkEndsEarly,
+    ExpiredStay,
+    ExpiresTooSoon,
+    ExpiryEndsEarly,
+    ExpiredIsUnread,
     VersionsGoTooSoon,
     ForgottenIsTheLatest,
 
@@ -300,6 +307,23 @@ impl Intake for FaultyEngine<dyn Intake> {
         }
         if self.defect == Defect::ContentStays { Ok(()) } else { self.inner.drop_contents(ids).await }
     }
+
+    async fn forget_contents(
+        &self,
+        after: Option<MessageId>,
+        before: Timestamp,
+        limit: usize,
+    ) -> EngineResult<Walked> {
+        let late = before.after(Duration::from_secs(2));
+        match self.defect {
+            Defect::ContentsStay => Ok(Walked::default()),
+            Defect::ContentsGoTooSoon => self.inner.forget_contents(after, late, limit).await,
+            Defect::ContentsWalkEndsEarly => {
+                Ok(Walked { next: None, ..self.inner.forget_contents(after, before, limit).await? })
+            }
+            _ => self.inner.forget_contents(after, before, limit).await,
+        }
+    }
 }
 
 #[async_trait]
@@ -363,12 +387,32 @@ impl Messages for FaultyEngine<dyn Messages> {
         }
         self.inner.delete(ids, at).await
     }
+
+    async fn expire(
+        &self,
+        after: Option<MessageId>,
+        before: Timestamp,
+        limit: usize,
+    ) -> EngineResult<Walked> {
+        let late = before.after(Duration::from_secs(2));
+        match self.defect {
+            Defect::ExpiredStay => Ok(Walked::default()),
+            Defect::ExpiresTooSoon => self.inner.expire(after, late, limit).await,
+            Defect::ExpiryEndsEarly => {
+                Ok(Walked { next: None, ..self.inner.expire(after, before, limit).await? })
+            }
+            _ => self.inner.expire(after, before, limit).await,
+        }
+    }
 }
 
 impl FaultyEngine<dyn Rooms> {
     fn counted(&self, mut summary: RoomSummary) -> RoomSummary {
         if self.defect == Defect::UnreadNotCounted {
             summary.unread_count = 0;
+        }
+        if self.defect == Defect::ExpiredIsUnread {
+            summary.unread_count = summary.last_seq.0;
         }
         summary
     }

@@ -218,7 +218,7 @@ impl Database {
         let read = self
             .read_by(unread.map(|(room, _, said)| ((room.clone(), user.clone()), said)).collect())
             .await?;
-        let summary = |StoredRoom { room, .. }| {
+        let summary = |StoredRoom { room, expired, .. }| {
             let last_message = newest.remove(&room.id);
             let last_seq = last_message.as_ref().map(|last| last.seq).unwrap_or_default();
             let read = read.get(&(room.id.clone(), user.clone())).copied().unwrap_or(last_seq);
@@ -227,7 +227,7 @@ impl Database {
                 room,
                 last_message,
                 last_seq,
-                unread_count: last_seq.0.saturating_sub(read.0),
+                unread_count: last_seq.0.saturating_sub(read.max(expired).0),
                 settings,
             }
         };
@@ -335,6 +335,7 @@ fn first_document(new: &NewRoom, now: Timestamp) -> Option<RoomDocument> {
         created_at: Some(now),
         activity: Some(now),
         last_seq: None,
+        expired_to: None,
     })
 }
 

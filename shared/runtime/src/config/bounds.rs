@@ -94,6 +94,12 @@ pub(super) const BOUNDS: &[(&str, Bound, &str)] = &[
     ("max_queued_bytes", Bound::Count(65_536, i64::MAX), "all new work would be refused as OVERLOADED"),
     ("max_pending_sends", Bound::Count(1, MAX_ENTRIES), "every message would be refused as OVERLOADED"),
     (
+        "message_ttl",
+        Bound::TimeIfSet(HOUR, YEARS),
+        "messages would be gone before their recipients connect again",
+    ),
+    ("intake_keep", Bound::TimeIfSet(DAY, YEARS), "a message that is still under way would lose its content"),
+    (
         "last_seen_keep",
         Bound::Time(SECOND, YEARS),
         "it would not be known of any user when they were last seen",

@@ -48,6 +48,7 @@ macro_rules! conformance_cases {
                 i8_what_was_rejected_may_be_appended_again,
                 i9_a_closed_entry_loses_its_content_and_an_open_one_does_not,
                 i9_without_content_a_resend_is_recognised_by_its_key,
+                i10_old_contents_are_forgotten,
             }
             messages {
                 m1_a_run_is_stored_in_its_order,
@@ -66,6 +67,8 @@ macro_rules! conformance_cases {
                 m7_a_room_whose_message_was_saved_later_is_listed_before_whatever_the_clock_says,
                 m8_a_deleted_message_keeps_its_place,
                 m8_a_message_is_deleted_once,
+                m9_old_messages_are_removed_and_leave_no_gap,
+                m9_a_rooms_newest_message_stays_as_a_tombstone,
             }
             rooms {
                 r1_a_room_is_made_once,

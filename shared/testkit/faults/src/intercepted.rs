@@ -23,7 +23,7 @@ use naru_engines::store::{
     Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakePlace,
     IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, OpenPage,
     ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, RunResult, Store,
-    UserRecord, Users, Window,
+    UserRecord, Users, Walked, Window,
 };
 use naru_engines::{EngineResult, Engines};
 
@@ -124,6 +124,7 @@ intercepted! {
         newest_open() -> Option<IntakePlace>;
         close(closings: &[Closing]) -> ();
         drop_contents(ids: &[MessageId]) -> ();
+        forget_contents(after: Option<MessageId>, before: Timestamp, limit: usize) -> Walked;
     }
     Messages {
         find(ids: &[MessageId]) -> Vec<Option<Message>>;
@@ -132,6 +133,7 @@ intercepted! {
         bump(newest: &[Message]) -> (), newest.iter().map(|message| &message.chat_room_id);
         range(room: &RoomId, window: Window, limit: usize) -> (Vec<Message>, bool), [room].into_iter();
         delete(ids: &[MessageId], at: Timestamp) -> ();
+        expire(after: Option<MessageId>, before: Timestamp, limit: usize) -> Walked;
     }
     Rooms {
         create(room: NewRoom) -> Created, [&room.id].into_iter();

@@ -80,6 +80,9 @@ pub struct Config {
     pub push_concurrency: NonZeroUsize,
     /// How long after the message was accepted a push is of use.
     pub push_ttl: Span,
+    /// How long the message is kept; none: for ever.
+    #[serde(deserialize_with = "optional")]
+    pub message_ttl: Option<Span>,
     /// Whether pushes hide content and sender from all phones.
     pub push_hide_content: bool,
     /// The key, in the app's own strings, of the text that a phone shows instead.
@@ -125,6 +128,13 @@ pub struct Config {
     /// Roots trusted in addition to the usual ones.
     #[serde(deserialize_with = "optional")]
     pub extra_ca_file: Option<PathBuf>,
+}
+
+impl Config {
+    /// No push tells what a message said that is not kept any more.
+    fn ttl(&self) -> Duration {
+        self.message_ttl.map_or(self.push_ttl, |ttl| self.push_ttl.min(ttl)).into()
+    }
 }
 
 /// Why the notifier can't start. No text here holds a secret.
@@ -245,7 +255,7 @@ impl Notifier {
             engines: engines.clone(),
             lanes,
             unprovided: unprovided.clone(),
-            ttl: config.push_ttl.into(),
+            ttl: config.ttl(),
             hides_content: config.push_hide_content,
             telemetry: telemetry.clone(),
         });
@@ -300,6 +310,9 @@ mod tests {
         assert_eq!(config.push_concurrency.get(), 64);
         assert_eq!(config.push_device_ttl, Span(Duration::from_secs(270 * 24 * 3600)));
         assert_eq!(config.parked_keep, None);
+        assert_eq!(config.ttl(), Duration::from_secs(24 * 3600));
+        let forgetful = configured(&[("NARU_MESSAGE_TTL", "3h")]).unwrap();
+        assert_eq!(forgetful.ttl(), Duration::from_secs(3 * 3600));
         assert_eq!((config.push_sound.as_deref(), config.push_mutable_content), (Some("default"), true));
         assert_eq!(config.push_android_channel.as_deref(), Some("messages"));
         let quiet = [("NARU_PUSH_SOUND", ""), ("NARU_PUSH_INTERRUPTION_LEVEL", "time-sensitive")];

@@ -12,6 +12,15 @@ use crate::Persister;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
+fn config(message_ttl: Option<Duration>, intake_keep: Option<Duration>) -> Config {
+    Config {
+        delivery_grace: Span(Duration::ZERO),
+        message_ttl: message_ttl.map(Span),
+        intake_keep: intake_keep.map(Span),
+        parked_keep: None,
+    }
+}
+
 struct World {
     retention: Retention,
     persister: Persister,
@@ -34,12 +43,7 @@ impl World {
             maker_id: None,
         };
         engines.store.rooms.create(new).await.unwrap();
-        let config = Config {
-            delivery_grace: Span(Duration::ZERO),
-            message_ttl: message_ttl.map(Span),
-            intake_keep: intake_keep.map(Span),
-            parked_keep: None,
-        };
+        let config = config(message_ttl, intake_keep);
         let telemetry = Telemetry::new(&Metrics::new());
         let retention = Retention::new(&config, engines.clone(), telemetry.clone());
         let persister = Persister::new(&config, engines, telemetry);
@@ -138,12 +142,7 @@ async fn what_has_expired_is_not_saved_again() {
     assert_eq!(world.places().await, [2]);
 
     // Another process: nothing is known of what was saved lately.
-    let config = Config {
-        delivery_grace: Span(Duration::ZERO),
-        message_ttl: Some(Span(DAY)),
-        intake_keep: None,
-        parked_keep: None,
-    };
+    let config = config(Some(DAY), None);
     let telemetry = Telemetry::new(&Metrics::new());
     let other = Persister::new(&config, world.retention.engines.clone(), telemetry);
     other.persist(vec![old, lost]).await.unwrap();

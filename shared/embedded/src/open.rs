@@ -22,7 +22,7 @@ const RELEASE_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 /// The number of reader threads.
 const READERS: usize = 2;
 /// How many prepared statements each connection caches: more than exist.
-const STATEMENTS: usize = 64;
+const STATEMENTS: usize = 128;
 
 pub(crate) fn open(dir: &Path) -> EngineResult<Database> {
     let hold = claim(dir)?;

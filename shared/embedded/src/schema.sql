@@ -22,10 +22,10 @@ CREATE TABLE intake (
 ) STRICT;
 CREATE INDEX intake_open ON intake (position) WHERE open = 1;
 
--- The contents of all closed entries before this one were dropped. One row at most.
+-- The contents of all entries up to this id were dropped: none of them was open. One row at most.
 CREATE TABLE contents_dropped (
-    only   INTEGER PRIMARY KEY CHECK (only = 1),
-    before BLOB NOT NULL
+    only INTEGER PRIMARY KEY CHECK (only = 1),
+    upTo BLOB NOT NULL
 ) STRICT;
 
 -- In the order of saving, which costs a save the least: a row at the end, and an entry in each of two small indexes. (By

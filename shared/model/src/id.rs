@@ -199,6 +199,20 @@ impl MessageId {
         Self::from_bytes(bytes)
     }
 
+    /// The greatest id that is less than this one.
+    #[must_use]
+    pub fn predecessor(&self) -> Self {
+        let mut bytes = self.bytes();
+        for byte in bytes.iter_mut().rev() {
+            let (less, is_borrowed) = byte.overflowing_sub(1);
+            *byte = less;
+            if !is_borrowed {
+                break;
+            }
+        }
+        Self::from_bytes(bytes)
+    }
+
     /// When it was made, to the second, by its maker's clock.
     pub fn made_at(&self) -> Timestamp {
         let [first, second, third, fourth, ..] = self.bytes();
@@ -391,6 +405,12 @@ mod tests {
         assert_eq!(
             MessageId::first_at(Timestamp::from_millis(i64::MAX)).made_at().as_millis(),
             4_294_967_295_000
+        );
+        let first = MessageId::first_at(before);
+        assert!(first.predecessor() < first && first.predecessor().made_at() < first.made_at());
+        assert_eq!(
+            MessageId::from_bytes([7; 12]).predecessor().bytes(),
+            [7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 6]
         );
     }
 

@@ -132,18 +132,13 @@ fn forget_contents(
     before: Timestamp,
     limit: usize,
 ) -> Result<Walked> {
-    let sql = "SELECT before FROM contents_dropped";
+    let sql = "SELECT upTo FROM contents_dropped";
     let dropped = connection.prepare_cached(sql)?.query_row([], |row| row.message_id(0)).optional()?;
     let dropped = dropped.unwrap_or(MessageId::from_bytes([0; 12]));
-    // The first step begins with an entry that may have been dropped already; the others after the last one.
+    let after = after.unwrap_or(dropped);
     let sql = "SELECT _id, open, content IS NOT NULL FROM intake
-        WHERE _id >= ?1 AND _id IS NOT ?2 AND _id < ?3 ORDER BY _id LIMIT ?4";
-    let range = params![
-        after.unwrap_or(dropped).bytes(),
-        after.map(|after| after.bytes()),
-        MessageId::first_at(before).bytes(),
-        column::limit(limit)
-    ];
+        WHERE _id > ?1 AND _id < ?2 ORDER BY _id LIMIT ?3";
+    let range = params![after.bytes(), MessageId::first_at(before).bytes(), column::limit(limit)];
     let entry = |row: &Row<'_>| Ok((row.message_id(0)?, row.get::<_, bool>(1)?, row.get::<_, bool>(2)?));
     let mut walk = connection.prepare_cached(sql)?;
     let entries = walk.query_map(range, entry)?.collect::<Result<Vec<_>>>()?;
@@ -154,11 +149,9 @@ fn forget_contents(
         removed += forget.execute([id.bytes()])? as u64;
     }
     let done = entries.iter().take_while(|(_, is_open, _)| !is_open).last();
-    if let Some((done, ..)) = done
-        && after.is_none_or(|after| after == dropped)
-    {
-        let sql = "INSERT INTO contents_dropped (only, before) VALUES (1, ?1)
-            ON CONFLICT DO UPDATE SET before = excluded.before";
+    if let Some((done, ..)) = done.filter(|_| after == dropped) {
+        let sql = "INSERT INTO contents_dropped (only, upTo) VALUES (1, ?1)
+            ON CONFLICT DO UPDATE SET upTo = excluded.upTo";
         connection.prepare_cached(sql)?.execute([done.bytes()])?;
     }
     Ok(Walked { removed, next: entries.last().filter(|_| entries.len() == limit).map(|(id, ..)| *id) })
@@ -197,8 +190,9 @@ fn append(connection: &Connection, entry: &Accepted) -> Result<Appended> {
 
 /// Its key, its id and its place in the order stay.
 fn reopen(connection: &Connection, first: MessageId, entry: &Accepted) -> Result<Appended> {
-    let sql = "UPDATE contents_dropped SET before = ?1 WHERE before > ?1";
-    connection.prepare_cached(sql)?.execute([first.bytes()])?;
+    // It has a content again, which a walk must find once it is closed.
+    let sql = "UPDATE contents_dropped SET upTo = ?1 WHERE upTo > ?1";
+    connection.prepare_cached(sql)?.execute([first.predecessor().bytes()])?;
     let sql = "UPDATE intake SET open = 1, outcome = NULL, senderName = ?2, content = ?3, timestamp = ?4, after = ?5,
         origin = ?6, trace = ?7 WHERE _id = ?1";
     connection.prepare_cached(sql)?.execute(params![

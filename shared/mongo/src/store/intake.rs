@@ -20,7 +20,7 @@ use crate::error::{ENGINE, after_effect};
 use crate::field::{self, Field};
 use crate::open::{CONTENTS, INTAKE, META};
 
-/// In `meta`: how far old contents were dropped. The contents of all closed entries before this one are gone, and its own, too.
+/// In `meta`: how far old contents were dropped. Of the entries up to this id none was open.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ContentsDropped {
@@ -155,13 +155,9 @@ impl Intake for Database {
         }
         let dropped = self.find_one::<ContentsDropped>(META, doc! { "_id": CONTENTS }).await?;
         let dropped = dropped.map(|note| note.dropped_to);
-        // The first step begins with an entry whose content was dropped, unless it was opened again.
+        let after = after.or(dropped);
         let mut range = doc! { "$lt": MessageId::first_at(before).to_bson() };
-        match (after, dropped) {
-            (Some(after), _) => drop(range.insert("$gt", after.to_bson())),
-            (None, Some(dropped)) => drop(range.insert("$gte", dropped.to_bson())),
-            (None, None) => {}
-        }
+        range.extend(after.map(|after| ("$gt".to_owned(), after.to_bson().into())));
         let pipeline = vec![
             doc! { "$match": { "_id": range } },
             doc! { "$sort": { "_id": 1 } },
@@ -172,9 +168,8 @@ impl Intake for Database {
         let old: Vec<MessageId> =
             entries.iter().filter(|entry| !entry.open && entry.has_content).map(|entry| entry.id).collect();
         self.drop_contents(&old).await?;
-        if let Some(done) = entries.iter().take_while(|entry| !entry.open).last()
-            && (after.is_none() || after == dropped)
-        {
+        let done = entries.iter().take_while(|entry| !entry.open).last();
+        if let Some(done) = done.filter(|_| after == dropped) {
             self.note_dropped(dropped, done.id).await?;
         }
         let next = entries.last().filter(|_| entries.len() == limit).map(|last| last.id);
@@ -277,7 +272,7 @@ impl Database {
         }
         if let Some(earliest) = opened.keys().min() {
             // They have contents again, which a walk must find once they are closed.
-            let back = doc! { "$min": { "droppedTo": earliest.to_bson() } };
+            let back = doc! { "$min": { "droppedTo": earliest.predecessor().to_bson() } };
             self.update_one(META, doc! { "_id": CONTENTS }, back).await?;
         }
         self.update_all(INTAKE, updates).await?;

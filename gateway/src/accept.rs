@@ -251,6 +251,7 @@ pub(crate) struct Intake {
 /// Hands written messages over to the persister.
 pub(crate) struct EnqueueTask {
     accepted: Arc<dyn Queue<Accepted>>,
+    clock: store::StoreClock,
     telemetry: Arc<Telemetry>,
     written: mpsc::Receiver<Vec<Accepted>>,
 }
@@ -263,7 +264,8 @@ pub(crate) fn steps(
 ) -> (Intake, EnqueueTask) {
     let (sender, written) = mpsc::channel(HAND_OVER_QUEUE);
     let (accepted, telemetry) = (engines.bus.accepted.clone(), telemetry.clone());
-    let enqueue = EnqueueTask { accepted, telemetry: telemetry.clone(), written };
+    let clock = engines.store.clock.clone();
+    let enqueue = EnqueueTask { accepted, clock, telemetry: telemetry.clone(), written };
     let (intake, messages) = (engines.store.intake.clone(), engines.store.messages.clone());
     let (pending, predecessors) = (pending.clone(), Predecessors::default());
     let linger = engines.store.linger;
@@ -469,9 +471,10 @@ impl EnqueueTask {
             }
             let count = batch.len();
             self.telemetry.enqueue_batch.observe(count as f64);
+            let store_time = self.clock.latest();
             let events = batch.into_iter().map(|accepted| {
                 let trace = accepted.trace;
-                Event::new(accepted, trace)
+                Event::new(accepted, trace).stored_at(store_time)
             });
             match timeout(ENQUEUE_TIMEOUT, self.accepted.send(events.collect())).await {
                 Ok(Ok(())) => {}

@@ -100,7 +100,7 @@ async fn each_thing_is_kept_for_its_own_time() {
     for days in (0..500).rev() {
         accepted.push(world.accept(days / 10).await);
     }
-    world.persister.persist(accepted.clone()).await.unwrap();
+    world.persister.persist(accepted.clone(), None).await.unwrap();
     for (message, seq) in accepted.iter().zip(1..) {
         world.close(message, seq).await;
     }
@@ -119,7 +119,7 @@ async fn each_thing_is_kept_for_its_own_time() {
 async fn by_default_all_messages_and_contents_are_kept() {
     let mut world = World::new(None, None).await;
     let old = world.accept(9_999).await;
-    world.persister.persist(vec![old.clone()]).await.unwrap();
+    world.persister.persist(vec![old.clone()], None).await.unwrap();
     world.close(&old, 1).await;
     world.retention.pass().await;
     assert_eq!(world.places().await, [1]);
@@ -134,7 +134,7 @@ async fn what_has_expired_is_not_saved_again() {
     let mut world = World::new(Some(DAY), None).await;
     let (old, lost) = (world.accept(3).await, world.accept(2).await);
     let young = world.accept(0).await;
-    world.persister.persist(vec![old.clone(), young]).await.unwrap();
+    world.persister.persist(vec![old.clone(), young], None).await.unwrap();
     world.retention.pass().await;
     assert_eq!(world.places().await, [1, 2], "it is not closed");
     world.close(&old, 1).await;
@@ -145,6 +145,6 @@ async fn what_has_expired_is_not_saved_again() {
     let config = config(Some(DAY), None);
     let telemetry = Telemetry::new(&Metrics::new());
     let other = Persister::new(&config, world.retention.engines.clone(), telemetry);
-    other.persist(vec![old, lost]).await.unwrap();
+    other.persist(vec![old, lost], None).await.unwrap();
     assert_eq!(world.places().await, [2, 3], "what was not saved is saved, however late");
 }

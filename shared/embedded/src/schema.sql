@@ -168,3 +168,10 @@ CREATE TABLE last_seen (
     seenAt INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX last_seen_by_age ON last_seen (seenAt);
+
+-- One row: when the data was restored from a backup, or 1.
+CREATE TABLE meta (
+    id    INTEGER PRIMARY KEY CHECK (id = 1),
+    epoch INTEGER NOT NULL
+) STRICT;
+INSERT INTO meta (id, epoch) VALUES (1, 1);

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,7 +12,7 @@ use naru_model::hops::{Accepted, Lane, PushEnvironment, PushJob};
 use naru_model::message::Outcome;
 use naru_model::{
     ClientMessageId, DeviceId, EventId, MemberVersion, Message, MessageId, Room, RoomId, RoomKind, Seq,
-    Timestamp, UserId,
+    StoreEpoch, StoreTime, Timestamp, UserId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -34,8 +35,28 @@ pub struct Store {
     pub users: Arc<dyn Users>,
     /// Pushes that were sent, and pushes that could not be.
     pub pushes: Arc<dyn Pushes>,
+    /// Restores of the data from a backup.
+    pub epochs: Arc<dyn Epochs>,
     /// How appends to the intake are spaced.
     pub linger: Linger,
+    /// The time of what this process has appended to the intake, or read of it.
+    pub clock: StoreClock,
+}
+
+/// The latest time at which a store has answered this process: not before the appends, and the reads of open entries, that
+/// have returned. None where no server of the store can be behind another. Clones are the same clock.
+#[derive(Clone, Debug, Default)]
+pub struct StoreClock(Arc<AtomicU64>);
+
+impl StoreClock {
+    /// Notes the time of an answer.
+    pub fn note(&self, time: StoreTime) {
+        self.0.fetch_max(time.0, Ordering::SeqCst);
+    }
+
+    pub fn latest(&self) -> Option<StoreTime> {
+        Some(self.0.load(Ordering::SeqCst)).filter(|time| *time > 0).map(StoreTime)
+    }
 }
 
 /// When an append to the intake waits for more entries. It depends on the store's fixed cost of an append.
@@ -285,7 +306,7 @@ pub enum Created {
     /// It was made.
     New(Arc<Room>),
     /// It existed, with the same kind and the same members (of a group: when it was made, or at any version that is not
-    /// forgotten, R7).
+    /// forgotten, R8).
     Existing(Arc<Room>),
     /// The id belongs to another room.
     Taken,
@@ -356,7 +377,7 @@ pub struct RoomCursor {
 ///
 /// - **R1 made once** – `create` of an id that exists with the same kind and members answers `Existing`; two calls at the
 ///   same time make one room.
-/// - **R2 immutable versions** – `members_at` a version answers the same list until the version is forgotten (R7); every
+/// - **R2 immutable versions** – `members_at` a version answers the same list until the version is forgotten (R8); every
 ///   change makes the next version; each of several concurrent changes makes its own.
 /// - **R3 current** – a `current` that begins after a change returned shows that change or a later one. (A removal holds
 ///   for every message whose room is read after it.)
@@ -365,7 +386,10 @@ pub struct RoomCursor {
 /// - **R5 list** – `of_user` lists each room of the user once, latest activity (newest message, else making) first (M7);
 ///   the cursor is the last room's place; a walk by cursors lists every room that did not move meanwhile.
 /// - **R6 settings** are the member's own; setting them changes no other member's.
-/// - **R7 forgotten versions** – `forget_versions` forgets versions that their rooms left before the given moment, and no
+/// - **R7 not before** – `current_since` a time that the [clock](StoreClock) showed after an append, or after a look at an open
+///   entry, shows every change that had returned before that entry was appended, also while a server that was cut off from the
+///   others still answers; else it fails, as transient. (R3 holds only where there is no such server.)
+/// - **R8 forgotten versions** – `forget_versions` forgets versions that their rooms left before the given moment, and no
 ///   others: never the one of now, and never the first. A call removes at most `limit` records; one that answers 0 has found none.
 ///   `members_at` a forgotten version answers the list of before, or none.
 #[async_trait]
@@ -375,6 +399,13 @@ pub trait Rooms: Send + Sync {
 
     /// The rooms of these ids as they are now, in their order; none for an id without a room. See R3, R4.
     async fn current(&self, ids: &[RoomId]) -> EngineResult<Vec<Option<Arc<Room>>>>;
+
+    /// The same, not from before a time: see R7.
+    async fn current_since(
+        &self,
+        ids: &[RoomId],
+        not_before: Option<StoreTime>,
+    ) -> EngineResult<Vec<Option<Arc<Room>>>>;
 
     /// See R2; none when the room or the version does not exist.
     async fn members_at(&self, room: &RoomId, version: MemberVersion) -> EngineResult<Option<Arc<[UserId]>>>;
@@ -399,7 +430,7 @@ pub trait Rooms: Send + Sync {
     /// Which of `others` share a room with `user`, in their order. A user shares a room with themself.
     async fn share_a_room(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>>;
 
-    /// See R7; how many records were removed by this call.
+    /// See R8; how many records were removed by this call.
     async fn forget_versions(&self, left_before: Timestamp, limit: usize) -> EngineResult<u64>;
 }
 
@@ -666,6 +697,21 @@ pub trait Pushes: Send + Sync {
 
     /// How many pushes are parked. The store counts each of them: not to be asked often.
     async fn parked_count(&self) -> EngineResult<u64>;
+}
+
+/// Restores of the data from a backup.
+///
+/// - **H1 each its own epoch** – new data has the first epoch. Each `restored` begins a later one, also of several at the same
+///   time, and answers it; a `get` that begins after that shows it, or a later one. It survives death.
+#[async_trait]
+pub trait Epochs: Send + Sync {
+    /// The epoch of the data. One round trip.
+    async fn get(&self) -> EngineResult<StoreEpoch>;
+
+    /// Makes the restored data consistent with itself, then begins an epoch: see H1. A backup that was not taken at one
+    /// moment may hold positions beyond the heads of their rooms; these are cut, as P2 says. To be called after every restore,
+    /// while no worker runs; after a failure, again.
+    async fn restored(&self) -> EngineResult<StoreEpoch>;
 }
 
 /// The entries of an append that come after a resend of the same append, each with the id of that one's first record: see I7.

@@ -8,7 +8,7 @@ use naru_model::live::{Confirmation, LiveEvent, News, Position};
 use naru_model::message::{Outcome, Rejection};
 use naru_model::{
     ClientMessageId, DeviceId, Event, GatewayId, MemberVersion, Message, MessageId, Origin, RoomId, Seq,
-    SessionId, Timestamp, Trace, UserId,
+    SessionId, StoreEpoch, Timestamp, Trace, UserId,
 };
 
 fn trace() -> Trace {
@@ -116,6 +116,7 @@ fn frames_a_phone_gets() {
         chat_room_id: accepted.chat_room_id.clone(),
         seq: Seq(7),
         complete: true,
+        epoch: StoreEpoch(3),
         first_seq: None,
     }];
     let position = Position {
@@ -135,6 +136,7 @@ fn frames_a_phone_gets() {
                 max_content_bytes: 8192,
                 max_frame_bytes: 65_536,
                 ping_seconds: 25,
+                epoch: StoreEpoch(3),
             },
             ServerFrame::Ack(&ack),
             ServerFrame::Synced { rooms: &rooms },

@@ -11,7 +11,7 @@ use naru_model::message::{Outcome, Rejection};
 use naru_model::room::sorted_members;
 use naru_model::{
     ClientMessageId, DeviceId, EventId, MemberVersion, Message, MessageId, Origin, Room, RoomId, RoomKind,
-    Seq, Timestamp, Trace, UserId,
+    Seq, StoreEpoch, Timestamp, Trace, UserId,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -453,4 +453,11 @@ pub(crate) struct MetaDocument {
     pub(crate) id: String,
     pub(crate) schema_version: u32,
     pub(crate) partitions: u32,
+    /// Absent: it was never restored from a backup.
+    #[serde(default = "first_epoch", with = "field")]
+    pub(crate) epoch: StoreEpoch,
+}
+
+const fn first_epoch() -> StoreEpoch {
+    StoreEpoch::FIRST
 }

@@ -20,7 +20,7 @@
 //! | `users` | a user whose sessions were ended, or who blocks others | `_id`, `sessionEpoch`?, `tokensNotBefore`?, `blocked`? |
 //! | `pushes` | a push that a provider accepted | `_id`, `providerId`, `recordedAt` |
 //! | `parked` | a push that could not be sent | `_id`, `job` (as in its queue), `reason`, `attempts`, `parkedAt` |
-//! | `meta` | the data's layout, under the `_id` `store`, and how far old contents were dropped from `intake`, under `contents` | `_id`, `schemaVersion`, `partitions`; `_id`, `droppedTo` |
+//! | `meta` | the data's layout and its epoch, under the `_id` `store`, and how far old contents were dropped from `intake`, under `contents` | `_id`, `schemaVersion`, `partitions`, `epoch`; `_id`, `droppedTo` |
 //!
 //! | index | of | for |
 //! |---|---|---|
@@ -32,7 +32,7 @@
 //! | `user1Id, memberVersion` | `chat_rooms` | rooms of another system (R4) |
 //! | `user2Id, memberVersion` | `chat_rooms` | the same |
 //! | `chatRoomId, version` | `room_versions`, unique | the members at a version (R2) |
-//! | `leftAt` | `room_versions` | versions left long ago (R7) |
+//! | `leftAt` | `room_versions` | versions left long ago (R8) |
 //! | `userId, chatRoomId` | `members`, unique | a member's document |
 //! | `userId, deviceId` | `devices`, unique | one token per device (D2) |
 //! | `platform, token` | `devices`, unique | one owner per token (D1, D5) |
@@ -83,7 +83,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use naru_engines::EngineResult;
-use naru_engines::store::Store;
+use naru_engines::store::{Epochs, Store};
+use naru_model::StoreEpoch;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::database::Database;
@@ -127,6 +128,16 @@ impl Mongo {
         let database = Arc::new(open::open(url, database, &options).await?);
         let store = store::store(&database);
         Ok(Self { database, store })
+    }
+
+    /// Begins the next epoch of restored data, while no worker runs; returns it. See
+    /// [`Epochs::restored`](naru_engines::store::Epochs::restored).
+    ///
+    /// # Errors
+    /// `Unavailable` when no primary answers; `Permanent` when the URL can't be used, or the database holds no data of this
+    /// version.
+    pub async fn restored(url: &str, database: &str) -> EngineResult<StoreEpoch> {
+        Epochs::restored(&open::open_restored(url, database).await?).await
     }
 
     /// The store; clones are the same one.

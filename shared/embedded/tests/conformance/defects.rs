@@ -126,6 +126,7 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::MadeTwice, &["r1_a_room_is_made_once", "r1_of_many_at_the_same_time_one_is_made"]),
             (Defect::MembersOfTheLatestVersion, &["r2_the_members_at_a_version_never_change"]),
             (Defect::CurrentStale, &["r3_current_shows_a_finished_change"]),
+            (Defect::SinceStale, &["r7_since_an_append_a_removal_before_it_is_shown"]),
             (
                 Defect::ListEndsEarly,
                 &[
@@ -147,9 +148,9 @@ async fn every_defect_of_a_store_is_noticed() {
                     "m9_a_rooms_newest_message_stays_as_a_tombstone",
                 ],
             ),
-            (Defect::VersionsStay, &["r7_versions_that_were_left_long_ago_are_forgotten"]),
-            (Defect::VersionsGoTooSoon, &["r7_versions_that_were_left_long_ago_are_forgotten"]),
-            (Defect::ForgottenIsTheLatest, &["r7_versions_that_were_left_long_ago_are_forgotten"]),
+            (Defect::VersionsStay, &["r8_versions_that_were_left_long_ago_are_forgotten"]),
+            (Defect::VersionsGoTooSoon, &["r8_versions_that_were_left_long_ago_are_forgotten"]),
+            (Defect::ForgottenIsTheLatest, &["r8_versions_that_were_left_long_ago_are_forgotten"]),
             (Defect::PositionsGoBackward, &["p1_positions_only_go_forward"]),
             (Defect::PositionBeyondHead, &["p2_a_position_never_passes_the_head"]),
             (
@@ -187,6 +188,7 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::ParkedGoesTooSoon, &["u5_what_was_parked_long_ago_is_forgotten"]),
             (Defect::ForgetsMoreThanAsked, &["u5_what_was_parked_long_ago_is_forgotten"]),
             (Defect::ParkedIsNotCounted, &["u5_what_was_parked_long_ago_is_forgotten"]),
+            (Defect::RestoreForgotten, &["h1_each_restore_begins_an_epoch_of_its_own"]),
         ],
     )
     .await;

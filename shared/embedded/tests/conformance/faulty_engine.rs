@@ -11,10 +11,10 @@ use naru_engines::live::{
     HasSession, Leases, Live, Presence, PresenceEntry, Proofs, Renewal, Seen, Signal, Subscription,
 };
 use naru_engines::store::{
-    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakePlace,
-    IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, OpenPage,
-    ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, RunConflict,
-    RunResult, UserRecord, Users, Walked, Window,
+    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Epochs, Intake,
+    IntakePlace, IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom,
+    OpenPage, ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms,
+    RunConflict, RunResult, UserRecord, Users, Walked, Window,
 };
 use naru_engines::{EngineResult, Engines};
 use naru_model::hops::{Accepted, Payload};
@@ -22,7 +22,7 @@ use naru_model::live::{Confirmation, LiveEvent, News};
 use naru_model::message::Outcome;
 use naru_model::{
     DeviceId, Event, EventId, GatewayId, MemberVersion, Message, MessageId, Room, RoomId, Seq, SessionId,
-    Timestamp, UserId,
+    StoreEpoch, StoreTime, Timestamp, UserId,
 };
 
 /// What can be wrong with an engine.
@@ -62,6 +62,7 @@ pub(crate) enum Defect {
     MadeTwice,
     MembersOfTheLatestVersion,
     CurrentStale,
+    SinceStale,
     ListEndsEarly,
     SettingsShared,
     VersionsStay,
@@ -104,6 +105,7 @@ pub(crate) enum Defect {
     ParkedGoesTooSoon,
     ForgetsMoreThanAsked,
     ParkedIsNotCounted,
+    RestoreForgotten,
 
     LosesEvents,
     SendsTheBeginningOfABatch,
@@ -154,6 +156,7 @@ pub(crate) fn faulty(engines: Engines, defect: Defect) -> Engines {
     store.devices = FaultyEngine::new(store.devices, defect, &kept);
     store.users = FaultyEngine::new(store.users, defect, &kept);
     store.pushes = FaultyEngine::new(store.pushes, defect, &kept);
+    store.epochs = FaultyEngine::new(store.epochs, defect, &kept);
     Engines {
         store,
         bus: faulty_bus(engines.bus, defect, &kept),
@@ -418,6 +421,16 @@ impl FaultyEngine<dyn Rooms> {
     }
 }
 
+impl FaultyEngine<dyn Rooms> {
+    fn as_first_seen(&self, mut rooms: Vec<Option<Arc<Room>>>) -> Vec<Option<Arc<Room>>> {
+        let mut kept = self.kept();
+        for room in rooms.iter_mut().flatten() {
+            *room = kept.rooms.entry(room.id.clone()).or_insert_with(|| room.clone()).clone();
+        }
+        rooms
+    }
+}
+
 #[async_trait]
 impl Rooms for FaultyEngine<dyn Rooms> {
     async fn create(&self, room: NewRoom) -> EngineResult<Created> {
@@ -428,14 +441,17 @@ impl Rooms for FaultyEngine<dyn Rooms> {
     }
 
     async fn current(&self, ids: &[RoomId]) -> EngineResult<Vec<Option<Arc<Room>>>> {
-        let mut rooms = self.inner.current(ids).await?;
-        if self.defect == Defect::CurrentStale {
-            let mut kept = self.kept();
-            for room in rooms.iter_mut().flatten() {
-                *room = kept.rooms.entry(room.id.clone()).or_insert_with(|| room.clone()).clone();
-            }
-        }
-        Ok(rooms)
+        let rooms = self.inner.current(ids).await?;
+        Ok(if self.defect == Defect::CurrentStale { self.as_first_seen(rooms) } else { rooms })
+    }
+
+    async fn current_since(
+        &self,
+        ids: &[RoomId],
+        not_before: Option<StoreTime>,
+    ) -> EngineResult<Vec<Option<Arc<Room>>>> {
+        let rooms = self.inner.current_since(ids, not_before).await?;
+        Ok(if self.defect == Defect::SinceStale { self.as_first_seen(rooms) } else { rooms })
     }
 
     async fn members_at(&self, room: &RoomId, version: MemberVersion) -> EngineResult<Option<Arc<[UserId]>>> {
@@ -656,6 +672,20 @@ impl Users for FaultyEngine<dyn Users> {
 
     async fn unblock(&self, user: &UserId, other: &UserId) -> EngineResult<()> {
         self.inner.unblock(user, other).await
+    }
+}
+
+#[async_trait]
+impl Epochs for FaultyEngine<dyn Epochs> {
+    async fn get(&self) -> EngineResult<StoreEpoch> {
+        self.inner.get().await
+    }
+
+    async fn restored(&self) -> EngineResult<StoreEpoch> {
+        if self.defect == Defect::RestoreForgotten {
+            return self.inner.get().await.map(|epoch| epoch.next(Timestamp::now()));
+        }
+        self.inner.restored().await
     }
 }
 

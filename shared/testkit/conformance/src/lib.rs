@@ -12,14 +12,14 @@
 //!
 //! | sub-suite | part | for |
 //! |---|---|---|
-//! | [`store`] | [`Store`] | I1–I10, M1–M9, R1–R3, R5–R7, P1–P6, D1–D5, K1–K4, U1–U5 |
+//! | [`store`] | [`Store`] | I1–I10, M1–M9, R1–R3, R5–R8, P1–P6, D1–D5, K1–K4, U1–U5, H1 |
 //! | [`bus`] | [`Bus`] | B1–B5, C1, C2, S1–S3, each on every hop it applies to |
 //! | [`live`] | [`LiveLayer`] | L1–L5, E1–E7, O1, O2, A1 |
 //! | [`foreign`] | [`ForeignStore`] | R4, where another system can write |
 //! | [`bounded`] | [`BoundedBus`] | B6, on hops whose bound is small enough to reach |
 //! | [`outage`] | [`SeverableLayer`] | "unknown is not offline", where the engine can be cut off |
 //!
-//! Every case uses ids of its own, so cases can share one live layer, and one store but for R7, which forgets the versions of all
+//! Every case uses ids of its own, so cases can share one live layer, and one store but for R8, which forgets the versions of all
 //! rooms. Each case has its own bus.
 //! No case relies on a fixed sleep: it waits for the event itself, for at most [`Subject::patience`]. "Not before" is
 //! measured at arrival.
@@ -82,7 +82,8 @@ macro_rules! conformance_cases {
                 r5_rooms_are_listed_latest_activity_first,
                 r5_a_walk_meets_every_room_that_did_not_move,
                 r6_settings_are_the_members_own,
-                r7_versions_that_were_left_long_ago_are_forgotten,
+                r7_since_an_append_a_removal_before_it_is_shown,
+                r8_versions_that_were_left_long_ago_are_forgotten,
             }
             positions {
                 p1_positions_only_go_forward,
@@ -122,6 +123,9 @@ macro_rules! conformance_cases {
                 u3_one_is_found_by_its_event,
                 u4_those_parked_for_a_reason_are_listed,
                 u5_what_was_parked_long_ago_is_forgotten,
+            }
+            epochs {
+                h1_each_restore_begins_an_epoch_of_its_own,
             }
         }
     };

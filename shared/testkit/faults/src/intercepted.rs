@@ -11,7 +11,7 @@ use naru_model::hops::{self, Accepted, Payload};
 use naru_model::live::{Confirmation, LiveEvent};
 use naru_model::{
     DeviceId, Event, EventId, GatewayId, MemberVersion, Message, MessageId, Room, RoomId, Seq, SessionId,
-    Timestamp, UserId,
+    StoreEpoch, StoreTime, Timestamp, UserId,
 };
 
 use super::{Call, Interceptor, locked};
@@ -20,10 +20,10 @@ use naru_engines::live::{
     HasSession, Leases, Live, Presence, PresenceEntry, Proofs, Renewal, Seen, Signal, Subscription,
 };
 use naru_engines::store::{
-    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakePlace,
-    IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, OpenPage,
-    ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, RunResult, Store,
-    UserRecord, Users, Walked, Window,
+    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Epochs, Intake,
+    IntakePlace, IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom,
+    OpenPage, ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms,
+    RunResult, Store, UserRecord, Users, Walked, Window,
 };
 use naru_engines::{EngineResult, Engines};
 
@@ -49,7 +49,9 @@ pub fn intercepted_store(store: Store, interceptor: Arc<dyn Interceptor>) -> Sto
         devices: Intercepted::around("devices", store.devices, &interceptor),
         users: Intercepted::around("users", store.users, &interceptor),
         pushes: Intercepted::around("pushes", store.pushes, &interceptor),
+        epochs: Intercepted::around("epochs", store.epochs, &interceptor),
         linger: store.linger,
+        clock: store.clock,
     }
 }
 
@@ -138,6 +140,7 @@ intercepted! {
     Rooms {
         create(room: NewRoom) -> Created, [&room.id].into_iter();
         current(ids: &[RoomId]) -> Vec<Option<Arc<Room>>>, ids.iter();
+        current_since(ids: &[RoomId], not_before: Option<StoreTime>) -> Vec<Option<Arc<Room>>>, ids.iter();
         members_at(room: &RoomId, version: MemberVersion) -> Option<Arc<[UserId]>>, [room].into_iter();
         change(room: &RoomId, change: MemberChange, max: usize) -> Changed, [room].into_iter();
         of_user(user: &UserId, cursor: Option<&RoomCursor>, limit: usize) -> (Vec<RoomSummary>, Option<RoomCursor>);
@@ -177,6 +180,10 @@ intercepted! {
         drop_parked_at(place: &ParkedCursor) -> bool;
         forget_parked(before: Timestamp, limit: usize) -> u64;
         parked_count() -> u64;
+    }
+    Epochs {
+        get() -> StoreEpoch;
+        restored() -> StoreEpoch;
     }
     Presence {
         renew(gateway: &GatewayId, ttl: Duration) -> Renewal;

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::Timestamp;
 use bson::oid::ObjectId;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 

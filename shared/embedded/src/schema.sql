@@ -50,15 +50,18 @@ CREATE TABLE chat_rooms (
 ) STRICT, WITHOUT ROWID;
 
 -- The members, each from which version on, and until before which one (none: still). Never removed, so the members at
--- any version can be told for ever.
+-- any version can be told for ever. `activity` is the room's place in the list of a user who is in many rooms; without
+-- it the place is computed when the list is asked for (`store/lists.rs`).
 CREATE TABLE memberships (
     chatRoomId TEXT NOT NULL,
     userId     TEXT NOT NULL,
     since      INTEGER NOT NULL,
     until      INTEGER,
+    activity   INTEGER,
     PRIMARY KEY (chatRoomId, userId, since)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX memberships_of_user ON memberships (userId, chatRoomId) WHERE until IS NULL;
+CREATE INDEX memberships_of_user ON memberships (userId, activity, chatRoomId) WHERE until IS NULL;
+CREATE INDEX memberships_kept ON memberships (chatRoomId) WHERE until IS NULL AND activity IS NOT NULL;
 
 -- What a member has seen and set; kept when they leave, for when they come back.
 CREATE TABLE members (

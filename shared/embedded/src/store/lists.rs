@@ -24,9 +24,11 @@ use crate::database::{Database, Sync};
 use crate::store::rooms::summary;
 
 /// How many of a user's places are computed at most, unless the options say otherwise.
-pub(crate) const COMPUTED: usize = 256;
-/// How many places one command of the writer begins to keep: no other command waits longer than that takes.
-const KEPT_AT_ONCE: usize = 100;
+pub(crate) const COMPUTED: usize = 500;
+/// How many places one command of the writer writes, and how many rooms it looks at to move them: no other command waits
+/// longer than that takes.
+const AT_ONCE: usize = 100;
+const ROOMS_AT_ONCE: usize = 500;
 
 /// The places of a user's rooms that are not kept.
 const COMPUTE: &str = "SELECT room._id, coalesce(
@@ -45,7 +47,9 @@ const KEEP: &str = "UPDATE memberships SET activity = (SELECT coalesce(
          JOIN chat_rooms room ON room._id = other.chatRoomId
          WHERE other.userId = ?1 AND other.until IS NULL AND other.activity IS NULL LIMIT ?2)";
 const MOVE: &str = "UPDATE memberships INDEXED BY memberships_kept SET activity = ?2
-     WHERE chatRoomId = ?1 AND until IS NULL AND activity IS NOT NULL AND activity < ?2";
+     WHERE chatRoomId = ?1 AND until IS NULL AND activity IS NOT NULL AND activity < ?2 AND userId IN (
+         SELECT userId FROM memberships INDEXED BY memberships_kept
+         WHERE chatRoomId = ?1 AND until IS NULL AND activity IS NOT NULL AND activity < ?2 LIMIT ?3)";
 
 /// How lists are made.
 #[derive(Default)]
@@ -101,9 +105,9 @@ impl Database {
         loop {
             let user = user.clone();
             let keep = move |transaction: &Transaction<'_>| {
-                transaction.prepare_cached(KEEP)?.execute(params![user.as_str(), column::limit(KEPT_AT_ONCE)])
+                transaction.prepare_cached(KEEP)?.execute(params![user.as_str(), column::limit(AT_ONCE)])
             };
-            if self.write_then(Sync::Never, keep, |_| {}).await? < KEPT_AT_ONCE {
+            if self.write_then(Sync::Never, keep, |_| {}).await? < AT_ONCE {
                 return Ok(());
             }
         }
@@ -115,10 +119,14 @@ impl Database {
             return Ok(());
         }
         let rooms: Arc<[RoomId]> = newest.iter().map(|message| message.chat_room_id.clone()).collect();
-        let move_up = move |transaction: &Transaction<'_>| {
-            rooms.iter().try_for_each(|room| move_one(transaction, room))
-        };
-        self.write_then(Sync::Never, move_up, |_| {}).await
+        // Those before it are where they belong.
+        let mut next = 0;
+        while next < rooms.len() {
+            let rooms = rooms.clone();
+            let some = move |transaction: &Transaction<'_>| move_some(transaction, &rooms, next);
+            next = self.write_then(Sync::Never, some, |_| {}).await?;
+        }
+        Ok(())
     }
 }
 
@@ -156,14 +164,22 @@ fn page(
     Ok(Some((places, more)))
 }
 
-fn move_one(connection: &Connection, room: &RoomId) -> Result<()> {
+/// Moves the rooms from this one on, as many as one command takes; returns the first that is left.
+fn move_some(connection: &Connection, rooms: &[RoomId], first: usize) -> Result<usize> {
     let sql = "SELECT activity FROM chat_messages WHERE chatRoomId = ?1 ORDER BY seq DESC LIMIT 1";
-    let activity = |row: &Row<'_>| row.time(0).map(Timestamp::as_millis);
-    let Some(activity) = connection.prepare_cached(sql)?.query_row([room.as_str()], activity).optional()?
-    else {
-        return Ok(());
-    };
-    connection.prepare_cached(MOVE)?.execute(params![room.as_str(), activity]).map(drop)
+    let mut newest = connection.prepare_cached(sql)?;
+    let mut move_up = connection.prepare_cached(MOVE)?;
+    let end = rooms.len().min(first + ROOMS_AT_ONCE);
+    let mut left = AT_ONCE;
+    for (number, room) in rooms.iter().enumerate().take(end).skip(first) {
+        let activity = |row: &Row<'_>| row.time(0).map(Timestamp::as_millis);
+        let Some(activity) = newest.query_row([room.as_str()], activity).optional()? else { continue };
+        left -= move_up.execute(params![room.as_str(), activity, column::limit(left)])?;
+        if left == 0 {
+            return Ok(number);
+        }
+    }
+    Ok(end)
 }
 
 #[cfg(test)]

@@ -23,11 +23,12 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use crate::gateway::Gateway;
 use crate::positions::PositionKind;
+use crate::recover;
 use crate::refusal::{Close, Refusal, to_text};
 use crate::rooms::FRESH;
 use crate::session_state::Session;
+use crate::sync::SyncAnswer;
 use crate::token::Identity;
-use crate::{recover, sync};
 
 pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
@@ -245,8 +246,9 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
         // Boxed, because every connection would keep memory for its answer.
         ClientFrame::Sync(wanted) => match gateway.budget.admit() {
             Ok(()) => {
-                let Gateway { engines, room_heads, proofs, .. } = gateway;
-                sync::answer(session, wanted, &engines.store, room_heads, proofs).boxed().await
+                let Gateway { engines, turns, limits, room_heads, proofs, .. } = gateway;
+                let answer = SyncAnswer { session, store: &engines.store, turns, limits, room_heads, proofs };
+                answer.send(wanted).boxed().await
             }
             Err(refusal) => Err(refusal),
         },

@@ -2,78 +2,117 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::Arc;
 
-use naru_engines::store::{Store, Window};
-use naru_model::RoomId;
+use naru_engines::store::{DevicePosition, Store, Window};
 use naru_model::frame::{Object, ServerFrame, Sync, SyncFrom, SyncedRoom};
 use naru_model::live::News;
+use naru_model::{Message, Room, RoomId};
 
+use crate::limit::Limits;
 use crate::proof::Proofs;
 use crate::refusal::{Refusal, to_text};
 use crate::room_heads::RoomHeads;
 use crate::session_state::Session;
+use crate::turns::Turns;
 
 /// How many messages one answer holds of one room …
 const PER_ROOM: usize = 200;
 /// … and in all; the rest is asked for again.
 const IN_ALL: usize = 1_000;
 
-/// Answers a `SYNC`: the messages in order, then `SYNCED`. Messages are read from the store when the session's queue has a place
-/// for them, so a client that does not read has few in memory.
-///
-/// # Errors
-/// `ROOM_NOT_FOUND` when any of the rooms is not the caller's; then no message is sent.
-pub(crate) async fn answer(
-    session: &Session,
-    wanted: Sync,
-    store: &Store,
-    room_heads: &RoomHeads,
-    proofs: &Proofs,
-) -> Result<(), Refusal> {
-    let wanted = match wanted.rooms {
-        Some(rooms) => {
-            let rooms = each_once(rooms.into_iter().map(|Object(from)| from));
-            let ids: Vec<RoomId> = rooms.iter().map(|from| from.chat_room_id.clone()).collect();
-            let found = store.rooms.current(&ids).await?;
-            let are_own =
-                found.iter().all(|room| room.as_ref().is_some_and(|room| room.has(&session.identity.user)));
-            if !are_own {
-                return Err(Refusal::RoomNotFound);
-            }
-            rooms
+/// How many rooms one look-up of heads holds.
+const LOOK_UP: usize = 1_000;
+
+/// What the answer to a `SYNC` is made with.
+pub(crate) struct SyncAnswer<'a> {
+    pub(crate) session: &'a Session,
+    pub(crate) store: &'a Store,
+    pub(crate) turns: &'a Turns,
+    pub(crate) limits: &'a Limits,
+    pub(crate) room_heads: &'a RoomHeads,
+    pub(crate) proofs: &'a Proofs,
+}
+
+impl SyncAnswer<'_> {
+    /// Sends the messages in order, then `SYNCED`. Messages are read from the store when the session's queue has a place for
+    /// them, so a client that does not read has few in memory; each read has a turn, and none is held while the client reads.
+    ///
+    /// # Errors
+    /// `ROOM_NOT_FOUND` when any of the rooms is not the caller's; then no message is sent.
+    pub(crate) async fn send(self, wanted: Sync) -> Result<(), Refusal> {
+        let Self { session, store, .. } = self;
+        let wanted = match wanted.rooms {
+            Some(rooms) => self.of_caller(each_once(rooms.into_iter().map(|Object(from)| from))).await?,
+            None => self.of_device().await?,
+        };
+        self.limits.answered_sync(&session.identity, wanted.len(), 0);
+        let ids: Vec<RoomId> = wanted.iter().map(|from| from.chat_room_id.clone()).collect();
+        let mut heads = Vec::with_capacity(ids.len());
+        for some in ids.chunks(LOOK_UP) {
+            let _turn = self.turns.next(&session.identity).await?;
+            heads.extend(store.messages.heads(some).await?);
         }
-        None => of_device(store, session).await?,
-    };
-    let ids: Vec<RoomId> = wanted.iter().map(|from| from.chat_room_id.clone()).collect();
-    let heads = store.messages.heads(&ids).await?;
-    session.is_known_in(room_heads.learn(ids.iter().zip(heads.iter().copied())));
-    let mut left = IN_ALL;
-    let mut synced = Vec::with_capacity(wanted.len());
-    for (SyncFrom { chat_room_id, after_seq }, head) in wanted.into_iter().zip(heads) {
-        let mut room = SyncedRoom { chat_room_id, seq: after_seq.min(head), complete: after_seq >= head };
-        let mut left_of_room = left.min(PER_ROOM);
-        while !room.complete && left_of_room > 0 {
-            let limit = left_of_room.min(session.limits.parts);
-            let missing = usize::try_from(head.0.saturating_sub(room.seq.0)).unwrap_or(usize::MAX);
-            if !session.parts_are_written(limit.min(missing)).await {
-                return Ok(());
+        session.is_known_in(self.room_heads.learn(ids.iter().zip(heads.iter().copied())));
+        let mut left = IN_ALL;
+        let mut synced = Vec::with_capacity(wanted.len());
+        for (SyncFrom { chat_room_id, after_seq }, head) in wanted.into_iter().zip(heads) {
+            let mut room = SyncedRoom { chat_room_id, seq: after_seq.min(head), complete: after_seq >= head };
+            let mut left_of_room = left.min(PER_ROOM);
+            while !room.complete && left_of_room > 0 {
+                let limit = left_of_room.min(session.limits.parts);
+                let missing = usize::try_from(head.0.saturating_sub(room.seq.0)).unwrap_or(usize::MAX);
+                if !session.parts_are_written(limit.min(missing)).await {
+                    return Ok(());
+                }
+                let window = Window::After(room.seq);
+                let turn = self.turns.next(&session.identity).await?;
+                let (messages, more) = store.messages.range(&room.chat_room_id, window, limit).await?;
+                drop(turn);
+                left_of_room -= messages.len();
+                left -= messages.len();
+                room.seq = messages.last().map_or(room.seq, |message| message.seq);
+                room.complete = !more;
+                messages.into_iter().for_each(|message| self.send_message(message));
             }
-            let window = Window::After(room.seq);
-            let (messages, more) = store.messages.range(&room.chat_room_id, window, limit).await?;
-            left_of_room -= messages.len();
-            left -= messages.len();
-            room.seq = messages.last().map_or(room.seq, |message| message.seq);
-            room.complete = !more;
-            for message in messages {
-                let is_own = message.sender_id == session.identity.user;
-                let to_prove = if is_own { None } else { proofs.to_prove(&message) };
-                session.send_part(to_text(&News::Chat(message)), to_prove);
-            }
+            synced.push(room);
         }
-        synced.push(room);
+        session.send_part(to_text(&ServerFrame::Synced { rooms: &synced }), None);
+        Ok(())
     }
-    session.send_part(to_text(&ServerFrame::Synced { rooms: &synced }), None);
-    Ok(())
+
+    fn send_message(&self, message: Message) {
+        let is_own = message.sender_id == self.session.identity.user;
+        let to_prove = if is_own { None } else { self.proofs.to_prove(&message) };
+        let text = to_text(&News::Chat(message));
+        self.limits.answered_sync(&self.session.identity, 0, text.len());
+        self.session.send_part(text, to_prove);
+    }
+
+    /// These rooms, if all of them are the caller's.
+    async fn of_caller(&self, rooms: Vec<SyncFrom>) -> Result<Vec<SyncFrom>, Refusal> {
+        let ids: Vec<RoomId> = rooms.iter().map(|from| from.chat_room_id.clone()).collect();
+        let _turn = self.turns.next(&self.session.identity).await?;
+        let found = self.store.rooms.current(&ids).await?;
+        let is_own = |room: &Arc<Room>| room.has(&self.session.identity.user);
+        match found.iter().all(|room| room.as_ref().is_some_and(is_own)) {
+            true => Ok(rooms),
+            false => Err(Refusal::RoomNotFound),
+        }
+    }
+
+    /// The positions of this session's device in its user's rooms.
+    async fn of_device(&self) -> Result<Vec<SyncFrom>, Refusal> {
+        let identity = &self.session.identity;
+        let Some(device) = &identity.device else {
+            return Err(Refusal::Invalid("SYNC without rooms needs a token with a device".to_owned()));
+        };
+        let _turn = self.turns.next(identity).await?;
+        let positions = self.store.positions.of_device(&identity.user, device).await?;
+        let from =
+            |position: DevicePosition| SyncFrom { chat_room_id: position.room, after_seq: position.received };
+        Ok(positions.into_iter().map(from).collect())
+    }
 }
 
 /// Each room once, from the earliest of its positions.
@@ -92,16 +131,4 @@ fn each_once(rooms: impl Iterator<Item = SyncFrom>) -> Vec<SyncFrom> {
         }
     }
     each
-}
-
-/// The positions of this session's device in its user's rooms.
-async fn of_device(store: &Store, session: &Session) -> Result<Vec<SyncFrom>, Refusal> {
-    let Some(device) = &session.identity.device else {
-        return Err(Refusal::Invalid("SYNC without rooms needs a token with a device".to_owned()));
-    };
-    let positions = store.positions.of_device(&session.identity.user, device).await?;
-    Ok(positions
-        .into_iter()
-        .map(|position| SyncFrom { chat_room_id: position.room, after_seq: position.received })
-        .collect())
 }

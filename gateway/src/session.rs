@@ -133,6 +133,7 @@ fn welcome(gateway: &Gateway, session: &Session) -> String {
         max_content_bytes: gateway.config.max_content_bytes,
         max_frame_bytes: gateway.config.max_frame_bytes,
         ping_seconds: gateway.config.ping_interval.0.as_secs(),
+        epoch: gateway.epoch,
     })
 }
 
@@ -246,8 +247,9 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
         // Boxed, because every connection would keep memory for its answer.
         ClientFrame::Sync(wanted) => match gateway.budget.admit() {
             Ok(()) => {
-                let Gateway { engines, turns, limits, room_heads, proofs, .. } = gateway;
-                let answer = SyncAnswer { session, store: &engines.store, turns, limits, room_heads, proofs };
+                let Gateway { engines, epoch, turns, limits, room_heads, proofs, .. } = gateway;
+                let (store, epoch) = (&engines.store, *epoch);
+                let answer = SyncAnswer { session, store, epoch, turns, limits, room_heads, proofs };
                 answer.send(wanted).boxed().await
             }
             Err(refusal) => Err(refusal),

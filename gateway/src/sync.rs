@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use naru_engines::store::{DevicePosition, Store, Window};
 use naru_model::frame::{Object, ServerFrame, Sync, SyncFrom, SyncedRoom};
 use naru_model::live::News;
-use naru_model::{Message, Room, RoomId};
+use naru_model::{Message, Room, RoomId, Seq, StoreEpoch};
 
 use crate::limit::Limits;
 use crate::proof::Proofs;
@@ -28,6 +28,7 @@ const LOOK_UP: usize = 1_000;
 pub(crate) struct SyncAnswer<'a> {
     pub(crate) session: &'a Session,
     pub(crate) store: &'a Store,
+    pub(crate) epoch: StoreEpoch,
     pub(crate) turns: &'a Turns,
     pub(crate) limits: &'a Limits,
     pub(crate) room_heads: &'a RoomHeads,
@@ -41,7 +42,7 @@ impl SyncAnswer<'_> {
     /// # Errors
     /// `ROOM_NOT_FOUND` when any of the rooms is not the caller's; then no message is sent.
     pub(crate) async fn send(self, wanted: Sync) -> Result<(), Refusal> {
-        let Self { session, store, .. } = self;
+        let Self { session, store, epoch, .. } = self;
         let wanted = match wanted.rooms {
             Some(rooms) => self.of_caller(each_once(rooms.into_iter().map(|Object(from)| from))).await?,
             None => self.of_device().await?,
@@ -57,7 +58,9 @@ impl SyncAnswer<'_> {
         let mut left = IN_ALL;
         let mut synced = Vec::with_capacity(wanted.len());
         for (SyncFrom { chat_room_id, after_seq }, head) in wanted.into_iter().zip(heads) {
-            let mut room = SyncedRoom { chat_room_id, seq: after_seq.min(head), complete: after_seq >= head };
+            warn_if_beyond(after_seq, head, epoch);
+            let (seq, complete) = (after_seq.min(head), after_seq >= head);
+            let mut room = SyncedRoom { chat_room_id, seq, complete, epoch };
             let mut left_of_room = left.min(PER_ROOM);
             while !room.complete && left_of_room > 0 {
                 let limit = left_of_room.min(session.limits.parts);
@@ -112,6 +115,21 @@ impl SyncAnswer<'_> {
         let from =
             |position: DevicePosition| SyncFrom { chat_room_id: position.room, after_seq: position.received };
         Ok(positions.into_iter().map(from).collect())
+    }
+}
+
+/// Warns, once, that a client has more than there is: as a rule, of a restore without the next epoch.
+fn warn_if_beyond(after: Seq, head: Seq, epoch: StoreEpoch) {
+    static TOLD: Once = Once::new();
+    if after > head {
+        TOLD.call_once(|| {
+            tracing::warn!(
+                %epoch,
+                "a client says that it has messages of a room that the store does not have. If the data was restored from a \
+                 backup: stop Naru, run `naru restored`, and start it again (docs/RESTORE.md). Until then clients drop new \
+                 messages as known ones"
+            );
+        });
     }
 }
 

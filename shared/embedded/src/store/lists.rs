@@ -204,7 +204,7 @@ mod tests {
                 rooms_of,
                 count,
             );
-            let message = "INSERT INTO chat_messages SELECT ROOM, 1, randomblob(12), 'ada', 'Ada', 'hi', n, n, 2 * n FROM numbers";
+            let message = "INSERT INTO chat_messages (chatRoomId, seq, _id, senderId, senderName, content, timestamp, clientMessageId, activity) SELECT ROOM, 1, randomblob(12), 'ada', 'Ada', 'hi', n, n, 2 * n FROM numbers";
             make(message, rooms_of, count);
             if rooms_of.starts_with("'kept") {
                 while connection.execute(KEEP, params!["ada", 500]).unwrap() == 500 {}

@@ -412,13 +412,13 @@ async fn a_stranger_who_does_the_worst_closes_nobody() {
             }
         });
     }
-    for socket in 0..8 {
+    for socket in 0..4 {
         let (mallory, room) = (naru.http("M"), rooms[2].clone());
         worst.spawn(async move {
             for round in 0.. {
-                let nobodies = (0..200).map(|number| format!("n-{socket}-{round}-{number}"));
+                let nobodies = (0..100).map(|number| format!("n-{socket}-{round}-{number}"));
                 let members: Vec<String> = nobodies.chain(["M".to_owned()]).collect();
-                let _any = match socket % 4 {
+                let _any = match socket {
                     0 => mallory.get("/api/rooms?limit=100").await,
                     1 => mallory.get(&format!("/api/rooms/{room}/messages?limit=200")).await,
                     2 => mallory.get("/api/presence?userIds=A,B,C,D,E,F").await,

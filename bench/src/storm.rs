@@ -18,8 +18,10 @@ use crate::{
 const LEAD: Duration = Duration::from_secs(4);
 /// How long a client waits that was refused: this, and up to as much more.
 const RETRY_MS: u64 = 1_000;
-/// In any second the server may admit so much more than its rate: its burst, and the tool's own delays.
-const MAX_EXCESS: f64 = 1.25;
+/// In any second the tool may see so much more than the rate: the burst, and what its own delays bring together.
+const MAX_EXCESS: f64 = 1.5;
+/// The server's burst, in seconds of its rate.
+const BURST: f64 = 0.1;
 
 #[derive(Debug)]
 pub struct Options {
@@ -62,6 +64,10 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     if busiest as f64 > f64::from(options.per_second) * MAX_EXCESS {
         broken
             .push(format!("{busiest} sessions came in within a second, {} are the rate", options.per_second));
+    }
+    let expected = f64::from(options.connections) / f64::from(options.per_second) - BURST;
+    if took.as_secs_f64() < expected {
+        broken.push(format!("all came in within {took:?}, at their rate it is {expected:.1} s"));
     }
     if !beside.keeps_promises() || beside.closed() > 0 || beside.totals.unanswered > 0 {
         broken.push("those who were there were closed, lost messages, or were not answered".to_owned());

@@ -87,7 +87,9 @@ impl SyncAnswer<'_> {
     fn send_message(&self, message: Message) {
         let is_own = message.sender_id == self.session.identity.user;
         let to_prove = if is_own { None } else { self.proofs.to_prove(&message) };
-        let text = to_text(&News::Chat(message));
+        let mut text = to_text(&News::Chat(message));
+        // It may wait for long, and takes its capacity.
+        text.shrink_to_fit();
         self.limits.answered_sync(&self.session.identity, 0, text.len());
         self.session.send_part(text, to_prove);
     }

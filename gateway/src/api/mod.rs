@@ -207,7 +207,9 @@ fn json(status: StatusCode, body: &impl Serialize) -> Response {
     reply(status, "application/json", crate::refusal::to_text(body))
 }
 
-fn reply(status: StatusCode, content_type: &'static str, body: String) -> Response {
+fn reply(status: StatusCode, content_type: &'static str, mut body: String) -> Response {
+    // What is charged for is its length.
+    body.shrink_to_fit();
     let mut response = Response::new(body.into());
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));

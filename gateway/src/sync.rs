@@ -43,21 +43,17 @@ impl SyncAnswer<'_> {
     /// `ROOM_NOT_FOUND` when any of the rooms is not the caller's; then no message is sent.
     pub(crate) async fn send(self, wanted: Sync) -> Result<(), Refusal> {
         let Self { session, store, epoch, .. } = self;
-        let wanted = match wanted.rooms {
-            Some(rooms) => self.of_caller(each_once(rooms.into_iter().map(|Object(from)| from))).await?,
-            None => self.of_device().await?,
+        let (wanted, are_named) = match wanted.rooms {
+            Some(rooms) => (each_once(rooms.into_iter().map(|Object(from)| from)), true),
+            None => (self.of_device().await?, false),
         };
         self.limits.answered_sync(&session.identity, wanted.len(), 0);
-        let ids: Vec<RoomId> = wanted.iter().map(|from| from.chat_room_id.clone()).collect();
-        let mut heads = Vec::with_capacity(ids.len());
-        for some in ids.chunks(LOOK_UP) {
-            let _turn = self.turns.next(&session.identity).await?;
-            heads.extend(store.messages.heads(some).await?);
-        }
-        session.is_known_in(self.room_heads.learn(ids.iter().zip(heads.iter().copied())));
+        let own = self.with_heads(wanted, are_named).await?;
+        session
+            .is_known_in(self.room_heads.learn(own.iter().map(|(from, head)| (&from.chat_room_id, *head))));
         let mut left = IN_ALL;
-        let mut synced = Vec::with_capacity(wanted.len());
-        for (SyncFrom { chat_room_id, after_seq }, head) in wanted.into_iter().zip(heads) {
+        let mut synced = Vec::with_capacity(own.len());
+        for (SyncFrom { chat_room_id, after_seq }, head) in own {
             warn_if_beyond(after_seq, head, epoch);
             let (seq, complete) = (after_seq.min(head), after_seq >= head);
             let mut room = SyncedRoom { chat_room_id, seq, complete, epoch };
@@ -70,12 +66,14 @@ impl SyncAnswer<'_> {
                 }
                 let window = Window::After(room.seq);
                 let turn = self.turns.next(&session.identity).await?;
-                let (messages, more) = store.messages.range(&room.chat_room_id, window, limit).await?;
+                let (mut messages, more) = store.messages.range(&room.chat_room_id, window, limit).await?;
                 drop(turn);
+                // What was saved since comes live.
+                messages.retain(|message| message.seq <= head);
                 left_of_room -= messages.len();
                 left -= messages.len();
                 room.seq = messages.last().map_or(room.seq, |message| message.seq);
-                room.complete = !more;
+                room.complete = !more || messages.last().is_none_or(|message| message.seq == head);
                 messages.into_iter().for_each(|message| self.send_message(message));
             }
             synced.push(room);
@@ -94,16 +92,31 @@ impl SyncAnswer<'_> {
         self.session.send_part(text, to_prove);
     }
 
-    /// These rooms, if all of them are the caller's.
-    async fn of_caller(&self, rooms: Vec<SyncFrom>) -> Result<Vec<SyncFrom>, Refusal> {
-        let ids: Vec<RoomId> = rooms.iter().map(|from| from.chat_room_id.clone()).collect();
-        let _turn = self.turns.next(&self.session.identity).await?;
-        let found = self.store.rooms.current(&ids).await?;
-        let is_own = |room: &Arc<Room>| room.has(&self.session.identity.user);
-        match found.iter().all(|room| room.as_ref().is_some_and(is_own)) {
-            true => Ok(rooms),
-            false => Err(Refusal::RoomNotFound),
+    /// Those of these rooms that are the caller's, with their heads. Of rooms that the caller has named all must be.
+    async fn with_heads(
+        &self,
+        wanted: Vec<SyncFrom>,
+        are_named: bool,
+    ) -> Result<Vec<(SyncFrom, Seq)>, Refusal> {
+        let Self { session, store, .. } = self;
+        let ids: Vec<RoomId> = wanted.iter().map(|from| from.chat_room_id.clone()).collect();
+        let (mut wanted, mut own) = (wanted.into_iter(), Vec::with_capacity(ids.len()));
+        for some in ids.chunks(LOOK_UP) {
+            let _turn = self.turns.next(&session.identity).await?;
+            let heads = store.messages.heads(some).await?;
+            // Later than the heads, and not by an older state: nobody gets what was accepted after their removal.
+            let rooms = store.rooms.current_since(some, store.clock.latest()).await?;
+            let is_own = |room: Option<Arc<Room>>| room.is_some_and(|room| room.has(&session.identity.user));
+            // The rest of the wanted comes last, since a zip takes from its first part once more than it has pairs.
+            for ((head, room), from) in heads.into_iter().zip(rooms).zip(wanted.by_ref()) {
+                match is_own(room) {
+                    true => own.push((from, head)),
+                    false if are_named => return Err(Refusal::RoomNotFound),
+                    false => {}
+                }
+            }
         }
+        Ok(own)
     }
 
     /// The positions of this session's device in its user's rooms.

@@ -24,7 +24,7 @@ pub const WEBHOOK_SECRET: &str = "a secret between friends";
 pub struct Naru {
     pub url: String,
     pub backend: Webhook,
-    _data: TempDir,
+    pub data: TempDir,
     shutdown: CancellationToken,
     running: JoinHandle<anyhow::Result<()>>,
 }
@@ -69,7 +69,7 @@ impl Naru {
             .expect("Naru starts")
             .expect("it was not told to stop");
         let url = pipeline.url().to_owned();
-        Self { url, backend, _data: data, shutdown, running: tokio::spawn(pipeline.run()) }
+        Self { url, backend, data, shutdown, running: tokio::spawn(pipeline.run()) }
     }
 
     /// A phone of this person, connected and welcomed.

@@ -50,6 +50,7 @@ pub struct Config {
     pub rate_frames_burst: u32,
     pub rate_calls_per_second: u32,
     pub rate_calls_burst: u32,
+    pub rate_connects_per_second: u32,
     pub rate_connects_per_address: u32,
     pub http_keep_alive: Span,
     pub ping_interval: Span,

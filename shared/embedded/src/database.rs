@@ -49,6 +49,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::lock::lock;
 use crate::rooms::RoomCache;
+use crate::store::lists::Lists;
 
 /// The engine's name in an [`EngineError`].
 pub(crate) const ENGINE: &str = "the embedded engine";
@@ -106,6 +107,7 @@ pub(crate) struct Database {
     closing: Arc<AtomicBool>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) rooms: Arc<RoomCache>,
+    pub(crate) lists: Lists,
     /// When a row of the durable hops was written last, as this data was opened.
     pub(crate) newest_row: Option<Timestamp>,
     /// The writer's thread, which ends last.
@@ -141,8 +143,8 @@ impl Database {
             drop(hold);
         })?;
         threads.push(writer.thread().id());
-        let (writer, rooms) = (Mutex::new(Some(writer)), Arc::default());
-        Ok(Self { writes, reads, closing, counts, rooms, newest_row: None, writer, threads })
+        let (writer, rooms, lists) = (Mutex::new(Some(writer)), Arc::default(), Lists::default());
+        Ok(Self { writes, reads, closing, counts, rooms, lists, newest_row: None, writer, threads })
     }
 
     /// Runs `work` in a transaction shared with other commands, and answers when that is on disk. When another command fails,

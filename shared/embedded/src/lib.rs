@@ -9,7 +9,8 @@
 //!
 //! One thread writes; the commands that wait for it share one transaction and one sync of the disk (group commit). The intake
 //! is synced with the run that saves its messages, not by itself: `database.rs` explains why that is enough at every crash
-//! point. Two threads read, each read on one consistent state, and never wait for the writer. A message that is accepted,
+//! point. Two threads read, each read on one consistent state, and never wait for the writer. What clients ask for is of
+//! bounded cost, whatever is stored: the list of rooms of a user in many is kept in its order (`store/lists.rs`). A message that is accepted,
 //! saved and passed on to connected sessions needs no reader thread.
 //!
 //! The data directory holds `naru.db` (with `-wal` and `-shm`), which any SQLite tool can read while Naru runs, and
@@ -47,12 +48,16 @@ pub struct Options {
     pub live_backlog: usize,
     /// How long it is kept when a user was last seen.
     pub last_seen_keep: Duration,
+    /// How many places of rooms in a user's list are computed when it is asked for; of a user who is in more rooms they
+    /// are kept.
+    pub computed_places: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let last_seen_keep = Duration::from_secs(365 * 24 * 60 * 60);
-        Self { buffered_events: 65_536, live_backlog: 16_384, last_seen_keep }
+        let computed_places = store::lists::COMPUTED;
+        Self { buffered_events: 65_536, live_backlog: 16_384, last_seen_keep, computed_places }
     }
 }
 
@@ -73,7 +78,9 @@ impl Embedded {
     /// `Unavailable` when another process has it open or the disk can't be used; `Permanent` when the data is of another
     /// layout than this version's.
     pub fn open(dir: &Path, options: Options) -> EngineResult<Self> {
-        let database = Arc::new(open::open(dir)?);
+        let mut database = open::open(dir)?;
+        database.lists.computed = options.computed_places;
+        let database = Arc::new(database);
         let pubsub = Arc::new(PubSub::new(options.live_backlog));
         let engines = Engines {
             store: store::store(&database),

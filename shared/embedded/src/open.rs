@@ -12,6 +12,7 @@ use crate::Embedded;
 use crate::column::Columns;
 use crate::database::{Database, ENGINE, engine_error};
 use crate::directory;
+use crate::store::lists::Lists;
 
 /// The data's layout and its version. No release exists yet, so no older layout is read.
 const SCHEMA: &str = include_str!("schema.sql");
@@ -35,9 +36,10 @@ pub(crate) fn open(dir: &Path) -> EngineResult<Database> {
     lay_out(&mut writer, dir)?;
     let newest_row = "SELECT max(writtenAt) FROM queue";
     let newest_row = writer.query_row(newest_row, [], |row| row.maybe_time(0)).map_err(engine_error)?;
+    let lists = Lists::open(&writer).map_err(engine_error)?;
     let readers = (0..READERS).map(|_| connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY));
     let mut database = Database::start(writer, readers.collect::<Result<_, _>>()?, hold)?;
-    database.newest_row = newest_row;
+    (database.newest_row, database.lists) = (newest_row, lists);
     Ok(database)
 }
 

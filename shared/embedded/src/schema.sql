@@ -60,16 +60,19 @@ CREATE TABLE chat_rooms (
 ) STRICT, WITHOUT ROWID;
 
 -- The members, each from which version on, and until before which one (none: still). Those who have left are removed after
--- a while, except those of the first version.
+-- a while, except those of the first version. `activity` is the room's place in the list of a user who is in many rooms;
+-- without it the place is computed when the list is asked for (`store/lists.rs`).
 CREATE TABLE memberships (
     chatRoomId TEXT NOT NULL,
     userId     TEXT NOT NULL,
     since      INTEGER NOT NULL,
     until      INTEGER,
     leftAt     INTEGER,
+    activity   INTEGER,
     PRIMARY KEY (chatRoomId, userId, since)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX memberships_of_user ON memberships (userId, chatRoomId) WHERE until IS NULL;
+CREATE INDEX memberships_of_user ON memberships (userId, activity, chatRoomId) WHERE until IS NULL;
+CREATE INDEX memberships_kept ON memberships (chatRoomId) WHERE until IS NULL AND activity IS NOT NULL;
 -- So that who was a member before costs nothing.
 CREATE INDEX memberships_now ON memberships (chatRoomId, userId) WHERE until IS NULL;
 CREATE INDEX memberships_by_age ON memberships (leftAt) WHERE until IS NOT NULL AND since > 1;

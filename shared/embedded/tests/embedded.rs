@@ -526,3 +526,101 @@ async fn when_a_user_was_last_seen_is_kept_for_its_time_and_no_longer() {
     assert_eq!(number(dir.path(), "SELECT count(*) FROM last_seen WHERE userId = 'ada'"), 0);
     assert_eq!(number(dir.path(), "SELECT count(*) FROM last_seen"), 3);
 }
+
+/// The list of a user in many rooms is kept, and is the same as the one that is computed: after messages, a restart, and
+/// rooms that the user joins, leaves, and comes back to.
+#[tokio::test]
+async fn a_list_that_is_kept_is_the_list_that_is_computed() {
+    const COMPUTED: usize = 3;
+    let dir = tempdir().unwrap();
+    let with = |computed_places| {
+        Embedded::open(dir.path(), Options { computed_places, ..Options::default() }).unwrap()
+    };
+    let make = async |embedded: &Embedded, count: u32| {
+        for _ in 0..count {
+            let id = RoomId::generate();
+            let member_ids = [ada(), UserId::new("ben").unwrap()].into();
+            let room = NewRoom { id, kind: RoomKind::Group, name: None, member_ids, maker_id: None };
+            embedded.engines().store.rooms.create(room).await.unwrap();
+        }
+    };
+    let list = async |embedded: &Embedded| {
+        let rooms = embedded.engines().store.rooms;
+        let (mut walked, mut cursor) = (Vec::new(), None);
+        loop {
+            let (page, next) = rooms.of_user(&ada(), cursor.as_ref(), 4).await.unwrap();
+            walked.extend(page.into_iter().map(|summary| summary.room.id.clone()));
+            cursor = next;
+            if cursor.is_none() {
+                return walked;
+            }
+        }
+    };
+    let speak = async |embedded: &Embedded, room: &RoomId| {
+        let messages = embedded.engines().store.messages;
+        let head = messages.heads(std::slice::from_ref(room)).await.unwrap()[0];
+        let message = Accepted { chat_room_id: room.clone(), ..accepted("x") }.at(head.next());
+        messages.append_run(std::slice::from_ref(&message)).await.unwrap();
+        messages.bump(&[message]).await.unwrap();
+    };
+    let change = async |embedded: &Embedded, room: &RoomId, change| {
+        let changed = embedded.engines().store.rooms.change(room, change, 9).await.unwrap();
+        assert!(matches!(changed, Changed::Now(_)), "{changed:?}");
+    };
+
+    let embedded = with(COMPUTED);
+    make(&embedded, 10).await;
+    let before = embedded.counts().writer_calls();
+    let rooms = list(&embedded).await;
+    assert_eq!((rooms.len(), embedded.counts().writer_calls() - before), (10, 1), "places are given once");
+    speak(&embedded, &rooms[7]).await;
+    assert_eq!(list(&embedded).await[0], rooms[7]);
+    embedded.close().await;
+
+    let embedded = with(COMPUTED);
+    speak(&embedded, &rooms[9]).await;
+    assert_eq!(list(&embedded).await[..2], [&rooms[9], &rooms[7]].map(Clone::clone));
+    // Fewer than would be kept, then more.
+    for joined in [1, COMPUTED as u32] {
+        make(&embedded, joined).await;
+        change(&embedded, &rooms[5], MemberChange::Remove(ada())).await;
+        assert!(!list(&embedded).await.contains(&rooms[5]));
+        speak(&embedded, &rooms[5]).await;
+        change(&embedded, &rooms[5], MemberChange::Add(ada())).await;
+        assert_eq!(list(&embedded).await[0], rooms[5]);
+        speak(&embedded, &rooms[2]).await;
+    }
+    let kept = list(&embedded).await;
+    assert_eq!(kept.len(), 14);
+    embedded.close().await;
+    assert_eq!(kept, list(&with(1_000)).await);
+}
+
+/// Of two users who are both in very many rooms, the latest rooms of either are searched.
+#[tokio::test]
+async fn whether_two_users_share_a_room_is_found_in_many_rooms() {
+    let dir = tempdir().unwrap();
+    let engines = open(dir.path()).engines();
+    let database = rusqlite::Connection::open(dir.path().join(Embedded::DATABASE)).unwrap();
+    let numbers = "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?1)";
+    // Each shares a room with Ada, which is her latest one.
+    for (user, count) in [("ada", 2_000), ("few", 10), ("many", 2_000)] {
+        let rooms = format!(
+            "{numbers} INSERT INTO chat_rooms (_id, createdAt) SELECT '{user}-' || n, n FROM numbers"
+        );
+        database.execute(&rooms, [count]).unwrap();
+        let members = format!(
+            "{numbers} INSERT INTO memberships (chatRoomId, userId, since, activity)
+             SELECT '{user}-' || n, '{user}', 1, n FROM numbers"
+        );
+        database.execute(&members, [count]).unwrap();
+        let shared =
+            "INSERT INTO memberships (chatRoomId, userId, since, activity) VALUES ('ada-2000', ?1, 1, 0)";
+        if user != "ada" {
+            database.execute(shared, [user]).unwrap();
+        }
+    }
+    let others = ["few", "many", "nobody", "ada"].map(|user| UserId::new(user).unwrap());
+    let share = engines.store.rooms.share_a_room(&ada(), &others).await.unwrap();
+    assert_eq!(share, [true, true, false, true]);
+}

@@ -427,7 +427,8 @@ pub trait Rooms: Send + Sync {
     /// Sets a member's own settings: see R6. `false` when there is no such member.
     async fn configure(&self, room: &RoomId, user: &UserId, settings: MemberSettings) -> EngineResult<bool>;
 
-    /// Which of `others` share a room with `user`, in their order. A user shares a room with themself.
+    /// Which of `others` share a room with `user`, in their order. A user shares a room with themself. The cost is bounded: where
+    /// both are in a thousand rooms or more, only as many of their latest ones need be searched.
     async fn share_a_room(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>>;
 
     /// See R8; how many records were removed by this call.

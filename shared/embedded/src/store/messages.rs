@@ -33,9 +33,9 @@ impl Messages for Database {
         self.write(move |transaction| append_run(transaction, &run)).await
     }
 
-    /// Nothing to do: lists are computed from `chat_messages` when they are asked for.
-    async fn bump(&self, _: &[Message]) -> EngineResult<()> {
-        Ok(())
+    /// No call at all as long as no list is kept: see `lists.rs`.
+    async fn bump(&self, newest: &[Message]) -> EngineResult<()> {
+        self.move_up(newest).await
     }
 
     async fn range(&self, room: &RoomId, window: Window, limit: usize) -> EngineResult<(Vec<Message>, bool)> {

@@ -15,6 +15,11 @@ use crate::database::{Database, Sync};
 use crate::store::is_member;
 use crate::store::messages::latest_activity;
 
+/// Of two users who are both in as many rooms or more, only so many of each are searched for one that they share.
+const MAX_SEARCHED: i64 = 1_000;
+/// How many pairs of users one read looks at.
+const PAIRS_AT_ONCE: usize = 4;
+
 #[async_trait]
 impl Rooms for Database {
     async fn create(&self, room: NewRoom) -> EngineResult<Created> {
@@ -82,13 +87,14 @@ impl Rooms for Database {
         cursor: Option<&RoomCursor>,
         limit: usize,
     ) -> EngineResult<(Vec<RoomSummary>, Option<RoomCursor>)> {
-        let (user, cursor) = (user.clone(), cursor.cloned());
-        self.read(move |transaction| of_user(transaction, &user, cursor.as_ref(), limit)).await
+        self.list(user, cursor, limit).await
     }
 
     async fn summary(&self, room: &RoomId, user: &UserId) -> EngineResult<Option<RoomSummary>> {
-        let (room, user) = (room.clone(), user.clone());
-        self.read(move |transaction| summary(transaction, &room, &user)).await
+        let room = self.current(std::slice::from_ref(room)).await?.pop().flatten();
+        let Some(room) = room.filter(|room| room.has(user)) else { return Ok(None) };
+        let user = user.clone();
+        self.read(move |transaction| summary(transaction, room, &user).map(Some)).await
     }
 
     async fn configure(&self, room: &RoomId, user: &UserId, settings: MemberSettings) -> EngineResult<bool> {
@@ -110,17 +116,20 @@ impl Rooms for Database {
         .await
     }
 
+    /// A few pairs at a time: other reads come in between.
     async fn share_a_room(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>> {
-        let (user, others) = (user.clone(), others.to_vec());
-        self.read(move |transaction| {
-            let mut share = transaction.prepare_cached(
-                "SELECT 1 FROM memberships mine JOIN memberships theirs USING (chatRoomId)
-                 WHERE mine.userId = ?1 AND mine.until IS NULL AND theirs.userId = ?2 AND theirs.until IS NULL",
-            )?;
-            let shares = |other: &UserId| Ok(*other == user || share.exists([user.as_str(), other.as_str()])?);
-            others.iter().map(shares).collect()
-        })
-        .await
+        let mut share = Vec::with_capacity(others.len());
+        for some in others.chunks(PAIRS_AT_ONCE) {
+            let (user, some) = (user.clone(), some.to_vec());
+            let read = self.read(move |transaction| {
+                let number = number_of_rooms(transaction, &user)?;
+                some.iter()
+                    .map(|other| shares(transaction, (&user, number), other))
+                    .collect::<Result<Vec<_>>>()
+            });
+            share.extend(read.await?);
+        }
+        Ok(share)
     }
 
     /// Not synced: what a power cut brings back is removed by the next call.
@@ -280,49 +289,46 @@ fn apply(connection: &Connection, id: &RoomId, change: &MemberChange, max: usize
     Ok(Changed::Now(Arc::new(Room { member_ids, member_version: next, ..Room::clone(&room) })))
 }
 
-/// Finds the user's rooms and their activity first (one step in an index for each), and reads in full only those of
-/// the page.
-fn of_user(
-    connection: &Connection,
-    user: &UserId,
-    cursor: Option<&RoomCursor>,
-    limit: usize,
-) -> Result<(Vec<RoomSummary>, Option<RoomCursor>)> {
-    let mut statement = connection.prepare_cached(
-        "SELECT room._id, coalesce(
-             (SELECT activity FROM chat_messages WHERE chatRoomId = room._id ORDER BY seq DESC LIMIT 1),
-             room.createdAt) AS activity
-         FROM memberships JOIN chat_rooms room ON room._id = memberships.chatRoomId
-         WHERE memberships.userId = ?1 AND memberships.until IS NULL AND (activity, room._id) < (?2, ?3)
-         ORDER BY activity DESC, room._id DESC LIMIT ?4",
-    )?;
-    let (activity, after) = cursor.map_or((i64::MAX, ""), |at| (at.activity.as_millis(), at.room.as_str()));
-    let max = column::limit(limit.saturating_add(1));
-    let place = |row: &Row<'_>| Ok(RoomCursor { room: row.text(0)?, activity: row.time(1)? });
-    let places = statement.query_map(params![user.as_str(), activity, after, max], place)?;
-    let mut places = places.collect::<Result<Vec<_>>>()?;
-    let more = places.len() > limit;
-    places.truncate(limit);
-    let summaries = places.iter().filter_map(|place| summary(connection, &place.room, user).transpose());
-    let summaries = summaries.collect::<Result<_>>()?;
-    Ok((summaries, places.pop().filter(|_| more)))
+/// How many rooms a user is in, [`MAX_SEARCHED`] at most.
+fn number_of_rooms(connection: &Connection, user: &UserId) -> Result<i64> {
+    let sql = "SELECT count(*) FROM (SELECT 1 FROM memberships WHERE userId = ?1 AND until IS NULL LIMIT ?2)";
+    let mut count = connection.prepare_cached(sql)?;
+    count.query_row(params![user.as_str(), MAX_SEARCHED], |row| row.get(0))
 }
 
-fn summary(connection: &Connection, id: &RoomId, user: &UserId) -> Result<Option<RoomSummary>> {
-    let Some(room) = current(connection, id)?.filter(|room| room.has(user)) else { return Ok(None) };
+/// Searches the rooms of the one who is in fewer for those of the other; of two who are in very many, the latest ones of both.
+fn shares(connection: &Connection, (user, number): (&UserId, i64), other: &UserId) -> Result<bool> {
+    if user == other {
+        return Ok(true);
+    }
+    let sql = "SELECT 1 FROM (SELECT chatRoomId FROM memberships INDEXED BY memberships_of_user
+             WHERE userId = ?1 AND until IS NULL ORDER BY activity DESC LIMIT ?3) searched
+         CROSS JOIN memberships found
+             ON found.chatRoomId = searched.chatRoomId AND found.userId = ?2 AND found.until IS NULL";
+    let mut search = connection.prepare_cached(sql)?;
+    let mut is_among = |rooms_of: &UserId, user: &UserId| {
+        search.exists(params![rooms_of.as_str(), user.as_str(), MAX_SEARCHED])
+    };
+    let others = number_of_rooms(connection, other)?;
+    let (fewer, more) = if others < number { (other, user) } else { (user, other) };
+    Ok(is_among(fewer, more)? || others.min(number) == MAX_SEARCHED && is_among(more, fewer)?)
+}
+
+/// The room as this member of it sees it.
+pub(super) fn summary(connection: &Connection, room: Arc<Room>, user: &UserId) -> Result<RoomSummary> {
     let newest = concat!(
         "SELECT ",
         message_columns!(),
         " FROM chat_messages WHERE chatRoomId = ?1 ORDER BY seq DESC LIMIT 1"
     );
     let last_message =
-        connection.prepare_cached(newest)?.query_row([id.as_str()], column::message).optional()?;
+        connection.prepare_cached(newest)?.query_row([room.id.as_str()], column::message).optional()?;
     let last_seq = last_message.as_ref().map_or(Seq::ZERO, |message| message.seq);
-    let (read, settings) = member(connection, id, user)?;
+    let (read, settings) = member(connection, &room.id, user)?;
     let expired = "SELECT expiredTo FROM chat_rooms WHERE _id = ?1";
-    let expired = connection.prepare_cached(expired)?.query_row([id.as_str()], |row| row.seq(0))?;
+    let expired = connection.prepare_cached(expired)?.query_row([room.id.as_str()], |row| row.seq(0))?;
     let unread_count = last_seq.0.saturating_sub(read.max(expired).0);
-    Ok(Some(RoomSummary { room, last_message, last_seq, unread_count, settings }))
+    Ok(RoomSummary { room, last_message, last_seq, unread_count, settings })
 }
 
 /// A member's read position and settings.

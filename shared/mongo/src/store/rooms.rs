@@ -1,12 +1,12 @@
 //! Rooms and their members.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bson::{Bson, doc};
-use futures_util::future::try_join;
+use bson::{Bson, Document, doc};
+use futures_util::future::{try_join, try_join_all};
 use naru_engines::store::{
     Changed, Created, MemberChange, MemberSettings, NewRoom, RoomCursor, RoomSummary, Rooms,
 };
@@ -24,6 +24,10 @@ use crate::store::{member, members_now};
 
 /// How often a change is tried while others come first: of changes tried at the same time, one always succeeds.
 const TRIES: usize = 64;
+/// Of a user who is in more rooms, only so many are searched for one that is shared with another user …
+const MAX_SEARCHED: i64 = 1_000;
+/// … and the rooms of so many others at a time.
+const SEARCHES_AT_ONCE: usize = 4;
 
 #[async_trait]
 impl Rooms for Database {
@@ -156,30 +160,41 @@ impl Rooms for Database {
         self.update_all(MEMBERS, vec![update]).await.map(|()| true)
     }
 
-    /// One round trip. The answer is no longer than `others`, whatever rooms there are.
+    /// One round trip: two queries at the same time. The caller's rooms are searched for all of `others`; where those searched are
+    /// not all, the latest rooms of each of the others not found among them, too.
     async fn share_a_room(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>> {
         #[derive(Deserialize)]
         struct Shared {
             #[serde(rename = "_id")]
             user: UserId,
+            rooms: u64,
         }
         if others.is_empty() {
             return Ok(Vec::new());
         }
-        let (me, asked) = (user.as_str(), texts(others));
-        let shared = vec![
-            doc! { "$match": { "$or": [
-                { "$and": [{ "memberIds": me }, { "memberIds": { "$in": &asked } }] },
-                { "user1Id": me, "user2Id": { "$in": &asked } },
-                { "user2Id": me, "user1Id": { "$in": &asked } },
-            ] } },
+        // With the user themself, whose rooms are all that are searched.
+        let asked = texts(others.iter().chain([user]));
+        let mut search = latest_rooms_of(user);
+        search.extend([
             doc! { "$project": { "shared": { "$setIntersection": [members_now(), { "$literal": &asked }] } } },
             doc! { "$unwind": "$shared" },
-            doc! { "$group": { "_id": "$shared" } },
-        ];
-        let shared = self.aggregate::<Shared>(Some(CHAT_ROOMS), shared).await?;
-        let shares = |other: &UserId| other == user || shared.iter().any(|shared| shared.user == *other);
-        Ok(others.iter().map(shares).collect())
+            doc! { "$group": { "_id": "$shared", "rooms": { "$sum": 1 } } },
+        ]);
+        let (shared, strays) =
+            try_join(self.aggregate::<Shared>(Some(CHAT_ROOMS), search), self.not_adopted(user)).await?;
+        let searched = shared.iter().find(|shared| shared.user == *user).map_or(0, |own| own.rooms);
+        let mut found: HashSet<UserId> = shared.into_iter().map(|shared| shared.user).collect();
+        found.extend(strays.iter().flat_map(|stray| stray.room.member_ids.iter().cloned()));
+        found.insert(user.clone());
+        let left: Vec<&UserId> = others.iter().filter(|other| !found.contains(*other)).collect();
+        if searched >= MAX_SEARCHED.unsigned_abs() {
+            for some in left.chunks(SEARCHES_AT_ONCE) {
+                let are_shared = try_join_all(some.iter().map(|other| self.is_in_a_room_of(user, other)));
+                let are_shared = some.iter().zip(are_shared.await?).filter(|(_, is_shared)| *is_shared);
+                found.extend(are_shared.map(|(other, _)| UserId::clone(other)));
+            }
+        }
+        Ok(others.iter().map(|other| found.contains(other)).collect())
     }
 
     /// Two round trips. What if the process dies here? The next call removes the rest.
@@ -206,6 +221,17 @@ impl Rooms for Database {
 impl Database {
     async fn current_one(&self, id: &RoomId) -> EngineResult<Option<Arc<Room>>> {
         Ok(self.stored(id).await?.map(|stored| stored.room))
+    }
+
+    /// Whether the user is in one of the other's latest rooms.
+    async fn is_in_a_room_of(&self, user: &UserId, other: &UserId) -> EngineResult<bool> {
+        let mut search = latest_rooms_of(other);
+        search.extend([
+            doc! { "$match": { "memberIds": user.as_str() } },
+            doc! { "$limit": 1 },
+            doc! { "$project": { "_id": 1 } },
+        ]);
+        Ok(!self.aggregate::<Document>(Some(CHAT_ROOMS), search).await?.is_empty())
     }
 
     async fn stored(&self, id: &RoomId) -> EngineResult<Option<StoredRoom>> {
@@ -326,6 +352,15 @@ fn leaving(room: &Room) -> Update {
         store.insert("$max", doc! { "leftAt": Timestamp::now().to_bson() });
     }
     Update::or_insert(this, store)
+}
+
+/// A pipeline of a user's rooms, the latest ones of very many: a walk in the index of `(memberIds, activity, _id)`.
+fn latest_rooms_of(user: &UserId) -> Vec<Document> {
+    vec![
+        doc! { "$match": { "memberIds": user.as_str() } },
+        doc! { "$sort": { "activity": -1, "_id": -1 } },
+        doc! { "$limit": MAX_SEARCHED },
+    ]
 }
 
 /// A new room's document; none for a direct room of other than two users, which can't be made.

@@ -77,6 +77,7 @@ pub(super) const BOUNDS: &[(&str, Bound, &str)] = &[
     ("rate_frames_burst", Bound::Count(0, u32::MAX as i64), "it is a number of frames"),
     ("rate_calls_per_second", Bound::Count(0, u32::MAX as i64), "it is a number of calls"),
     ("rate_calls_burst", Bound::Count(0, u32::MAX as i64), "it is a number of calls"),
+    ("rate_connects_per_second", Bound::Count(0, u32::MAX as i64), "it is a number of connections"),
     ("rate_connects_per_address", Bound::Count(0, u32::MAX as i64), "it is a number of connections"),
     ("max_sessions_per_user", Bound::Count(1, MAX_ENTRIES), "no client could connect"),
     ("max_devices_per_user", Bound::Count(1, MAX_ENTRIES), "no device could be registered"),

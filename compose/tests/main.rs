@@ -4,6 +4,7 @@ mod api;
 mod bad_input;
 mod costs;
 mod crash;
+mod disk;
 mod distributed;
 mod faults;
 mod http;

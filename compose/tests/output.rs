@@ -94,7 +94,7 @@ fn fill(mut writing: std::io::PipeWriter) {
     ioctl_fionbio(&writing, false).expect("a pipe can be blocking");
 }
 
-async fn ready(address: SocketAddr) {
+pub async fn ready(address: SocketAddr) {
     let readiness = async {
         while !matches!(get(address, "/readyz"), Some((200, _))) {
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -424,7 +424,9 @@ impl Writer {
     fn repair(&mut self) -> Result<(), Failure> {
         let Some(Repair { not_before, is_required }) = self.repair else { return Ok(()) };
         let refused = match Instant::now() < not_before {
-            true => Failure::Refused("a commit failed, and is not made up for yet"),
+            true => Failure::Refused(
+                self.condition.fault().unwrap_or("a commit failed, and is not made up for yet"),
+            ),
             false => match self.checkpoint() {
                 Ok(()) => {
                     self.repair = None;

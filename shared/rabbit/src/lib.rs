@@ -129,7 +129,7 @@ impl Rabbit {
         bus::bus(&self.broker)
     }
 
-    /// Whether the broker answers, on both connections.
+    /// Whether the broker answers, on both connections, and takes messages.
     ///
     /// # Errors
     /// `Unavailable`, when it does not, or not within two seconds; `Permanent`, when it has queues of another layout.
@@ -137,6 +137,11 @@ impl Rabbit {
         const PING_TIMEOUT: Duration = Duration::from_secs(2);
         let late = |_late| EngineError::unavailable(ENGINE, Applied::No, "it does not answer");
         timeout(PING_TIMEOUT, self.broker.ping()).await.map_err(late)?
+    }
+
+    /// Whether the broker takes no messages, for want of memory or disk. It says so to a connection that sends.
+    pub fn is_blocked(&self) -> bool {
+        self.broker.is_blocked()
     }
 
     /// Waits for the confirms of sends in flight, at most [`Options::publish_timeout`], and closes both connections.

@@ -313,6 +313,8 @@ pub struct RoomCursor {
 /// - **R5 list** – `of_user` lists each room of the user once, latest activity (newest message, else making) first (M7);
 ///   the cursor is the last room's place; a walk by cursors lists every room that did not move meanwhile.
 /// - **R6 settings** are the member's own; setting them changes no other member's.
+/// - **R7 number** – `have_rooms` counts the rooms that a user is in now, and no further than to the number that is asked about.
+///   (A room of another system counts at the latest once it was listed.)
 #[async_trait]
 pub trait Rooms: Send + Sync {
     /// See R1.
@@ -343,6 +345,9 @@ pub trait Rooms: Send + Sync {
 
     /// Which of `others` share a room with `user`, in their order. A user shares a room with themself.
     async fn share_a_room(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>>;
+
+    /// Which of these users are in at least so many rooms (1 or more), in their order: see R7.
+    async fn have_rooms(&self, users: &[UserId], at_least: usize) -> EngineResult<Vec<bool>>;
 }
 
 /// A member's advance in a room.

@@ -129,6 +129,7 @@ async fn every_defect_of_a_store_is_noticed() {
                 ],
             ),
             (Defect::SettingsShared, &["r6_settings_are_the_members_own"]),
+            (Defect::RoomsMiscounted, &["r7_a_users_rooms_are_counted"]),
             (Defect::PositionsGoBackward, &["p1_positions_only_go_forward"]),
             (Defect::PositionBeyondHead, &["p2_a_position_never_passes_the_head"]),
             (

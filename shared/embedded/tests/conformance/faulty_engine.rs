@@ -59,6 +59,7 @@ pub(crate) enum Defect {
     CurrentStale,
     ListEndsEarly,
     SettingsShared,
+    RoomsMiscounted,
 
     PositionsGoBackward,
     PositionBeyondHead,
@@ -410,6 +411,11 @@ impl Rooms for FaultyEngine<dyn Rooms> {
 
     async fn share_a_room(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>> {
         self.inner.share_a_room(user, others).await
+    }
+
+    async fn have_rooms(&self, users: &[UserId], at_least: usize) -> EngineResult<Vec<bool>> {
+        let more = usize::from(self.defect == Defect::RoomsMiscounted);
+        self.inner.have_rooms(users, at_least + more).await
     }
 }
 

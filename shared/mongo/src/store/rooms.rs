@@ -7,6 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bson::doc;
 use futures_util::future::try_join;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use naru_engines::store::{
     Changed, Created, MemberChange, MemberSettings, NewRoom, RoomCursor, RoomSummary, Rooms,
 };
@@ -24,6 +25,8 @@ use crate::store::{member, members_now};
 
 /// How often a change is tried while others come first: of changes tried at the same time, one always succeeds.
 const TRIES: usize = 64;
+/// How many users' rooms are counted at the same time.
+const COUNTED_AT_ONCE: usize = 16;
 
 #[async_trait]
 impl Rooms for Database {
@@ -175,6 +178,30 @@ impl Rooms for Database {
         let shared = self.aggregate::<Shared>(Some(CHAT_ROOMS), shared).await?;
         let shares = |other: &UserId| other == user || shared.iter().any(|shared| shared.user == *other);
         Ok(others.iter().map(shares).collect())
+    }
+
+    /// One round trip for each user, so many at a time. Each is a walk in an index.
+    async fn have_rooms(&self, users: &[UserId], at_least: usize) -> EngineResult<Vec<bool>> {
+        #[derive(Deserialize)]
+        struct Counted {
+            rooms: i64,
+        }
+        let at_least = i64::try_from(at_least).unwrap_or(i64::MAX);
+        let has_rooms = |user: &UserId| {
+            let count = vec![
+                doc! { "$match": { "memberIds": user.as_str() } },
+                doc! { "$limit": at_least },
+                doc! { "$group": { "_id": null, "rooms": { "$sum": 1_i64 } } },
+            ];
+            async move {
+                let counted = self.aggregate::<Counted>(Some(CHAT_ROOMS), count).await?;
+                Ok(counted.first().is_some_and(|counted| counted.rooms >= at_least))
+            }
+        };
+        stream::iter(users.iter().map(has_rooms).collect::<Vec<_>>())
+            .buffered(COUNTED_AT_ONCE)
+            .try_collect()
+            .await
     }
 }
 

@@ -74,6 +74,7 @@ macro_rules! conformance_cases {
                 r5_rooms_are_listed_latest_activity_first,
                 r5_a_walk_meets_every_room_that_did_not_move,
                 r6_settings_are_the_members_own,
+                r7_a_users_rooms_are_counted,
             }
             positions {
                 p1_positions_only_go_forward,

@@ -140,6 +140,7 @@ intercepted! {
         summary(room: &RoomId, user: &UserId) -> Option<RoomSummary>, [room].into_iter();
         configure(room: &RoomId, user: &UserId, settings: MemberSettings) -> bool, [room].into_iter();
         share_a_room(user: &UserId, others: &[UserId]) -> Vec<bool>;
+        have_rooms(users: &[UserId], at_least: usize) -> Vec<bool>;
     }
     Positions {
         advance(steps: &[Advance]) -> Vec<Moved>, steps.iter().map(|step| &step.room);

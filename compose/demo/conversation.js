@@ -8,6 +8,7 @@
 //      leaves the fate unknown, and a later refusal of another attempt doesn't change that.
 //   4. Saved messages stand in the order of `seq`; what the client has already (id or seq) is dropped.
 //   5. `received` and `read` come from the other member's frames only.
+//   6. What is held is of one `epoch`: with another one, all saved messages and marks are forgotten, and drafts are kept.
 
 /** How long a sent message may stay ⏳ before it is shown as failed, in milliseconds. */
 export const ANSWER_WITHIN_MS = 10_000;
@@ -31,6 +32,7 @@ export class Conversation {
   #savedIds = new Set();
   #outbox = new Map(); // clientMessageId → draft, in the order written
   #sentCount = 0;
+  #epoch = null; // of what is held; null before anything has come
   #from = null; // the lowest seq looked at, minus one; null before the history has come
   #upTo = 0; // everything from #from to here is held
   #earlier = false;
@@ -201,8 +203,23 @@ export class Conversation {
     return this.#save(frame);
   }
 
+  /** What comes from now on is of this epoch. Returns false when what was held is of another one, and was forgotten. */
+  inEpoch(epoch = 1) {
+    const same = this.#epoch === null || this.#epoch === epoch;
+    this.#epoch = epoch;
+    if (same) return true;
+    this.#saved.clear();
+    this.#savedIds.clear();
+    this.#from = null;
+    this.#upTo = 0;
+    this.#earlier = false;
+    this.#marks = { received: 0, read: 0 };
+    return false;
+  }
+
   /** A page of history, in either order, as it came over HTTP. */
-  history({ messages, hasMore }) {
+  history({ messages, hasMore, epoch }) {
+    this.inEpoch(epoch);
     for (const message of messages) this.#save(message);
     const lowest = messages.reduce((low, { seq }) => Math.min(low, seq), Infinity);
     if (this.#from === null) {
@@ -218,7 +235,7 @@ export class Conversation {
   /** SYNCED for this room. Returns true when there is more to ask for. */
   synced(frame) {
     const room = frame.rooms?.find(({ chatRoomId }) => chatRoomId === this.#roomId);
-    if (!room) return false;
+    if (!room || !this.inEpoch(room.epoch)) return room !== undefined;
     this.#upTo = Math.max(this.#upTo, room.seq); // all up to there came before this frame
     this.#advance();
     return room.complete === false;
@@ -253,7 +270,7 @@ export class Conversation {
     return [...saved, ...Array.from(this.#outbox.values(), (draft) => this.#draftItem(draft))];
   }
 
-  #savedItem({ id, seq, senderId, senderName, content, timestamp, clientMessageId }) {
+  #savedItem({ id, seq, senderId, senderName, content, timestamp, clientMessageId, deletedAt }) {
     const mine = senderId === this.#me;
     const mark = seq <= this.#marks.read ? 'read' : seq <= this.#marks.received ? 'received' : null;
     return {
@@ -261,7 +278,7 @@ export class Conversation {
       mine,
       state: mine ? 'sent' : 'received',
       mark: mine ? mark : null,
-      id, seq, senderId, senderName, content, timestamp, clientMessageId,
+      id, seq, senderId, senderName, content, timestamp, clientMessageId, deletedAt,
     };
   }
 

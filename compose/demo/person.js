@@ -124,10 +124,25 @@ export class Person {
     this.#maxFrameBytes = frame.maxFrameBytes;
     this.#told = { received: 0, read: 0 };
     this.#screen.limit(frame.maxContentBytes);
+    const isKnown = this.#conversation.inEpoch(frame.epoch);
     const { again, waiting } = this.#conversation.connected(Date.now());
     for (const chat of again) this.#connection.send(chat);
-    this.#sync();
+    if (isKnown) this.#sync();
+    else this.#load();
     for (const chat of waiting) this.#connection.send(chat);
+  }
+
+  /** The server was restored from a backup: what was held is forgotten, and the newest page comes first again. */
+  async #load() {
+    try {
+      this.#conversation.history(await history(this.#token, this.#conversation.roomId));
+    } catch {
+      this.#syncFailures += 1;
+      this.#after('sync', backoff(this.#syncFailures), () => this.#load());
+      return;
+    }
+    this.#draw();
+    this.#sync();
   }
 
   #sync() {

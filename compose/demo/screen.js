@@ -230,7 +230,7 @@ export class Screen {
       const who = element('span', null, 'unseen');
       who.textContent = item.mine ? words().you : words().from(item.senderName ?? item.senderId);
       const content = element('p', 'content');
-      content.textContent = item.content;
+      content.textContent = item.deletedAt ? words().deleted : item.content;
       bubble.append(who, content, element('p', 'meta'));
     }
     this.#meta(bubble.lastElementChild, item);

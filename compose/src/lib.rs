@@ -7,6 +7,7 @@
 mod address;
 pub mod demo;
 pub mod distributed;
+pub mod epoch;
 pub mod parked;
 pub mod phones;
 pub mod pipeline;

@@ -18,14 +18,14 @@ use tokio_util::sync::CancellationToken;
 use crate::demo::{self, Demo};
 use crate::distributed::Distributed;
 use crate::service::Admin;
-use crate::{PROGRAM, secret};
+use crate::{PROGRAM, epoch, secret};
 
 /// How often the intake is read while the pipeline drains.
 const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Engine {
+pub(crate) enum Engine {
     Embedded,
     Distributed,
 }
@@ -156,6 +156,9 @@ impl Pipeline {
             register_checks(&health, &engines, embedded.disk());
         }
         let supervisor = Supervisor::new(PROGRAM.name, shutdown, &metrics);
+        if let EngineSet::Distributed(_) = engine_set {
+            epoch::watch(engines.store.epochs.clone(), engines.store.epochs.get().await?, &supervisor);
+        }
 
         let bound =
             gateway::Bound::new(settings.pick()?, &tokens, engines.clone(), metrics.clone(), health.clone())

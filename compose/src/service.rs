@@ -20,6 +20,7 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::distributed::Distributed;
+use crate::epoch;
 
 /// The delay after a failed accept, as without free file descriptors.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
@@ -185,8 +186,9 @@ async fn work(
         return Ok(());
     };
     let Deadline { drain_deadline } = settings.pick()?;
-    let supervisor = Supervisor::new(program.name, shutdown, &metrics);
-    let service = Service { settings, engines: distributed.engines(), metrics, health, supervisor };
+    let (supervisor, engines) = (Supervisor::new(program.name, shutdown, &metrics), distributed.engines());
+    epoch::watch(engines.store.epochs.clone(), engines.store.epochs.get().await?, &supervisor);
+    let service = Service { settings, engines, metrics, health, supervisor };
     if let Some(url) = start(&service).await?.or_else(|| Some(format!("http://{}", admin?))) {
         output::line(format_args!("listening on {url}"));
     }

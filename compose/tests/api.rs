@@ -481,7 +481,7 @@ async fn history_opens_in_windows() {
     let ada = naru.http("A");
     ada.create_room(&["A", "B"]).await;
     let messages = format!("{}/messages", path_of("A_B"));
-    assert_eq!(done(ada.get(&messages).await), json!({"messages": [], "hasMore": false}));
+    assert_eq!(done(ada.get(&messages).await), json!({"messages": [], "hasMore": false, "epoch": 1}));
     let mut adas = naru.phone("A").await;
     send_many(&mut adas, "A_B", 1, 10).await;
     let down = |from: u64, to: u64| (to..=from).rev().collect::<Vec<_>>();
@@ -1083,14 +1083,14 @@ async fn a_sync_brings_what_is_missed_page_by_page() {
     }
     assert_eq!(
         phone.expect("SYNCED").await["rooms"],
-        json!([{"chatRoomId": "A_C", "seq": 3, "complete": true}, {"chatRoomId": "A_B", "seq": 450, "complete": true}])
+        json!([{"chatRoomId": "A_C", "seq": 3, "complete": true, "epoch": 1}, {"chatRoomId": "A_B", "seq": 450, "complete": true, "epoch": 1}])
     );
     for (after, seq) in [(3, 3), (4, 3), (u64::MAX, 3)] {
         phone.send_json(&json!({"type": "SYNC", "rooms": [{"chatRoomId": "A_C", "afterSeq": after}]})).await;
         let synced = phone.expect("SYNCED").await;
         assert_eq!(
             synced["rooms"],
-            json!([{"chatRoomId": "A_C", "seq": seq, "complete": true}]),
+            json!([{"chatRoomId": "A_C", "seq": seq, "complete": true, "epoch": 1}]),
             "after {after}"
         );
     }
@@ -1140,7 +1140,8 @@ async fn a_device_resumes_where_it_was() {
             assert_eq!(came.len(), direct.len() + in_group.len(), "{name}: {came:?}");
             let mut rooms = synced["rooms"].as_array().expect("a list").clone();
             rooms.sort_by_key(|room| room["seq"].as_u64());
-            let complete = |id: &str, seq: u64| json!({"chatRoomId": id, "seq": seq, "complete": true});
+            let complete =
+                |id: &str, seq: u64| json!({"chatRoomId": id, "seq": seq, "complete": true, "epoch": 1});
             assert_eq!(rooms, [complete(&group, 4), complete("A_B", 5)], "{name}");
         }
     }

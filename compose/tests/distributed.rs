@@ -13,6 +13,7 @@ mod lapses;
 mod meter;
 mod outages;
 mod pushes;
+mod restore;
 mod scale;
 mod traffic;
 mod unreadable;

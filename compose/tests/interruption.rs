@@ -62,6 +62,7 @@ impl Fixture {
             content: format!("message {seq}").into(),
             timestamp: Timestamp::now(),
             client_message_id: ClientMessageId::from(id),
+            deleted_at: None,
         };
         self.engines.store.messages.append_run(std::slice::from_ref(&message)).await.expect("it is saved");
         message

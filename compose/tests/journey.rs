@@ -44,7 +44,7 @@ pub async fn ada_writes_and_bens_phone_buzzes_on(url: &str, backend: &mut Webhoo
     let missed = ben.expect("CHAT").await;
     assert_eq!((&missed["id"], &missed["content"]), (&ack["id"], &json!("안녕하세요")));
     let synced = ben.expect("SYNCED").await;
-    assert_eq!(synced["rooms"], json!([{"chatRoomId": "A_B", "seq": 1, "complete": true}]));
+    assert_eq!(synced["rooms"], json!([{"chatRoomId": "A_B", "seq": 1, "complete": true, "epoch": 1}]));
     ben.send_json(&json!({"type": "READ", "chatRoomId": "A_B", "seq": 1})).await;
     assert_eq!(ada.expect("READ").await["userId"], "B");
 

@@ -205,7 +205,7 @@ async fn a_sync_answers_each_room_once() {
     let mut ben = naru.phone("B").await;
     ben.send_json(&json!({"type": "SYNC", "rooms": rooms})).await;
     let synced = ben.expect("SYNCED").await;
-    assert_eq!(synced["rooms"], json!([{"chatRoomId": "A_B", "seq": 3, "complete": true}]));
+    assert_eq!(synced["rooms"], json!([{"chatRoomId": "A_B", "seq": 3, "complete": true, "epoch": 1}]));
     let frames = ben.until_pong().await;
     let seqs: Vec<&Value> =
         frames.iter().filter(|frame| frame["type"] == "CHAT").map(|chat| &chat["seq"]).collect();

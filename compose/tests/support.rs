@@ -102,6 +102,16 @@ impl Naru {
         counted.map_or(0, |count| count.parse().expect("a count"))
     }
 
+    /// Waits until a batch of the persister failed and comes again.
+    pub async fn retried_by_the_persister(&self) {
+        let retrying = async {
+            while self.counted("naru_persister_retried_total").await == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(TEST_TIMEOUT, retrying).await.expect("it is retried");
+    }
+
     /// How much there was to do.
     pub async fn load(&self) -> Load {
         Load {

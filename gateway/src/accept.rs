@@ -251,6 +251,7 @@ pub(crate) struct Intake {
 /// Hands written messages over to the persister.
 pub(crate) struct EnqueueTask {
     accepted: Arc<dyn Queue<Accepted>>,
+    clock: store::StoreClock,
     telemetry: Arc<Telemetry>,
     written: mpsc::Receiver<Vec<Accepted>>,
 }
@@ -263,7 +264,8 @@ pub(crate) fn steps(
 ) -> (Intake, EnqueueTask) {
     let (sender, written) = mpsc::channel(HAND_OVER_QUEUE);
     let (accepted, telemetry) = (engines.bus.accepted.clone(), telemetry.clone());
-    let enqueue = EnqueueTask { accepted, telemetry: telemetry.clone(), written };
+    let clock = engines.store.clock.clone();
+    let enqueue = EnqueueTask { accepted, clock, telemetry: telemetry.clone(), written };
     let (intake, messages) = (engines.store.intake.clone(), engines.store.messages.clone());
     let (pending, predecessors) = (pending.clone(), Predecessors::default());
     let linger = engines.store.linger;
@@ -393,7 +395,7 @@ impl Intake {
             };
             match outcome(&first, saved.next().flatten()) {
                 Some(Outcome::Rejected { .. }) => self.refuse_doubtful(waiter, refusal),
-                _ if first.accepted.content != again.content => self.refuse_doubtful(waiter, OTHER_CONTENT),
+                _ if !first.is_resent_by(&again) => self.refuse_doubtful(waiter, OTHER_CONTENT),
                 outcome => self.resend(&first.accepted, again.id, waiter, outcome),
             }
         }
@@ -469,9 +471,10 @@ impl EnqueueTask {
             }
             let count = batch.len();
             self.telemetry.enqueue_batch.observe(count as f64);
+            let store_time = self.clock.latest();
             let events = batch.into_iter().map(|accepted| {
                 let trace = accepted.trace;
-                Event::new(accepted, trace)
+                Event::new(accepted, trace).stored_at(store_time)
             });
             match timeout(ENQUEUE_TIMEOUT, self.accepted.send(events.collect())).await {
                 Ok(Ok(())) => {}
@@ -604,6 +607,10 @@ mod tests {
         async fn close(&self, _: &[Closing]) -> EngineResult<()> {
             unreachable!("the intake only appends")
         }
+
+        async fn drop_contents(&self, _: &[MessageId]) -> EngineResult<()> {
+            unreachable!("the intake only appends")
+        }
     }
 
     #[async_trait]
@@ -625,6 +632,10 @@ mod tests {
         }
 
         async fn range(&self, _: &RoomId, _: Window, _: usize) -> EngineResult<(Vec<Message>, bool)> {
+            unreachable!("resends are only looked up")
+        }
+
+        async fn delete(&self, _: &[MessageId], _: Timestamp) -> EngineResult<()> {
             unreachable!("resends are only looked up")
         }
     }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use naru_engines::Engines;
+use naru_model::StoreEpoch;
 use naru_runtime::Health;
 use naru_runtime::telemetry::Metrics;
 use tokio::sync::watch;
@@ -31,6 +32,8 @@ use crate::users::Users;
 pub(crate) struct Gateway {
     pub(crate) config: Config,
     pub(crate) engines: Engines,
+    /// The epoch of the store's data.
+    pub(crate) epoch: StoreEpoch,
     pub(crate) verifier: Arc<Verifier>,
     /// None: connections are not encrypted by the gateway.
     pub(crate) tls: Option<Arc<Tls>>,

@@ -136,7 +136,7 @@ impl Bound {
     /// Binds the address and builds the gateway. No task runs yet, so clients that connect wait.
     ///
     /// # Errors
-    /// When the address can't be bound, or the keys for tokens or the files for TLS can't be used.
+    /// When the address can't be bound, the store does not answer, or the keys for tokens or the files for TLS can't be used.
     pub async fn new(
         config: Config,
         tokens: &TokenConfig,
@@ -156,6 +156,7 @@ impl Bound {
         let bind = |source| StartError::Bind { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
+        let epoch = engines.store.epochs.get().await?;
         let telemetry = Arc::new(Telemetry::new(&metrics));
         let id = GatewayId::generate();
         let sessions = SessionRegistry::new();
@@ -201,6 +202,7 @@ impl Bound {
             connections: TaskTracker::new(),
             telemetry,
             engines,
+            epoch,
             config,
             health,
             metrics,

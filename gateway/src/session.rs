@@ -132,6 +132,7 @@ fn welcome(gateway: &Gateway, session: &Session) -> String {
         max_content_bytes: gateway.config.max_content_bytes,
         max_frame_bytes: gateway.config.max_frame_bytes,
         ping_seconds: gateway.config.ping_interval.0.as_secs(),
+        epoch: gateway.epoch,
     })
 }
 
@@ -246,7 +247,7 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
         ClientFrame::Sync(wanted) => match gateway.budget.admit() {
             Ok(()) => {
                 let Gateway { engines, room_heads, proofs, .. } = gateway;
-                sync::answer(session, wanted, &engines.store, room_heads, proofs).boxed().await
+                sync::answer(session, wanted, &engines.store, gateway.epoch, room_heads, proofs).boxed().await
             }
             Err(refusal) => Err(refusal),
         },

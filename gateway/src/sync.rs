@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::Once;
 
 use naru_engines::store::{Store, Window};
-use naru_model::RoomId;
 use naru_model::frame::{Object, ServerFrame, Sync, SyncFrom, SyncedRoom};
 use naru_model::live::News;
+use naru_model::{RoomId, Seq, StoreEpoch};
 
 use crate::proof::Proofs;
 use crate::refusal::{Refusal, to_text};
@@ -27,6 +28,7 @@ pub(crate) async fn answer(
     session: &Session,
     wanted: Sync,
     store: &Store,
+    epoch: StoreEpoch,
     room_heads: &RoomHeads,
     proofs: &Proofs,
 ) -> Result<(), Refusal> {
@@ -50,7 +52,9 @@ pub(crate) async fn answer(
     let mut left = IN_ALL;
     let mut synced = Vec::with_capacity(wanted.len());
     for (SyncFrom { chat_room_id, after_seq }, head) in wanted.into_iter().zip(heads) {
-        let mut room = SyncedRoom { chat_room_id, seq: after_seq.min(head), complete: after_seq >= head };
+        warn_if_beyond(after_seq, head, epoch);
+        let (seq, complete) = (after_seq.min(head), after_seq >= head);
+        let mut room = SyncedRoom { chat_room_id, seq, complete, epoch };
         let mut left_of_room = left.min(PER_ROOM);
         while !room.complete && left_of_room > 0 {
             let limit = left_of_room.min(session.limits.parts);
@@ -74,6 +78,21 @@ pub(crate) async fn answer(
     }
     session.send_part(to_text(&ServerFrame::Synced { rooms: &synced }), None);
     Ok(())
+}
+
+/// Warns, once, that a client has more than there is: as a rule, of a restore without the next epoch.
+fn warn_if_beyond(after: Seq, head: Seq, epoch: StoreEpoch) {
+    static TOLD: Once = Once::new();
+    if after > head {
+        TOLD.call_once(|| {
+            tracing::warn!(
+                %epoch,
+                "a client says that it has messages of a room that the store does not have. If the data was restored from a \
+                 backup: stop Naru, run `naru restored`, and start it again (docs/RESTORE.md). Until then clients drop new \
+                 messages as known ones"
+            );
+        });
+    }
 }
 
 /// Each room once, from the earliest of its positions.

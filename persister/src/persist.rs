@@ -15,7 +15,9 @@ use naru_engines::{Applied, EngineError, EngineResult, Engines};
 use naru_model::hops::{Accepted, Saved};
 use naru_model::live::Confirmation;
 use naru_model::message::{Outcome, Rejection};
-use naru_model::{Event, GatewayId, MemberVersion, Message, MessageId, Origin, Room, RoomId, Seq, Timestamp};
+use naru_model::{
+    Event, GatewayId, MemberVersion, Message, MessageId, Origin, Room, RoomId, Seq, StoreTime, Timestamp,
+};
 use naru_runtime::backoff::full_jitter;
 use quick_cache::sync::Cache;
 use tokio::time::Instant;
@@ -86,17 +88,19 @@ impl Persister {
 
     async fn work(&self, events: Vec<Event<Accepted>>) -> EngineResult<()> {
         self.telemetry.batch.observe(events.len() as f64);
+        // The rooms are not to be from before any of these was accepted.
+        let not_before = events.iter().filter_map(|event| event.store_time).max();
         let messages: Vec<Accepted> = events.into_iter().map(|event| event.payload).collect();
         let rooms: HashSet<RoomId> = messages.iter().map(|message| message.chat_room_id.clone()).collect();
-        self.persist(messages).await.inspect_err(|_| {
+        self.persist(messages, not_before).await.inspect_err(|_| {
             self.telemetry.retried.inc();
             // It is unknown whether the run was stored, and so are the heads.
             rooms.iter().for_each(|room| drop(self.heads.remove(room)));
         })
     }
 
-    async fn persist(&self, messages: Vec<Accepted>) -> EngineResult<()> {
-        let Batch { run, rejected, rooms } = self.look_up(messages).await?;
+    async fn persist(&self, messages: Vec<Accepted>, not_before: Option<StoreTime>) -> EngineResult<()> {
+        let Batch { run, rejected, rooms } = self.look_up(messages, not_before).await?;
         let saved = self.save(&run).await?;
         let now = Timestamp::now();
         let mut confirmations = Confirmations::default();
@@ -137,7 +141,10 @@ impl Persister {
     /// Finds, in one look-up each, the rooms' members and the messages missing before the batch's.
     ///
     /// It does not ask whether a message is saved already: as a rule it is not, and the store reports it if so.
-    async fn look_up(&self, messages: Vec<Accepted>) -> EngineResult<Batch> {
+    ///
+    /// A message that is missing before one of the batch was not accepted later than that one, so the rooms are not too old for
+    /// it either.
+    async fn look_up(&self, messages: Vec<Accepted>, not_before: Option<StoreTime>) -> EngineResult<Batch> {
         let mut order = Order::default();
         for message in messages {
             order.add(message);
@@ -146,8 +153,8 @@ impl Persister {
         let mut batch = order.into_run();
         let room_ids: HashSet<&RoomId> = batch.iter().map(|message| &message.chat_room_id).collect();
         let room_ids: Vec<RoomId> = room_ids.into_iter().cloned().collect();
-        let (unsaved_predecessors, rooms) =
-            join(self.unsaved_predecessors(missing), self.engines.store.rooms.current(&room_ids)).await;
+        let rooms = self.engines.store.rooms.current_since(&room_ids, not_before);
+        let (unsaved_predecessors, rooms) = join(self.unsaved_predecessors(missing), rooms).await;
         let (unsaved_predecessors, rooms) = (unsaved_predecessors?, rooms?);
         if !unsaved_predecessors.is_empty() {
             let mut order = Order::default();

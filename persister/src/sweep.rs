@@ -180,9 +180,11 @@ async fn resend(engines: &Engines, open: Vec<OpenEntry>) -> EngineResult<()> {
     if open.is_empty() {
         return Ok(());
     }
+    // They were read, so the store had them at this time.
+    let store_time = engines.store.clock.latest();
     let events = open.into_iter().map(|OpenEntry { accepted, .. }| {
         let trace = accepted.trace;
-        Event::new(accepted, trace)
+        Event::new(accepted, trace).stored_at(store_time)
     });
     engines.bus.accepted.send(events.collect()).await
 }
@@ -252,7 +254,7 @@ impl ResendSchedule {
 mod tests {
     use naru_engines::bus::{Receiver, ack};
     use naru_model::hops::Accepted;
-    use naru_model::{Seq, Timestamp, Trace};
+    use naru_model::{Seq, StoreTime, Timestamp, Trace};
     use tokio::time::advance;
 
     use super::*;
@@ -418,6 +420,17 @@ mod tests {
         let accepted = world.accept(&[Timestamp::now().after(HOUR)]).await;
         assert_eq!(recover(&world.sweep.engines).await.expect("it is recovered"), 1);
         assert_eq!(world.received(1).await, accepted);
+    }
+
+    /// So the persister reads no room that is older than what the sweep found.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_handed_on_tells_the_time_of_the_look() {
+        let mut world = World::new().await;
+        world.accept(&[Timestamp::now()]).await;
+        world.sweep.engines.store.clock.note(StoreTime(7));
+        recover(&world.sweep.engines).await.expect("it is recovered");
+        let batch = world.queue.receive(1).await.expect("a batch");
+        assert_eq!(batch[0].event.store_time, Some(StoreTime(7)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -277,3 +277,37 @@ test('lengths are UTF-8 bytes, ids fit the protocol', () => {
   assert.match(randomId(), /^[0-9a-f]{32}$/);
   assert.notEqual(randomId(), randomId());
 });
+
+test('another epoch: what was held is forgotten, what waits is kept, and the room is loaded again', () => {
+  const conversation = new Conversation({ me: 'ada', roomId: ROOM, newId: () => 'draft-1' });
+  conversation.history({ messages: [saved(1), saved(2), saved(3)], hasMore: true, epoch: 1 });
+  conversation.marked(read(3));
+  conversation.write('on its way', 'up', 0);
+  assert.equal(conversation.inEpoch(1), true);
+  assert.equal(conversation.upTo, 3);
+
+  assert.equal(conversation.inEpoch(1_795_339_800_042), false);
+  assert.deepEqual(contents(conversation), ['on its way']);
+  assert.equal(conversation.opened, false);
+  assert.equal(conversation.upTo, 0);
+  assert.equal(conversation.hasEarlier, false);
+  assert.equal(conversation.connected(1).again.length, 1, 'its fate is unknown');
+
+  // The same places, other messages; nothing of them counts as known.
+  conversation.chat(saved(3, { content: 'new three' }));
+  const page = [saved(1), saved(2, { content: 'new two' })];
+  conversation.history({ messages: page, hasMore: false, epoch: 1_795_339_800_042 });
+  assert.deepEqual(contents(conversation), ['message 1', 'new two', 'new three', 'on its way']);
+  assert.equal(conversation.upTo, 3);
+  assert.equal(conversation.acknowledged(ack('draft-1', 4)), true);
+  assert.equal(conversation.items()[3].mark, null, 'the marks were of the other epoch');
+});
+
+test('a page or a SYNCED of another epoch than what is held forgets that first', () => {
+  const conversation = opened([saved(1), saved(2)]);
+  conversation.history({ messages: [saved(1, { content: 'new one' })], hasMore: false, epoch: 2 });
+  assert.deepEqual(contents(conversation), ['new one']);
+  const synced = { type: 'SYNCED', rooms: [{ chatRoomId: ROOM, seq: 1, complete: true, epoch: 3 }] };
+  assert.equal(conversation.synced(synced), true, 'there is more to ask for: all of it');
+  assert.equal(conversation.upTo, 0);
+});

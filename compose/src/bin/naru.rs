@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use naru::token::Signer;
-use naru::{PROGRAM, Pipeline, parked, phones, secret, service, token};
+use naru::{PROGRAM, Pipeline, epoch, parked, phones, secret, service, token};
 use naru_runtime::{Settings, config, output, signal};
 
 fn main() -> ExitCode {
@@ -12,7 +12,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
-    let subcommands = [token::command(), parked::command(), phones::command()];
+    let subcommands = [token::command(), parked::command(), phones::command(), epoch::command()];
     let matches = Settings::command(&PROGRAM).subcommands(subcommands).get_matches();
     let settings = Settings::load(&PROGRAM, &matches, config::environment())?;
     if Settings::print_wanted(&matches) {
@@ -24,6 +24,7 @@ fn run() -> anyhow::Result<()> {
     }
     let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
     match matches.subcommand() {
+        Some(("restored", _)) => return runtime()?.block_on(epoch::restored(&settings)),
         Some(("parked", wanted)) => return runtime()?.block_on(parked::run(wanted, &settings)),
         Some(("phones", wanted)) => {
             return runtime()?.block_on(async {

@@ -64,10 +64,11 @@ pub const BOUNDS: &[Bound] = &[
     ),
 ];
 
-/// What processes say by the clock, whether there are messages or not: renewals of leases, checks of sessions, the sweep, heartbeats,
-/// pings of drivers.
+/// What processes say by the clock, whether there are messages or not: renewals of leases, checks of sessions, the sweep, looks at
+/// the epoch, heartbeats, pings of drivers.
 const UPKEEP: &[&str] = &[
     "MongoDB: find intake",
+    "MongoDB: find meta",
     "MongoDB: hello",
     "MongoDB: ping",
     "MongoDB: endSessions",

@@ -186,6 +186,7 @@ impl Fixture {
             content: format!("message {number}").into(),
             timestamp: Timestamp::now(),
             client_message_id: ClientMessageId::from(id),
+            deleted_at: None,
         }
     }
 

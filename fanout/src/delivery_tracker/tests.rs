@@ -269,6 +269,10 @@ where
         unreachable!("it only closes")
     }
 
+    async fn drop_contents(&self, _: &[MessageId]) -> EngineResult<()> {
+        unreachable!("it only closes")
+    }
+
     async fn close(&self, closings: &[Closing]) -> EngineResult<()> {
         (self.0)(closings.to_vec()).await
     }

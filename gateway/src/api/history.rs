@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use naru_engines::store::Window;
-use naru_model::{ClientMessageId, Message, RoomId, Seq, UserId};
+use naru_model::{ClientMessageId, Message, RoomId, Seq, StoreEpoch, UserId};
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, Call, json, rooms, unless_empty};
@@ -31,6 +31,7 @@ pub(super) async fn read(call: &Call<'_>, room: &RoomId) -> Answer {
     struct Body {
         messages: Vec<Message>,
         has_more: bool,
+        epoch: StoreEpoch,
     }
     let Query { before_seq, after_seq, limit } = call.query()?;
     let window = match (before_seq, after_seq) {
@@ -47,7 +48,7 @@ pub(super) async fn read(call: &Call<'_>, room: &RoomId) -> Answer {
     }
     rooms::current(call, room).await?;
     let (messages, has_more) = call.gateway.engines.store.messages.range(room, window, limit).await?;
-    Ok(json(StatusCode::OK, &Body { messages, has_more }))
+    Ok(json(StatusCode::OK, &Body { messages, has_more, epoch: call.gateway.epoch }))
 }
 
 pub(super) async fn send(call: &Call<'_>, chat_room_id: RoomId) -> Answer {

@@ -158,6 +158,7 @@ impl Fixture {
             content: content.into(),
             timestamp,
             client_message_id: ClientMessageId::from(id),
+            deleted_at: None,
         };
         self.engines.store.messages.append_run(std::slice::from_ref(&message)).await.unwrap();
         message

@@ -44,16 +44,16 @@ async fn what_was_saved_and_enqueued_lately_costs_nothing_when_it_comes_again() 
     engines.store.rooms.create(new_room).await.unwrap();
     let persister = Persister::new(engines.clone(), Telemetry::new(&Metrics::new()));
     let message = |number| message(&room, &ada, number);
-    persister.persist(vec![message(1), message(2)]).await.unwrap();
+    persister.persist(vec![message(1), message(2)], None).await.unwrap();
 
     counted.reset();
-    persister.persist(vec![message(2), message(1)]).await.unwrap();
+    persister.persist(vec![message(2), message(1)], None).await.unwrap();
     assert_eq!(counted.count("messages"), 0, "{:?}", counted.all());
     assert_eq!(counted.count("saved.send"), 0, "the bus has it");
 
     // A new message with it is saved in one run, at its place.
     counted.reset();
-    persister.persist(vec![message(2), message(3)]).await.unwrap();
+    persister.persist(vec![message(2), message(3)], None).await.unwrap();
     assert_eq!((counted.count("messages"), counted.count("messages.append_run")), (1, 1));
 
     // A message that comes again so late may have been lost by the bus.
@@ -61,7 +61,7 @@ async fn what_was_saved_and_enqueued_lately_costs_nothing_when_it_comes_again() 
     tokio::time::pause();
     tokio::time::advance(RESEND_SUPPRESSION).await;
     tokio::time::resume();
-    persister.persist(vec![message(1)]).await.unwrap();
+    persister.persist(vec![message(1)], None).await.unwrap();
     assert_eq!((counted.count("messages"), counted.count("saved.send")), (0, 1));
     assert_eq!(engines.store.messages.heads(&[room]).await.unwrap(), [Seq(3)]);
 }

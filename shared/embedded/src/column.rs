@@ -96,7 +96,7 @@ impl Columns for Row<'_> {
 /// The columns of a [`Message`], as [`message`] reads them.
 macro_rules! message_columns {
     () => {
-        "_id, chatRoomId, seq, senderId, senderName, content, timestamp, clientMessageId"
+        "_id, chatRoomId, seq, senderId, senderName, content, timestamp, clientMessageId, deletedAt"
     };
 }
 pub(crate) use message_columns;
@@ -112,6 +112,7 @@ pub(crate) fn message(row: &Row<'_>) -> Result<Message> {
         content: row.get::<_, Arc<str>>(5)?,
         timestamp: row.time(6)?,
         client_message_id: row.text(7)?,
+        deleted_at: row.maybe_time(8)?,
     })
 }
 
@@ -129,8 +130,8 @@ pub(crate) fn accepted(row: &Row<'_>) -> Result<Accepted> {
         id: row.message_id(0)?,
         chat_room_id: row.text(1)?,
         sender_id: row.text(2)?,
-        sender_name: row.get::<_, Arc<str>>(3)?,
-        content: row.get::<_, Arc<str>>(4)?,
+        sender_name: row.get::<_, Option<Arc<str>>>(3)?.unwrap_or_default(),
+        content: row.get::<_, Option<Arc<str>>>(4)?.unwrap_or_default(),
         timestamp: row.time(5)?,
         client_message_id: row.text(6)?,
         after: row.get::<_, Option<[u8; 12]>>(7)?.map(MessageId::from_bytes),

@@ -31,7 +31,7 @@ use crate::directory;
 
 /// The data's layout and its version. No release exists yet, so no older layout is read.
 const SCHEMA: &str = include_str!("schema.sql");
-const VERSION: u32 = 6;
+const VERSION: u32 = 7;
 /// How long an owner that is ending may still have the directory.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 const RELEASE_CHECK_INTERVAL: Duration = Duration::from_millis(10);

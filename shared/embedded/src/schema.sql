@@ -1,15 +1,16 @@
 -- Times are milliseconds since 1970 in UTC; `_id` of a message is the twelve bytes of its ObjectId.
 -- Columns are named like the fields of the documents they are in MongoDB.
 
--- The event log. Nothing is ever removed, so `position` (SQLite's row id) is the order of appending.
+-- The event log. No row is ever removed, so `position` (SQLite's row id) is the order of appending. A closed entry may lose
+-- its content and its sender's name.
 CREATE TABLE intake (
     position        INTEGER PRIMARY KEY,
     _id             BLOB NOT NULL UNIQUE,
     chatRoomId      TEXT NOT NULL,
     senderId        TEXT NOT NULL,
     clientMessageId TEXT NOT NULL,
-    senderName      TEXT NOT NULL,
-    content         TEXT NOT NULL,
+    senderName      TEXT,
+    content         TEXT,
     timestamp       INTEGER NOT NULL,
     after           BLOB,
     origin          TEXT, -- JSON
@@ -33,6 +34,7 @@ CREATE TABLE chat_messages (
     content         TEXT NOT NULL,
     timestamp       INTEGER NOT NULL,
     clientMessageId TEXT NOT NULL,
+    deletedAt       INTEGER, -- of a tombstone, whose name and content are ''
     activity        INTEGER NOT NULL,
     PRIMARY KEY (chatRoomId, seq)
 ) STRICT;
@@ -153,3 +155,10 @@ CREATE TABLE last_seen (
     userId TEXT PRIMARY KEY,
     seenAt INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+
+-- One row: when the data was restored from a backup, or 1.
+CREATE TABLE meta (
+    id    INTEGER PRIMARY KEY CHECK (id = 1),
+    epoch INTEGER NOT NULL
+) STRICT;
+INSERT INTO meta (id, epoch) VALUES (1, 1);

@@ -1,6 +1,7 @@
 //! The durable data, in SQLite. Each part of the store has its own file; a write is one command of the writer.
 
 mod devices;
+mod epochs;
 mod intake;
 mod messages;
 mod positions;
@@ -11,7 +12,7 @@ mod users;
 use std::sync::Arc;
 use std::time::Duration;
 
-use naru_engines::store::{Linger, Store};
+use naru_engines::store::{Linger, Store, StoreClock};
 use naru_model::{RoomId, UserId};
 use rusqlite::{Connection, Result};
 
@@ -31,7 +32,9 @@ pub(crate) fn store(database: &Arc<Database>) -> Store {
         devices: database.clone(),
         users: database.clone(),
         pushes: database.clone(),
+        epochs: database.clone(),
         linger: LINGER,
+        clock: StoreClock::default(),
     }
 }
 

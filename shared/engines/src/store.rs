@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,7 +12,7 @@ use naru_model::hops::{Accepted, Lane, PushEnvironment, PushJob};
 use naru_model::message::Outcome;
 use naru_model::{
     ClientMessageId, DeviceId, EventId, MemberVersion, Message, MessageId, Room, RoomId, RoomKind, Seq,
-    Timestamp, UserId,
+    StoreEpoch, StoreTime, Timestamp, UserId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -34,8 +35,28 @@ pub struct Store {
     pub users: Arc<dyn Users>,
     /// Pushes that were sent, and pushes that could not be.
     pub pushes: Arc<dyn Pushes>,
+    /// Restores of the data from a backup.
+    pub epochs: Arc<dyn Epochs>,
     /// How appends to the intake are spaced.
     pub linger: Linger,
+    /// The time of what this process has appended to the intake, or read of it.
+    pub clock: StoreClock,
+}
+
+/// The latest time at which a store has answered this process: not before the appends, and the reads of open entries, that
+/// have returned. None where no server of the store can be behind another. Clones are the same clock.
+#[derive(Clone, Debug, Default)]
+pub struct StoreClock(Arc<AtomicU64>);
+
+impl StoreClock {
+    /// Notes the time of an answer.
+    pub fn note(&self, time: StoreTime) {
+        self.0.fetch_max(time.0, Ordering::SeqCst);
+    }
+
+    pub fn latest(&self) -> Option<StoreTime> {
+        Some(self.0.load(Ordering::SeqCst)).filter(|time| *time > 0).map(StoreTime)
+    }
 }
 
 /// When an append to the intake waits for more entries. It depends on the store's fixed cost of an append.
@@ -55,9 +76,18 @@ impl Linger {
 /// The intake's record of one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IntakeRecord {
+    /// Without content and sender's name once they were dropped: both are empty then (see I9).
     pub accepted: Accepted,
     /// Its outcome; none while it is open.
     pub outcome: Option<Outcome>,
+}
+
+impl IntakeRecord {
+    /// Whether an entry with the same key is a resend of this one, and not another message (see I3, I9).
+    pub fn is_resent_by(&self, again: &Accepted) -> bool {
+        // No message was accepted without content.
+        self.accepted.content.is_empty() || self.accepted.content == again.content
+    }
 }
 
 /// The result for one entry of an append.
@@ -121,6 +151,10 @@ pub struct OpenPage {
 /// - **I8 rejected is not for ever** – appending an entry again that was rejected answers `Reopened`: it keeps its id and its
 ///   place in the order, is open with all else of the new entry, and can be closed once more. Of several such appends at the same
 ///   time, at least one answers `Reopened`, the others that or `Resend`.
+/// - **I9 without content** – `drop_contents` takes content and sender's name from the closed ones of these entries, for ever, and
+///   changes nothing else; an open entry keeps both. Repeated, it changes nothing. What is left is a resend's key, id, outcome and
+///   place in the room: appending such an entry again is recognised by its key alone, whatever its content is (I3 can't be told),
+///   and one that was rejected is opened again with the new entry's content (I8).
 #[async_trait]
 pub trait Intake: Send + Sync {
     /// Appends entries: see I1 to I4, I7, I8.
@@ -145,6 +179,9 @@ pub trait Intake: Send + Sync {
 
     /// Closes entries and records their outcomes: see I6. The cost is per many entries, not per entry.
     async fn close(&self, closings: &[Closing]) -> EngineResult<()>;
+
+    /// Drops the contents of closed entries: see I9.
+    async fn drop_contents(&self, ids: &[MessageId]) -> EngineResult<()>;
 }
 
 /// How much of a run was stored.
@@ -191,6 +228,9 @@ pub enum Window {
 ///   changes nothing.
 /// - **M7 saved later, listed before** – of two rooms the one whose newest message was bumped later stands before the other,
 ///   also when a clock was set back and that message's timestamp is the earlier one.
+/// - **M8 tombstones** – `delete` takes content and sender's name from these messages, for ever, and notes when (`deletedAt`); all
+///   else stays: id, place, what M3 to M7 say. Of a message that is a tombstone already the first moment stays; an id that is not
+///   stored is passed over. A run that meets a tombstone (`AlreadySaved`) does not bring its content back.
 #[async_trait]
 pub trait Messages: Send + Sync {
     /// The messages of these ids, in their order; none for an id that is not stored.
@@ -207,6 +247,9 @@ pub trait Messages: Send + Sync {
 
     /// See M4.
     async fn range(&self, room: &RoomId, window: Window, limit: usize) -> EngineResult<(Vec<Message>, bool)>;
+
+    /// Makes messages tombstones: see M8.
+    async fn delete(&self, ids: &[MessageId], at: Timestamp) -> EngineResult<()>;
 }
 
 /// The activity of a room after a message, where `latest` is the latest activity of any room: the message's timestamp, unless
@@ -313,7 +356,10 @@ pub struct RoomCursor {
 /// - **R5 list** – `of_user` lists each room of the user once, latest activity (newest message, else making) first (M7);
 ///   the cursor is the last room's place; a walk by cursors lists every room that did not move meanwhile.
 /// - **R6 settings** are the member's own; setting them changes no other member's.
-/// - **R7 number** – `have_rooms` counts the rooms that a user is in now, and no further than to the number that is asked about.
+/// - **R7 not before** – `current_since` a time that the [clock](StoreClock) showed after an append, or after a look at an open
+///   entry, shows every change that had returned before that entry was appended, also while a server that was cut off from the
+///   others still answers; else it fails, as transient. (R3 holds only where there is no such server.)
+/// - **R8 number** – `have_rooms` counts the rooms that a user is in now, and no further than to the number that is asked about.
 ///   (A room of another system counts at the latest once it was listed.)
 #[async_trait]
 pub trait Rooms: Send + Sync {
@@ -322,6 +368,13 @@ pub trait Rooms: Send + Sync {
 
     /// The rooms of these ids as they are now, in their order; none for an id without a room. See R3, R4.
     async fn current(&self, ids: &[RoomId]) -> EngineResult<Vec<Option<Arc<Room>>>>;
+
+    /// The same, not from before a time: see R7.
+    async fn current_since(
+        &self,
+        ids: &[RoomId],
+        not_before: Option<StoreTime>,
+    ) -> EngineResult<Vec<Option<Arc<Room>>>>;
 
     /// See R2; none when the room or the version does not exist.
     async fn members_at(&self, room: &RoomId, version: MemberVersion) -> EngineResult<Option<Arc<[UserId]>>>;
@@ -346,7 +399,7 @@ pub trait Rooms: Send + Sync {
     /// Which of `others` share a room with `user`, in their order. A user shares a room with themself.
     async fn share_a_room(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>>;
 
-    /// Which of these users are in at least so many rooms (1 or more), in their order: see R7.
+    /// Which of these users are in at least so many rooms (1 or more), in their order: see R8.
     async fn have_rooms(&self, users: &[UserId], at_least: usize) -> EngineResult<Vec<bool>>;
 }
 
@@ -605,6 +658,21 @@ pub trait Pushes: Send + Sync {
 
     /// The same, if it is still at this place in the list: a push that was parked again has another place, and stays.
     async fn drop_parked_at(&self, place: &ParkedCursor) -> EngineResult<bool>;
+}
+
+/// Restores of the data from a backup.
+///
+/// - **H1 each its own epoch** – new data has the first epoch. Each `restored` begins a later one, also of several at the same
+///   time, and answers it; a `get` that begins after that shows it, or a later one. It survives death.
+#[async_trait]
+pub trait Epochs: Send + Sync {
+    /// The epoch of the data. One round trip.
+    async fn get(&self) -> EngineResult<StoreEpoch>;
+
+    /// Makes the restored data consistent with itself, then begins an epoch: see H1. A backup that was not taken at one
+    /// moment may hold positions beyond the heads of their rooms; these are cut, as P2 says. To be called after every restore,
+    /// while no worker runs; after a failure, again.
+    async fn restored(&self) -> EngineResult<StoreEpoch>;
 }
 
 /// The entries of an append that come after a resend of the same append, each with the id of that one's first record: see I7.

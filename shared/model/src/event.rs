@@ -90,6 +90,12 @@ impl<'de> Deserialize<'de> for Trace {
     }
 }
 
+/// A moment by the clock of a store that consists of several servers: an opaque number that only grows. A server that has come
+/// so far has every change that was finished before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StoreTime(pub u64);
+
 /// An event: a payload and its envelope.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", bound(deserialize = "T: Payload"))]
@@ -98,13 +104,22 @@ pub struct Event<T: Payload> {
     pub version: u16,
     pub event_id: EventId,
     pub trace: Trace,
+    /// The store had what this event tells of at this time; none from a store without a clock, or an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store_time: Option<StoreTime>,
     pub payload: T,
 }
 
 impl<T: Payload> Event<T> {
     /// Puts a payload in its envelope.
     pub fn new(payload: T, trace: Trace) -> Self {
-        Self { version: T::VERSION, event_id: payload.event_id(), trace, payload }
+        Self { version: T::VERSION, event_id: payload.event_id(), trace, store_time: None, payload }
+    }
+
+    /// The same, of something that the store had at this time.
+    #[must_use]
+    pub fn stored_at(self, store_time: Option<StoreTime>) -> Self {
+        Self { store_time, ..self }
     }
 }
 

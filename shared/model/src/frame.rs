@@ -12,7 +12,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{ClientMessageId, MessageId, RoomId, Seq, SessionId, Timestamp, UserId};
+use crate::{ClientMessageId, MessageId, RoomId, Seq, SessionId, StoreEpoch, Timestamp, UserId};
 
 /// A `T` that is read from a JSON object only. By itself a derived struct is read from an array of its fields as well.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,6 +187,8 @@ pub enum ServerFrame<'a> {
         max_frame_bytes: usize,
         /// How often the server pings, in seconds.
         ping_seconds: u64,
+        /// What a client has of another epoch, it forgets.
+        epoch: StoreEpoch,
     },
     /// A message is saved.
     Ack(&'a Ack),
@@ -245,6 +247,8 @@ pub struct SyncedRoom {
     pub seq: Seq,
     /// Whether the client now has all messages.
     pub complete: bool,
+    /// The epoch of the room's places.
+    pub epoch: StoreEpoch,
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::Timestamp;
 use bson::oid::ObjectId;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -255,6 +256,32 @@ impl Seq {
 }
 
 impl fmt::Display for Seq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Changes when the store is restored from a backup, which gives places in rooms once more, to other messages: what a
+/// client has of another epoch may differ from what the store has at the same places.
+///
+/// It is the moment of the last restore, in milliseconds since 1970, or 1. A count would not do: who restores one backup twice
+/// would count to the same number twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StoreEpoch(pub u64);
+
+impl StoreEpoch {
+    /// A store that was never restored.
+    pub const FIRST: StoreEpoch = StoreEpoch(1);
+
+    /// The epoch that a restore begins now, later than this one whatever the clock says.
+    #[must_use]
+    pub fn next(self, now: Timestamp) -> Self {
+        Self(u64::try_from(now.as_millis()).unwrap_or_default().max(self.0 + 1))
+    }
+}
+
+impl fmt::Display for StoreEpoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }

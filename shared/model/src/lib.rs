@@ -16,9 +16,10 @@ mod push_stage;
 pub mod room;
 mod time;
 
-pub use event::{Event, EventId, Trace};
+pub use event::{Event, EventId, StoreTime, Trace};
 pub use id::{
-    ClientMessageId, DeviceId, GatewayId, InvalidId, MessageId, RoomId, Seq, SessionId, UserId, partition_of,
+    ClientMessageId, DeviceId, GatewayId, InvalidId, MessageId, RoomId, Seq, SessionId, StoreEpoch, UserId,
+    partition_of,
 };
 pub use message::{Message, Origin};
 pub use push_stage::PushStage;

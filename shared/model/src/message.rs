@@ -16,14 +16,26 @@ pub struct Message {
     /// Its place in the room.
     pub seq: Seq,
     pub sender_id: UserId,
-    /// The sender's name when they wrote it.
+    /// The sender's name when they wrote it; empty in a tombstone.
     pub sender_name: Arc<str>,
-    /// The text: never empty.
+    /// The text: empty in a tombstone, and only there.
     pub content: Arc<str>,
     /// When the gateway accepted it.
     pub timestamp: Timestamp,
     /// The sender's own name for it.
     pub client_message_id: ClientMessageId,
+    /// When it was deleted. It is a *tombstone* then: its content and its sender's name are gone, and it keeps its place, so that
+    /// no place is ever missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleted_at: Option<Timestamp>,
+}
+
+impl Message {
+    /// Makes it a tombstone. The moment of an earlier deletion stays.
+    pub fn delete(&mut self, at: Timestamp) {
+        (self.sender_name, self.content) = Default::default();
+        self.deleted_at.get_or_insert(at);
+    }
 }
 
 /// The session that sent a message: it gets the answer, and does not receive its own message.
@@ -74,6 +86,7 @@ impl Accepted {
             content: self.content.clone(),
             timestamp: self.timestamp,
             client_message_id: self.client_message_id.clone(),
+            deleted_at: None,
         }
     }
 }

@@ -8,7 +8,7 @@ use naru_model::live::{Confirmation, LiveEvent, News, Position};
 use naru_model::message::{Outcome, Rejection};
 use naru_model::{
     ClientMessageId, DeviceId, Event, GatewayId, MemberVersion, Message, MessageId, Origin, RoomId, Seq,
-    SessionId, Timestamp, Trace, UserId,
+    SessionId, StoreEpoch, Timestamp, Trace, UserId,
 };
 
 fn trace() -> Trace {
@@ -92,6 +92,9 @@ fn what_the_live_layer_carries() {
     };
     assert_json_snapshot!("live_chat", to_both(News::Chat(message())));
     assert_json_snapshot!("live_read", to_both(News::Read(position)));
+    let mut deleted = message();
+    deleted.delete(Timestamp::from_millis(1_795_339_900_000));
+    assert_json_snapshot!("live_tombstone", to_both(News::Chat(deleted)));
     let saved = Confirmation { id: message().id, outcome: Outcome::Saved { seq: Seq(7) } };
     let rejected =
         Confirmation { id: message().id, outcome: Outcome::Rejected { reason: Rejection::NotAMember } };
@@ -109,7 +112,12 @@ fn frames_a_phone_gets() {
         seq: Seq(7),
         timestamp: accepted.timestamp,
     };
-    let rooms = [SyncedRoom { chat_room_id: accepted.chat_room_id.clone(), seq: Seq(7), complete: true }];
+    let rooms = [SyncedRoom {
+        chat_room_id: accepted.chat_room_id.clone(),
+        seq: Seq(7),
+        complete: true,
+        epoch: StoreEpoch(3),
+    }];
     let position = Position {
         chat_room_id: accepted.chat_room_id.clone(),
         user_id: user("B"),
@@ -127,6 +135,7 @@ fn frames_a_phone_gets() {
                 max_content_bytes: 8192,
                 max_frame_bytes: 65_536,
                 ping_seconds: 25,
+                epoch: StoreEpoch(3),
             },
             ServerFrame::Ack(&ack),
             ServerFrame::Synced { rooms: &rooms },

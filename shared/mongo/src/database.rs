@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
 use futures_util::TryStreamExt;
-use mongodb::Collection;
 use mongodb::error::{Error, ErrorKind};
-use naru_engines::store::activity_after;
+use mongodb::{ClientSession, Collection};
+use naru_engines::store::{StoreClock, activity_after};
 use naru_engines::{Applied, EngineError, EngineResult};
-use naru_model::{Message, Timestamp};
+use naru_model::{Message, StoreTime, Timestamp};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
-use crate::error::{DUPLICATE_KEY, ENGINE, Request, contended, is_duplicate};
+use crate::error::{DUPLICATE_KEY, ENGINE, Request, contended, is_duplicate, is_too_early};
+use crate::field::Field;
 
 /// How many statements one `update` command has. The server accepts 100,000, and 48 MB of them.
 const STATEMENTS: usize = 10_000;
@@ -29,6 +31,8 @@ const UPSERTS: usize = 8;
 pub(crate) struct Database {
     handle: mongodb::Database,
     answer_within: Duration,
+    /// The time of the last answer.
+    clock: StoreClock,
     /// The latest activity to which this process has bumped a room.
     latest_activity: Mutex<Timestamp>,
 }
@@ -38,11 +42,17 @@ pub(crate) struct Find {
     sort: Option<Document>,
     projection: Option<Document>,
     limit: Option<usize>,
+    not_before: Option<StoreTime>,
 }
 
 impl Find {
     pub(crate) const fn all(filter: Document) -> Self {
-        Self { filter, sort: None, projection: None, limit: None }
+        Self { filter, sort: None, projection: None, limit: None, not_before: None }
+    }
+
+    /// From a state that is not before this time, or not at all.
+    pub(crate) fn since(self, not_before: Option<StoreTime>) -> Self {
+        Self { not_before, ..self }
     }
 
     pub(crate) fn sorted(self, by: Document) -> Self {
@@ -76,11 +86,12 @@ impl Update {
         Self { filter, change: change.into(), upsert: false, multi: false }
     }
 
-    /// Changes all matching documents by a pipeline that distinguishes them (see [`entry_of`]). Each change is independent.
+    /// Changes all matching documents, as a rule by a pipeline that distinguishes them (see [`entry_of`]). Each change is
+    /// independent.
     ///
     /// One statement for many documents, wherever none has to be created: the server then writes its log once, not once
     /// for each.
-    pub(crate) fn all(filter: Document, change: Vec<Document>) -> Self {
+    pub(crate) fn all(filter: Document, change: impl Into<Bson>) -> Self {
         Self { multi: true, ..Self::one(filter, change) }
     }
 
@@ -113,8 +124,24 @@ struct StatementError {
 }
 
 impl Database {
-    pub(crate) const fn new(handle: mongodb::Database, answer_within: Duration) -> Self {
-        Self { handle, answer_within, latest_activity: Mutex::new(Timestamp::from_millis(0)) }
+    pub(crate) fn new(handle: mongodb::Database, answer_within: Duration) -> Self {
+        let (clock, latest_activity) = (StoreClock::default(), Mutex::new(Timestamp::from_millis(0)));
+        Self { handle, answer_within, clock, latest_activity }
+    }
+
+    pub(crate) const fn clock(&self) -> &StoreClock {
+        &self.clock
+    }
+
+    /// A session for one request: its answer tells the time. It costs nothing, because without one the driver takes one by itself.
+    async fn session(&self) -> Result<ClientSession, Error> {
+        self.handle.client().start_session().await
+    }
+
+    fn note_time(&self, session: &ClientSession) {
+        if let Some(time) = session.operation_time().and_then(StoreTime::from_bson) {
+            self.clock.note(time);
+        }
     }
 
     /// The rooms' activities after these messages, in their order. Between processes only the timestamps decide: a process
@@ -148,7 +175,7 @@ impl Database {
         about: &str,
         answer: impl Future<Output = Result<T, Error>>,
     ) -> EngineResult<T> {
-        match tokio::time::timeout(self.answer_within, answer).await {
+        match timeout(self.answer_within, answer).await {
             Ok(answer) => answer.map_err(|error| request.failed(about, &error)),
             Err(_) => Err(request.timed_out(about)),
         }
@@ -196,8 +223,27 @@ impl Database {
         if let Some(limit) = find.limit {
             action = action.limit(i64::try_from(limit).unwrap_or(i64::MAX));
         }
-        let documents = async { action.await?.try_collect::<Vec<_>>().await };
-        self.ask(Request::Read, collection, documents).await
+        let not_before = find.not_before;
+        let documents = async {
+            let mut session = self.session().await?;
+            if let Some(not_before) = not_before {
+                session.advance_operation_time(not_before.to_bson());
+            }
+            let mut cursor = action.session(&mut session).await?;
+            let documents = cursor.stream(&mut session).try_collect::<Vec<_>>().await?;
+            self.note_time(&session);
+            Ok(documents)
+        };
+        match timeout(self.answer_within, documents).await {
+            Err(_) => Err(Request::Read.timed_out(collection)),
+            // Of a server that was cut off, which has not come so far.
+            Ok(Err(error)) if not_before.is_some() && is_too_early(&error) => Err(EngineError::unavailable(
+                ENGINE,
+                Applied::No,
+                format!("{collection}: the server is behind what was accepted"),
+            )),
+            Ok(answer) => answer.map_err(|error| Request::Read.failed(collection, &error)),
+        }
     }
 
     /// The first matching document.
@@ -244,7 +290,10 @@ impl Database {
     ) -> EngineResult<Vec<usize>> {
         let insert = async {
             let collection = self.handle.collection::<T>(collection);
-            match collection.insert_many(&documents).ordered(ordered).await {
+            let mut session = self.session().await?;
+            let inserted = collection.insert_many(&documents).ordered(ordered).session(&mut session).await;
+            self.note_time(&session);
+            match inserted {
                 Ok(_) => Ok(Vec::new()),
                 Err(error) => match &*error.kind {
                     // Without the write concern, no insert is certain.

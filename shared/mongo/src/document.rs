@@ -11,7 +11,7 @@ use naru_model::message::{Outcome, Rejection};
 use naru_model::room::sorted_members;
 use naru_model::{
     ClientMessageId, DeviceId, EventId, MemberVersion, Message, MessageId, Origin, Room, RoomId, RoomKind,
-    Seq, Timestamp, Trace, UserId,
+    Seq, StoreEpoch, Timestamp, Trace, UserId,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -26,7 +26,10 @@ pub(crate) struct IntakeDocument {
     pub(crate) id: MessageId,
     pub(crate) chat_room_id: RoomId,
     pub(crate) sender_id: UserId,
+    /// Absent, like the content, once both were dropped.
+    #[serde(default)]
     pub(crate) sender_name: Arc<str>,
+    #[serde(default)]
     pub(crate) content: Arc<str>,
     #[serde(with = "field")]
     pub(crate) timestamp: Timestamp,
@@ -149,6 +152,8 @@ pub(crate) struct MessageDocument {
     #[serde(with = "field")]
     timestamp: Timestamp,
     client_message_id: ClientMessageId,
+    #[serde(default, with = "field", skip_serializing_if = "Option::is_none")]
+    deleted_at: Option<Timestamp>,
 }
 
 impl From<&Message> for MessageDocument {
@@ -162,6 +167,7 @@ impl From<&Message> for MessageDocument {
             content: message.content.clone(),
             timestamp: message.timestamp,
             client_message_id: message.client_message_id.clone(),
+            deleted_at: message.deleted_at,
         }
     }
 }
@@ -177,6 +183,7 @@ impl From<MessageDocument> for Message {
             content: document.content,
             timestamp: document.timestamp,
             client_message_id: document.client_message_id,
+            deleted_at: document.deleted_at,
         }
     }
 }
@@ -443,4 +450,11 @@ pub(crate) struct MetaDocument {
     pub(crate) id: String,
     pub(crate) schema_version: u32,
     pub(crate) partitions: u32,
+    /// Absent: it was never restored from a backup.
+    #[serde(default = "first_epoch", with = "field")]
+    pub(crate) epoch: StoreEpoch,
+}
+
+const fn first_epoch() -> StoreEpoch {
+    StoreEpoch::FIRST
 }

@@ -134,6 +134,13 @@ pub(crate) fn is_duplicate(error: &Error) -> bool {
     code(error) == Some(DUPLICATE_KEY)
 }
 
+/// Whether a server refused to answer for a time that it has not come to. (The code is that of all options that can't be used;
+/// this is the only one that a request of ours computes.)
+pub(crate) fn is_too_early(error: &Error) -> bool {
+    const INVALID_OPTIONS: i32 = 72;
+    code(error) == Some(INVALID_OPTIONS)
+}
+
 fn describe(error: &Error) -> String {
     match &*error.kind {
         ErrorKind::Command(CommandError { code, code_name, message, .. }) => {

@@ -5,7 +5,7 @@
 use bson::DateTime;
 use bson::oid::ObjectId;
 use naru_engines::store::IntakePlace;
-use naru_model::{EventId, MessageId, Seq, Timestamp};
+use naru_model::{EventId, MessageId, Seq, StoreEpoch, StoreTime, Timestamp};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
@@ -58,24 +58,43 @@ impl Field for Timestamp {
 }
 
 /// A tick of the server's clock.
-impl Field for IntakePlace {
-    type Bson = bson::Timestamp;
+macro_rules! tick {
+    ($type:ident) => {
+        impl Field for $type {
+            type Bson = bson::Timestamp;
 
-    fn to_bson(&self) -> bson::Timestamp {
-        let [time, increment] = [self.0 >> u32::BITS, self.0 & u64::from(u32::MAX)]
-            .map(|half| u32::try_from(half).unwrap_or(u32::MAX));
-        bson::Timestamp { time, increment }
-    }
+            fn to_bson(&self) -> bson::Timestamp {
+                let [time, increment] = [self.0 >> u32::BITS, self.0 & u64::from(u32::MAX)]
+                    .map(|half| u32::try_from(half).unwrap_or(u32::MAX));
+                bson::Timestamp { time, increment }
+            }
 
-    fn from_bson(bson: bson::Timestamp) -> Option<Self> {
-        Some(Self(u64::from(bson.time) << u32::BITS | u64::from(bson.increment)))
-    }
+            fn from_bson(bson: bson::Timestamp) -> Option<Self> {
+                Some(Self(u64::from(bson.time) << u32::BITS | u64::from(bson.increment)))
+            }
+        }
+    };
 }
+
+tick!(IntakePlace);
+tick!(StoreTime);
 
 impl Field for Seq {
     type Bson = i64;
 
     /// No room has enough messages to reach the end of `i64`.
+    fn to_bson(&self) -> i64 {
+        i64::try_from(self.0).unwrap_or(i64::MAX)
+    }
+
+    fn from_bson(bson: i64) -> Option<Self> {
+        u64::try_from(bson).ok().map(Self)
+    }
+}
+
+impl Field for StoreEpoch {
+    type Bson = i64;
+
     fn to_bson(&self) -> i64 {
         i64::try_from(self.0).unwrap_or(i64::MAX)
     }

@@ -11,8 +11,8 @@
 //!
 //! | collection | one document is | fields |
 //! |---|---|---|
-//! | `intake` | an accepted message; only its last three fields change, once, and more when it is sent again after it was rejected | `_id`, `chatRoomId`, `senderId`, `senderName`, `content`, `timestamp`, `clientMessageId`, `after`?, `origin`? `{gateway, session}`, `trace`, `appended` (the server's tick) and `place` (in its append), `open`, `outcome`? (`saved`, `notAMember`), `seq`? |
-//! | `chat_messages` | a message at its place | `_id`, `chatRoomId`, `seq`, `senderId`, `senderName`, `content`, `timestamp`, `clientMessageId` |
+//! | `intake` | an accepted message; only its last three fields change, once, and more when it is sent again after it was rejected; a closed one may lose `senderName` and `content` | `_id`, `chatRoomId`, `senderId`, `senderName`?, `content`?, `timestamp`, `clientMessageId`, `after`?, `origin`? `{gateway, session}`, `trace`, `appended` (the server's tick) and `place` (in its append), `open`, `outcome`? (`saved`, `notAMember`), `seq`? |
+//! | `chat_messages` | a message at its place | `_id`, `chatRoomId`, `seq`, `senderId`, `senderName`, `content`, `timestamp`, `clientMessageId`, `deletedAt`? (of a tombstone, whose name and content are empty) |
 //! | `chat_rooms` | a room as it is now | `_id`, `user1Id` and `user2Id` (direct rooms), `name`?, `memberIds` (sorted), `memberVersion`, `makerId`?, `createdAt`, `activity` and `lastSeq`? (the moment and place of the newest message that the room was bumped for) |
 //! | `room_versions` | a group's members before a change of them | `chatRoomId`, `version`, `memberIds` |
 //! | `members` | a member's positions and settings in a room; kept after leaving | `chatRoomId`, `userId`, `read` (as reported), `received` (of the furthest device), `devices` `[{deviceId, received}]`, `muted`, `mutedUntil` |
@@ -20,7 +20,7 @@
 //! | `users` | a user whose sessions were ended, or who blocks others | `_id`, `sessionEpoch`?, `tokensNotBefore`?, `blocked`? |
 //! | `pushes` | a push that a provider accepted | `_id`, `providerId`, `recordedAt` |
 //! | `parked` | a push that could not be sent | `_id`, `job` (as in its queue), `reason`, `attempts`, `parkedAt` |
-//! | `meta` | the data's layout; its only `_id` is `store` | `_id`, `schemaVersion`, `partitions` |
+//! | `meta` | the data's layout and its epoch; its only `_id` is `store` | `_id`, `schemaVersion`, `partitions`, `epoch` |
 //!
 //! | index | of | for |
 //! |---|---|---|
@@ -82,7 +82,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use naru_engines::EngineResult;
-use naru_engines::store::Store;
+use naru_engines::store::{Epochs, Store};
+use naru_model::StoreEpoch;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::database::Database;
@@ -126,6 +127,16 @@ impl Mongo {
         let database = Arc::new(open::open(url, database, &options).await?);
         let store = store::store(&database);
         Ok(Self { database, store })
+    }
+
+    /// Begins the next epoch of restored data, while no worker runs; returns it. See
+    /// [`Epochs::restored`](naru_engines::store::Epochs::restored).
+    ///
+    /// # Errors
+    /// `Unavailable` when no primary answers; `Permanent` when the URL can't be used, or the database holds no data of this
+    /// version.
+    pub async fn restored(url: &str, database: &str) -> EngineResult<StoreEpoch> {
+        Epochs::restored(&open::open_restored(url, database).await?).await
     }
 
     /// The store; clones are the same one.

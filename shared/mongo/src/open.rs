@@ -15,6 +15,7 @@ use mongodb::options::{
 use mongodb::{Client, IndexModel};
 use naru_engines::store::{Device, Devices, Platform};
 use naru_engines::{Applied, EngineError, EngineResult};
+use naru_model::StoreEpoch;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::Options;
@@ -47,11 +48,10 @@ pub(crate) const PUSHES: &str = "pushes";
 pub(crate) const PARKED: &str = "parked";
 pub(crate) const META: &str = "meta";
 /// The id of `meta`'s only document.
-const STORE: &str = "store";
+pub(crate) const STORE: &str = "store";
 
 pub(crate) async fn open(url: &str, database: &str, options: &Options) -> EngineResult<Database> {
-    let handle = client(url, options.commands.as_ref()).await?.database_with_options(database, promises());
-    let database = Database::new(handle, options.answer_within);
+    let database = connect(url, database, options).await?;
     check_meta(&database, options.partitions).await?;
     try_join_all(indexes().into_iter().map(|(name, indexes)| {
         let collection = database.handle().collection::<Document>(name);
@@ -63,6 +63,20 @@ pub(crate) async fn open(url: &str, database: &str, options: &Options) -> Engine
     .await?;
     respell_tokens(&database).await?;
     Ok(database)
+}
+
+async fn connect(url: &str, database: &str, options: &Options) -> EngineResult<Database> {
+    let handle = client(url, options.commands.as_ref()).await?.database_with_options(database, promises());
+    Ok(Database::new(handle, options.answer_within))
+}
+
+/// Opens the database of a store that is there: nothing is made.
+pub(crate) async fn open_restored(url: &str, name: &str) -> EngineResult<Database> {
+    let database = connect(url, name, &Options::default()).await?;
+    match database.find_one::<MetaDocument>(META, doc! { "_id": STORE }).await? {
+        Some(meta) => check_version(&database, meta.schema_version).map(|()| database),
+        None => Err(EngineError::permanent(ENGINE, format!("the database {name} holds no data of Naru"))),
+    }
 }
 
 /// Gives APNs' tokens that an earlier state of this program stored their canonical spelling (D5): one query where there is
@@ -125,14 +139,33 @@ fn promises() -> DatabaseOptions {
 
 /// The first process stores the number of partitions.
 async fn check_meta(database: &Database, partitions: u32) -> EngineResult<()> {
-    let made_with = MetaDocument { id: STORE.to_owned(), schema_version: SCHEMA_VERSION, partitions };
+    let made_with = MetaDocument {
+        id: STORE.to_owned(),
+        schema_version: SCHEMA_VERSION,
+        partitions,
+        epoch: StoreEpoch::FIRST,
+    };
     let _is_new = database.insert_one(META, made_with).await?;
     let Some(meta) = database.find_one::<MetaDocument>(META, doc! { "_id": STORE }).await? else {
         // Another process's document, not yet on the majority.
         return Err(contended(META, Applied::Unknown));
     };
-    let refuse = |why: String| Err(EngineError::permanent(ENGINE, why));
-    let found = meta.schema_version;
+    check_version(database, meta.schema_version)?;
+    if meta.partitions != partitions {
+        let stored = meta.partitions;
+        return refuse(format!(
+            "this deployment has {stored} partitions, {partitions} are configured (the key `partitions`; \
+             docs/decisions/0012-one-partition-unless-asked.md says how to change it)"
+        ));
+    }
+    Ok(())
+}
+
+fn refuse(why: String) -> EngineResult<()> {
+    Err(EngineError::permanent(ENGINE, why))
+}
+
+fn check_version(database: &Database, found: u32) -> EngineResult<()> {
     if found > SCHEMA_VERSION {
         let why = format!(
             "the data is of schema version {found}, this program knows versions up to {SCHEMA_VERSION}"
@@ -144,13 +177,6 @@ async fn check_meta(database: &Database, partitions: u32) -> EngineResult<()> {
         return refuse(format!(
             "the database {name} is of an older layout (schema {found}, this is {SCHEMA_VERSION}). No release was made \
              yet: use another database name (mongodb_database) or drop it"
-        ));
-    }
-    if meta.partitions != partitions {
-        let stored = meta.partitions;
-        return refuse(format!(
-            "this deployment has {stored} partitions, {partitions} are configured (the key `partitions`; \
-             docs/decisions/0012-one-partition-unless-asked.md says how to change it)"
         ));
     }
     Ok(())

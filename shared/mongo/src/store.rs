@@ -1,6 +1,7 @@
 //! The store in MongoDB. Each part has its own file; queries that several of them use are here.
 
 mod devices;
+mod epochs;
 mod intake;
 mod messages;
 mod positions;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use bson::{Document, doc};
 use naru_engines::EngineResult;
 use naru_engines::store::{Linger, Store};
-use naru_model::{Message, RoomId, Seq, UserId};
+use naru_model::{Message, RoomId, Seq, StoreTime, UserId};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -42,7 +43,9 @@ pub(crate) fn store(database: &Arc<Database>) -> Store {
         devices: database.clone(),
         users: database.clone(),
         pushes: database.clone(),
+        epochs: database.clone(),
         linger: LINGER,
+        clock: database.clock().clone(),
     }
 }
 
@@ -52,9 +55,18 @@ impl Database {
         &self,
         ids: impl IntoIterator<Item = &'a RoomId>,
     ) -> EngineResult<HashMap<RoomId, StoredRoom>> {
+        self.rooms_since(ids, None).await
+    }
+
+    /// The same, not from before a time.
+    async fn rooms_since<'a>(
+        &self,
+        ids: impl IntoIterator<Item = &'a RoomId>,
+        not_before: Option<StoreTime>,
+    ) -> EngineResult<HashMap<RoomId, StoredRoom>> {
         let ids = texts(ids);
         let find = Find::all(doc! { "_id": { "$in": &ids } }).only(RoomDocument::fields()).at_most(ids.len());
-        let rooms = self.find::<StoredRoom>(CHAT_ROOMS, find).await?;
+        let rooms = self.find::<StoredRoom>(CHAT_ROOMS, find.since(not_before)).await?;
         Ok(rooms.into_iter().map(|stored| (stored.room.id.clone(), stored)).collect())
     }
 

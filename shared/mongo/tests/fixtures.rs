@@ -86,5 +86,6 @@ pub fn said(room: &RoomId, sender: &UserId, seq: u64) -> Message {
         content: format!("number {seq}").into(),
         timestamp: Timestamp::now(),
         client_message_id: ClientMessageId::from(id),
+        deleted_at: None,
     }
 }

@@ -123,6 +123,7 @@ async fn documents_have_these_shapes() {
         Closing { id: accepted(2).id, outcome: Outcome::Rejected { reason: Rejection::NotAMember } },
     ];
     store.intake.close(&ends).await.unwrap();
+    store.intake.drop_contents(&[accepted(2).id]).await.unwrap();
 
     let group = naru_engines::store::NewRoom {
         name: Some("모임".into()),
@@ -139,7 +140,8 @@ async fn documents_have_these_shapes() {
     };
     store.rooms.create(direct).await.unwrap();
     store.rooms.change(&group.id, MemberChange::Remove(user("eve")), 10).await.unwrap();
-    store.messages.append_run(&[accepted(1).at(Seq(1))]).await.unwrap();
+    store.messages.append_run(&[accepted(1).at(Seq(1)), accepted(4).at(Seq(2))]).await.unwrap();
+    store.messages.delete(&[accepted(4).id], MOMENT).await.unwrap();
     store.messages.bump(&[accepted(1).at(Seq(1))]).await.unwrap();
     let phone = DeviceId::new("Ben's $phone.1").unwrap();
     let step = Advance {

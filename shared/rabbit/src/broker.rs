@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use futures_util::future::join;
+use lapin::options::{QueueDeclareOptions, QueuePurgeOptions};
+use lapin::types::FieldTable;
 use lapin::uri::AMQPUri;
 use naru_engines::{Applied, EngineError, EngineResult};
-use naru_model::hops::{Hop, Payload};
+use naru_model::hops::{self, Hop, Payload};
 use naru_model::{Event, Timestamp};
 
 use crate::declare::{DeclareLock, Failure, declare_one};
@@ -62,6 +64,38 @@ impl Broker {
             answer.await?;
         }
         Ok(())
+    }
+
+    /// Empties the queues of all hops, those of events that wait included, unless a worker receives from one; returns how many
+    /// messages there were.
+    pub(crate) async fn purge(&self) -> EngineResult<u64> {
+        let session = self.sending.now()?;
+        let mut purged = 0;
+        for hop in hops::ALL {
+            session.declared.ensure(&session.connection, &self.layout, &hop).await?;
+            let purging = async {
+                let channel = session.connection.create_channel().await?;
+                let queues = self.layout.declarations(&hop).into_iter().map(|declaration| declaration.queue);
+                for queue in queues.filter(|queue| *queue != self.layout.parked()) {
+                    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+                    let there = channel.queue_declare(queue.clone(), passive, FieldTable::default()).await?;
+                    if there.consumer_count() > 0 {
+                        return Ok(Err(queue));
+                    }
+                    let gone = channel.queue_purge(queue, QueuePurgeOptions::default()).await?;
+                    purged += u64::from(gone);
+                }
+                channel.close(200, "purged".into()).await?;
+                Ok::<_, lapin::Error>(Ok(()))
+            };
+            if let Err(queue) = purging.await.map_err(Failure::from)? {
+                return Err(EngineError::permanent(
+                    ENGINE,
+                    format!("a worker receives from {queue}: stop all first"),
+                ));
+            }
+        }
+        Ok(purged)
     }
 
     /// Whether the broker has said that it takes no messages.

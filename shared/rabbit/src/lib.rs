@@ -139,6 +139,15 @@ impl Rabbit {
         timeout(PING_TIMEOUT, self.broker.ping()).await.map_err(late)?
     }
 
+    /// Removes all events from the queues: after a restore of the store they tell of messages that it may not have. Returns how
+    /// many messages of the broker they were. Unreadable events stay in `naru.parked`.
+    ///
+    /// # Errors
+    /// `Permanent`, when a worker still receives; `Unavailable`, when the broker does not answer.
+    pub async fn purge(&self) -> EngineResult<u64> {
+        self.broker.purge().await
+    }
+
     /// Whether the broker takes no messages, for want of memory or disk. It says so to a connection that sends.
     pub fn is_blocked(&self) -> bool {
         self.broker.is_blocked()

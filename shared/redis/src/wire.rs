@@ -149,6 +149,7 @@ mod tests {
                 content: "\"recipients\":[\"nobody\"] 👋\n".into(),
                 timestamp: Timestamp::from_millis(1_795_339_800_042),
                 client_message_id: ClientMessageId::new("c-1").unwrap(),
+                deleted_at: None,
             }),
         }
     }

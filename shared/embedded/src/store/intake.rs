@@ -103,6 +103,16 @@ impl Intake for Database {
         };
         self.write_then(sync, close, |_| {}).await
     }
+
+    async fn drop_contents(&self, ids: &[MessageId]) -> EngineResult<()> {
+        let ids = ids.to_vec();
+        self.write(move |transaction| {
+            let sql = "UPDATE intake SET senderName = NULL, content = NULL WHERE _id = ?1 AND open = 0";
+            let mut drop_content = transaction.prepare_cached(sql)?;
+            ids.iter().try_for_each(|id| drop_content.execute([id.bytes()]).map(drop))
+        })
+        .await
+    }
 }
 
 fn append(connection: &Connection, entry: &Accepted) -> Result<Appended> {
@@ -128,7 +138,7 @@ fn append(connection: &Connection, entry: &Accepted) -> Result<Appended> {
     }
     // Its key or its id exists. An id that exists under another key is another message.
     Ok(match by_key(connection, entry)? {
-        Some(first) if first.accepted.content == entry.content => match first.outcome {
+        Some(first) if first.is_resent_by(entry) => match first.outcome {
             Some(Outcome::Rejected { .. }) => reopen(connection, first.accepted.id, entry)?,
             _ => Appended::Resend(Box::new(first)),
         },
@@ -136,12 +146,14 @@ fn append(connection: &Connection, entry: &Accepted) -> Result<Appended> {
     })
 }
 
-/// Its key, its content, its id and its place in the order stay.
+/// Its key, its id and its place in the order stay.
 fn reopen(connection: &Connection, first: MessageId, entry: &Accepted) -> Result<Appended> {
-    let sql = "UPDATE intake SET open = 1, outcome = NULL, senderName = ?2, timestamp = ?3, after = ?4, origin = ?5, trace = ?6 WHERE _id = ?1";
+    let sql = "UPDATE intake SET open = 1, outcome = NULL, senderName = ?2, content = ?3, timestamp = ?4, after = ?5,
+        origin = ?6, trace = ?7 WHERE _id = ?1";
     connection.prepare_cached(sql)?.execute(params![
         first.bytes(),
         entry.sender_name,
+        entry.content,
         entry.timestamp.as_millis(),
         entry.after.map(|id| id.bytes()),
         entry.origin.as_ref().map(column::json).transpose()?,

@@ -42,6 +42,17 @@ impl Messages for Database {
         let room = room.clone();
         self.read(move |transaction| range(transaction, &room, window, limit)).await
     }
+
+    async fn delete(&self, ids: &[MessageId], at: Timestamp) -> EngineResult<()> {
+        let ids = ids.to_vec();
+        self.write(move |transaction| {
+            let sql = "UPDATE chat_messages SET senderName = '', content = '', deletedAt = ?2
+                WHERE _id = ?1 AND deletedAt IS NULL";
+            let mut delete = transaction.prepare_cached(sql)?;
+            ids.iter().try_for_each(|id| delete.execute(params![id.bytes(), at.as_millis()]).map(drop))
+        })
+        .await
+    }
 }
 
 fn find(connection: &Connection, id: MessageId) -> Result<Option<Message>> {
@@ -54,7 +65,7 @@ fn append_run(connection: &Connection, run: &[Message]) -> Result<RunResult> {
     let sql = concat!(
         "INSERT INTO chat_messages (",
         message_columns!(),
-        ", activity) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT DO NOTHING"
+        ", activity) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT DO NOTHING"
     );
     let mut insert = connection.prepare_cached(sql)?;
     let mut latest = latest_activity(connection)?;
@@ -72,6 +83,7 @@ fn append_run(connection: &Connection, run: &[Message]) -> Result<RunResult> {
             message.content,
             message.timestamp.as_millis(),
             message.client_message_id.as_str(),
+            message.deleted_at.map(Timestamp::as_millis),
             activity.as_millis(),
         ])?;
         if added == 0 {

@@ -7,7 +7,7 @@ use naru_engines::EngineResult;
 use naru_engines::store::{
     Changed, Created, MemberChange, MemberSettings, NewRoom, RoomCursor, RoomSummary, Rooms,
 };
-use naru_model::{MemberVersion, Room, RoomId, RoomKind, Seq, Timestamp, UserId};
+use naru_model::{MemberVersion, Room, RoomId, RoomKind, Seq, StoreTime, Timestamp, UserId};
 use rusqlite::{Connection, OptionalExtension, Result, Row, params};
 
 use crate::column::{self, Columns, message_columns};
@@ -42,6 +42,15 @@ impl Rooms for Database {
         let mut read = read.into_iter();
         rooms.iter_mut().filter(|room| room.is_none()).for_each(|room| *room = read.next().flatten());
         Ok(rooms)
+    }
+
+    /// There is no other server that could be ahead.
+    async fn current_since(
+        &self,
+        ids: &[RoomId],
+        _: Option<StoreTime>,
+    ) -> EngineResult<Vec<Option<Arc<Room>>>> {
+        self.current(ids).await
     }
 
     async fn members_at(&self, room: &RoomId, version: MemberVersion) -> EngineResult<Option<Arc<[UserId]>>> {

@@ -92,6 +92,9 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::AfterAResend, &["i7_what_comes_after_a_resend_comes_after_its_first_try"]),
             (Defect::FindsNoResend, &["i2_a_resend_is_found_without_an_append"]),
             (Defect::RejectedStays, &["i8_what_was_rejected_may_be_appended_again"]),
+            (Defect::OpenContentsDropped, &["i9_a_closed_entry_loses_its_content_and_an_open_one_does_not"]),
+            (Defect::ContentStays, &["i9_a_closed_entry_loses_its_content_and_an_open_one_does_not"]),
+            (Defect::ConflictOfNothing, &["i9_without_content_a_resend_is_recognised_by_its_key"]),
             (
                 Defect::RunGoesOnAfterConflict,
                 &["m1_a_stopped_run_leaves_a_prefix", "m1_a_run_of_several_rooms_leaves_one_prefix"],
@@ -118,9 +121,12 @@ async fn every_defect_of_a_store_is_noticed() {
                 Defect::ListByTheClock,
                 &["m7_a_room_whose_message_was_saved_later_is_listed_before_whatever_the_clock_says"],
             ),
+            (Defect::DeletedIsRemoved, &["m8_a_deleted_message_keeps_its_place"]),
+            (Defect::DeletedAgain, &["m8_a_message_is_deleted_once"]),
             (Defect::MadeTwice, &["r1_a_room_is_made_once", "r1_of_many_at_the_same_time_one_is_made"]),
             (Defect::MembersOfTheLatestVersion, &["r2_the_members_at_a_version_never_change"]),
             (Defect::CurrentStale, &["r3_current_shows_a_finished_change"]),
+            (Defect::SinceStale, &["r7_since_an_append_a_removal_before_it_is_shown"]),
             (
                 Defect::ListEndsEarly,
                 &[
@@ -129,7 +135,7 @@ async fn every_defect_of_a_store_is_noticed() {
                 ],
             ),
             (Defect::SettingsShared, &["r6_settings_are_the_members_own"]),
-            (Defect::RoomsMiscounted, &["r7_a_users_rooms_are_counted"]),
+            (Defect::RoomsMiscounted, &["r8_a_users_rooms_are_counted"]),
             (Defect::PositionsGoBackward, &["p1_positions_only_go_forward"]),
             (Defect::PositionBeyondHead, &["p2_a_position_never_passes_the_head"]),
             (
@@ -164,6 +170,7 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::ListBeginsAgain, &["u3_a_walk_meets_every_parked_push_in_order"]),
             (Defect::FindsAnother, &["u3_one_is_found_by_its_event"]),
             (Defect::ParkedAgainIsDropped, &["u2_what_was_parked_again_is_another_entry"]),
+            (Defect::RestoreForgotten, &["h1_each_restore_begins_an_epoch_of_its_own"]),
         ],
     )
     .await;

@@ -11,10 +11,10 @@ use naru_engines::live::{
     HasSession, Leases, Live, Presence, PresenceEntry, Proofs, Renewal, Seen, Signal, Subscription,
 };
 use naru_engines::store::{
-    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakePlace,
-    IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, OpenPage,
-    ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, RunConflict,
-    RunResult, UserRecord, Users, Window,
+    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Epochs, Intake,
+    IntakePlace, IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom,
+    OpenPage, ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms,
+    RunConflict, RunResult, UserRecord, Users, Window,
 };
 use naru_engines::{EngineResult, Engines};
 use naru_model::hops::{Accepted, Payload};
@@ -22,7 +22,7 @@ use naru_model::live::{Confirmation, LiveEvent, News};
 use naru_model::message::Outcome;
 use naru_model::{
     DeviceId, Event, EventId, GatewayId, MemberVersion, Message, MessageId, Room, RoomId, Seq, SessionId,
-    Timestamp, UserId,
+    StoreEpoch, StoreTime, Timestamp, UserId,
 };
 
 /// What can be wrong with an engine.
@@ -42,6 +42,9 @@ pub(crate) enum Defect {
     AfterAResend,
     FindsNoResend,
     RejectedStays,
+    OpenContentsDropped,
+    ContentStays,
+    ConflictOfNothing,
 
     RunGoesOnAfterConflict,
     TakenPlaceAccepted,
@@ -53,10 +56,13 @@ pub(crate) enum Defect {
     BumpIgnored,
     BumpGoesBack,
     ListByTheClock,
+    DeletedIsRemoved,
+    DeletedAgain,
 
     MadeTwice,
     MembersOfTheLatestVersion,
     CurrentStale,
+    SinceStale,
     ListEndsEarly,
     SettingsShared,
     RoomsMiscounted,
@@ -87,6 +93,7 @@ pub(crate) enum Defect {
     ListBeginsAgain,
     FindsAnother,
     ParkedAgainIsDropped,
+    RestoreForgotten,
 
     LosesEvents,
     SendsTheBeginningOfABatch,
@@ -137,6 +144,7 @@ pub(crate) fn faulty(engines: Engines, defect: Defect) -> Engines {
     store.devices = FaultyEngine::new(store.devices, defect, &kept);
     store.users = FaultyEngine::new(store.users, defect, &kept);
     store.pushes = FaultyEngine::new(store.pushes, defect, &kept);
+    store.epochs = FaultyEngine::new(store.epochs, defect, &kept);
     Engines {
         store,
         bus: faulty_bus(engines.bus, defect, &kept),
@@ -175,6 +183,8 @@ struct FaultyEngine<T: ?Sized> {
 struct Kept {
     outcomes: HashMap<MessageId, Outcome>,
     after: HashMap<MessageId, Option<MessageId>>,
+    dropped: HashSet<MessageId>,
+    deleted: HashMap<MessageId, Timestamp>,
     heads: HashMap<RoomId, Seq>,
     rooms: HashMap<RoomId, Arc<Room>>,
     steps: HashMap<(RoomId, UserId), Advance>,
@@ -216,6 +226,9 @@ impl Intake for FaultyEngine<dyn Intake> {
                     let first = self.inner.get(&[*id]).await?.remove(0).expect("it is there");
                     *answer = Appended::Resend(Box::new(first));
                 }
+                (Defect::ConflictOfNothing, Appended::Resend(first)) if first.accepted.content.is_empty() => {
+                    *answer = Appended::Conflict;
+                }
                 (Defect::ResendIsNew, Appended::Resend(_))
                 | (Defect::ConflictUnnoticed, Appended::Conflict) => {
                     *answer = Appended::New;
@@ -243,6 +256,9 @@ impl Intake for FaultyEngine<dyn Intake> {
             record.outcome = kept.outcomes.get(&record.accepted.id).copied().or(record.outcome);
             record.accepted.after =
                 kept.after.get(&record.accepted.id).copied().unwrap_or(record.accepted.after);
+            if kept.dropped.contains(&record.accepted.id) {
+                (record.accepted.sender_name, record.accepted.content) = Default::default();
+            }
         }
         Ok(records)
     }
@@ -275,12 +291,23 @@ impl Intake for FaultyEngine<dyn Intake> {
         }
         Ok(())
     }
+
+    async fn drop_contents(&self, ids: &[MessageId]) -> EngineResult<()> {
+        if self.defect == Defect::OpenContentsDropped {
+            self.kept().dropped.extend(ids);
+        }
+        if self.defect == Defect::ContentStays { Ok(()) } else { self.inner.drop_contents(ids).await }
+    }
 }
 
 #[async_trait]
 impl Messages for FaultyEngine<dyn Messages> {
     async fn find(&self, ids: &[MessageId]) -> EngineResult<Vec<Option<Message>>> {
-        self.inner.find(ids).await
+        let mut found = self.inner.find(ids).await?;
+        for message in found.iter_mut().flatten() {
+            message.deleted_at = self.kept().deleted.get(&message.id).copied().or(message.deleted_at);
+        }
+        Ok(found)
     }
 
     async fn heads(&self, rooms: &[RoomId]) -> EngineResult<Vec<Seq>> {
@@ -321,8 +348,18 @@ impl Messages for FaultyEngine<dyn Messages> {
     }
 
     async fn range(&self, room: &RoomId, window: Window, limit: usize) -> EngineResult<(Vec<Message>, bool)> {
-        let (messages, more) = self.inner.range(room, window, limit).await?;
+        let (mut messages, more) = self.inner.range(room, window, limit).await?;
+        if self.defect == Defect::DeletedIsRemoved {
+            messages.retain(|message| message.deleted_at.is_none());
+        }
         Ok((messages, more && self.defect != Defect::WindowSaysThereIsNoMore))
+    }
+
+    async fn delete(&self, ids: &[MessageId], at: Timestamp) -> EngineResult<()> {
+        if self.defect == Defect::DeletedAgain {
+            self.kept().deleted.extend(ids.iter().map(|id| (*id, at)));
+        }
+        self.inner.delete(ids, at).await
     }
 }
 
@@ -332,6 +369,16 @@ impl FaultyEngine<dyn Rooms> {
             summary.unread_count = 0;
         }
         summary
+    }
+}
+
+impl FaultyEngine<dyn Rooms> {
+    fn as_first_seen(&self, mut rooms: Vec<Option<Arc<Room>>>) -> Vec<Option<Arc<Room>>> {
+        let mut kept = self.kept();
+        for room in rooms.iter_mut().flatten() {
+            *room = kept.rooms.entry(room.id.clone()).or_insert_with(|| room.clone()).clone();
+        }
+        rooms
     }
 }
 
@@ -345,14 +392,17 @@ impl Rooms for FaultyEngine<dyn Rooms> {
     }
 
     async fn current(&self, ids: &[RoomId]) -> EngineResult<Vec<Option<Arc<Room>>>> {
-        let mut rooms = self.inner.current(ids).await?;
-        if self.defect == Defect::CurrentStale {
-            let mut kept = self.kept();
-            for room in rooms.iter_mut().flatten() {
-                *room = kept.rooms.entry(room.id.clone()).or_insert_with(|| room.clone()).clone();
-            }
-        }
-        Ok(rooms)
+        let rooms = self.inner.current(ids).await?;
+        Ok(if self.defect == Defect::CurrentStale { self.as_first_seen(rooms) } else { rooms })
+    }
+
+    async fn current_since(
+        &self,
+        ids: &[RoomId],
+        not_before: Option<StoreTime>,
+    ) -> EngineResult<Vec<Option<Arc<Room>>>> {
+        let rooms = self.inner.current_since(ids, not_before).await?;
+        Ok(if self.defect == Defect::SinceStale { self.as_first_seen(rooms) } else { rooms })
     }
 
     async fn members_at(&self, room: &RoomId, version: MemberVersion) -> EngineResult<Option<Arc<[UserId]>>> {
@@ -563,6 +613,20 @@ impl Users for FaultyEngine<dyn Users> {
 
     async fn unblock(&self, user: &UserId, other: &UserId) -> EngineResult<()> {
         self.inner.unblock(user, other).await
+    }
+}
+
+#[async_trait]
+impl Epochs for FaultyEngine<dyn Epochs> {
+    async fn get(&self) -> EngineResult<StoreEpoch> {
+        self.inner.get().await
+    }
+
+    async fn restored(&self) -> EngineResult<StoreEpoch> {
+        if self.defect == Defect::RestoreForgotten {
+            return self.inner.get().await.map(|epoch| epoch.next(Timestamp::now()));
+        }
+        self.inner.restored().await
     }
 }
 

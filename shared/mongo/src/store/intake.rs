@@ -116,6 +116,15 @@ impl Intake for Database {
         }
         Ok(())
     }
+
+    /// One round trip. Only closed entries are changed, also when one is opened again meanwhile.
+    async fn drop_contents(&self, ids: &[MessageId]) -> EngineResult<()> {
+        let drop_contents = |ids: &[MessageId]| {
+            let closed = doc! { "_id": { "$in": field::all(ids) }, "open": false };
+            Update::all(closed, doc! { "$unset": { "senderName": "", "content": "" } })
+        };
+        self.update_all(INTAKE, ids.chunks(PER_STATEMENT).map(drop_contents).collect()).await
+    }
 }
 
 /// A statement for every hundred entries of one `StoredOutcome`.
@@ -187,7 +196,9 @@ impl Database {
             let Appended::Resend(first) = &*answer else { continue };
             let id = first.accepted.id;
             if let Some(accepted) = opened.get(&id).cloned() {
-                *answer = Appended::Resend(Box::new(IntakeRecord { accepted, outcome: None }));
+                let opened = IntakeRecord { accepted, outcome: None };
+                let is_resend = opened.is_resent_by(entry);
+                *answer = if is_resend { Appended::Resend(Box::new(opened)) } else { Appended::Conflict };
             } else if let Some(Outcome::Rejected { .. }) = first.outcome {
                 updates.push(reopening(id, entry)?);
                 opened.insert(id, Accepted { id, ..entry.clone() });
@@ -204,7 +215,7 @@ fn key_of(entry: &Accepted) -> Key {
     (room.clone(), sender.clone(), name.clone())
 }
 
-/// An entry as it is opened again. Its key, its content, its id and its place in the order stay.
+/// An entry as it is opened again. Its key, its id and its place in the order stay.
 fn reopening(first: MessageId, entry: &Accepted) -> EngineResult<Update> {
     let rejected = StoredOutcome::NotAMember.as_str();
     let mut set = bson::serialize_to_document(&IntakeDocument::new(entry.clone(), 0))
@@ -213,7 +224,7 @@ fn reopening(first: MessageId, entry: &Accepted) -> EngineResult<Update> {
     for field in ["after", "origin"].into_iter().filter(|field| !set.contains_key(*field)) {
         unset.insert(field, "");
     }
-    for field in ["_id", "chatRoomId", "senderId", "clientMessageId", "content", "appended", "place"] {
+    for field in ["_id", "chatRoomId", "senderId", "clientMessageId", "appended", "place"] {
         set.remove(field);
     }
     let change = doc! { "$set": set, "$unset": unset };
@@ -223,9 +234,7 @@ fn reopening(first: MessageId, entry: &Accepted) -> EngineResult<Update> {
 impl ThereBefore {
     fn answer(&self, entry: &Accepted) -> EngineResult<Appended> {
         match self.by_key.get(&key_of(entry)) {
-            Some(first) if first.accepted.content == entry.content => {
-                Ok(Appended::Resend(Box::new(first.clone())))
-            }
+            Some(first) if first.is_resent_by(entry) => Ok(Appended::Resend(Box::new(first.clone()))),
             Some(_) => Ok(Appended::Conflict),
             // Under another key, the same id is another message's.
             None if self.ids.contains(&entry.id) => Ok(Appended::Conflict),

@@ -86,6 +86,16 @@ impl Messages for Database {
         let more = found.len() > limit;
         Ok((found.into_iter().take(limit).map(Message::from).collect(), more))
     }
+
+    /// One round trip. Only what is not deleted is changed, so it may be repeated.
+    async fn delete(&self, ids: &[MessageId], at: Timestamp) -> EngineResult<()> {
+        let tombstone = doc! { "$set": { "senderName": "", "content": "", "deletedAt": at.to_bson() } };
+        let delete = |ids: &[MessageId]| {
+            let messages = doc! { "_id": { "$in": field::all(ids) }, "deletedAt": null };
+            Update::all(messages, tombstone.clone())
+        };
+        self.update_all(CHAT_MESSAGES, ids.chunks(PER_STATEMENT).map(delete).collect()).await
+    }
 }
 
 impl Database {

@@ -13,7 +13,7 @@ use naru_engines::store::{
 };
 use naru_engines::{Applied, EngineError, EngineResult};
 use naru_model::room::sorted_members;
-use naru_model::{MemberVersion, Message, Room, RoomId, RoomKind, Timestamp, UserId};
+use naru_model::{MemberVersion, Message, Room, RoomId, RoomKind, StoreTime, Timestamp, UserId};
 use serde::Deserialize;
 
 use crate::database::{Database, Find, Update};
@@ -55,7 +55,18 @@ impl Rooms for Database {
     /// A primary that was cut off from its majority may answer from the majority's last known state until it detects that:
     /// the ten seconds that MongoDB takes for an election. No request that needs a majority succeeds there meanwhile.
     async fn current(&self, ids: &[RoomId]) -> EngineResult<Vec<Option<Arc<Room>>>> {
-        let rooms = self.rooms(ids).await?;
+        self.current_since(ids, None).await
+    }
+
+    /// One round trip, causally consistent with the requests until that time: `afterClusterTime` with `majority`. That time is
+    /// an append's, which a majority has. A primary that was cut off before has no majority for a state of that time, and refuses, or
+    /// waits until the request's time is over. `docs/decisions/0016-a-removal-holds-on-a-cut-off-primary.md`
+    async fn current_since(
+        &self,
+        ids: &[RoomId],
+        not_before: Option<StoreTime>,
+    ) -> EngineResult<Vec<Option<Arc<Room>>>> {
+        let rooms = self.rooms_since(ids, not_before).await?;
         Ok(ids.iter().map(|id| rooms.get(id).map(|stored| stored.room.clone())).collect())
     }
 

@@ -62,6 +62,7 @@ fn chat_event(room: &RoomId, seq: u64) -> LiveEvent {
             content: "\"안녕\" 👋".into(),
             timestamp: Timestamp::from_millis(1_795_339_800_042),
             client_message_id: ClientMessageId::new("c-1").unwrap(),
+            deleted_at: None,
         }),
     }
 }

@@ -12,7 +12,7 @@
 //!
 //! | sub-suite | part | for |
 //! |---|---|---|
-//! | [`store`] | [`Store`] | I1–I8, M1–M7, R1–R3, R5, R6, P1–P6, D1–D5, K1–K4, U1–U4 |
+//! | [`store`] | [`Store`] | I1–I9, M1–M8, R1–R3, R5–R7, P1–P6, D1–D5, K1–K4, U1–U4, H1 |
 //! | [`bus`] | [`Bus`] | B1–B5, C1, C2, S1–S3, each on every hop it applies to |
 //! | [`live`] | [`LiveLayer`] | L1–L5, E1–E7, O1, O2, A1 |
 //! | [`foreign`] | [`ForeignStore`] | R4, where another system can write |
@@ -45,6 +45,8 @@ macro_rules! conformance_cases {
                 i7_what_comes_after_a_resend_comes_after_its_first_try,
                 i6_an_outcome_survives_death,
                 i8_what_was_rejected_may_be_appended_again,
+                i9_a_closed_entry_loses_its_content_and_an_open_one_does_not,
+                i9_without_content_a_resend_is_recognised_by_its_key,
             }
             messages {
                 m1_a_run_is_stored_in_its_order,
@@ -61,6 +63,8 @@ macro_rules! conformance_cases {
                 m6_bumped_rooms_stand_where_their_newest_message_puts_them,
                 m6_bumping_again_or_with_an_older_message_changes_nothing,
                 m7_a_room_whose_message_was_saved_later_is_listed_before_whatever_the_clock_says,
+                m8_a_deleted_message_keeps_its_place,
+                m8_a_message_is_deleted_once,
             }
             rooms {
                 r1_a_room_is_made_once,
@@ -74,7 +78,8 @@ macro_rules! conformance_cases {
                 r5_rooms_are_listed_latest_activity_first,
                 r5_a_walk_meets_every_room_that_did_not_move,
                 r6_settings_are_the_members_own,
-                r7_a_users_rooms_are_counted,
+                r7_since_an_append_a_removal_before_it_is_shown,
+                r8_a_users_rooms_are_counted,
             }
             positions {
                 p1_positions_only_go_forward,
@@ -113,6 +118,9 @@ macro_rules! conformance_cases {
                 u3_a_walk_meets_every_parked_push_in_order,
                 u3_one_is_found_by_its_event,
                 u4_those_parked_for_a_reason_are_listed,
+            }
+            epochs {
+                h1_each_restore_begins_an_epoch_of_its_own,
             }
         }
     };

@@ -1,6 +1,7 @@
 //! The rules for a [`Store`]: see the traits of [`naru_engines::store`].
 
 mod devices;
+mod epochs;
 mod intake;
 mod messages;
 mod positions;

@@ -11,7 +11,7 @@ use naru_model::hops::{self, Accepted, Payload};
 use naru_model::live::{Confirmation, LiveEvent};
 use naru_model::{
     DeviceId, Event, EventId, GatewayId, MemberVersion, Message, MessageId, Room, RoomId, Seq, SessionId,
-    Timestamp, UserId,
+    StoreEpoch, StoreTime, Timestamp, UserId,
 };
 
 use super::{Call, Interceptor, locked};
@@ -20,10 +20,10 @@ use naru_engines::live::{
     HasSession, Leases, Live, Presence, PresenceEntry, Proofs, Renewal, Seen, Signal, Subscription,
 };
 use naru_engines::store::{
-    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Intake, IntakePlace,
-    IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom, OpenPage,
-    ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms, RunResult, Store,
-    UserRecord, Users, Window,
+    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Epochs, Intake,
+    IntakePlace, IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom,
+    OpenPage, ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms,
+    RunResult, Store, UserRecord, Users, Window,
 };
 use naru_engines::{EngineResult, Engines};
 
@@ -49,7 +49,9 @@ pub fn intercepted_store(store: Store, interceptor: Arc<dyn Interceptor>) -> Sto
         devices: Intercepted::around("devices", store.devices, &interceptor),
         users: Intercepted::around("users", store.users, &interceptor),
         pushes: Intercepted::around("pushes", store.pushes, &interceptor),
+        epochs: Intercepted::around("epochs", store.epochs, &interceptor),
         linger: store.linger,
+        clock: store.clock,
     }
 }
 
@@ -123,6 +125,7 @@ intercepted! {
         open(after: Option<IntakePlace>, up_to: Option<IntakePlace>, limit: usize) -> OpenPage;
         newest_open() -> Option<IntakePlace>;
         close(closings: &[Closing]) -> ();
+        drop_contents(ids: &[MessageId]) -> ();
     }
     Messages {
         find(ids: &[MessageId]) -> Vec<Option<Message>>;
@@ -130,10 +133,12 @@ intercepted! {
         append_run(run: &[Message]) -> RunResult, run.iter().map(|message| &message.chat_room_id);
         bump(newest: &[Message]) -> (), newest.iter().map(|message| &message.chat_room_id);
         range(room: &RoomId, window: Window, limit: usize) -> (Vec<Message>, bool), [room].into_iter();
+        delete(ids: &[MessageId], at: Timestamp) -> ();
     }
     Rooms {
         create(room: NewRoom) -> Created, [&room.id].into_iter();
         current(ids: &[RoomId]) -> Vec<Option<Arc<Room>>>, ids.iter();
+        current_since(ids: &[RoomId], not_before: Option<StoreTime>) -> Vec<Option<Arc<Room>>>, ids.iter();
         members_at(room: &RoomId, version: MemberVersion) -> Option<Arc<[UserId]>>, [room].into_iter();
         change(room: &RoomId, change: MemberChange, max: usize) -> Changed, [room].into_iter();
         of_user(user: &UserId, cursor: Option<&RoomCursor>, limit: usize) -> (Vec<RoomSummary>, Option<RoomCursor>);
@@ -171,6 +176,10 @@ intercepted! {
         find_parked(event: EventId) -> Option<ParkedPush>;
         drop_parked(event: EventId) -> bool;
         drop_parked_at(place: &ParkedCursor) -> bool;
+    }
+    Epochs {
+        get() -> StoreEpoch;
+        restored() -> StoreEpoch;
     }
     Presence {
         renew(gateway: &GatewayId, ttl: Duration) -> Renewal;

@@ -4,7 +4,7 @@
 //! [before](Interceptor::before) a call reaches the engine and [after](Interceptor::after) it had its effect, and may wait
 //! or fail at either. Everything else here is an interceptor ([`Slow`], [`Flaky`], [`Outage`], [`Counted`], [`Recorder`]),
 //! narrowed with [`Only`] and combined by intercepting again; except [`reordering`] and [`losing`], which act on the
-//! events that a queue carries.
+//! events that a queue carries, and [`CutOff`], a store with a server that is behind.
 //!
 //! ```text
 //! let counted = Arc::new(Counted::default());
@@ -15,6 +15,7 @@
 //! An interceptor that lets every call pass has no effect: intercepted engines pass the conformance suite.
 
 mod bus;
+mod cut_off;
 mod intercepted;
 mod interceptors;
 
@@ -25,6 +26,7 @@ use async_trait::async_trait;
 use naru_model::RoomId;
 
 pub use bus::{losing, reordering};
+pub use cut_off::CutOff;
 pub use intercepted::{Intercepted, intercepted, intercepted_bus, intercepted_store};
 pub use interceptors::{Counted, Flaky, Only, Outage, Recorder, Slow, When};
 

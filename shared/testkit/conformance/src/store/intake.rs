@@ -256,6 +256,62 @@ pub(super) async fn i8_what_was_rejected_may_be_appended_again(subject: Of<'_, S
     assert_eq!(append(&store, &resend_of(&first)).await, Appended::Resend(Box::new(closed)), "it is saved");
 }
 
+pub(super) async fn i9_a_closed_entry_loses_its_content_and_an_open_one_does_not(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (room, ada) = (room(), user());
+    let entries: Vec<_> = (0..3).map(|_| accepted(&room, &ada)).collect();
+    store.intake.append(&entries).await.unwrap();
+    let outcome = Outcome::Saved { seq: Seq(7) };
+    let close = |entry: &Accepted| Closing { id: entry.id, outcome };
+    store.intake.close(&[close(&entries[0]), close(&entries[1])]).await.unwrap();
+
+    let asked = [entries[0].id, entries[2].id, MessageId::generate()];
+    for _ in 0..2 {
+        store.intake.drop_contents(&asked).await.unwrap();
+    }
+    store.intake.drop_contents(&[]).await.unwrap();
+    let closed = |accepted| Some(IntakeRecord { accepted, outcome: Some(outcome) });
+    let expected =
+        [closed(without_content(&entries[0])), closed(entries[1].clone()), Some(still_open(&entries[2]))];
+    let ids = [entries[0].id, entries[1].id, entries[2].id];
+    assert_eq!(store.intake.get(&ids).await.unwrap(), expected);
+    assert_eq!(store.intake.find(&entries).await.unwrap(), expected);
+
+    let store = reopened(subject, store).await;
+    assert_eq!(store.intake.get(&ids).await.unwrap(), expected);
+    assert_eq!(open_in(&store, &room).await, entries[2..], "it is recovered with its content");
+}
+
+pub(super) async fn i9_without_content_a_resend_is_recognised_by_its_key(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (saved, rejected) = (accepted(&room(), &user()), accepted(&room(), &user()));
+    store.intake.append(&[saved.clone(), rejected.clone()]).await.unwrap();
+    let outcome = Outcome::Saved { seq: Seq(7) };
+    let refused = Outcome::Rejected { reason: Rejection::NotAMember };
+    let closings = [Closing { id: saved.id, outcome }, Closing { id: rejected.id, outcome: refused }];
+    store.intake.close(&closings).await.unwrap();
+    store.intake.drop_contents(&[saved.id, rejected.id]).await.unwrap();
+
+    let record = IntakeRecord { accepted: without_content(&saved), outcome: Some(outcome) };
+    let other = Accepted { content: "something else".into(), ..resend_of(&saved) };
+    for again in [resend_of(&saved), other] {
+        assert_eq!(append(&store, &again).await, Appended::Resend(Box::new(record.clone())));
+        assert_eq!(store.intake.get(&[saved.id, again.id]).await.unwrap(), [Some(record.clone()), None]);
+    }
+
+    let again = Accepted { content: "something else".into(), ..resend_of(&rejected) };
+    let answers = store.intake.append(&[again.clone(), resend_of(&rejected)]).await.unwrap();
+    assert_eq!(answers, [Appended::Reopened(rejected.id), Appended::Conflict], "it has a content again");
+    let opened = Accepted { id: rejected.id, ..again };
+    store.intake.drop_contents(&[rejected.id]).await.unwrap();
+    assert_eq!(store.intake.get(&[rejected.id]).await.unwrap(), [Some(still_open(&opened))]);
+    assert_eq!(open_in(&store, &rejected.chat_room_id).await, [opened]);
+}
+
+fn without_content(accepted: &Accepted) -> Accepted {
+    Accepted { sender_name: "".into(), content: "".into(), ..accepted.clone() }
+}
+
 async fn append(store: &Store, entry: &Accepted) -> Appended {
     let mut answers = store.intake.append(from_ref(entry)).await.unwrap();
     assert_eq!(answers.len(), 1, "one answer per entry");

@@ -296,6 +296,47 @@ pub(super) async fn m7_a_room_whose_message_was_saved_later_is_listed_before_wha
     assert_eq!(listed(&store, &ada).await, expected);
 }
 
+pub(super) async fn m8_a_deleted_message_keeps_its_place(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let beside = subject.beside(&store).await;
+    let (room, [ada, ben]) = group(&store).await;
+    let mut run = filled(&store, &room, &ada, 1..=4).await;
+    let at = Timestamp::from_millis(1_795_339_800_042);
+    store.messages.delete(&[run[1].id, MessageId::generate(), run[3].id], at).await.unwrap();
+    let whole = run[1].clone();
+    for place in [1, 3] {
+        run[place].delete(at);
+        assert_eq!((&*run[place].content, &*run[place].sender_name), ("", ""));
+    }
+    let all = (run.clone(), false);
+    assert_eq!(beside.messages.range(&room, Window::After(Seq::ZERO), 10).await.unwrap(), all);
+    assert_eq!(beside.messages.find(&[run[1].id]).await.unwrap(), [Some(run[1].clone())]);
+    assert_eq!(beside.messages.heads(from_ref(&room)).await.unwrap(), [Seq(4)]);
+    let summary = beside.rooms.summary(&room, &ben).await.unwrap().expect("a member");
+    assert_eq!(
+        (summary.last_message, summary.last_seq, summary.unread_count),
+        (run.last().cloned(), Seq(4), 4)
+    );
+    assert_eq!(append(&store, &[whole]).await, stopped(0, RunConflict::AlreadySaved(run[1].clone())));
+
+    drop(beside);
+    let store = reopened(subject, store).await;
+    assert_eq!(store.messages.range(&room, Window::After(Seq::ZERO), 10).await.unwrap(), all);
+}
+
+pub(super) async fn m8_a_message_is_deleted_once(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (room, [ada]) = group(&store).await;
+    let mut deleted = filled(&store, &room, &ada, 1..=1).await.remove(0);
+    let at = Timestamp::now();
+    for later in [0, 1, 2] {
+        store.messages.delete(&[deleted.id], at.after(Duration::from_secs(later))).await.unwrap();
+    }
+    store.messages.delete(&[], at).await.unwrap();
+    deleted.delete(at);
+    assert_eq!(store.messages.find(&[deleted.id]).await.unwrap(), [Some(deleted)]);
+}
+
 /// A user and the rooms they are in.
 async fn rooms_of_one(store: &Store) -> (UserId, [RoomId; 3]) {
     let ada = user();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use naru_model::room::sorted_members;
 use naru_model::{MemberVersion, Message, Room, RoomId, RoomKind, Seq, Timestamp, UserId};
 
-use super::fixtures::{group, new_group, room, said, user};
+use super::fixtures::{accepted, group, new_group, room, said, user};
 use super::{Of, Store, reopened, together};
 use naru_engines::store::{Changed, Created, MemberChange, MemberSettings, NewRoom, RoomCursor};
 
@@ -197,7 +197,7 @@ pub(super) async fn r3_a_removed_member_is_out_of_the_room(subject: Of<'_, Store
     assert!(beside.rooms.summary(&room, &ben).await.unwrap().is_some(), "and back");
 }
 
-pub(super) async fn r7_a_users_rooms_are_counted(subject: Of<'_, Store>) {
+pub(super) async fn r8_a_users_rooms_are_counted(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let beside = subject.beside(&store).await;
     let (ada, rooms) = rooms_of_one(&store, 3).await;
@@ -290,6 +290,29 @@ pub(super) async fn r6_settings_are_the_members_own(subject: Of<'_, Store>) {
     check(&store).await;
     let store = reopened(subject, store).await;
     check(&store).await;
+}
+
+pub(super) async fn r7_since_an_append_a_removal_before_it_is_shown(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let [ada, ben, cleo] = [user(), user(), user()];
+    let group = new_group([ada.clone(), ben.clone(), cleo.clone()]);
+    create(&store, &group).await;
+    let members = async |store: &Store| {
+        let rooms = store.rooms.current_since(from_ref(&group.id), store.clock.latest()).await.unwrap();
+        rooms.into_iter().next().flatten().expect("the room is there").member_ids.clone()
+    };
+    for removed in [&cleo, &ben] {
+        let by_another = subject.beside(&store).await;
+        change(&by_another, &group.id, MemberChange::Remove(removed.clone())).await;
+        store.intake.append(&[accepted(&group.id, removed)]).await.unwrap();
+        let now = members(&store).await;
+        assert!(!now.contains(removed) && now.contains(&ada), "{now:?}");
+        by_another.intake.open(None, None, MANY).await.unwrap();
+        assert_eq!(members(&by_another).await, now, "whoever has looked at the open entries");
+    }
+    let unknown = room();
+    let rooms = store.rooms.current_since(&[unknown, group.id.clone()], None).await.unwrap();
+    assert!(matches!(&rooms[..], [None, Some(_)]), "in their order: {rooms:?}");
 }
 
 async fn create(store: &Store, room: &NewRoom) -> Created {

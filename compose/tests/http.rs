@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use naru_client::{Connect, ServerProcess, TEST_TIMEOUT};
+use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::authorisation::raw;
 use crate::programs::unused_address;
 use crate::support::{Naru, SECRET, token_of};
 
@@ -186,5 +188,93 @@ async fn slow_requests_end_and_stall_no_stop() {
     let _slow = [begin(&post).await, begin("GET /api/rooms HTTP/1.1\r\n").await, begin("").await];
     // The gateway has the unfinished ones by now, because it has this one.
     assert!(ask(&naru.url, "GET /healthz", &[]).await.0.starts_with("http/1.1 200 "));
+    naru.stop().await;
+}
+
+/// A proxy in front may read the end of such a request elsewhere, and take what follows for a request of another
+/// client. So each is answered once, the rest is not read as a request, and the connection ends.
+#[tokio::test]
+async fn a_request_with_two_ends_carries_no_other_one() {
+    let naru = Naru::start(&[]).await;
+    let ada = naru.http("A");
+    let room = ada.create_room(&["A", "B", "C"]).await;
+    let bearer = token_of("A");
+    let inner = format!(
+        "DELETE /api/rooms/{room}/members/C HTTP/1.1\r\nhost: naru\r\nauthorization: Bearer {bearer}\r\n\r\n"
+    );
+    let (length, chunked) = (inner.len(), format!("0\r\n\r\n{inner}"));
+    for (lengths, body) in [
+        (format!("content-length: {}\r\ntransfer-encoding: chunked", chunked.len()), &chunked),
+        (format!("transfer-encoding: chunked\r\ncontent-length: {}", chunked.len()), &chunked),
+        (format!("content-length: 0\r\ncontent-length: {length}"), &inner),
+        (format!("content-length: {length}\r\ncontent-length: 0"), &inner),
+        (format!("content-length: 0, {length}"), &inner),
+        ("content-length: +0".to_owned(), &inner),
+        ("content-length: -1".to_owned(), &inner),
+        ("content-length: 0x0".to_owned(), &inner),
+        ("content-length : 0".to_owned(), &inner),
+        ("transfer-encoding: chunked, identity".to_owned(), &chunked),
+        ("transfer-encoding: chunked\r\ntransfer-encoding: identity".to_owned(), &chunked),
+        ("transfer-encoding: xchunked".to_owned(), &chunked),
+        ("transfer-encoding: identity".to_owned(), &inner),
+        ("transfer-encoding : chunked".to_owned(), &chunked),
+        ("x: y\r\n transfer-encoding: chunked\r\ncontent-length: 5".to_owned(), &chunked),
+        ("transfer-encoding: chunked".to_owned(), &format!("0x0\r\n\r\n{inner}")),
+        ("transfer-encoding: chunked".to_owned(), &format!("-1\r\n\r\n{inner}")),
+    ] {
+        let head = format!(
+            "POST /api/rooms HTTP/1.1\r\nhost: naru\r\nauthorization: Bearer {bearer}\r\n{lengths}\r\n\r\n"
+        );
+        let (status, answer) = raw(&naru.url, head + body).await;
+        assert_eq!(status, 400, "{lengths}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{lengths}: {answer}");
+    }
+    let (_, now) = ada.get(&format!("/api/rooms/{room}")).await;
+    assert_eq!(now["memberIds"], json!(["A", "B", "C"]));
+    naru.stop().await;
+}
+
+/// What a client has compressed is not unpacked: a few bytes of it could be as many as one likes.
+#[tokio::test]
+async fn nothing_is_unpacked() {
+    /// `{"memberIds":["A","B"]}`, by gzip.
+    const ROOM: &[u8] =
+        b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03\xab\x56\xca\x4d\xcd\x4d\x4a\x2d\xf2\x4c\x29\x56\xb2\x8a\
+        \x56\x72\x54\xd2\x51\x72\x52\x8a\xad\x05\x00\xe8\x56\xd8\xaa\x17\x00\x00\x00";
+    let naru = Naru::start(&[]).await;
+    let bearer = token_of("A");
+    for header in ["content-encoding: gzip\r\n", "transfer-encoding: gzip\r\n", ""] {
+        let length = if header.starts_with("transfer") {
+            String::new()
+        } else {
+            format!("content-length: {}\r\n", ROOM.len())
+        };
+        let head = format!(
+            "POST /api/rooms HTTP/1.1\r\nhost: naru\r\nconnection: close\r\nauthorization: Bearer {bearer}\r\n{header}{length}\r\n"
+        );
+        let (status, answer) = raw(&naru.url, [head.as_bytes(), ROOM].concat()).await;
+        assert_eq!(status, 400, "{header}: {answer}");
+    }
+    // And no extension of the WebSocket is taken, which compression would be.
+    let mut stream = connect(&naru.url).await;
+    let bearer = format!("Bearer {bearer}");
+    let headers = [
+        ("authorization", &*bearer),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ("sec-websocket-extensions", "permessage-deflate; client_max_window_bits, x-webkit-deflate-frame"),
+    ];
+    send(&mut stream, "GET /ws", &headers, "upgrade").await;
+    let mut answer = Vec::new();
+    while !answer.windows(4).any(|end| end == b"\r\n\r\n") {
+        assert_ne!(
+            timeout(TEST_TIMEOUT, stream.read_buf(&mut answer)).await.expect("an answer").expect("open"),
+            0
+        );
+    }
+    let answer = String::from_utf8_lossy(&answer).to_ascii_lowercase();
+    assert!(answer.starts_with("http/1.1 101 ") && !answer.contains("sec-websocket-extensions"), "{answer}");
+    drop(stream);
     naru.stop().await;
 }

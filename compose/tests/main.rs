@@ -1,6 +1,7 @@
 //! What Naru promises, tried on the whole of it. Read [`journey`] first.
 
 mod api;
+mod authorisation;
 mod bad_input;
 mod costs;
 mod crash;
@@ -12,6 +13,7 @@ mod identity;
 mod interruption;
 mod journey;
 mod limits;
+mod log;
 mod output;
 mod page;
 mod parked;
@@ -22,6 +24,7 @@ mod removal;
 mod resends;
 mod restore;
 mod scenarios;
+mod security;
 mod settings;
 mod support;
 mod users;

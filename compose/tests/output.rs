@@ -94,6 +94,7 @@ fn fill(mut writing: std::io::PipeWriter) {
     ioctl_fionbio(&writing, false).expect("a pipe can be blocking");
 }
 
+/// Waits until it serves.
 pub async fn ready(address: SocketAddr) {
     let readiness = async {
         while !matches!(get(address, "/readyz"), Some((200, _))) {

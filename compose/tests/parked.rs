@@ -27,7 +27,7 @@ fn moment(number: u8) -> Timestamp {
 }
 
 /// A push to Ben that was parked.
-fn push(number: u8, lane: Lane) -> ParkedPush {
+pub fn push(number: u8, lane: Lane) -> ParkedPush {
     let device = DeviceId::new("phone").expect("a device id");
     let target = || PushTarget {
         device_id: device,

@@ -77,6 +77,14 @@ impl Naru {
         phone_on(&self.url, person).await
     }
 
+    /// The same, by a token with these claims.
+    pub async fn phone_of(&self, claims: &Claims) -> Client {
+        let mut phone =
+            Client::connect(&self.url, &token(SECRET.as_bytes(), claims)).await.expect("a welcome");
+        phone.welcome().await;
+        phone
+    }
+
     /// Waits until the metrics have this line.
     pub async fn counts(&self, line: &str) {
         let anonymous = Http::without_token(&self.url);

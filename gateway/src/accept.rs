@@ -681,6 +681,7 @@ mod tests {
                 (self.engine.clone(), self.engine.clone(), self.pending.clone());
             let enqueue = EnqueueTask {
                 accepted: self.engine.clone(),
+                clock: store::StoreClock::default(),
                 telemetry: telemetry.clone(),
                 written: receiver,
             };

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::Once;
+use std::sync::{Arc, Once};
 
 use naru_engines::store::{Store, Window};
 use naru_model::frame::{Object, ServerFrame, Sync, SyncFrom, SyncedRoom};
 use naru_model::live::News;
-use naru_model::{RoomId, Seq, StoreEpoch};
+use naru_model::{Room, RoomId, Seq, StoreEpoch};
 
 use crate::proof::Proofs;
 use crate::refusal::{Refusal, to_text};
@@ -32,22 +32,26 @@ pub(crate) async fn answer(
     room_heads: &RoomHeads,
     proofs: &Proofs,
 ) -> Result<(), Refusal> {
-    let wanted = match wanted.rooms {
-        Some(rooms) => {
-            let rooms = each_once(rooms.into_iter().map(|Object(from)| from));
-            let ids: Vec<RoomId> = rooms.iter().map(|from| from.chat_room_id.clone()).collect();
-            let found = store.rooms.current(&ids).await?;
-            let are_own =
-                found.iter().all(|room| room.as_ref().is_some_and(|room| room.has(&session.identity.user)));
-            if !are_own {
-                return Err(Refusal::RoomNotFound);
-            }
-            rooms
-        }
-        None => of_device(store, session).await?,
+    let (mut wanted, are_named) = match wanted.rooms {
+        Some(rooms) => (each_once(rooms.into_iter().map(|Object(from)| from)), true),
+        None => (of_device(store, session).await?, false),
     };
     let ids: Vec<RoomId> = wanted.iter().map(|from| from.chat_room_id.clone()).collect();
-    let heads = store.messages.heads(&ids).await?;
+    let mut heads = store.messages.heads(&ids).await?;
+    // Later than the heads, and not by an older state: nobody gets what was accepted after their removal.
+    let rooms = store.rooms.current_since(&ids, store.clock.latest()).await?;
+    let is_own = |room: Option<Arc<Room>>| room.is_some_and(|room| room.has(&session.identity.user));
+    let are_own: Vec<bool> = rooms.into_iter().map(is_own).collect();
+    if are_own.contains(&false) {
+        if are_named {
+            return Err(Refusal::RoomNotFound);
+        }
+        let mut own = are_own.iter();
+        wanted.retain(|_| own.next() == Some(&true));
+        let mut own = are_own.iter();
+        heads.retain(|_| own.next() == Some(&true));
+    }
+    let ids: Vec<RoomId> = wanted.iter().map(|from| from.chat_room_id.clone()).collect();
     session.is_known_in(room_heads.learn(ids.iter().zip(heads.iter().copied())));
     let mut left = IN_ALL;
     let mut synced = Vec::with_capacity(wanted.len());
@@ -63,11 +67,13 @@ pub(crate) async fn answer(
                 return Ok(());
             }
             let window = Window::After(room.seq);
-            let (messages, more) = store.messages.range(&room.chat_room_id, window, limit).await?;
+            let (mut messages, more) = store.messages.range(&room.chat_room_id, window, limit).await?;
+            // What was saved since comes live.
+            messages.retain(|message| message.seq <= head);
             left_of_room -= messages.len();
             left -= messages.len();
             room.seq = messages.last().map_or(room.seq, |message| message.seq);
-            room.complete = !more;
+            room.complete = !more || messages.last().is_none_or(|message| message.seq == head);
             for message in messages {
                 let is_own = message.sender_id == session.identity.user;
                 let to_prove = if is_own { None } else { proofs.to_prove(&message) };

@@ -231,7 +231,9 @@ mod tests {
         let tls = files.tls().unwrap().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let _silent = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let ended = tls.accept(listener.accept().await.unwrap().0).await.unwrap_err();
+        let accepting = tls.accept(listener.accept().await.unwrap().0);
+        let ended =
+            timeout(HANDSHAKE_WITHIN * 2, accepting).await.expect("it is not waited for").unwrap_err();
         assert_eq!(ended.kind(), io::ErrorKind::TimedOut);
     }
 

@@ -357,9 +357,10 @@ fn why(kind: &jsonwebtoken::errors::ErrorKind) -> &'static str {
     }
 }
 
-/// The token of an `Authorization` header.
+/// The token of the `Authorization` header. Of two, a proxy in front may have checked the other one.
 pub(crate) fn bearer(headers: &http::HeaderMap) -> Option<&str> {
-    let value = headers.get(http::header::AUTHORIZATION)?.to_str().ok()?;
+    let mut values = headers.get_all(http::header::AUTHORIZATION).iter();
+    let value = values.next().filter(|_| values.next().is_none())?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }

@@ -3,7 +3,11 @@
 use naru::pipeline::Changes;
 
 use super::cluster::Cluster;
+use crate::authorisation::{
+    every_call_is_answered_by_who_asks_on, every_frame_is_answered_by_who_sends_it_on,
+};
 use crate::journey::ada_writes_and_bens_phone_buzzes_on;
+use crate::log::is_in_no_log;
 use crate::phones::{
     Emulator, each_of_bens_phones_buzzes_once_in_one_process, each_of_bens_phones_buzzes_once_on,
 };
@@ -40,6 +44,28 @@ async fn ada_writes_and_bens_phone_buzzes_in_one_process_on_services() {
 async fn each_of_bens_phones_buzzes_once_in_one_process_on_services() {
     let (emulator, cluster) = (Emulator::new().await, Cluster::start().await);
     each_of_bens_phones_buzzes_once_in_one_process(&emulator, &flags_of(&cluster)).await;
+}
+
+/// Who may do what, one process on three services.
+#[tokio::test]
+async fn every_call_and_frame_is_answered_by_who_asks_on_services() {
+    let cluster = Cluster::start().await;
+    every_call_is_answered_by_who_asks_on(&flags_of(&cluster)).await;
+    let cluster = Cluster::start().await;
+    every_frame_is_answered_by_who_sends_it_on(&flags_of(&cluster)).await;
+}
+
+/// The libraries that speak to the services say what they carry as little as Naru itself.
+#[tokio::test]
+async fn no_content_and_no_secret_is_in_the_log_on_services() {
+    let cluster = Cluster::start().await;
+    let flags = flags_of(&cluster);
+    let names =
+        flags.iter().step_by(2).map(|flag| flag.replace("--", "naru-").replace('-', "_").to_uppercase());
+    let names: Vec<String> = names.collect();
+    let variables: Vec<_> =
+        names.iter().map(String::as_str).zip(flags.iter().skip(1).step_by(2).copied()).collect();
+    is_in_no_log("text", &variables).await;
 }
 
 /// The flags that lead an all-in-one to its services.

@@ -208,7 +208,7 @@ fn no_content() -> Response {
 }
 
 fn segments(path: &str) -> Result<Vec<String>, Refusal> {
-    let decoded = path.trim_start_matches('/').split('/').map(|segment| {
+    let decoded = path.strip_prefix('/').unwrap_or(path).split('/').map(|segment| {
         let text = percent_encoding::percent_decode_str(segment).decode_utf8();
         text.map(|text| text.into_owned()).map_err(|_| Refusal::Invalid("the path is not UTF-8".to_owned()))
     });

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use naru_engines::store::{
-    Changed, Created, MemberChange, MemberSettings, NewRoom, RoomCursor, RoomSummary, Window,
+    Changed, Created, MemberChange, MemberSettings, NewRoom, RoomCursor, RoomSummary, Store, Window,
 };
 use naru_model::room::sorted_members;
 use naru_model::{Message, Room, RoomId, RoomKind, Seq, Timestamp, UserId};
@@ -190,9 +190,10 @@ async fn may_bring(call: &Call<'_>, users: &[UserId]) -> Result<(), Refusal> {
     }
 }
 
-/// The room as it is now, if the caller may see it.
+/// The room as it is now, and not before what this gateway has read, if the caller may see it.
 pub(super) async fn current(call: &Call<'_>, id: &RoomId) -> Result<Arc<Room>, Refusal> {
-    let room = call.gateway.engines.store.rooms.current(std::slice::from_ref(id)).await?.pop().flatten();
+    let Store { rooms, clock, .. } = &call.gateway.engines.store;
+    let room = rooms.current_since(std::slice::from_ref(id), clock.latest()).await?.pop().flatten();
     let room = room.filter(|room| call.caller.is_service || room.has(&call.caller.user));
     room.ok_or(Refusal::RoomNotFound)
 }

@@ -138,6 +138,7 @@ impl Database {
         self.handle.client().start_session().await
     }
 
+    /// Notes the time of an answer that a majority stands behind.
     fn note_time(&self, session: &ClientSession) {
         if let Some(time) = session.operation_time().and_then(StoreTime::from_bson) {
             self.clock.note(time);
@@ -291,18 +292,19 @@ impl Database {
         let insert = async {
             let collection = self.handle.collection::<T>(collection);
             let mut session = self.session().await?;
-            let inserted = collection.insert_many(&documents).ordered(ordered).session(&mut session).await;
+            let refused =
+                match collection.insert_many(&documents).ordered(ordered).session(&mut session).await {
+                    Ok(_) => Vec::new(),
+                    Err(error) => match &*error.kind {
+                        // Without the write concern, no insert is certain, and its time may be rolled back with it.
+                        ErrorKind::InsertMany(failed) if failed.write_concern_error.is_none() => {
+                            failed.write_errors.clone().unwrap_or_default()
+                        }
+                        _ => return Err(error),
+                    },
+                };
             self.note_time(&session);
-            match inserted {
-                Ok(_) => Ok(Vec::new()),
-                Err(error) => match &*error.kind {
-                    // Without the write concern, no insert is certain.
-                    ErrorKind::InsertMany(failed) if failed.write_concern_error.is_none() => {
-                        Ok(failed.write_errors.clone().unwrap_or_default())
-                    }
-                    _ => Err(error),
-                },
-            }
+            Ok(refused)
         };
         let refused = self.ask(Request::Write, collection, insert).await?;
         let place = |error: mongodb::error::IndexedWriteError| match error.code {

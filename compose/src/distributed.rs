@@ -24,6 +24,10 @@ const RETRY_BASE: Duration = Duration::from_millis(250);
 /// … up to this.
 const RETRY_CAP: Duration = Duration::from_secs(5);
 
+/// What `/readyz` says, without the error's details, which its clients must not see.
+const DOES_NOT_ANSWER: &str = "does not answer";
+const TAKES_NO_WRITES: &str = "takes no writes: it is out of memory or disk, or a replica";
+
 #[derive(Deserialize)]
 struct Config {
     mongodb_url: String,
@@ -38,7 +42,7 @@ struct Config {
 pub struct Distributed {
     mongo: Mongo,
     rabbit: Arc<Rabbit>,
-    redis: Redis,
+    redis: Arc<Redis>,
 }
 
 impl Distributed {
@@ -87,7 +91,7 @@ impl Distributed {
         );
         let Some(all) = shutdown.run_until_cancelled(all).await else { return Ok(None) };
         let (mongo, rabbit, redis) = all?;
-        let distributed = Self { mongo, rabbit: Arc::new(rabbit), redis };
+        let distributed = Self { mongo, rabbit: Arc::new(rabbit), redis: Arc::new(redis) };
         distributed.register_checks(health);
         Ok(Some(distributed))
     }
@@ -113,26 +117,31 @@ impl Distributed {
         let mongo = self.mongo.clone();
         health.register("mongodb", move || {
             let mongo = mongo.clone();
-            answers(async move { mongo.ping().await })
+            async move { mongo.ping().await.map_err(|_| DOES_NOT_ANSWER.to_owned()) }.boxed()
         });
         let rabbit = self.rabbit.clone();
         health.register("rabbitmq", move || {
             let rabbit = rabbit.clone();
-            answers(async move { rabbit.ping().await })
+            async move {
+                let says = |_| match rabbit.is_blocked() {
+                    true => "takes no messages: it is short of memory or disk".to_owned(),
+                    false => DOES_NOT_ANSWER.to_owned(),
+                };
+                rabbit.ping().await.map_err(says)
+            }
+            .boxed()
         });
-        let (presence, probe) = (self.redis.presence(), UserId::new("~").expect("a user id"));
+        let (redis, probe) = (self.redis.clone(), UserId::new("~").expect("a user id"));
         health.register("redis", move || {
-            let (presence, probe) = (presence.clone(), probe.clone());
-            answers(async move { presence.online(slice::from_ref(&probe)).await.map(drop) })
+            let (redis, probe) = (redis.clone(), probe.clone());
+            async move {
+                let answers = redis.presence().online(slice::from_ref(&probe)).await;
+                answers.map_err(|_| DOES_NOT_ANSWER.to_owned())?;
+                redis.check_writes().await.map_err(|_| TAKES_NO_WRITES.to_owned())
+            }
+            .boxed()
         });
     }
-}
-
-/// Replaces the error, which has details that clients of `/readyz` must not see.
-fn answers(
-    asked: impl Future<Output = EngineResult<()>> + Send + 'static,
-) -> BoxFuture<'static, Result<(), String>> {
-    asked.map(|answer| answer.map_err(|_| "does not answer".to_owned())).boxed()
 }
 
 /// Opens a service; retries until it answers.

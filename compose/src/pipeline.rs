@@ -7,7 +7,7 @@ use anyhow::Context;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use gateway::token::TokenConfig;
-use naru_embedded::{Embedded, Options};
+use naru_embedded::{Disk, Embedded, Options};
 use naru_engines::Engines;
 use naru_model::MessageId;
 use naru_runtime::{Health, Metrics, Policy, Settings, Span, Supervisor};
@@ -154,8 +154,8 @@ impl Pipeline {
         if let Some(change) = changes.engines {
             engines = change(engines);
         }
-        if let EngineSet::Embedded(_) = engine_set {
-            register_checks(&health, &engines);
+        if let EngineSet::Embedded(embedded) = &engine_set {
+            register_checks(&health, &engines, embedded.disk());
         }
         let supervisor = Supervisor::new(PROGRAM.name, shutdown, &metrics);
         if let EngineSet::Distributed(_) = engine_set {
@@ -244,7 +244,7 @@ async fn run_empty(engines: &Engines) {
     }
 }
 
-fn register_checks(health: &Health, engines: &Engines) {
+fn register_checks(health: &Health, engines: &Engines, disk: Disk) {
     let store = engines.store.intake.clone();
     health.register("store", move || {
         let store = store.clone();
@@ -253,6 +253,10 @@ fn register_checks(health: &Health, engines: &Engines) {
             store.get(&no_message).await.map(drop).map_err(|_| "the store does not answer".to_owned())
         }
         .boxed()
+    });
+    health.register("disk", move || {
+        let disk = disk.clone();
+        async move { disk.check().await.map_err(str::to_owned) }.boxed()
     });
     let presence = engines.presence.clone();
     health.register("presence", move || {

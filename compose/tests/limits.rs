@@ -166,6 +166,32 @@ async fn a_user_has_so_many_devices_and_a_name_so_many_bytes() {
     naru.stop().await;
 }
 
+#[tokio::test]
+async fn a_user_is_in_so_many_rooms() {
+    let naru = Naru::start(&["--max-rooms-per-user", "2"]).await;
+    let (ada, ben) = (naru.http("A"), naru.http("B"));
+    let make = async |http: &Http, members: &[&str]| {
+        let (status, body) = http.post("/api/rooms", json!({"memberIds": members})).await;
+        (status, body["code"].as_str().or(body["id"].as_str()).unwrap_or_default().to_owned())
+    };
+    assert_eq!(make(&ada, &["A", "B"]).await, (201, "A_B".to_owned()));
+    let (status, group) = make(&ada, &["A", "C", "D"]).await;
+    assert_eq!(status, 201);
+    let conflict = (409, "CONFLICT".to_owned());
+    assert_eq!(make(&ada, &["A", "E"]).await, conflict);
+    assert_eq!(make(&ben, &["A", "B", "E"]).await, conflict, "nor do others bring her into one");
+    assert_eq!(make(&ada, &["A", "B"]).await, (200, "A_B".to_owned()), "a room that is there is answered");
+    assert_eq!(make(&ben, &["B", "E"]).await.0, 201);
+    let (status, body) = ada.post(&format!("/api/rooms/{group}/members"), json!({"userId": "B"})).await;
+    assert_eq!((status, &body["code"]), (409, &json!("CONFLICT")), "{body}");
+
+    let backend = Http::new(&naru.url, &service());
+    assert_eq!(make(&backend, &["B", "F"]).await.0, 201, "the app's backend may");
+    assert_eq!(ada.delete(&format!("/api/rooms/{group}/members/A")).await.0, 204);
+    assert_eq!(make(&ada, &["A", "E"]).await.0, 201, "who leaves one may make another");
+    naru.stop().await;
+}
+
 /// A room that a SYNC names many times is answered once, from the earliest position.
 #[tokio::test]
 async fn a_sync_answers_each_room_once() {

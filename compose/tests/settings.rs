@@ -62,6 +62,7 @@ const SETTINGS: &[(&str, &[&str], Programs)] = &[
     ("rate_connects_per_second", &["-1", "4294967296"], ALL),
     ("rate_connects_per_address", &["-1", "4294967296"], ALL),
     ("max_sessions_per_user", &["0", "9223372036854775807"], ALL),
+    ("max_rooms_per_user", &["-1", "9223372036854775807"], ALL),
     ("max_devices_per_user", &["0", "9223372036854775807"], ALL),
     ("max_connections", &["0", "9223372036854775807"], ALL),
     ("session_queue", &["0", "9223372036854775807"], ALL),

@@ -37,6 +37,7 @@ pub struct Config {
     pub max_frame_bytes: usize,
     pub max_room_members: usize,
     pub room_creation: RoomCreation,
+    pub max_rooms_per_user: usize,
     pub max_connections: usize,
     pub max_pending_sends: usize,
     pub session_queue: usize,

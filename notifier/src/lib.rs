@@ -17,7 +17,7 @@
 //! **One push is sent once**, unless the process dies, or the store fails, between the provider's answer and its record.
 //! The second call then carries the same event id, by which the provider or the backend can recognise it.
 //!
-//! A push to a device whose platform has no provider here is parked and counted in `naru_notifier_no_provider_total`; it goes out
+//! A push whose provider is missing here, and wanted, is parked and counted in `naru_notifier_no_provider_total`; it goes out
 //! once a notifier has the provider (`unprovided.rs`). `docs/PUSHES.md` shows what each provider is sent.
 
 mod apns;
@@ -250,6 +250,7 @@ impl Notifier {
             health: health.clone(),
             telemetry: telemetry.clone(),
             reported: Mutex::default(),
+            webhook_elsewhere: Default::default(),
         });
         let push = Arc::new(Push {
             engines: engines.clone(),

@@ -14,10 +14,11 @@
 //! saved and passed on to connected sessions needs no reader thread.
 //!
 //! The data directory holds `naru.db` (with `-wal` and `-shm`), which any SQLite tool can read while Naru runs, and
-//! `naru.lock`, which keeps a second process out. The directory and its files are their owner's only ([`directory`]).
+//! `naru.lock`, which keeps a second process out, and `naru.marker`, which says that there was data (`open.rs`). The directory and its files are their owner's only ([`directory`]).
 
 mod bus;
 mod column;
+mod condition;
 mod database;
 pub mod directory;
 mod leases;
@@ -68,6 +69,21 @@ pub struct Embedded {
     engines: Engines,
 }
 
+/// The disk that the data is on.
+#[derive(Clone)]
+pub struct Disk(Arc<Database>);
+
+impl Disk {
+    /// Whether what is written reaches the disk. Where it did not lately, this tries; so it must be asked again and again for
+    /// the fault to be over without a message.
+    ///
+    /// # Errors
+    /// A sentence about the fault.
+    pub async fn check(&self) -> Result<(), &'static str> {
+        self.0.check().await
+    }
+}
+
 impl Embedded {
     /// The database's file name in the data directory.
     pub const DATABASE: &str = "naru.db";
@@ -75,8 +91,8 @@ impl Embedded {
     /// Opens the data in `dir`, which is made if it is absent.
     ///
     /// # Errors
-    /// `Unavailable` when another process has it open or the disk can't be used; `Permanent` when the data is of another
-    /// layout than this version's.
+    /// `Unavailable` when another process has it open or the disk can't be used; `Permanent` when the data is damaged, lost, or
+    /// of another layout than this version's.
     pub fn open(dir: &Path, options: Options) -> EngineResult<Self> {
         let mut database = open::open(dir)?;
         database.lists.computed = options.computed_places;
@@ -91,6 +107,11 @@ impl Embedded {
             leases: Arc::new(leases::MemoryLeases::default()),
         };
         Ok(Self { database, pubsub, engines })
+    }
+
+    /// The disk, for readiness.
+    pub fn disk(&self) -> Disk {
+        Disk(self.database.clone())
     }
 
     /// The engines; all clones are the same.

@@ -624,3 +624,99 @@ async fn whether_two_users_share_a_room_is_found_in_many_rooms() {
     let share = engines.store.rooms.share_a_room(&ada(), &others).await.unwrap();
     assert_eq!(share, [true, true, false, true]);
 }
+
+async fn with_a_message(dir: &Path) {
+    let embedded = open(dir);
+    embedded.engines().store.intake.append(&[accepted("kept")]).await.unwrap();
+    embedded.close().await;
+}
+
+fn refusal(dir: &Path) -> String {
+    let refused = Embedded::open(dir, Options::default()).err().expect("it is refused");
+    refused.to_string()
+}
+
+/// SQLite would make a new database there, and throw the log away.
+#[tokio::test]
+async fn a_directory_that_has_lost_its_database_is_refused() {
+    let dir = tempdir().unwrap();
+    with_a_message(dir.path()).await;
+    let (database, log) = (dir.path().join("naru.db"), dir.path().join("naru.db-wal"));
+    let kept = fs::read(&database).unwrap();
+
+    fs::remove_file(&database).unwrap();
+    let why = refusal(dir.path());
+    assert!(why.contains("naru.db is missing, but naru.marker") && why.contains("restore a backup"), "{why}");
+    assert!(!database.exists(), "the refused start made nothing");
+    fs::write(&database, "").unwrap();
+    fs::write(&log, "messages").unwrap();
+    let why = refusal(dir.path());
+    assert!(why.contains("naru.db is empty, but naru.db-wal beside it holds newer messages"), "{why}");
+    assert_eq!(fs::read(&log).unwrap(), b"messages", "the log is as it was");
+
+    // Without a marker, as a copy of the two files has none.
+    fs::remove_file(dir.path().join("naru.marker")).unwrap();
+    assert!(refusal(dir.path()).contains("naru.db is empty, but naru.db-wal"));
+    fs::remove_file(&log).unwrap();
+    let database_without_tables = || {
+        fs::remove_file(&database).unwrap();
+        rusqlite::Connection::open(&database).unwrap().execute_batch("PRAGMA journal_mode = WAL").unwrap();
+    };
+    database_without_tables();
+    fs::write(dir.path().join("naru.marker"), "").unwrap();
+    let why = refusal(dir.path());
+    assert!(why.contains("holds no tables, but naru.marker"), "{why}");
+
+    fs::write(&database, kept).unwrap();
+    let intake = open(dir.path()).engines().store.intake;
+    assert_eq!(intake.open(None, None, 10).await.unwrap().entries.len(), 1, "put back, it is as it was");
+}
+
+/// Each moment at which the first start may have died.
+#[tokio::test]
+async fn a_first_start_that_died_is_made_up_for() {
+    let dir = tempdir().unwrap();
+    let (database, marker) = (dir.path().join("naru.db"), dir.path().join("naru.marker"));
+    // Before the tables.
+    fs::write(&database, "").unwrap();
+    open(dir.path()).close().await;
+    assert!(marker.exists());
+    // Before the marker.
+    fs::remove_file(&marker).unwrap();
+    with_a_message(dir.path()).await;
+    assert!(marker.exists(), "made by the next start");
+    // A database in WAL mode, and no tables.
+    fs::remove_file(&marker).unwrap();
+    fs::remove_file(&database).unwrap();
+    rusqlite::Connection::open(&database).unwrap().execute_batch("PRAGMA journal_mode = WAL").unwrap();
+    with_a_message(dir.path()).await;
+    assert!(marker.exists());
+}
+
+#[tokio::test]
+async fn a_damaged_database_is_refused() {
+    let dir = tempdir().unwrap();
+    let embedded = open(dir.path());
+    let entries: Vec<_> = (0..200).map(|number| accepted(&format!("message {number}"))).collect();
+    embedded.engines().store.intake.append(&entries).await.unwrap();
+    embedded.close().await;
+    let database = dir.path().join("naru.db");
+    let good = fs::read(&database).unwrap();
+    let with = |start: usize, length: usize| {
+        let mut bytes = good.clone();
+        bytes[start..start + length].fill(0xA5);
+        bytes
+    };
+    let damaged = [
+        ("no header", with(0, 100)),
+        ("a page in the middle", with(good.len() / 2 / 4096 * 4096, 4096)),
+        ("cut off", good[..good.len() / 2].to_vec()),
+    ];
+    for (how, bytes) in damaged {
+        fs::write(&database, bytes).unwrap();
+        let why = refusal(dir.path());
+        assert!(why.contains("naru.db is damaged") && why.contains("restore a backup"), "{how}: {why}");
+    }
+    fs::write(&database, good).unwrap();
+    open(dir.path()).close().await;
+}

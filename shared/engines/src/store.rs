@@ -392,6 +392,8 @@ pub struct RoomCursor {
 /// - **R8 forgotten versions** – `forget_versions` forgets versions that their rooms left before the given moment, and no
 ///   others: never the one of now, and never the first. A call removes at most `limit` records; one that answers 0 has found none.
 ///   `members_at` a forgotten version answers the list of before, or none.
+/// - **R9 number** – `have_rooms` counts the rooms that a user is in now, and no further than to the number that is asked about.
+///   (A room of another system counts at the latest once it was listed.)
 #[async_trait]
 pub trait Rooms: Send + Sync {
     /// See R1.
@@ -433,6 +435,9 @@ pub trait Rooms: Send + Sync {
 
     /// See R8; how many records were removed by this call.
     async fn forget_versions(&self, left_before: Timestamp, limit: usize) -> EngineResult<u64>;
+
+    /// Which of these users are in at least so many rooms (1 or more), in their order: see R9.
+    async fn have_rooms(&self, users: &[UserId], at_least: usize) -> EngineResult<Vec<bool>>;
 }
 
 /// A member's advance in a room.

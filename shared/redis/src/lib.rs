@@ -55,6 +55,7 @@ use std::time::Duration;
 
 use naru_engines::live::{Leases, Live, Presence, Proofs};
 use naru_engines::{Applied, EngineError, EngineResult};
+use naru_model::GatewayId;
 use redis::{Cmd, from_redis_value};
 
 use crate::error::{ENGINE, engine_error, unreadable};
@@ -65,6 +66,9 @@ use crate::presence::RedisPresence;
 use crate::proofs::RedisProofs;
 use crate::publish::PubSub;
 use crate::servers::Servers;
+
+/// How long the key of a check is kept.
+const PROBE_TTL: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -89,6 +93,8 @@ pub struct Redis {
     presence: Arc<RedisPresence>,
     proofs: Arc<RedisProofs>,
     leases: Arc<RedisLeases>,
+    /// The name of the key that shows whether writes are taken.
+    probe: String,
 }
 
 impl Redis {
@@ -118,6 +124,7 @@ impl Redis {
             presence: Arc::new(RedisPresence::new(keys.clone(), options.last_seen_keep)),
             proofs: Arc::new(RedisProofs::new(keys.clone())),
             leases: Arc::new(RedisLeases(keys)),
+            probe: format!("probe-{}", GatewayId::generate()),
         })
     }
 
@@ -139,6 +146,17 @@ impl Redis {
     /// Leases for work of one process.
     pub fn leases(&self) -> Arc<dyn Leases> {
         self.leases.clone()
+    }
+}
+
+impl Redis {
+    /// Whether it takes writes. A server that is out of memory, can't save its data, or is a replica by now, still answers reads.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn check_writes(&self) -> EngineResult<()> {
+        // A lease that nobody else asks for: it is written each time.
+        self.leases.hold(&self.probe, &self.probe, PROBE_TTL).await.map(drop)
     }
 }
 

@@ -137,6 +137,18 @@ impl Rooms for Database {
         let forget = move |transaction: &Transaction<'_>| forget_versions(transaction, left_before, limit);
         self.write_then(Sync::Never, forget, |_| {}).await
     }
+
+    async fn have_rooms(&self, users: &[UserId], at_least: usize) -> EngineResult<Vec<bool>> {
+        let users = users.to_vec();
+        self.read(move |transaction| {
+            let mut room = transaction.prepare_cached(
+                "SELECT 1 FROM memberships WHERE userId = ?1 AND until IS NULL LIMIT 1 OFFSET ?2",
+            )?;
+            let before = column::limit(at_least.saturating_sub(1));
+            users.iter().map(|user| room.exists(params![user.as_str(), before])).collect()
+        })
+        .await
+    }
 }
 
 fn create(connection: &Connection, room: &NewRoom, now: Timestamp) -> Result<Created> {

@@ -151,6 +151,7 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::VersionsStay, &["r8_versions_that_were_left_long_ago_are_forgotten"]),
             (Defect::VersionsGoTooSoon, &["r8_versions_that_were_left_long_ago_are_forgotten"]),
             (Defect::ForgottenIsTheLatest, &["r8_versions_that_were_left_long_ago_are_forgotten"]),
+            (Defect::RoomsMiscounted, &["r9_a_users_rooms_are_counted"]),
             (Defect::PositionsGoBackward, &["p1_positions_only_go_forward"]),
             (Defect::PositionBeyondHead, &["p2_a_position_never_passes_the_head"]),
             (

@@ -75,6 +75,7 @@ pub(crate) enum Defect {
     ExpiredIsUnread,
     VersionsGoTooSoon,
     ForgottenIsTheLatest,
+    RoomsMiscounted,
 
     PositionsGoBackward,
     PositionBeyondHead,
@@ -525,6 +526,11 @@ impl Rooms for FaultyEngine<dyn Rooms> {
             }
             _ => self.inner.forget_versions(left_before, limit).await,
         }
+    }
+
+    async fn have_rooms(&self, users: &[UserId], at_least: usize) -> EngineResult<Vec<bool>> {
+        let more = usize::from(self.defect == Defect::RoomsMiscounted);
+        self.inner.have_rooms(users, at_least + more).await
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bson::{Bson, Document, doc};
 use futures_util::future::{try_join, try_join_all};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use naru_engines::store::{
     Changed, Created, MemberChange, MemberSettings, NewRoom, RoomCursor, RoomSummary, Rooms,
 };
@@ -28,6 +29,8 @@ const TRIES: usize = 64;
 const MAX_SEARCHED: i64 = 1_000;
 /// … and the rooms of so many others at a time.
 const SEARCHES_AT_ONCE: usize = 4;
+/// How many users' rooms are counted at the same time.
+const COUNTED_AT_ONCE: usize = 16;
 
 #[async_trait]
 impl Rooms for Database {
@@ -215,6 +218,30 @@ impl Rooms for Database {
         let mut still = left_before;
         still.insert("_id", doc! { "$in": ids });
         self.remove(ROOM_VERSIONS, still).await
+    }
+
+    /// One round trip for each user, so many at a time. Each is a walk in an index.
+    async fn have_rooms(&self, users: &[UserId], at_least: usize) -> EngineResult<Vec<bool>> {
+        #[derive(Deserialize)]
+        struct Counted {
+            rooms: i64,
+        }
+        let at_least = i64::try_from(at_least).unwrap_or(i64::MAX);
+        let has_rooms = |user: &UserId| {
+            let count = vec![
+                doc! { "$match": { "memberIds": user.as_str() } },
+                doc! { "$limit": at_least },
+                doc! { "$group": { "_id": null, "rooms": { "$sum": 1_i64 } } },
+            ];
+            async move {
+                let counted = self.aggregate::<Counted>(Some(CHAT_ROOMS), count).await?;
+                Ok(counted.first().is_some_and(|counted| counted.rooms >= at_least))
+            }
+        };
+        stream::iter(users.iter().map(has_rooms).collect::<Vec<_>>())
+            .buffered(COUNTED_AT_ONCE)
+            .try_collect()
+            .await
     }
 }
 

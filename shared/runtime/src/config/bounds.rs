@@ -80,6 +80,7 @@ pub(super) const BOUNDS: &[(&str, Bound, &str)] = &[
     ("rate_connects_per_second", Bound::Count(0, u32::MAX as i64), "it is a number of connections"),
     ("rate_connects_per_address", Bound::Count(0, u32::MAX as i64), "it is a number of connections"),
     ("max_sessions_per_user", Bound::Count(1, MAX_ENTRIES), "no client could connect"),
+    ("max_rooms_per_user", Bound::Count(0, MAX_ENTRIES), "it is a number of rooms"),
     ("max_devices_per_user", Bound::Count(1, MAX_ENTRIES), "no device could be registered"),
     ("max_connections", Bound::Count(1, MAX_ENTRIES), "no client could connect"),
     (

@@ -12,7 +12,7 @@
 //!
 //! | sub-suite | part | for |
 //! |---|---|---|
-//! | [`store`] | [`Store`] | I1–I10, M1–M9, R1–R3, R5–R8, P1–P6, D1–D5, K1–K4, U1–U5, H1 |
+//! | [`store`] | [`Store`] | I1–I10, M1–M9, R1–R3, R5–R9, P1–P6, D1–D5, K1–K4, U1–U5, H1 |
 //! | [`bus`] | [`Bus`] | B1–B5, C1, C2, S1–S3, each on every hop it applies to |
 //! | [`live`] | [`LiveLayer`] | L1–L5, E1–E7, O1, O2, A1 |
 //! | [`foreign`] | [`ForeignStore`] | R4, where another system can write |
@@ -84,6 +84,7 @@ macro_rules! conformance_cases {
                 r6_settings_are_the_members_own,
                 r7_since_an_append_a_removal_before_it_is_shown,
                 r8_versions_that_were_left_long_ago_are_forgotten,
+                r9_a_users_rooms_are_counted,
             }
             positions {
                 p1_positions_only_go_forward,

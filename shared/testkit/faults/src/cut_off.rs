@@ -93,4 +93,8 @@ impl Rooms for CutOff {
     async fn forget_versions(&self, left_before: Timestamp, limit: usize) -> EngineResult<u64> {
         self.inner.forget_versions(left_before, limit).await
     }
+
+    async fn have_rooms(&self, users: &[UserId], at_least: usize) -> EngineResult<Vec<bool>> {
+        self.inner.have_rooms(users, at_least).await
+    }
 }

@@ -148,6 +148,7 @@ intercepted! {
         configure(room: &RoomId, user: &UserId, settings: MemberSettings) -> bool, [room].into_iter();
         share_a_room(user: &UserId, others: &[UserId]) -> Vec<bool>;
         forget_versions(left_before: Timestamp, limit: usize) -> u64;
+        have_rooms(users: &[UserId], at_least: usize) -> Vec<bool>;
     }
     Positions {
         advance(steps: &[Advance]) -> Vec<Moved>, steps.iter().map(|step| &step.room);

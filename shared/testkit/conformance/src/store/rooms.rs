@@ -243,6 +243,27 @@ pub(super) async fn r3_a_removed_member_is_out_of_the_room(subject: Of<'_, Store
     assert!(beside.rooms.summary(&room, &ben).await.unwrap().is_some(), "and back");
 }
 
+pub(super) async fn r9_a_users_rooms_are_counted(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let beside = subject.beside(&store).await;
+    let (ada, rooms) = rooms_of_one(&store, 3).await;
+    let (group, [ben]) = group(&store).await;
+    let stranger = user();
+    let have = async |at_least: usize| {
+        let asked = [ada.clone(), stranger.clone(), ben.clone()];
+        beside.rooms.have_rooms(&asked, at_least).await.unwrap()
+    };
+    assert_eq!(have(1).await, [true, false, true]);
+    assert_eq!(have(3).await, [true, false, false]);
+    assert_eq!(have(4).await, [false; 3]);
+    change(&store, &group, MemberChange::Add(ada.clone())).await;
+    assert_eq!(have(4).await, [true, false, false]);
+    change(&store, &group, MemberChange::Remove(ada.clone())).await;
+    assert_eq!(have(4).await, [false; 3], "rooms that were left don't count");
+    assert_eq!(rooms.len(), 3);
+    assert_eq!(beside.rooms.have_rooms(&[], 1).await.unwrap(), Vec::<bool>::new());
+}
+
 pub(super) async fn r5_rooms_are_listed_latest_activity_first(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let (ada, rooms) = rooms_of_one(&store, 6).await;

@@ -101,6 +101,8 @@ pub struct Changes {
     pub engines: Option<Box<dyn FnOnce(Engines) -> Engines + Send>>,
     /// Receives the embedded engine, before any worker does.
     pub embedded: Option<Box<SeesEmbedded>>,
+    /// See `gateway::Config::erase_settle`.
+    pub erase_settle: Option<Duration>,
     /// Changes the notifier, before it starts.
     pub notifier: Option<Box<dyn FnOnce(Notifier) -> Notifier + Send>>,
 }
@@ -162,8 +164,10 @@ impl Pipeline {
             epoch::watch(engines.store.epochs.clone(), engines.store.epochs.get().await?, &supervisor);
         }
 
+        let mut gateway_config: gateway::Config = settings.pick()?;
+        gateway_config.erase_settle = changes.erase_settle.unwrap_or(gateway_config.erase_settle);
         let bound =
-            gateway::Bound::new(settings.pick()?, &tokens, engines.clone(), metrics.clone(), health.clone())
+            gateway::Bound::new(gateway_config, &tokens, engines.clone(), metrics.clone(), health.clone())
                 .await?;
         let url = bound.url();
         let mut demo = Demo::wanted(settings, bound.address(), tokens.jwt_secret.as_ref(), has_own_key)?;

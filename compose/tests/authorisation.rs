@@ -60,6 +60,9 @@ const CALLS: &str = r#"
 | DELETE /api/blocks/{blocked}                      |                                             | own      | 401           | 204      | 204     | 204     | 204    | 204   | 204     |
 | DELETE /api/users/{victim}/sessions               |                                             | sessions | 401           | 403      | 403     | 403     | 403    | 403   | 204     |
 | DELETE /api/users/{caller}/sessions               |                                             | nothing  | 401           | 403      | 403     | 403     | 403    | 403   |         |
+| DELETE /api/users/{victim}                        |                                             | others   | 401           | 403      | 403     | 403     | 403    | 403   | 202     |
+| GET /api/users/{victim}/erasure                   |                                             | nothing  | 401           | 403      | 403     | 403     | 403    | 403   | 200     |
+| GET /api/users/{victim}/export                    |                                             | nothing  | 401           | 403      | 403     | 403     | 403    | 403   | 200     |
 | GET /api/parked                                   |                                             | nothing  | 401           | 403      | 403     | 403     | 403    | 403   | 200     |
 | GET /api/parked/{event}                           |                                             | nothing  | 401           | 403      | 403     | 403     | 403    | 403   | 200     |
 | POST /api/parked/{event}/replay                   |                                             | others   | 401           | 403      | 403     | 403     | 403    | 403   | 202     |

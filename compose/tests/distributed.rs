@@ -6,6 +6,7 @@
 mod cluster;
 pub mod costs;
 mod delivery_tracker;
+mod erase;
 mod forward;
 mod journey;
 mod kills;

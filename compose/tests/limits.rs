@@ -353,7 +353,7 @@ async fn lists_of_a_user_in_very_many_rooms_hold_up_nobody() {
     let naru = Naru::start(&[]).await;
     naru.http("A").create_room(&["A", "B"]).await;
     // As another program may add them.
-    let database = rusqlite::Connection::open(naru.data.path().join("naru.db")).expect("there is data");
+    let database = rusqlite::Connection::open(naru.data().join("naru.db")).expect("there is data");
     let rooms = "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 20000)
         INSERT INTO chat_rooms (_id, user1Id, user2Id) SELECT 'M_' || n, 'M', 'other-' || n FROM numbers";
     assert_eq!(database.execute(rooms, []).expect("it takes them"), 20_000);

@@ -7,6 +7,7 @@ mod costs;
 mod crash;
 mod disk;
 mod distributed;
+mod erase;
 mod faults;
 mod http;
 mod identity;

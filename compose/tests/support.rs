@@ -1,5 +1,6 @@
 //! All of Naru in this process, and people with phones.
 
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -24,7 +25,7 @@ pub const WEBHOOK_SECRET: &str = "a secret between friends";
 pub struct Naru {
     pub url: String,
     pub backend: Webhook,
-    pub data: TempDir,
+    data: TempDir,
     shutdown: CancellationToken,
     running: JoinHandle<anyhow::Result<()>>,
 }
@@ -70,6 +71,11 @@ impl Naru {
             .expect("it was not told to stop");
         let url = pipeline.url().to_owned();
         Self { url, backend, data, shutdown, running: tokio::spawn(pipeline.run()) }
+    }
+
+    /// Where its data lies, if it is embedded.
+    pub fn data(&self) -> &Path {
+        self.data.path()
     }
 
     /// A phone of this person, connected and welcomed.

@@ -620,6 +620,16 @@ mod tests {
         ) -> EngineResult<Walked> {
             unreachable!("the intake only appends")
         }
+
+        async fn of_sender(
+            &self,
+            _: &RoomId,
+            _: &UserId,
+            _: Option<&ClientMessageId>,
+            _: usize,
+        ) -> EngineResult<Vec<IntakeRecord>> {
+            unreachable!("the intake only appends")
+        }
     }
 
     #[async_trait]

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use naru_runtime::config::{Span, optional};
 use serde::Deserialize;
@@ -59,4 +60,7 @@ pub struct Config {
     pub delivery_proof: DeliveryProof,
     pub push_ttl: Span,
     pub drain_deadline: Span,
+    /// How long after the end of a user's sessions an erasure may complete: no key, but another one in tests.
+    #[serde(skip, default = "crate::erase::settle")]
+    pub erase_settle: Duration,
 }

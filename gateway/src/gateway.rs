@@ -14,6 +14,7 @@ use crate::accept::Acceptor;
 use crate::budget::Budget;
 use crate::config::Config;
 use crate::drain::Drain;
+use crate::erase::Eraser;
 use crate::limit::Limits;
 use crate::pending::Pending;
 use crate::positions::Positions;
@@ -46,6 +47,7 @@ pub(crate) struct Gateway {
     pub(crate) sessions: Arc<SessionRegistry>,
     pub(crate) pending: Arc<Pending>,
     pub(crate) users: Users,
+    pub(crate) eraser: Eraser,
     pub(crate) presence: Presence,
     pub(crate) acceptor: Acceptor,
     pub(crate) rooms: Arc<RoomCache>,

@@ -22,6 +22,7 @@ mod config;
 mod connect;
 mod deliver;
 mod drain;
+mod erase;
 mod gap;
 mod gateway;
 mod lease;
@@ -72,6 +73,7 @@ use crate::budget::Budget;
 pub use crate::config::Config;
 use crate::deliver::Deliver;
 use crate::drain::Drain;
+use crate::erase::Eraser;
 use crate::gateway::Gateway;
 use crate::lease::LeaseKeeper;
 use crate::limit::{Limiter, Limits};
@@ -183,6 +185,7 @@ impl Bound {
             verifier,
             tls,
             users: Users::new(&engines, &sessions),
+            eraser: Eraser::new(),
             presence: Presence::new(id, &engines, &sessions),
             drain: Drain::new(&sessions, &pending),
             limits: Limits::new(&config),
@@ -336,6 +339,14 @@ impl Bound {
             let owner = owner.clone();
             async move {
                 owner.drain.until_done(owner.users.run()).await;
+                Ok::<_, Infallible>(())
+            }
+        });
+        let owner = gateway.clone();
+        supervisor.spawn("erase", Policy::Restart, move |stop| {
+            let owner = owner.clone();
+            async move {
+                stop.run_until_cancelled(owner.eraser.run(&owner)).await;
                 Ok::<_, Infallible>(())
             }
         });

@@ -201,7 +201,7 @@ mod tests {
 
     use async_trait::async_trait;
     use naru_embedded::{Embedded, Options};
-    use naru_engines::store::Users as _;
+    use naru_engines::store::{Erasure, Users as _};
     use naru_engines::{Applied, EngineError};
     use naru_model::Timestamp;
 
@@ -247,6 +247,30 @@ mod tests {
 
         async fn unblock(&self, user: &UserId, other: &UserId) -> EngineResult<()> {
             self.inner.unblock(user, other).await
+        }
+
+        async fn unblock_all(&self, user: &UserId) -> EngineResult<()> {
+            self.inner.unblock_all(user).await
+        }
+
+        async fn begin_erasure(&self, user: &UserId, at: Timestamp) -> EngineResult<()> {
+            self.inner.begin_erasure(user, at).await
+        }
+
+        async fn erasure(&self, user: &UserId) -> EngineResult<Option<Erasure>> {
+            self.inner.erasure(user).await
+        }
+
+        async fn erasures(
+            &self,
+            after: Option<&UserId>,
+            limit: usize,
+        ) -> EngineResult<Vec<(UserId, Erasure)>> {
+            self.inner.erasures(after, limit).await
+        }
+
+        async fn complete_erasure(&self, user: &UserId, round: u64, at: Timestamp) -> EngineResult<bool> {
+            self.inner.complete_erasure(user, round, at).await
         }
     }
 

@@ -1,8 +1,8 @@
 //! Works off one provider's queue of pushes, as fast as the provider takes them.
 //!
 //! Right before it is sent, at its first try and at each further one, a push is checked once more, since it may have waited
-//! for hours: is its device still its recipient's, is its recipient still in the room, is the message still unread and the room
-//! not muted? Pushes that come together share one look-up, and those that end together one write (`ended.rs`). A push that has
+//! for hours: is its device still its recipient's, is its recipient still in the room, is the message still unread and not
+//! deleted, and the room not muted? Pushes that come together share one look-up, and those that end together one write (`ended.rs`). A push that has
 //! waited in the lane itself for longer than [`FRESH`] is looked up again; what changes later, while a call is under way
 //! ([`CALL_TIMEOUT`](crate::transport::CALL_TIMEOUT) at most), comes too late.
 //!
@@ -14,12 +14,12 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::try_join5;
+use futures_util::future::{try_join, try_join5};
 use naru_engines::EngineResult;
 use naru_engines::bus::{Delivery, Queue, Receiver};
 use naru_engines::store::{Device, MemberPosition, ParkedPush, Platform, Store};
 use naru_model::hops::{self, PushJob};
-use naru_model::{DeviceId, Event, EventId, PushStage, Room, RoomId, Timestamp, UserId};
+use naru_model::{DeviceId, Event, EventId, MessageId, PushStage, Room, RoomId, Timestamp, UserId};
 use naru_runtime::Backoff;
 use tokio::task::{self, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::breaker::Breaker;
 use crate::decide::{Action, RetryPolicy, decide};
+use crate::deleted::{self, deleted, made_at, may_be_deleted};
 use crate::ended::{Ended, Ending, ack, retry};
 use crate::provider::Provider;
 use crate::push::{BACKOFF_BASE, BACKOFF_CAP, positions, reason_to_spare};
@@ -244,8 +245,13 @@ impl LaneWorker {
         let users: BTreeSet<_> = jobs().map(|job| &job.recipient_id).collect();
         let users: Vec<_> = users.into_iter().cloned().collect();
         let has_devices = self.name() != hops::Lane::Webhook;
+        let now = Timestamp::now();
+        let may_be_deleted = batch.iter().filter_map(|delivery| {
+            let id = delivery.event.payload.message_id;
+            may_be_deleted(made_at(id), delivery.attempt, now).then_some(id)
+        });
         let Store { pushes, devices, rooms: all_rooms, .. } = &self.store;
-        let (done, members, current, devices, unread) = try_join5(
+        let look_ups = try_join5(
             pushes.done(&ids),
             positions(&self.store, members),
             all_rooms.current(&rooms),
@@ -254,8 +260,9 @@ impl LaneWorker {
                 let shows_badge = self.provider.shows_badge();
                 if shows_badge { self.store.positions.unread(&users).await } else { Ok(Vec::new()) }
             },
-        )
-        .await?;
+        );
+        let ((done, members, current, devices, unread), deleted) =
+            try_join(look_ups, deleted(&self.store, may_be_deleted.collect())).await?;
         let members = jobs().map(|job| members[&(&job.chat_room_id, &job.recipient_id)]).collect();
         let current = current.into_iter().flatten().map(|room| (room.id.clone(), room));
         let devices = devices.into_iter().filter(|device| device.platform.lane() == self.name());
@@ -265,6 +272,7 @@ impl LaneWorker {
             rooms: current.collect(),
             devices: devices.map(|device| ((device.user.clone(), device.id.clone()), device)).collect(),
             unread: users.into_iter().zip(unread).collect(),
+            deleted,
         })
     }
 
@@ -373,12 +381,16 @@ struct LookedUp {
     devices: HashMap<(UserId, DeviceId), Device>,
     /// By recipient; empty where the provider shows no badge.
     unread: HashMap<UserId, u64>,
+    deleted: HashSet<MessageId>,
 }
 
 impl LookedUp {
     /// Brings the push at this place up to date: it goes to its device's present token, and hides what the device now wants
     /// hidden. An error is the reason why its recipient needs none, or must not get it.
     fn renew(&self, place: usize, job: &mut PushJob, now: Timestamp) -> Result<(), &'static str> {
+        if self.deleted.contains(&job.message_id) {
+            return Err(deleted::REASON);
+        }
         let room = self.rooms.get(&job.chat_room_id).filter(|room| room.has(&job.recipient_id));
         let room = room.ok_or("left")?;
         if let Some(reason) = reason_to_spare(job.seq, self.members[place], now) {

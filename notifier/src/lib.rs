@@ -24,6 +24,7 @@ mod apns;
 mod aps;
 mod breaker;
 mod decide;
+mod deleted;
 mod ended;
 mod fcm;
 mod fit;

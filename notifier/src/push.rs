@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
+use futures_util::future::{try_join, try_join_all};
 use naru_engines::store::{Device, MemberPosition, Store};
 use naru_engines::work::{Work, work_on};
 use naru_engines::{EngineResult, Engines};
@@ -24,6 +24,7 @@ use naru_model::{Event, Message, PushStage, RoomId, Seq, Timestamp, UserId};
 use naru_runtime::backoff::full_jitter;
 use tokio_util::sync::CancellationToken;
 
+use crate::deleted::{self, deleted, may_be_deleted};
 use crate::render;
 use crate::telemetry::Telemetry;
 use crate::unprovided::Unprovided;
@@ -95,11 +96,19 @@ impl Push {
         let asked = missed.iter().map(|(Event { payload: Offline { message, .. }, .. }, user)| {
             (&message.chat_room_id, *user, message.seq)
         });
-        let positions = positions(&self.engines.store, asked).await?;
         let now = Timestamp::now();
+        let messages = missed.iter().map(|(event, _)| &event.payload.message);
+        let may_be_deleted = messages.filter(|message| may_be_deleted(message.timestamp, 1, now));
+        let may_be_deleted = may_be_deleted.map(|message| message.id).collect();
+        let store = &self.engines.store;
+        let (positions, deleted) = try_join(positions(store, asked), deleted(store, may_be_deleted)).await?;
         let (mut due, mut spared) = (Vec::new(), Vec::new());
         for (event, user) in missed {
-            let Message { chat_room_id: room, seq, .. } = &event.payload.message;
+            let Message { id, chat_room_id: room, seq, deleted_at, .. } = &event.payload.message;
+            if deleted_at.is_some() || deleted.contains(id) {
+                spared.push(deleted::REASON);
+                continue;
+            }
             match reason_to_spare(*seq, positions[&(room, user)], now) {
                 Some(reason) => spared.push(reason),
                 None => due.push((event, user)),

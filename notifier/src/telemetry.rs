@@ -39,7 +39,7 @@ const ANSWER_SECONDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 naru_runtime::metrics! {
     pub(crate) struct Telemetry("notifier") {
         offline_events: Counter, "Offline events turned into pushes";
-        spared: Family<Spared, Counter>, "Recipients not pushed to: muted, received, read, not in the room or not at the device any more";
+        spared: Family<Spared, Counter>, "Recipients not pushed to: muted, received, read, deleted, not in the room or not at the device any more";
         no_provider: Family<OfLane, Counter>, "Pushes parked because their provider is not configured";
         pushes: Family<Pushed, Counter>, "Pushes that ended, by how";
         retries: Family<OfLane, Counter>, "Pushes put off to a later try";

@@ -96,7 +96,7 @@ async fn three_gateways_hear_it_and_one_forwards_it() {
 }
 
 /// How many events wait in a queue, taken by no consumer.
-async fn waiting(amqp_url: &str, queue: &str) -> u32 {
+pub async fn waiting(amqp_url: &str, queue: &str) -> u32 {
     use lapin::options::QueueDeclareOptions;
     let connection = lapin::Connection::connect(amqp_url, lapin::ConnectionProperties::default());
     let channel = connection.await.expect("a broker").create_channel().await.expect("a channel");

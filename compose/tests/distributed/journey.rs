@@ -69,7 +69,7 @@ async fn no_content_and_no_secret_is_in_the_log_on_services() {
 }
 
 /// The flags that lead an all-in-one to its services.
-fn flags_of(cluster: &Cluster) -> [&str; 10] {
+pub fn flags_of(cluster: &Cluster) -> [&str; 10] {
     [
         "--engine",
         "distributed",

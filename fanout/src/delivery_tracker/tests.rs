@@ -277,6 +277,16 @@ where
         unreachable!("it only closes")
     }
 
+    async fn of_sender(
+        &self,
+        _: &RoomId,
+        _: &UserId,
+        _: Option<&ClientMessageId>,
+        _: usize,
+    ) -> EngineResult<Vec<IntakeRecord>> {
+        unreachable!("it only closes")
+    }
+
     async fn close(&self, closings: &[Closing]) -> EngineResult<()> {
         (self.0)(closings.to_vec()).await
     }

@@ -2,6 +2,7 @@
 
 mod blocks;
 mod devices;
+mod export;
 mod history;
 mod page;
 mod parked;
@@ -154,12 +155,20 @@ async fn dispatch(call: &Call<'_>, method: &Method, resource: &[&str]) -> Answer
         ("PUT", ["blocks", user]) => blocks::add(call, &id(user)?).await,
         ("DELETE", ["blocks", user]) => blocks::remove(call, &id(user)?).await,
         ("DELETE", ["users", user, "sessions"]) => users::end_sessions(call, &id(user)?).await,
+        ("DELETE", ["users", user]) => users::erase(call, &id(user)?).await,
+        ("GET", ["users", user, "erasure"]) => users::erasure(call, &id(user)?).await,
+        ("GET", ["users", user, "export"]) => export::export(call, &id(user)?).await,
         ("GET", ["presence"]) => presence::show(call).await,
         _ => Err(Refusal::NotFound),
     }
 }
 
 impl Call<'_> {
+    /// Refuses a caller who is not the app's backend.
+    fn needs_service(&self, why: &'static str) -> Result<(), Refusal> {
+        if self.caller.is_service { Ok(()) } else { Err(Refusal::Forbidden(why)) }
+    }
+
     /// The body, as the type of this call.
     fn json<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
         let read = serde_json::from_slice(self.body).map(|Object(body)| body);

@@ -37,16 +37,24 @@ impl<Id: FromStr> Page<Id> {
 fn read<Id: FromStr>(text: &str) -> Result<(Timestamp, Id), Refusal> {
     let read = || {
         let (at, digits) = text.split_once('.')?;
-        let bytes =
-            digits.as_bytes().chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok());
-        let id = String::from_utf8(bytes.collect::<Option<_>>()?).ok()?;
-        Some((Timestamp::from_millis(at.parse().ok()?), id.parse().ok()?))
+        Some((Timestamp::from_millis(at.parse().ok()?), of_digits(digits)?))
     };
     read().ok_or_else(|| Refusal::Invalid("cursor must be a nextCursor of before".to_owned()))
 }
 
 /// The `nextCursor` of a page that ends with this entry.
 pub(super) fn cursor(at: Timestamp, id: impl Display) -> String {
-    let digits: String = id.to_string().bytes().map(|byte| format!("{byte:02x}")).collect();
-    format!("{}.{digits}", at.as_millis())
+    format!("{}.{}", at.as_millis(), to_digits(id))
+}
+
+/// An id in hexadecimal digits.
+pub(super) fn to_digits(id: impl Display) -> String {
+    id.to_string().bytes().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The id that such digits stand for.
+pub(super) fn of_digits<Id: FromStr>(digits: &str) -> Option<Id> {
+    let byte = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok();
+    let bytes = digits.as_bytes().chunks(2).map(byte).collect::<Option<_>>()?;
+    String::from_utf8(bytes).ok()?.parse().ok()
 }

@@ -117,9 +117,7 @@ pub(super) async fn drop(call: &Call<'_>, event: EventId) -> Answer {
 
 /// The store of parked pushes, for callers that may read them.
 fn pushes<'a>(call: &Call<'a>) -> Result<&'a Arc<dyn Pushes>, Refusal> {
-    if !call.caller.is_service {
-        return Err(Refusal::Forbidden("parked pushes need scope service"));
-    }
+    call.needs_service("parked pushes need scope service")?;
     Ok(&call.gateway.engines.store.pushes)
 }
 

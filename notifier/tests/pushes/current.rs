@@ -59,6 +59,45 @@ async fn a_retry_asks_whether_the_device_is_still_its_recipients() {
 }
 
 #[tokio::test]
+async fn a_retry_asks_whether_the_message_was_deleted() {
+    let fixture = Fixture::new().await;
+    let (fcm, mut phones) = Scripted::on(Lane::Fcm);
+    fixture.registers("B", "phone", Platform::Fcm).await;
+    let notifier = Running::start(&fixture, config(None), [fcm]);
+    let message = fixture.says("to be forgotten").await;
+    fixture.missed(&message, &["B"]).await;
+    let call = phones.next().await;
+    fixture.engines.store.messages.delete(&[message.id], Timestamp::now()).await.unwrap();
+    call.answer(away());
+    notifier.counts("spared_total{reason=\"deleted\"} 1").await;
+    fixture.nothing_is_queued().await;
+    notifier.finished().await;
+    phones.none_waiting();
+}
+
+/// A queue of old events, after an outage, sends and parks nothing of what was deleted meanwhile.
+#[tokio::test]
+async fn what_was_deleted_while_its_event_waited_is_neither_sent_nor_parked() {
+    let fixture = Fixture::new().await;
+    let (fcm, mut phones) = Scripted::on(Lane::Fcm);
+    fixture.registers("B", "phone", Platform::Fcm).await;
+    fixture.registers("B", "tablet", Platform::Apns).await;
+    let minute_ago = Timestamp::now().before(Duration::from_secs(60));
+    let old = fixture.says_at("to be forgotten", minute_ago).await;
+    let mut again = fixture.says("a tombstone that is sent on once more").await;
+    fixture.missed(&old, &["B"]).await;
+    fixture.engines.store.messages.delete(&[old.id, again.id], Timestamp::now()).await.unwrap();
+    again.delete(Timestamp::now());
+    fixture.missed(&again, &["B"]).await;
+    let notifier = Running::start(&fixture, config(None), [fcm]);
+    notifier.counts("spared_total{reason=\"deleted\"} 2").await;
+    fixture.nothing_is_queued().await;
+    assert!(fixture.parked(0).await.is_empty());
+    notifier.finished().await;
+    phones.none_waiting();
+}
+
+#[tokio::test]
 async fn a_retry_goes_to_the_devices_present_token_and_hides_what_it_now_hides() {
     let fixture = Fixture::new().await;
     let (fcm, mut phones) = Scripted::on(Lane::Fcm);

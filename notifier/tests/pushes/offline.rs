@@ -120,6 +120,10 @@ impl<F: Fn(&RoomId) -> EngineResult<()> + Send + Sync> Positions for Faulty<F> {
         self.inner.unread(users).await
     }
 
+    async fn forget(&self, user: &UserId, rooms: &[RoomId]) -> EngineResult<()> {
+        self.inner.forget(user, rooms).await
+    }
+
     async fn of_device(
         &self,
         user: &UserId,

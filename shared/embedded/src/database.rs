@@ -239,6 +239,18 @@ impl Database {
         }
     }
 
+    /// Writes all of the log into the database and empties it, so that no older copy of a page is left in it.
+    ///
+    /// # Errors
+    /// `Unavailable` when a read holds it up, or the disk.
+    pub(crate) async fn empty_log(&self) -> EngineResult<()> {
+        let (answer, answered) = oneshot::channel();
+        if let Err(refused) = self.writes.send(Box::new(EmptyLog { answer })).await {
+            refused.0.end(Err(closed()));
+        }
+        answered.await.unwrap_or_else(|_| Err(closed()))
+    }
+
     /// Finishes the queued work and ends the threads. Blocks until they have ended, unless it is one of them that calls.
     pub(crate) fn close(&self) {
         self.closing.store(true, Ordering::Release);
@@ -267,12 +279,63 @@ impl Drop for Database {
 
 /// A command for the writer.
 trait Command: Send {
+    /// Whether it runs outside of any transaction, after the commands that came with it.
+    fn is_alone(&self) -> bool {
+        false
+    }
+    /// Runs such a command.
+    fn run_alone(&mut self, _: &Connection) -> EngineResult<()> {
+        Ok(())
+    }
     /// Whether its commit is to be synced; final only once it was run.
     fn needs_sync(&self) -> bool;
     /// Runs it in the group's transaction, and again in another one if the first was rolled back.
     fn run(&mut self, transaction: &Transaction<'_>, condition: &Condition) -> EngineResult<()>;
     /// Answers its caller with the outcome.
     fn end(self: Box<Self>, outcome: EngineResult<()>);
+}
+
+struct EmptyLog {
+    answer: oneshot::Sender<EngineResult<()>>,
+}
+
+/// How long the writer waits for reads that hold up an emptying of the log.
+const READS_HOLD_UP: Duration = Duration::from_millis(100);
+/// How long a connection waits for another process, such as an operator's `sqlite3`.
+pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Command for EmptyLog {
+    fn needs_sync(&self) -> bool {
+        false
+    }
+
+    fn is_alone(&self) -> bool {
+        true
+    }
+
+    fn run_alone(&mut self, connection: &Connection) -> EngineResult<()> {
+        let empty = || {
+            connection.busy_timeout(READS_HOLD_UP)?;
+            let is_held_up =
+                connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
+            connection.busy_timeout(BUSY_TIMEOUT)?;
+            is_held_up
+        };
+        match empty() {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(EngineError::unavailable(ENGINE, Applied::No, "a read holds the log up")),
+            Err(error) => Err(engine_error(error)),
+        }
+    }
+
+    fn run(&mut self, _: &Transaction<'_>, _: &Condition) -> EngineResult<()> {
+        Ok(())
+    }
+
+    fn end(self: Box<Self>, outcome: EngineResult<()>) {
+        // A cancelled caller needs no answer.
+        drop(self.answer.send(outcome));
+    }
 }
 
 struct Write<W, T, D> {
@@ -347,9 +410,15 @@ impl Writer {
         let mut group = Group::with_capacity(GROUP);
         while commands.blocking_recv_many(&mut group, GROUP) > 0 {
             // Commands that need no sync don't wait for that of the others.
-            let (synced, unsynced) = group.drain(..).partition(|command| command.needs_sync());
+            let (synced, mut unsynced): (Group, Group) =
+                group.drain(..).partition(|command| command.needs_sync());
+            let alone: Group = unsynced.extract_if(.., |command| command.is_alone()).collect();
             self.write(unsynced);
             self.write(synced);
+            for mut command in alone {
+                let outcome = command.run_alone(&self.connection);
+                command.end(outcome);
+            }
             if closing.load(Ordering::Acquire) {
                 // Queued commands are still run; later ones are refused.
                 commands.close();

@@ -26,7 +26,7 @@ use crate::Embedded;
 use crate::bus::UNREADABLE;
 use crate::column::Columns;
 use crate::condition::Fault;
-use crate::database::{Database, ENGINE, engine_error};
+use crate::database::{BUSY_TIMEOUT, Database, ENGINE, engine_error};
 use crate::directory;
 use crate::store::lists::Lists;
 
@@ -125,10 +125,11 @@ fn prepare(path: &Path) -> io::Result<rusqlite::Result<Connection>> {
     directory::open_file(path)?;
     let open = || {
         let writer = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
-        // A checkpoint runs every 16 MB. The writer sets for each commit whether it is synced.
+        // A checkpoint runs every 16 MB. The writer sets for each commit whether it is synced. What is deleted is overwritten:
+        // a user's erasure leaves nothing in the file.
         let pragmas =
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;
-            PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -65536";
+            PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -65536; PRAGMA secure_delete = ON";
         writer.execute_batch(pragmas)?;
         Ok(writer)
     };
@@ -215,7 +216,7 @@ fn claim(dir: &Path) -> EngineResult<File> {
 fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     // The engine's connections never wait; an operator's `sqlite3` may hold the lock for a moment.
-    connection.busy_timeout(Duration::from_secs(5))?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     Ok(connection)
 }

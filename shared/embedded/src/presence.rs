@@ -162,6 +162,19 @@ impl Presence for MemoryPresence {
         }
         Ok(seen.into_iter().map(|(_, seen)| seen).collect())
     }
+
+    /// A session that is attached meanwhile is seen later than what is forgotten, or forgotten until it is detached.
+    async fn forget(&self, user: &UserId) -> EngineResult<bool> {
+        if !lock(&self.state).of(user).is_empty() {
+            return Ok(false);
+        }
+        let user = user.clone();
+        let forget = move |transaction: &Transaction<'_>| {
+            let mut forget = transaction.prepare_cached("DELETE FROM last_seen WHERE userId = ?1")?;
+            forget.execute([user.as_str()]).map(drop)
+        };
+        self.database.write(forget).await.map(|()| true)
+    }
 }
 
 /// Records that these users were seen now. Each of them removes up to two who were last seen too long ago, so no big sweep is

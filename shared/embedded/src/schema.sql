@@ -86,6 +86,7 @@ CREATE TABLE members (
     mutedUntil INTEGER,
     PRIMARY KEY (chatRoomId, userId)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX members_of_user ON members (userId, chatRoomId);
 
 -- How far each device is; '' stands for sessions without one.
 CREATE TABLE received (
@@ -127,6 +128,15 @@ CREATE TABLE users (
     sessionEpoch    INTEGER NOT NULL,
     tokensNotBefore INTEGER
 ) STRICT, WITHOUT ROWID;
+
+-- The users whose personal data was erased, or is being erased (`completedAt` is empty).
+CREATE TABLE erasures (
+    userId      TEXT PRIMARY KEY,
+    round       INTEGER NOT NULL,
+    requestedAt INTEGER NOT NULL,
+    completedAt INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE INDEX erasures_under_way ON erasures (userId) WHERE completedAt IS NULL;
 
 -- Whom users block.
 CREATE TABLE blocks (

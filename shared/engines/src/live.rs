@@ -116,6 +116,8 @@ pub enum Renewal {
 ///   meanwhile. It may answer so needlessly.
 /// - **E7 single sessions** – `attached` shows which sessions are recorded, whether or not their gateways' leases run: an
 ///   engine may lose single ones, and no renewal tells of that.
+/// - **E8 forgotten** – `forget` of a user of whom no session is recorded leaves nothing of the user, who then was never seen, and
+///   answers `true`. Of one with a session it keeps all.
 #[async_trait]
 pub trait Presence: Send + Sync {
     /// Renews a gateway's lease: see E1, E6. Called every few seconds, long before `ttl` is over.
@@ -138,6 +140,9 @@ pub trait Presence: Send + Sync {
 
     /// The visible presence of these users, in their order: see E5.
     async fn seen(&self, users: &[UserId]) -> EngineResult<Vec<Seen>>;
+
+    /// Forgets when a user was seen; whether nothing of the user is left. See E8.
+    async fn forget(&self, user: &UserId) -> EngineResult<bool>;
 }
 
 /// Which messages were proven to have arrived on a live session: by a `RECEIVED` or `READ`, or by a later pong.

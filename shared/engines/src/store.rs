@@ -31,7 +31,7 @@ pub struct Store {
     pub positions: Arc<dyn Positions>,
     /// Where pushes go.
     pub devices: Arc<dyn Devices>,
-    /// Which sessions and tokens of users have ended, and whom users block.
+    /// Which sessions and tokens of users have ended, whom users block, and which users are being erased.
     pub users: Arc<dyn Users>,
     /// Pushes that were sent, and pushes that could not be.
     pub pushes: Arc<dyn Pushes>,
@@ -168,6 +168,8 @@ pub struct Walked {
 ///   all closed entries whose ids were made before the given moment. Open ones keep theirs; the next walk after they were closed
 ///   finds them. A step looks at `limit` entries at most. A walk begins where the contents of all entries before were dropped, which
 ///   the store notes: it costs what is new, and what comes after an entry that stays open.
+/// - **I11 of a sender** – `of_sender` lists what one user has sent to one room, in the order of the `clientMessageId`s' bytes, from
+///   right after one: a walk lists each entry that is there all the time, once.
 #[async_trait]
 pub trait Intake: Send + Sync {
     /// Appends entries: see I1 to I4, I7, I8.
@@ -203,6 +205,15 @@ pub trait Intake: Send + Sync {
         before: Timestamp,
         limit: usize,
     ) -> EngineResult<Walked>;
+
+    /// The records of a sender in a room, at most `limit`; fewer at the end. See I11.
+    async fn of_sender(
+        &self,
+        room: &RoomId,
+        sender: &UserId,
+        after: Option<&ClientMessageId>,
+        limit: usize,
+    ) -> EngineResult<Vec<IntakeRecord>>;
 }
 
 /// How much of a run was stored.
@@ -394,6 +405,8 @@ pub struct RoomCursor {
 ///   `members_at` a forgotten version answers the list of before, or none.
 /// - **R9 number** – `have_rooms` counts the rooms that a user is in now, and no further than to the number that is asked about.
 ///   (A room of another system counts at the latest once it was listed.)
+/// - **R10 of now and before** – `ever_of` lists the rooms that a user is in or was in, in the order of the ids' bytes, from right
+///   after one: a walk lists each of them once.
 #[async_trait]
 pub trait Rooms: Send + Sync {
     /// See R1.
@@ -428,6 +441,10 @@ pub trait Rooms: Send + Sync {
 
     /// Sets a member's own settings: see R6. `false` when there is no such member.
     async fn configure(&self, room: &RoomId, user: &UserId, settings: MemberSettings) -> EngineResult<bool>;
+
+    /// The rooms of a user, of now and before, at most `limit`; fewer at the end. See R10.
+    async fn ever_of(&self, user: &UserId, after: Option<&RoomId>, limit: usize)
+    -> EngineResult<Vec<RoomId>>;
 
     /// Which of `others` share a room with `user`, in their order. A user shares a room with themself. The cost is bounded: where
     /// both are in a thousand rooms or more, only as many of their latest ones need be searched.
@@ -494,6 +511,8 @@ pub struct DevicePosition {
 ///   head minus the user's read position: as exact as the counts in lists of rooms (M5).
 /// - **P6 independent** – `get` answers each member of each room that is asked about, whatever else is in the call; a user
 ///   who was never a member has no position. For messages that a member sent, it may ignore those before the given place.
+/// - **P7 forgotten** – after `forget`, a user's positions and settings in these rooms are as if nothing had ever been reported or
+///   set; what sending says of a position (M5) may stay. Other members', and the user's in other rooms, stay.
 #[async_trait]
 pub trait Positions: Send + Sync {
     /// Takes steps, in order; one answer each. See P1 to P4.
@@ -505,6 +524,9 @@ pub trait Positions: Send + Sync {
     /// How many messages each of these users has not read, in their order: see P5. A fixed number of round trips, however
     /// many users; the work grows with the rooms they are in.
     async fn unread(&self, users: &[UserId]) -> EngineResult<Vec<u64>>;
+
+    /// Forgets a user's positions and settings in these rooms: see P7.
+    async fn forget(&self, user: &UserId, rooms: &[RoomId]) -> EngineResult<()>;
 
     /// The device's position in every room of its user, also where it has received nothing.
     async fn of_device(&self, user: &UserId, device: &DeviceId) -> EngineResult<Vec<DevicePosition>>;
@@ -605,7 +627,18 @@ pub struct UserRecord {
     pub blocked: Vec<UserId>,
 }
 
-/// Which sessions and tokens of users have ended, and whom users block.
+/// The erasure of a user's personal data, which goes on until it is completed, through the death of any process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Erasure {
+    /// Counts how often it was asked for.
+    pub round: u64,
+    /// When it was asked for last.
+    pub requested_at: Timestamp,
+    /// When it was completed; none: it is under way.
+    pub completed_at: Option<Timestamp>,
+}
+
+/// Which sessions and tokens of users have ended, whom users block, and which users are being erased.
 ///
 /// - **K1 forward only** – each `end_sessions` makes a later session epoch, also of several at the same time; the time
 ///   before which tokens are refused only moves forward.
@@ -613,6 +646,10 @@ pub struct UserRecord {
 ///   most `max` users: `block` answers `false` when the other is not on it because it is full.
 /// - **K3 current** – a `get` or `blocked_by` that begins after a change returned shows it. What was changed survives death.
 /// - **K4 each its own** – `get` and `blocked_by` answer each of the users that are asked about, in their order.
+/// - **K5 erased until it is done** – once `begin_erasure` has returned, the user is among the `erasures` until
+///   `complete_erasure` has returned for that round, also after the death of every process; asked for again, it begins a later round,
+///   and the completion of an earlier one changes nothing. The embedded engine completes one only when no copy of what was deleted
+///   before is left in its files.
 #[async_trait]
 pub trait Users: Send + Sync {
     /// The records of these users. One round trip. See K3, K4.
@@ -630,6 +667,21 @@ pub trait Users: Send + Sync {
 
     /// See K2.
     async fn unblock(&self, user: &UserId, other: &UserId) -> EngineResult<()>;
+
+    /// Empties a user's list.
+    async fn unblock_all(&self, user: &UserId) -> EngineResult<()>;
+
+    /// Begins the next round of a user's erasure: see K5.
+    async fn begin_erasure(&self, user: &UserId, at: Timestamp) -> EngineResult<()>;
+
+    /// The user's last erasure, if there was one.
+    async fn erasure(&self, user: &UserId) -> EngineResult<Option<Erasure>>;
+
+    /// The erasures under way, at most `limit`, in the order of the users' ids, from right after one. See K5.
+    async fn erasures(&self, after: Option<&UserId>, limit: usize) -> EngineResult<Vec<(UserId, Erasure)>>;
+
+    /// Completes a round: see K5. `false` when it is not the last one.
+    async fn complete_erasure(&self, user: &UserId, round: u64, at: Timestamp) -> EngineResult<bool>;
 }
 
 /// A push that could not be sent.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bson::{Bson, Document, doc};
 use naru_engines::store::{
-    Device, IntakePlace, IntakeRecord, MemberSettings, ParkedPush, Platform, UserRecord,
+    Device, Erasure, IntakePlace, IntakeRecord, MemberSettings, ParkedPush, Platform, UserRecord,
 };
 use naru_model::hops::{Accepted, PushEnvironment, PushJob};
 use naru_model::message::{Outcome, Rejection};
@@ -394,6 +394,25 @@ impl From<UserDocument> for UserRecord {
             tokens_not_before: document.tokens_not_before,
             blocked: document.blocked,
         }
+    }
+}
+
+/// In `erasures`. One that is under way is `open`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ErasureDocument {
+    #[serde(rename = "_id")]
+    pub(crate) user: UserId,
+    round: u64,
+    #[serde(with = "field")]
+    requested_at: Timestamp,
+    #[serde(default, with = "field")]
+    completed_at: Option<Timestamp>,
+}
+
+impl From<ErasureDocument> for Erasure {
+    fn from(ErasureDocument { round, requested_at, completed_at, .. }: ErasureDocument) -> Self {
+        Self { round, requested_at, completed_at }
     }
 }
 

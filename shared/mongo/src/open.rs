@@ -44,6 +44,7 @@ pub(crate) const ROOM_VERSIONS: &str = "room_versions";
 pub(crate) const MEMBERS: &str = "members";
 pub(crate) const DEVICES: &str = "devices";
 pub(crate) const USERS: &str = "users";
+pub(crate) const ERASURES: &str = "erasures";
 pub(crate) const PUSHES: &str = "pushes";
 pub(crate) const PARKED: &str = "parked";
 pub(crate) const META: &str = "meta";
@@ -184,14 +185,14 @@ fn check_version(database: &Database, found: u32) -> EngineResult<()> {
 }
 
 /// Every index, by collection. The crate's documentation has them in a table; a test compares that with a server's list.
-fn indexes() -> [(&'static str, Vec<IndexModel>); 8] {
-    let open = IndexOptions::builder().partial_filter_expression(doc! { "open": true });
+fn indexes() -> [(&'static str, Vec<IndexModel>); 9] {
+    let open = || IndexOptions::builder().partial_filter_expression(doc! { "open": true }).build();
     [
         (
             INTAKE,
             vec![
                 unique(doc! { "chatRoomId": 1, "senderId": 1, "clientMessageId": 1 }),
-                index(doc! { "appended": 1, "timestamp": 1, "place": 1 }, open.build()),
+                index(doc! { "appended": 1, "timestamp": 1, "place": 1 }, open()),
             ],
         ),
         (
@@ -219,6 +220,7 @@ fn indexes() -> [(&'static str, Vec<IndexModel>); 8] {
                 plain(doc! { "registeredAt": 1 }),
             ],
         ),
+        (ERASURES, vec![index(doc! { "open": 1 }, open())]),
         (
             PUSHES,
             vec![index(

@@ -14,7 +14,7 @@ use naru_model::{
 
 use crate::fixtures::{Fresh, group, user};
 
-const COLLECTIONS: [&str; 10] = [
+const COLLECTIONS: [&str; 11] = [
     "intake",
     "chat_messages",
     "chat_rooms",
@@ -22,6 +22,7 @@ const COLLECTIONS: [&str; 10] = [
     "members",
     "devices",
     "users",
+    "erasures",
     "pushes",
     "parked",
     "meta",
@@ -168,6 +169,9 @@ async fn documents_have_these_shapes() {
     store.devices.claim(device).await.unwrap();
     store.users.end_sessions(&user("ben"), Some(MOMENT)).await.unwrap();
     assert!(store.users.block(&user("ben"), &user("auth0|eve"), 9).await.unwrap());
+    store.users.begin_erasure(&user("ben"), MOMENT).await.unwrap();
+    store.users.begin_erasure(&user("ada"), MOMENT).await.unwrap();
+    assert!(store.users.complete_erasure(&user("ada"), 1, MOMENT).await.unwrap());
     let target =
         PushTarget { device_id: phone, token: "token".into(), environment: PushEnvironment::Sandbox };
     let job = PushJob {

@@ -42,6 +42,7 @@ static RESIGN: Lua = Lua::new(include_str!("scripts/resign.lua"));
 static LEASES: Lua = Lua::new(include_str!("scripts/leases.lua"));
 static MARK_LAPSED: Lua = Lua::new(include_str!("scripts/mark_lapsed.lua"));
 static ATTACH: Lua = Lua::new(include_str!("scripts/attach.lua"));
+static FORGET: Lua = Lua::new(include_str!("scripts/forget.lua"));
 static REMOVE_SESSIONS: Lua = Lua::new(include_str!("scripts/remove_sessions.lua"));
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -305,6 +306,12 @@ impl Presence for RedisPresence {
             }
         });
         Ok(seen.collect())
+    }
+
+    /// Two round trips. The look-up removes sessions of gateways that are dead for long.
+    async fn forget(&self, user: &UserId) -> EngineResult<bool> {
+        self.look_up(std::slice::from_ref(user)).await?;
+        self.keys.one(Request::script(&FORGET, user_key(user))).await
     }
 }
 

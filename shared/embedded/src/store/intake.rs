@@ -7,7 +7,7 @@ use naru_engines::store::{
 };
 use naru_model::hops::Accepted;
 use naru_model::message::Outcome;
-use naru_model::{MessageId, Timestamp};
+use naru_model::{ClientMessageId, MessageId, RoomId, Timestamp, UserId};
 use rusqlite::{Connection, OptionalExtension, Params, Result, Row, Transaction, params};
 
 use crate::column::{self, Columns, accepted_columns};
@@ -124,6 +124,28 @@ impl Intake for Database {
         let forget = move |transaction: &Transaction<'_>| forget_contents(transaction, after, before, limit);
         self.write_then(Sync::Never, forget, |_| {}).await
     }
+
+    async fn of_sender(
+        &self,
+        room: &RoomId,
+        sender: &UserId,
+        after: Option<&ClientMessageId>,
+        limit: usize,
+    ) -> EngineResult<Vec<IntakeRecord>> {
+        let (room, sender, after) = (room.clone(), sender.clone(), after.cloned());
+        self.read(move |transaction| {
+            let sql = concat!(
+                "SELECT ",
+                accepted_columns!(),
+                ", outcome, seq FROM intake WHERE chatRoomId = ?1 AND senderId = ?2 AND clientMessageId > ?3
+                ORDER BY clientMessageId LIMIT ?4"
+            );
+            let after = after.as_ref().map_or("", |after| after.as_str());
+            let range = params![room.as_str(), sender.as_str(), after, column::limit(limit)];
+            transaction.prepare_cached(sql)?.query_map(range, record)?.collect()
+        })
+        .await
+    }
 }
 
 fn forget_contents(
@@ -223,9 +245,12 @@ fn by_key(connection: &Connection, entry: &Accepted) -> Result<Option<IntakeReco
 }
 
 fn one(connection: &Connection, sql: &str, key: impl Params) -> Result<Option<IntakeRecord>> {
-    let record =
-        |row: &Row<'_>| Ok(IntakeRecord { accepted: column::accepted(row)?, outcome: outcome(row)? });
     connection.prepare_cached(sql)?.query_row(key, record).optional()
+}
+
+/// Reads `accepted_columns!, outcome, seq`.
+fn record(row: &Row<'_>) -> Result<IntakeRecord> {
+    Ok(IntakeRecord { accepted: column::accepted(row)?, outcome: outcome(row)? })
 }
 
 /// A row's place: rows are never removed, so their ids are in the order of appending.

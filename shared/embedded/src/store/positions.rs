@@ -50,6 +50,22 @@ impl Positions for Database {
         .await
     }
 
+    async fn forget(&self, user: &UserId, rooms: &[RoomId]) -> EngineResult<()> {
+        let (user, rooms) = (user.clone(), rooms.to_vec());
+        self.write(move |transaction| {
+            // The row stays: each member has one.
+            let sql = "UPDATE members SET read = 0, muted = 0, mutedUntil = NULL WHERE chatRoomId = ?1 AND userId = ?2";
+            let mut reset = transaction.prepare_cached(sql)?;
+            let sql = "DELETE FROM received WHERE chatRoomId = ?1 AND userId = ?2";
+            let mut forget = transaction.prepare_cached(sql)?;
+            rooms.iter().try_for_each(|room| {
+                let member = [room.as_str(), user.as_str()];
+                reset.execute(member).and(forget.execute(member)).map(drop)
+            })
+        })
+        .await
+    }
+
     async fn of_device(&self, user: &UserId, device: &DeviceId) -> EngineResult<Vec<DevicePosition>> {
         let (user, device) = (user.clone(), device.clone());
         self.read(move |transaction| {

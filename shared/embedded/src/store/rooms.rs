@@ -116,6 +116,23 @@ impl Rooms for Database {
         .await
     }
 
+    async fn ever_of(
+        &self,
+        user: &UserId,
+        after: Option<&RoomId>,
+        limit: usize,
+    ) -> EngineResult<Vec<RoomId>> {
+        let (user, after) = (user.clone(), after.cloned());
+        self.read(move |transaction| {
+            let sql = "SELECT chatRoomId FROM members WHERE userId = ?1 AND chatRoomId > ?2
+                ORDER BY chatRoomId LIMIT ?3";
+            let after = after.as_ref().map_or("", |after| after.as_str());
+            let range = params![user.as_str(), after, column::limit(limit)];
+            transaction.prepare_cached(sql)?.query_map(range, |row| row.text(0))?.collect()
+        })
+        .await
+    }
+
     /// A few pairs at a time: other reads come in between.
     async fn share_a_room(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>> {
         let mut share = Vec::with_capacity(others.len());

@@ -1,8 +1,8 @@
-//! Which sessions and tokens of users have ended, and whom users block.
+//! Which sessions and tokens of users have ended, whom users block, and which users are being erased.
 
 use async_trait::async_trait;
 use naru_engines::EngineResult;
-use naru_engines::store::{UserRecord, Users};
+use naru_engines::store::{Erasure, UserRecord, Users};
 use naru_model::{Timestamp, UserId};
 use rusqlite::{OptionalExtension, Result, Row, Transaction, params};
 
@@ -56,6 +56,64 @@ impl Users for Database {
         })
         .await
     }
+
+    async fn unblock_all(&self, user: &UserId) -> EngineResult<()> {
+        let user = user.clone();
+        self.write(move |transaction| {
+            let mut unblock = transaction.prepare_cached("DELETE FROM blocks WHERE userId = ?1")?;
+            unblock.execute([user.as_str()]).map(drop)
+        })
+        .await
+    }
+
+    async fn begin_erasure(&self, user: &UserId, at: Timestamp) -> EngineResult<()> {
+        let user = user.clone();
+        self.write(move |transaction| {
+            let sql = "INSERT INTO erasures (userId, round, requestedAt) VALUES (?1, 1, ?2)
+                ON CONFLICT DO UPDATE SET round = round + 1, requestedAt = excluded.requestedAt, completedAt = NULL";
+            transaction.prepare_cached(sql)?.execute(params![user.as_str(), at.as_millis()]).map(drop)
+        })
+        .await
+    }
+
+    async fn erasure(&self, user: &UserId) -> EngineResult<Option<Erasure>> {
+        let user = user.clone();
+        self.read(move |transaction| {
+            let sql = "SELECT userId, round, requestedAt, completedAt FROM erasures WHERE userId = ?1";
+            let found = transaction.prepare_cached(sql)?.query_row([user.as_str()], erasure).optional()?;
+            Ok(found.map(|(_, erasure)| erasure))
+        })
+        .await
+    }
+
+    async fn erasures(&self, after: Option<&UserId>, limit: usize) -> EngineResult<Vec<(UserId, Erasure)>> {
+        let after = after.cloned();
+        self.read(move |transaction| {
+            let sql = "SELECT userId, round, requestedAt, completedAt FROM erasures
+                WHERE completedAt IS NULL AND userId > ?1 ORDER BY userId LIMIT ?2";
+            let after = after.as_ref().map_or("", |after| after.as_str());
+            let range = params![after, column::limit(limit)];
+            transaction.prepare_cached(sql)?.query_map(range, erasure)?.collect()
+        })
+        .await
+    }
+
+    /// The log may hold copies of what was overwritten in the database: it is emptied first.
+    async fn complete_erasure(&self, user: &UserId, round: u64, at: Timestamp) -> EngineResult<bool> {
+        self.empty_log().await?;
+        let (user, round) = (user.clone(), round.cast_signed());
+        self.write(move |transaction| {
+            let sql = "UPDATE erasures SET completedAt = ?3 WHERE userId = ?1 AND round = ?2 AND completedAt IS NULL";
+            let this = params![user.as_str(), round, at.as_millis()];
+            Ok(transaction.prepare_cached(sql)?.execute(this)? > 0)
+        })
+        .await
+    }
+}
+
+fn erasure(row: &Row<'_>) -> Result<(UserId, Erasure)> {
+    let round = row.get::<_, i64>(1)?.cast_unsigned();
+    Ok((row.text(0)?, Erasure { round, requested_at: row.time(2)?, completed_at: row.maybe_time(3)? }))
 }
 
 fn record(transaction: &Transaction<'_>, user: &UserId) -> Result<UserRecord> {

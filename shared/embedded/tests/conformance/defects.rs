@@ -95,6 +95,7 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::OpenContentsDropped, &["i9_a_closed_entry_loses_its_content_and_an_open_one_does_not"]),
             (Defect::ContentStays, &["i9_a_closed_entry_loses_its_content_and_an_open_one_does_not"]),
             (Defect::ConflictOfNothing, &["i9_without_content_a_resend_is_recognised_by_its_key"]),
+            (Defect::SendersWalkBeginsAgain, &["i11_what_a_sender_sent_to_a_room_is_walked_in_order"]),
             (
                 Defect::RunGoesOnAfterConflict,
                 &["m1_a_stopped_run_leaves_a_prefix", "m1_a_run_of_several_rooms_leaves_one_prefix"],
@@ -152,6 +153,7 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::VersionsGoTooSoon, &["r8_versions_that_were_left_long_ago_are_forgotten"]),
             (Defect::ForgottenIsTheLatest, &["r8_versions_that_were_left_long_ago_are_forgotten"]),
             (Defect::RoomsMiscounted, &["r9_a_users_rooms_are_counted"]),
+            (Defect::LeftRoomsForgotten, &["r10_rooms_of_now_and_before_are_walked_in_order"]),
             (Defect::PositionsGoBackward, &["p1_positions_only_go_forward"]),
             (Defect::PositionBeyondHead, &["p2_a_position_never_passes_the_head"]),
             (
@@ -162,6 +164,7 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::UnreadOfTheFirst, &["p5_unread_is_summed_over_the_rooms_of_now"]),
             (Defect::MutedCounts, &["p5_muted_rooms_do_not_count"]),
             (Defect::PositionsOfTheFirstRoom, &["p6_members_of_many_rooms_are_told_apart"]),
+            (Defect::ForgetsAllMembers, &["p7_a_forgotten_member_is_as_a_new_one"]),
             (
                 Defect::TokenWithTwoOwners,
                 &["d1_a_token_belongs_to_its_last_claimant", "d2_claiming_again_replaces_the_token"],
@@ -178,6 +181,8 @@ async fn every_defect_of_a_store_is_noticed() {
             (Defect::BlocksBothWays, &["k2_a_block_list_is_its_users_own"]),
             (Defect::BlockListGrows, &["k2_a_full_block_list_takes_no_more"]),
             (Defect::RecordOfTheFirst, &["k4_each_user_is_answered_in_order"]),
+            (Defect::AnyRoundCompletes, &["k5_an_erasure_is_under_way_until_its_last_round_is_completed"]),
+            (Defect::OneBlockStays, &["k2_a_block_list_is_emptied"]),
             (Defect::RecordForgotten, &["u1_what_was_recorded_is_done"]),
             (Defect::ParksTheFirst, &["u2_what_is_parked_survives_death"]),
             (Defect::ReasonIgnored, &["u4_those_parked_for_a_reason_are_listed"]),
@@ -286,6 +291,7 @@ async fn every_defect_of_a_live_layer_is_noticed() {
                     "e5_last_seen_is_the_last_renewal_of_a_dead_gateway",
                 ],
             ),
+            (Defect::ForgetsTheConnected, &["e8_a_forgotten_user_was_never_seen"]),
             (Defect::LapseIsNotTold, &["e6_a_renewal_tells_whether_the_lease_has_lapsed"]),
             (Defect::AttachedByUser, &["e7_attached_shows_single_sessions"]),
             (Defect::ProofForAnyone, &["o1_a_proof_is_of_one_message_and_one_user"]),

@@ -11,7 +11,7 @@ use naru_engines::live::{
     HasSession, Leases, Live, Presence, PresenceEntry, Proofs, Renewal, Seen, Signal, Subscription,
 };
 use naru_engines::store::{
-    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Epochs, Intake,
+    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Epochs, Erasure, Intake,
     IntakePlace, IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom,
     OpenPage, ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms,
     RunConflict, RunResult, UserRecord, Users, Walked, Window,
@@ -21,8 +21,8 @@ use naru_model::hops::{Accepted, Payload};
 use naru_model::live::{Confirmation, LiveEvent, News};
 use naru_model::message::Outcome;
 use naru_model::{
-    DeviceId, Event, EventId, GatewayId, MemberVersion, Message, MessageId, Room, RoomId, Seq, SessionId,
-    StoreEpoch, StoreTime, Timestamp, UserId,
+    ClientMessageId, DeviceId, Event, EventId, GatewayId, MemberVersion, Message, MessageId, Room, RoomId,
+    Seq, SessionId, StoreEpoch, StoreTime, Timestamp, UserId,
 };
 
 /// What can be wrong with an engine.
@@ -45,6 +45,7 @@ pub(crate) enum Defect {
     OpenContentsDropped,
     ContentStays,
     ConflictOfNothing,
+    SendersWalkBeginsAgain,
 
     RunGoesOnAfterConflict,
     TakenPlaceAccepted,
@@ -76,6 +77,7 @@ pub(crate) enum Defect {
     VersionsGoTooSoon,
     ForgottenIsTheLatest,
     RoomsMiscounted,
+    LeftRoomsForgotten,
 
     PositionsGoBackward,
     PositionBeyondHead,
@@ -84,6 +86,7 @@ pub(crate) enum Defect {
     UnreadOfTheFirst,
     MutedCounts,
     PositionsOfTheFirstRoom,
+    ForgetsAllMembers,
 
     TokenWithTwoOwners,
     NewTokenRemoved,
@@ -95,6 +98,8 @@ pub(crate) enum Defect {
     BlocksBothWays,
     BlockListGrows,
     RecordOfTheFirst,
+    AnyRoundCompletes,
+    OneBlockStays,
     RecordForgotten,
     ParksTheFirst,
     ReasonIgnored,
@@ -140,6 +145,7 @@ pub(crate) enum Defect {
     DetachTakesAllSessions,
     ReplacedStillCounts,
     LastSeenIsAlwaysNow,
+    ForgetsTheConnected,
     UnknownIsOffline,
     ProofForAnyone,
     ProofsAreCutOff,
@@ -201,6 +207,7 @@ struct Kept {
     heads: HashMap<RoomId, Seq>,
     rooms: HashMap<RoomId, Arc<Room>>,
     steps: HashMap<(RoomId, UserId), Advance>,
+    members: Vec<UserId>,
     claims: Vec<Device>,
     tokens_not_before: HashMap<UserId, Timestamp>,
     events: HashSet<EventId>,
@@ -327,6 +334,17 @@ impl Intake for FaultyEngine<dyn Intake> {
             }
             _ => self.inner.forget_contents(after, before, limit).await,
         }
+    }
+
+    async fn of_sender(
+        &self,
+        room: &RoomId,
+        sender: &UserId,
+        after: Option<&ClientMessageId>,
+        limit: usize,
+    ) -> EngineResult<Vec<IntakeRecord>> {
+        let after = after.filter(|_| self.defect != Defect::SendersWalkBeginsAgain);
+        self.inner.of_sender(room, sender, after, limit).await
     }
 }
 
@@ -514,6 +532,20 @@ impl Rooms for FaultyEngine<dyn Rooms> {
         Ok(done)
     }
 
+    async fn ever_of(
+        &self,
+        user: &UserId,
+        after: Option<&RoomId>,
+        limit: usize,
+    ) -> EngineResult<Vec<RoomId>> {
+        let mut rooms = self.inner.ever_of(user, after, limit).await?;
+        if self.defect == Defect::LeftRoomsForgotten {
+            let now = self.inner.current(&rooms).await?;
+            rooms.retain(|id| now.iter().flatten().any(|room| room.id == *id && room.has(user)));
+        }
+        Ok(rooms)
+    }
+
     async fn share_a_room(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>> {
         self.inner.share_a_room(user, others).await
     }
@@ -538,6 +570,7 @@ impl Rooms for FaultyEngine<dyn Rooms> {
 impl Positions for FaultyEngine<dyn Positions> {
     async fn advance(&self, steps: &[Advance]) -> EngineResult<Vec<Moved>> {
         let mut answers = self.inner.advance(steps).await?;
+        self.kept().members.extend(steps.iter().map(|step| step.user.clone()));
         for (step, moved) in steps.iter().zip(&mut answers) {
             let told = Moved { received: Some(step.received), read: Some(step.read) };
             let is_member =
@@ -583,6 +616,16 @@ impl Positions for FaultyEngine<dyn Positions> {
             _ => {}
         }
         Ok(unread)
+    }
+
+    async fn forget(&self, user: &UserId, rooms: &[RoomId]) -> EngineResult<()> {
+        if self.defect == Defect::ForgetsAllMembers {
+            let all: Vec<_> = self.kept().members.clone();
+            for other in all {
+                self.inner.forget(&other, rooms).await?;
+            }
+        }
+        self.inner.forget(user, rooms).await
     }
 
     async fn of_device(&self, user: &UserId, device: &DeviceId) -> EngineResult<Vec<DevicePosition>> {
@@ -678,6 +721,35 @@ impl Users for FaultyEngine<dyn Users> {
 
     async fn unblock(&self, user: &UserId, other: &UserId) -> EngineResult<()> {
         self.inner.unblock(user, other).await
+    }
+
+    async fn unblock_all(&self, user: &UserId) -> EngineResult<()> {
+        if self.defect == Defect::OneBlockStays {
+            let record = self.inner.get(std::slice::from_ref(user)).await?.remove(0);
+            for other in record.blocked.iter().skip(1) {
+                self.inner.unblock(user, other).await?;
+            }
+            return Ok(());
+        }
+        self.inner.unblock_all(user).await
+    }
+
+    async fn begin_erasure(&self, user: &UserId, at: Timestamp) -> EngineResult<()> {
+        self.inner.begin_erasure(user, at).await
+    }
+
+    async fn erasure(&self, user: &UserId) -> EngineResult<Option<Erasure>> {
+        self.inner.erasure(user).await
+    }
+
+    async fn erasures(&self, after: Option<&UserId>, limit: usize) -> EngineResult<Vec<(UserId, Erasure)>> {
+        self.inner.erasures(after, limit).await
+    }
+
+    async fn complete_erasure(&self, user: &UserId, round: u64, at: Timestamp) -> EngineResult<bool> {
+        let last = self.inner.erasure(user).await?.map_or(round, |erasure| erasure.round);
+        let round = if self.defect == Defect::AnyRoundCompletes { last } else { round };
+        self.inner.complete_erasure(user, round, at).await
     }
 }
 
@@ -1055,6 +1127,16 @@ impl Presence for FaultyEngine<dyn Presence> {
             seen.iter_mut().for_each(|seen| seen.last_seen_at = Some(Timestamp::now()));
         }
         Ok(seen)
+    }
+
+    async fn forget(&self, user: &UserId) -> EngineResult<bool> {
+        if self.defect == Defect::ForgetsTheConnected {
+            let all = self.kept().sessions.clone();
+            for session in all.iter().filter(|session| session.user == *user) {
+                self.inner.detach(session).await?;
+            }
+        }
+        self.inner.forget(user).await
     }
 }
 

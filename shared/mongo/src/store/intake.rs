@@ -175,6 +175,23 @@ impl Intake for Database {
         let next = entries.last().filter(|_| entries.len() == limit).map(|last| last.id);
         Ok(Walked { removed: old.len() as u64, next })
     }
+
+    /// One round trip for each 16 MB: a walk in the index of keys.
+    async fn of_sender(
+        &self,
+        room: &RoomId,
+        sender: &UserId,
+        after: Option<&ClientMessageId>,
+        limit: usize,
+    ) -> EngineResult<Vec<IntakeRecord>> {
+        let mut filter = doc! { "chatRoomId": room.as_str(), "senderId": sender.as_str() };
+        if let Some(after) = after {
+            filter.insert("clientMessageId", doc! { "$gt": after.as_str() });
+        }
+        let find = Find::all(filter).sorted(doc! { "clientMessageId": 1 }).at_most(limit);
+        let found = self.find::<StoredEntry>(INTAKE, find).await?;
+        Ok(found.into_iter().map(|StoredEntry(record)| record).collect())
+    }
 }
 
 /// A statement for every hundred entries of one `StoredOutcome`.

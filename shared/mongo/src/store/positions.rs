@@ -175,6 +175,13 @@ impl Positions for Database {
         Ok(users.iter().map(|user| unread.get(user).copied().unwrap_or(0)).collect())
     }
 
+    /// One round trip.
+    async fn forget(&self, user: &UserId, rooms: &[RoomId]) -> EngineResult<()> {
+        let members = doc! { "userId": user.as_str(), "chatRoomId": { "$in": texts(rooms) } };
+        let fields = doc! { "read": "", "received": "", "devices": "", "muted": "", "mutedUntil": "" };
+        self.update_all(MEMBERS, vec![Update::all(members, doc! { "$unset": fields })]).await
+    }
+
     /// One round trip: two queries at the same time.
     async fn of_device(&self, user: &UserId, device: &DeviceId) -> EngineResult<Vec<DevicePosition>> {
         #[derive(Deserialize)]

@@ -1,7 +1,7 @@
 //! Rooms and their members.
 
 use std::cmp::Reverse;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -21,7 +21,7 @@ use crate::document::{MemberDocument, RoomDocument, StoredRoom, VersionDocument}
 use crate::error::{ENGINE, contended};
 use crate::field::{Field, texts};
 use crate::open::{CHAT_ROOMS, MEMBERS, ROOM_VERSIONS};
-use crate::store::{member, members_now};
+use crate::store::{member, members_now, rooms_of};
 
 /// How often a change is tried while others come first: of changes tried at the same time, one always succeeds.
 const TRIES: usize = 64;
@@ -88,7 +88,8 @@ impl Rooms for Database {
         Ok(document.map(|document| document.member_ids))
     }
 
-    /// Three round trips, and three more whenever another change came first. There is no lock that a dead process could hold.
+    /// Three round trips, and three more whenever another change came first; when a member leaves, one more each time. There is
+    /// no lock that a dead process could hold.
     ///
     /// What if the process dies here? The list of version *n* is stored before the room leaves version *n*: in between, the
     /// room is unchanged and the list is in `room_versions` early, the same one that any other call would store (and may be
@@ -100,6 +101,11 @@ impl Rooms for Database {
                 Ok(next) => next,
                 Err(answer) => return Ok(answer),
             };
+            if let MemberChange::Remove(user) = &change {
+                // From then on only this tells quickly that the user was here.
+                let was_here = doc! { "$setOnInsert": { "muted": false } };
+                self.update_all(MEMBERS, vec![Update::or_insert(member(id, user), was_here)]).await?;
+            }
             self.update_all(ROOM_VERSIONS, vec![leaving(&room)]).await?;
             let at_version = doc! { "_id": id.as_str(), "memberVersion": room.member_version.0 };
             let step = doc! { "$set": {
@@ -161,6 +167,37 @@ impl Rooms for Database {
         let set = doc! { "muted": settings.muted, "mutedUntil": settings.muted_until.to_bson() };
         let update = Update::or_insert(member(room, user), doc! { "$set": set });
         self.update_all(MEMBERS, vec![update]).await.map(|()| true)
+    }
+
+    /// One round trip for the rooms of now, one for those with a document of the member's.
+    async fn ever_of(
+        &self,
+        user: &UserId,
+        after: Option<&RoomId>,
+        limit: usize,
+    ) -> EngineResult<Vec<RoomId>> {
+        #[derive(Deserialize)]
+        struct Now {
+            #[serde(rename = "_id")]
+            room: RoomId,
+        }
+        let (mut now, mut before) = (rooms_of(user), doc! { "userId": user.as_str() });
+        if let Some(after) = after {
+            now.insert("_id", doc! { "$gt": after.as_str() });
+            before.insert("chatRoomId", doc! { "$gt": after.as_str() });
+        }
+        let now = Find::all(now).sorted(doc! { "_id": 1 }).only(doc! { "_id": 1 }).at_most(limit);
+        let before = Find::all(before).sorted(doc! { "chatRoomId": 1 }).at_most(limit);
+        let (now, before) = try_join(
+            self.find::<Now>(CHAT_ROOMS, now),
+            self.find::<MemberDocument>(MEMBERS, before.only(doc! { "userId": 1, "chatRoomId": 1 })),
+        )
+        .await?;
+        // In the order of bytes, as both are.
+        let rooms = now.into_iter().map(|Now { room }| room);
+        let rooms: BTreeSet<RoomId> =
+            rooms.chain(before.into_iter().map(|member| member.chat_room_id)).collect();
+        Ok(rooms.into_iter().take(limit).collect())
     }
 
     /// One round trip: two queries at the same time. The caller's rooms are searched for all of `others`; where those searched are

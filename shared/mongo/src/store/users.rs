@@ -1,19 +1,19 @@
-//! Which sessions and tokens of users have ended, and whom users block.
+//! Which sessions and tokens of users have ended, whom users block, and which users are being erased.
 
 use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
 use bson::{Document, doc};
-use naru_engines::store::{UserRecord, Users};
+use naru_engines::store::{Erasure, UserRecord, Users};
 use naru_engines::{Applied, EngineResult};
 use naru_model::{Timestamp, UserId};
 use serde::Deserialize;
 
 use crate::database::{Database, Find, Update};
-use crate::document::UserDocument;
+use crate::document::{ErasureDocument, UserDocument};
 use crate::error::contended;
 use crate::field::{Field, texts};
-use crate::open::USERS;
+use crate::open::{ERASURES, USERS};
 
 /// How often a user is blocked anew while other changes of the same list come first.
 const TRIES: usize = 8;
@@ -77,6 +77,43 @@ impl Users for Database {
     async fn unblock(&self, user: &UserId, other: &UserId) -> EngineResult<()> {
         let unblock = Update::one(this(user), doc! { "$pull": { "blocked": other.as_str() } });
         self.update_all(USERS, vec![unblock]).await
+    }
+
+    /// One round trip.
+    async fn unblock_all(&self, user: &UserId) -> EngineResult<()> {
+        let unblock = Update::one(this(user), doc! { "$unset": { "blocked": "" } });
+        self.update_all(USERS, vec![unblock]).await
+    }
+
+    /// One round trip. What if the driver repeats it? It is a round more than needed, which is harmless.
+    async fn begin_erasure(&self, user: &UserId, at: Timestamp) -> EngineResult<()> {
+        let begin = doc! {
+            "$inc": { "round": 1_i64 }, "$set": { "requestedAt": at.to_bson(), "open": true },
+            "$unset": { "completedAt": "" },
+        };
+        self.update_all(ERASURES, vec![Update::or_insert(this(user), begin)]).await
+    }
+
+    /// One round trip.
+    async fn erasure(&self, user: &UserId) -> EngineResult<Option<Erasure>> {
+        let found = self.find_one::<ErasureDocument>(ERASURES, this(user)).await?;
+        Ok(found.map(Erasure::from))
+    }
+
+    /// One round trip. The index holds those under way only.
+    async fn erasures(&self, after: Option<&UserId>, limit: usize) -> EngineResult<Vec<(UserId, Erasure)>> {
+        let mut under_way = doc! { "open": true };
+        under_way.extend(after.map(|after| ("_id".to_owned(), doc! { "$gt": after.as_str() }.into())));
+        let find = Find::all(under_way).sorted(doc! { "_id": 1 }).at_most(limit);
+        let found = self.find::<ErasureDocument>(ERASURES, find).await?;
+        Ok(found.into_iter().map(|document| (document.user.clone(), document.into())).collect())
+    }
+
+    /// One round trip.
+    async fn complete_erasure(&self, user: &UserId, round: u64, at: Timestamp) -> EngineResult<bool> {
+        let this = doc! { "_id": user.as_str(), "round": round.cast_signed(), "open": true };
+        let complete = doc! { "$set": { "completedAt": at.to_bson() }, "$unset": { "open": "" } };
+        self.update_one(ERASURES, this, complete).await
     }
 }
 

@@ -12,9 +12,9 @@
 //!
 //! | sub-suite | part | for |
 //! |---|---|---|
-//! | [`store`] | [`Store`] | I1–I10, M1–M9, R1–R3, R5–R9, P1–P6, D1–D5, K1–K4, U1–U5, H1 |
+//! | [`store`] | [`Store`] | I1–I11, M1–M9, R1–R3, R5–R10, P1–P7, D1–D5, K1–K5, U1–U5, H1 |
 //! | [`bus`] | [`Bus`] | B1–B5, C1, C2, S1–S3, each on every hop it applies to |
-//! | [`live`] | [`LiveLayer`] | L1–L5, E1–E7, O1, O2, A1 |
+//! | [`live`] | [`LiveLayer`] | L1–L5, E1–E8, O1, O2, A1 |
 //! | [`foreign`] | [`ForeignStore`] | R4, where another system can write |
 //! | [`bounded`] | [`BoundedBus`] | B6, on hops whose bound is small enough to reach |
 //! | [`outage`] | [`SeverableLayer`] | "unknown is not offline", where the engine can be cut off |
@@ -49,6 +49,7 @@ macro_rules! conformance_cases {
                 i9_a_closed_entry_loses_its_content_and_an_open_one_does_not,
                 i9_without_content_a_resend_is_recognised_by_its_key,
                 i10_old_contents_are_forgotten,
+                i11_what_a_sender_sent_to_a_room_is_walked_in_order,
             }
             messages {
                 m1_a_run_is_stored_in_its_order,
@@ -85,6 +86,7 @@ macro_rules! conformance_cases {
                 r7_since_an_append_a_removal_before_it_is_shown,
                 r8_versions_that_were_left_long_ago_are_forgotten,
                 r9_a_users_rooms_are_counted,
+                r10_rooms_of_now_and_before_are_walked_in_order,
             }
             positions {
                 p1_positions_only_go_forward,
@@ -96,6 +98,7 @@ macro_rules! conformance_cases {
                 p5_unread_is_summed_over_the_rooms_of_now,
                 p5_muted_rooms_do_not_count,
                 p6_members_of_many_rooms_are_told_apart,
+                p7_a_forgotten_member_is_as_a_new_one,
             }
             devices {
                 d1_a_token_belongs_to_its_last_claimant,
@@ -112,8 +115,10 @@ macro_rules! conformance_cases {
                 k1_of_many_at_the_same_time_each_counts,
                 k2_a_block_list_is_its_users_own,
                 k2_a_full_block_list_takes_no_more,
+                k2_a_block_list_is_emptied,
                 k3_changes_survive_death,
                 k4_each_user_is_answered_in_order,
+                k5_an_erasure_is_under_way_until_its_last_round_is_completed,
             }
             pushes {
                 u1_what_was_recorded_is_done,
@@ -185,6 +190,7 @@ macro_rules! conformance_cases {
                 e5_last_seen_is_the_last_renewal_of_a_dead_gateway,
                 e6_a_renewal_tells_whether_the_lease_has_lapsed,
                 e7_attached_shows_single_sessions,
+                e8_a_forgotten_user_was_never_seen,
             }
             proofs {
                 o1_a_proof_is_of_one_message_and_one_user,

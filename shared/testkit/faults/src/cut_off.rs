@@ -86,6 +86,15 @@ impl Rooms for CutOff {
         self.inner.configure(room, user, settings).await
     }
 
+    async fn ever_of(
+        &self,
+        user: &UserId,
+        after: Option<&RoomId>,
+        limit: usize,
+    ) -> EngineResult<Vec<RoomId>> {
+        self.inner.ever_of(user, after, limit).await
+    }
+
     async fn share_a_room(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>> {
         self.inner.share_a_room(user, others).await
     }

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use naru_model::hops::{self, Accepted, Payload};
 use naru_model::live::{Confirmation, LiveEvent};
 use naru_model::{
-    DeviceId, Event, EventId, GatewayId, MemberVersion, Message, MessageId, Room, RoomId, Seq, SessionId,
-    StoreEpoch, StoreTime, Timestamp, UserId,
+    ClientMessageId, DeviceId, Event, EventId, GatewayId, MemberVersion, Message, MessageId, Room, RoomId,
+    Seq, SessionId, StoreEpoch, StoreTime, Timestamp, UserId,
 };
 
 use super::{Call, Interceptor, locked};
@@ -20,7 +20,7 @@ use naru_engines::live::{
     HasSession, Leases, Live, Presence, PresenceEntry, Proofs, Renewal, Seen, Signal, Subscription,
 };
 use naru_engines::store::{
-    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Epochs, Intake,
+    Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Epochs, Erasure, Intake,
     IntakePlace, IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom,
     OpenPage, ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms,
     RunResult, Store, UserRecord, Users, Walked, Window,
@@ -127,6 +127,7 @@ intercepted! {
         close(closings: &[Closing]) -> ();
         drop_contents(ids: &[MessageId]) -> ();
         forget_contents(after: Option<MessageId>, before: Timestamp, limit: usize) -> Walked;
+        of_sender(room: &RoomId, sender: &UserId, after: Option<&ClientMessageId>, limit: usize) -> Vec<IntakeRecord>, [room].into_iter();
     }
     Messages {
         find(ids: &[MessageId]) -> Vec<Option<Message>>;
@@ -146,6 +147,7 @@ intercepted! {
         of_user(user: &UserId, cursor: Option<&RoomCursor>, limit: usize) -> (Vec<RoomSummary>, Option<RoomCursor>);
         summary(room: &RoomId, user: &UserId) -> Option<RoomSummary>, [room].into_iter();
         configure(room: &RoomId, user: &UserId, settings: MemberSettings) -> bool, [room].into_iter();
+        ever_of(user: &UserId, after: Option<&RoomId>, limit: usize) -> Vec<RoomId>;
         share_a_room(user: &UserId, others: &[UserId]) -> Vec<bool>;
         forget_versions(left_before: Timestamp, limit: usize) -> u64;
         have_rooms(users: &[UserId], at_least: usize) -> Vec<bool>;
@@ -154,6 +156,7 @@ intercepted! {
         advance(steps: &[Advance]) -> Vec<Moved>, steps.iter().map(|step| &step.room);
         get(members: &[(RoomId, UserId, Seq)]) -> Vec<MemberPosition>, members.iter().map(|(room, ..)| room);
         unread(users: &[UserId]) -> Vec<u64>;
+        forget(user: &UserId, rooms: &[RoomId]) -> (), rooms.iter();
         of_device(user: &UserId, device: &DeviceId) -> Vec<DevicePosition>;
     }
     Devices {
@@ -169,6 +172,11 @@ intercepted! {
         end_sessions(user: &UserId, tokens_not_before: Option<Timestamp>) -> ();
         block(user: &UserId, other: &UserId, max: usize) -> bool;
         unblock(user: &UserId, other: &UserId) -> ();
+        unblock_all(user: &UserId) -> ();
+        begin_erasure(user: &UserId, at: Timestamp) -> ();
+        erasure(user: &UserId) -> Option<Erasure>;
+        erasures(after: Option<&UserId>, limit: usize) -> Vec<(UserId, Erasure)>;
+        complete_erasure(user: &UserId, round: u64, at: Timestamp) -> bool;
     }
     Pushes {
         done(events: &[EventId]) -> Vec<bool>;
@@ -194,6 +202,7 @@ intercepted! {
         attached(sessions: &[PresenceEntry]) -> Vec<bool>;
         online(users: &[UserId]) -> Vec<bool>;
         seen(users: &[UserId]) -> Vec<Seen>;
+        forget(user: &UserId) -> bool;
     }
     Proofs {
         record(proofs: &[(MessageId, UserId)], keep: Duration) -> ();

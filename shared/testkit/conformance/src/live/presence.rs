@@ -197,6 +197,26 @@ pub(super) async fn e7_attached_shows_single_sessions(subject: Of<'_, LiveLayer>
     assert!(presence.attached(&[]).await.unwrap().is_empty());
 }
 
+pub(super) async fn e8_a_forgotten_user_was_never_seen(subject: Of<'_, LiveLayer>) {
+    let presence = subject.open().await.presence;
+    let (gateway, ada, ben) = (running(&presence).await, user(), user());
+    let (one, other) = (session(&ada, &gateway), session(&ben, &gateway));
+    for session in [&one, &other] {
+        presence.attach(session).await.unwrap();
+    }
+    presence.detach(&other).await.unwrap();
+    assert!(!presence.forget(&ada).await.unwrap(), "she is connected");
+    assert!(online(&presence, &ada).await);
+    assert_eq!(presence.attached(from_ref(&one)).await.unwrap(), [true]);
+    presence.detach(&one).await.unwrap();
+    for _ in 0..2 {
+        assert!(presence.forget(&ada).await.unwrap());
+        assert_eq!(seen(&presence, &ada).await, Seen::default());
+    }
+    assert!(seen(&presence, &ben).await.last_seen_at.is_some(), "another user");
+    assert!(presence.forget(&user()).await.unwrap());
+}
+
 /// A gateway whose lease outlives the case.
 async fn running(presence: &Arc<dyn Presence>) -> GatewayId {
     let gateway = GatewayId::generate();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use naru_model::hops::Accepted;
 use naru_model::message::{Outcome, Rejection};
-use naru_model::{MessageId, RoomId, Seq, Timestamp};
+use naru_model::{ClientMessageId, MessageId, RoomId, Seq, Timestamp};
 
 use super::fixtures::{accepted, id_of_second, room, user};
 use super::{Of, Store, reopened, together};
@@ -360,6 +360,42 @@ pub(super) async fn i10_old_contents_are_forgotten(subject: Of<'_, Store>) {
     assert_eq!(with_content(&store).await, [false, false, true, false, true]);
     assert_eq!(walk(&store, 1).await, 1);
     assert_eq!(with_content(&store).await, [false, false, false, false, true]);
+}
+
+pub(super) async fn i11_what_a_sender_sent_to_a_room_is_walked_in_order(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (room, ada) = (room(), user());
+    let name = |name: &str| ClientMessageId::new(name).unwrap();
+    // By their bytes: capitals first, and no language's order.
+    let names = ["B", "a", "a\u{301}", "b 1", "b.1", "z", "ä", "나"].map(name);
+    let entry =
+        |name: &ClientMessageId| Accepted { client_message_id: name.clone(), ..accepted(&room, &ada) };
+    let mut entries: Vec<_> = names.iter().map(entry).collect();
+    let others = [accepted(&room, &user()), accepted(&super::fixtures::room(), &ada)];
+    store.intake.append(&entries.iter().rev().chain(&others).cloned().collect::<Vec<_>>()).await.unwrap();
+    let outcome = Outcome::Saved { seq: Seq(7) };
+    store.intake.close(&[Closing { id: entries[0].id, outcome }]).await.unwrap();
+    store.intake.drop_contents(&[entries[0].id]).await.unwrap();
+    entries[0] = without_content(&entries[0]);
+    let record = |accepted: &Accepted| {
+        let outcome = accepted.content.is_empty().then_some(outcome);
+        IntakeRecord { accepted: accepted.clone(), outcome }
+    };
+    let expected: Vec<_> = entries.iter().map(record).collect();
+    for limit in [1, 3, 100] {
+        let (mut walked, mut after) = (Vec::new(), None);
+        loop {
+            let page = store.intake.of_sender(&room, &ada, after.as_ref(), limit).await.unwrap();
+            let is_last = page.len() < limit;
+            assert!(page.len() <= limit && walked.len() <= expected.len(), "at most {limit}, each once");
+            after = page.last().map(|last| last.accepted.client_message_id.clone()).or(after);
+            walked.extend(page);
+            if is_last {
+                break;
+            }
+        }
+        assert_eq!(walked, expected);
+    }
 }
 
 fn without_content(accepted: &Accepted) -> Accepted {

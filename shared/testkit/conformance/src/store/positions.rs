@@ -227,6 +227,47 @@ pub(super) async fn p6_members_of_many_rooms_are_told_apart(subject: Of<'_, Stor
     assert_eq!((positions[0].read, positions[1].read, positions[3].read), (Seq(5), Seq(2), Seq(5)));
 }
 
+pub(super) async fn p7_a_forgotten_member_is_as_a_new_one(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (here, [ada, ben, cleo]) = group(&store).await;
+    let there = new_group([ada.clone(), ben.clone(), cleo.clone()]);
+    store.rooms.create(there.clone()).await.unwrap();
+    let muted = MemberSettings { muted: true, muted_until: Some(Timestamp::now()) };
+    let phone = device();
+    for room in [&here, &there.id] {
+        filled(&store, room, &ada, 1..=9).await;
+        for user in [&ben, &cleo] {
+            assert!(store.rooms.configure(room, user, muted).await.unwrap());
+            store.positions.advance(&[step(room, user, &phone, 7, 5)]).await.unwrap();
+        }
+    }
+    let get = async |store: &Store| {
+        let asked = [(&here, &ben), (&here, &cleo), (&there.id, &ben)];
+        let asked = asked.map(|(room, user)| (room.clone(), user.clone(), Seq(1)));
+        store.positions.get(&asked).await.unwrap()
+    };
+    let kept = MemberPosition { read: Seq(5), received: Seq(7), settings: muted };
+    assert_eq!(get(&store).await, [kept; 3]);
+    for _ in 0..2 {
+        store.positions.forget(&ben, &[here.clone(), room()]).await.unwrap();
+        assert_eq!(get(&store).await, [MemberPosition::default(), kept, kept]);
+    }
+    store.positions.forget(&ben, &[]).await.unwrap();
+    let received = store.positions.of_device(&ben, &phone).await.unwrap();
+    let received =
+        |room: &RoomId| received.iter().find(|place| place.room == *room).map(|place| place.received);
+    assert_eq!((received(&here), received(&there.id)), (Some(Seq(0)), Some(Seq(7))));
+
+    let store = reopened(subject, store).await;
+    assert_eq!(get(&store).await, [MemberPosition::default(), kept, kept]);
+    let again = [step(&here, &ben, &phone, 3, 2)];
+    assert_eq!(
+        store.positions.advance(&again).await.unwrap(),
+        [moved(3, 2)],
+        "a member goes on from the start"
+    );
+}
+
 fn step(room: &RoomId, user: &UserId, device: &DeviceId, received: u64, read: u64) -> Advance {
     Advance {
         room: room.clone(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use naru_model::room::sorted_members;
 use naru_model::{MemberVersion, Message, Room, RoomId, RoomKind, Seq, Timestamp, UserId};
 
-use super::fixtures::{accepted, group, new_group, room, said, user};
+use super::fixtures::{accepted, filled, group, new_group, room, said, user};
 use super::{Of, Store, reopened, together};
 use naru_engines::store::{Changed, Created, MemberChange, MemberSettings, NewRoom, RoomCursor};
 
@@ -359,6 +359,53 @@ pub(super) async fn r7_since_an_append_a_removal_before_it_is_shown(subject: Of<
     let unknown = room();
     let rooms = store.rooms.current_since(&[unknown, group.id.clone()], None).await.unwrap();
     assert!(matches!(&rooms[..], [None, Some(_)]), "in their order: {rooms:?}");
+}
+
+pub(super) async fn r10_rooms_of_now_and_before_are_walked_in_order(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (ada, ben, cleo) = (user(), user(), user());
+    let mut rooms = Vec::new();
+    for number in 0..5 {
+        let new = new_group([ada.clone(), ben.clone(), cleo.clone()]);
+        create(&store, &new).await;
+        // Ada has left some: of one nothing else is known, in another one she had written, to a third one she came back.
+        if number < 3 {
+            filled(&store, &new.id, &ada, 1..=number).await;
+            change(&store, &new.id, MemberChange::Remove(ada.clone())).await;
+        }
+        if number == 2 {
+            change(&store, &new.id, MemberChange::Add(ada.clone())).await;
+        }
+        rooms.push(new.id);
+    }
+    let direct = NewRoom {
+        id: RoomId::direct(&ada, &ben),
+        kind: RoomKind::Direct,
+        name: None,
+        member_ids: sorted_members([ada.clone(), ben.clone()]),
+        maker_id: None,
+    };
+    create(&store, &direct).await;
+    create(&store, &new_group([ben, cleo, user()])).await;
+    rooms.push(direct.id);
+    rooms.sort();
+
+    let store = reopened(subject, store).await;
+    for limit in [1, 2, 100] {
+        let (mut walked, mut after) = (Vec::new(), None);
+        loop {
+            let page = store.rooms.ever_of(&ada, after.as_ref(), limit).await.unwrap();
+            let is_last = page.len() < limit;
+            assert!(page.len() <= limit && walked.len() <= rooms.len(), "at most {limit}, each once");
+            after = page.last().cloned().or(after);
+            walked.extend(page);
+            if is_last {
+                break;
+            }
+        }
+        assert_eq!(walked, rooms);
+    }
+    assert_eq!(store.rooms.ever_of(&user(), None, 10).await.unwrap(), []);
 }
 
 async fn create(store: &Store, room: &NewRoom) -> Created {

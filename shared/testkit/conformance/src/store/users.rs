@@ -7,7 +7,7 @@ use naru_model::{Timestamp, UserId};
 
 use super::fixtures::user;
 use super::{Of, Store, reopened, together};
-use naru_engines::store::UserRecord;
+use naru_engines::store::{Erasure, UserRecord};
 
 pub(super) async fn k1_sessions_end_with_a_later_epoch(subject: Of<'_, Store>) {
     let store = subject.open().await;
@@ -91,6 +91,23 @@ pub(super) async fn k2_a_full_block_list_takes_no_more(subject: Of<'_, Store>) {
     assert_eq!(record(&store, &ada).await.blocked, sorted([&two, &three]));
 }
 
+pub(super) async fn k2_a_block_list_is_emptied(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let [ada, ben, cleo] = [user(), user(), user()];
+    store.users.end_sessions(&ada, None).await.unwrap();
+    for (user, other) in [(&ada, &ben), (&ada, &cleo), (&ben, &ada)] {
+        assert!(store.users.block(user, other, 9).await.unwrap());
+    }
+    for _ in 0..2 {
+        store.users.unblock_all(&ada).await.unwrap();
+        let left = record(&store, &ada).await;
+        assert_eq!((left.session_epoch, left.blocked), (1, vec![]), "the rest of the record stays");
+    }
+    assert_eq!(record(&store, &ben).await.blocked, from_ref(&ada), "another user's");
+    store.users.unblock_all(&user()).await.unwrap();
+    assert!(store.users.block(&ada, &cleo, 1).await.unwrap());
+}
+
 pub(super) async fn k3_changes_survive_death(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let [ada, ben, cleo] = [user(), user(), user()];
@@ -119,6 +136,48 @@ pub(super) async fn k4_each_user_is_answered_in_order(subject: Of<'_, Store>) {
     assert_eq!(blocked_by(&store, &ada, &[&ben, &cleo, &ada, &cleo]).await, [false, true, false, true]);
     assert!(store.users.get(&[]).await.unwrap().is_empty());
     assert!(blocked_by(&store, &ada, &[]).await.is_empty());
+}
+
+pub(super) async fn k5_an_erasure_is_under_way_until_its_last_round_is_completed(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let [ada, ben] = [user(), user()];
+    let now = Timestamp::now();
+    let later = now.after(Duration::from_secs(60));
+    let under_way = async |store: &Store, user: &UserId| {
+        let (mut found, mut after) = (None, None);
+        loop {
+            let page = store.users.erasures(after.as_ref(), 2).await.unwrap();
+            found = found.or(page.iter().find(|(other, _)| other == user).map(|(_, erasure)| *erasure));
+            after = page.last().map(|(last, _)| last.clone());
+            if page.len() < 2 {
+                return found;
+            }
+        }
+    };
+    assert_eq!(store.users.erasure(&ada).await.unwrap(), None);
+    assert!(!store.users.complete_erasure(&ada, 1, now).await.unwrap(), "there is none");
+    store.users.begin_erasure(&ada, now).await.unwrap();
+    store.users.begin_erasure(&ben, now).await.unwrap();
+    let first = store.users.erasure(&ada).await.unwrap().expect("it was asked for");
+    assert_eq!((first.requested_at, first.completed_at), (now, None));
+    store.users.begin_erasure(&ada, later).await.unwrap();
+    assert!(!store.users.complete_erasure(&ada, first.round, later).await.unwrap(), "it was asked for again");
+
+    let store = reopened(subject, store).await;
+    let second = under_way(&store, &ada).await.expect("it survives");
+    assert_eq!((second.requested_at, second.completed_at), (later, None));
+    assert!(second.round > first.round);
+    assert!(store.users.complete_erasure(&ada, second.round, later).await.unwrap());
+    assert!(!store.users.complete_erasure(&ada, second.round, now).await.unwrap(), "once");
+    assert_eq!(under_way(&store, &ada).await, None);
+    assert!(under_way(&store, &ben).await.is_some(), "another user's");
+    let store = reopened(subject, store).await;
+    let done = Erasure { completed_at: Some(later), ..second };
+    assert_eq!(store.users.erasure(&ada).await.unwrap(), Some(done));
+    store.users.begin_erasure(&ada, later).await.unwrap();
+    let third = under_way(&store, &ada).await.expect("it was asked for");
+    assert_eq!(third.completed_at, None);
+    assert!(third.round > second.round);
 }
 
 async fn record(store: &Store, user: &UserId) -> UserRecord {

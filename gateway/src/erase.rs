@@ -1,0 +1,276 @@
+//! Erases the personal data of users, whom the app's backend names (`DELETE /api/users/{id}`).
+//!
+//! The request is durable first ([`Users::begin_erasure`](naru_engines::store::Users)), and is found by every gateway: at once by
+//! the one that took it, at its start and once a minute by each other one. What follows is a pass over all that the store has of
+//! the user, in pages. Each step is harmless when it is repeated, so a process may die at any line, and two gateways may do the
+//! same work. A message becomes a tombstone before its intake entry loses the content: an entry that still has it is work to do.
+//!
+//! Passes are repeated until one finds nothing left, no entry of the user open, and began when no session and no token of before
+//! could be in use any more: a gateway that missed the signal knows of their end within a minute (`users`). So what was accepted
+//! while a pass ran, and saved after it, does not survive.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use naru_engines::EngineResult;
+use naru_engines::store::{Changed, Erasure, IntakeRecord, MemberChange, ParkedCursor};
+use naru_model::message::Outcome;
+use naru_model::{GatewayId, MessageId, RoomId, RoomKind, Timestamp, UserId};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
+
+use crate::gateway::Gateway;
+
+/// How often erasures that other gateways began are looked for: one that died has left them.
+const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+/// How soon a pass that left something to do is repeated.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How soon one that failed is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// One gateway works; where the lease can't be asked for, every one does.
+const LEASE: (&str, Duration) = ("erase", Duration::from_secs(10));
+/// A minute until every gateway knows that sessions and tokens have ended, and what an append and a call to a push provider may take.
+const SETTLE: Duration = Duration::from_secs(75);
+/// How many erasures, rooms, messages or pushes are read at once.
+const PAGE: usize = 100;
+
+/// See [`SETTLE`]; another one in tests.
+pub(crate) const fn settle() -> Duration {
+    SETTLE
+}
+
+/// Wakes the task when this gateway has taken a request.
+pub(crate) struct Eraser {
+    holder: GatewayId,
+    woken: Notify,
+}
+
+/// An erasure under way, as this process knows it.
+struct UnderWay {
+    round: u64,
+    /// When it was certain that the sessions and tokens of before had ended in the store.
+    ended_at: Instant,
+}
+
+/// What a pass has left to do.
+#[derive(Default)]
+struct Pass {
+    /// How much it found, and took away.
+    found: usize,
+    /// How much it has to wait for: open entries, a session in presence.
+    left: usize,
+}
+
+impl Eraser {
+    pub(crate) fn new() -> Self {
+        Self { holder: GatewayId::generate(), woken: Notify::new() }
+    }
+
+    /// Takes a request. What if the process dies after the first write? Each gateway does the rest.
+    ///
+    /// # Errors
+    /// When the store or the live layer does not answer: the caller repeats it, and what was begun goes on.
+    pub(crate) async fn begin(&self, gateway: &Gateway, user: &UserId) -> EngineResult<()> {
+        let requested_at = Timestamp::now();
+        gateway.engines.store.users.begin_erasure(user, requested_at).await?;
+        self.woken.notify_one();
+        end_sessions(gateway, user, requested_at).await?;
+        Ok(())
+    }
+
+    /// Works until the gateway has drained.
+    pub(crate) async fn run(&self, gateway: &Gateway) {
+        let mut under_way = HashMap::new();
+        loop {
+            let wait = match self.work(gateway, &mut under_way).await {
+                Ok(wait) => wait,
+                Err(error) => {
+                    tracing::warn!(%error, "erasures go on later");
+                    RETRY_AFTER
+                }
+            };
+            // Woken or not, all are looked at.
+            let _is_over = timeout(wait, self.woken.notified()).await;
+        }
+    }
+
+    /// Looks at every erasure once; returns when to look again.
+    async fn work(&self, gateway: &Gateway, known: &mut HashMap<UserId, UnderWay>) -> EngineResult<Duration> {
+        let erasures = all(gateway).await?;
+        known.retain(|user, known| {
+            erasures.iter().any(|(other, erasure)| other == user && erasure.round == known.round)
+        });
+        for (user, erasure) in &erasures {
+            if !known.contains_key(user) {
+                end_sessions(gateway, user, erasure.requested_at).await?;
+                known.insert(user.clone(), UnderWay { round: erasure.round, ended_at: Instant::now() });
+            }
+        }
+        let mut wait = LOOK_INTERVAL;
+        for (user, erasure) in &erasures {
+            let Some(UnderWay { ended_at, .. }) = known.get(user) else { continue };
+            if let Ok(false) = gateway.engines.leases.hold(LEASE.0, self.holder.as_str(), LEASE.1).await {
+                return Ok(LEASE.1);
+            }
+            let settles_in = gateway.config.erase_settle.saturating_sub(ended_at.elapsed());
+            // One that fails holds up no other one.
+            let next = attempt(gateway, user, erasure, settles_in).await.unwrap_or_else(|error| {
+                tracing::warn!(%user, %error, "a user's erasure goes on later");
+                Some(RETRY_AFTER)
+            });
+            wait = next.map_or(wait, |next| wait.min(next));
+        }
+        Ok(wait)
+    }
+}
+
+/// Makes a pass, and completes the erasure if nothing is left and it has settled. Returns when to make the next one; none when it is
+/// complete.
+async fn attempt(
+    gateway: &Gateway,
+    user: &UserId,
+    erasure: &Erasure,
+    settles_in: Duration,
+) -> EngineResult<Option<Duration>> {
+    let Pass { found, left } = pass(gateway, user, erasure).await?;
+    tracing::info!(%user, found, left, "a pass of a user's erasure");
+    if found + left > 0 {
+        return Ok(Some(AGAIN_AFTER));
+    }
+    if settles_in > Duration::ZERO {
+        return Ok(Some(settles_in));
+    }
+    let is_complete =
+        gateway.engines.store.users.complete_erasure(user, erasure.round, Timestamp::now()).await?;
+    if is_complete {
+        tracing::info!(%user, "a user's erasure is complete");
+        return Ok(None);
+    }
+    // It was asked for again, or another gateway has completed it.
+    Ok(Some(AGAIN_AFTER))
+}
+
+async fn all(gateway: &Gateway) -> EngineResult<Vec<(UserId, Erasure)>> {
+    let mut all = Vec::new();
+    loop {
+        let after = all.last().map(|(user, _): &(UserId, Erasure)| user);
+        let page = gateway.engines.store.users.erasures(after, PAGE).await?;
+        let is_last = page.len() < PAGE;
+        all.extend(page);
+        if is_last {
+            return Ok(all);
+        }
+    }
+}
+
+/// Ends the sessions and tokens of before the request, unless that is done.
+async fn end_sessions(gateway: &Gateway, user: &UserId, requested_at: Timestamp) -> EngineResult<()> {
+    let users = &gateway.engines.store.users;
+    let record = users.get(std::slice::from_ref(user)).await?.pop().unwrap_or_default();
+    if record.tokens_not_before < Some(requested_at) {
+        users.end_sessions(user, Some(requested_at)).await?;
+        gateway.users.publish(user).await?;
+    }
+    Ok(())
+}
+
+/// Takes away all that is found of a user.
+async fn pass(gateway: &Gateway, user: &UserId, erasure: &Erasure) -> EngineResult<Pass> {
+    let store = &gateway.engines.store;
+    let mut pass = Pass::default();
+    for device in store.devices.of_users(std::slice::from_ref(user)).await? {
+        store.devices.remove(user, &device.id).await?;
+        pass.found += 1;
+    }
+    store.users.unblock_all(user).await?;
+    let mut after = None;
+    loop {
+        let rooms = store.rooms.ever_of(user, after.as_ref(), PAGE).await?;
+        leave(gateway, user, &rooms, &mut pass).await?;
+        store.positions.forget(user, &rooms).await?;
+        for room in &rooms {
+            erase_messages(gateway, user, room, erasure.requested_at, &mut pass).await?;
+        }
+        if rooms.len() < PAGE {
+            break;
+        }
+        after = rooms.into_iter().next_back();
+    }
+    drop_parked(gateway, user, &mut pass).await?;
+    let presence = &gateway.engines.presence;
+    if !presence.forget(user).await? {
+        // One who is connected has a token of after the request.
+        let is_online = presence.online(std::slice::from_ref(user)).await?.contains(&true);
+        pass.left += usize::from(!is_online);
+    }
+    Ok(pass)
+}
+
+/// Leaves the groups among these rooms, first: what the user sends to them after that is not saved. The other member of a direct
+/// room keeps it.
+async fn leave(gateway: &Gateway, user: &UserId, rooms: &[RoomId], pass: &mut Pass) -> EngineResult<()> {
+    let store = &gateway.engines.store;
+    let now = store.rooms.current(rooms).await?;
+    for room in now.into_iter().flatten().filter(|room| room.kind == RoomKind::Group && room.has(user)) {
+        let left = store.rooms.change(&room.id, MemberChange::Remove(user.clone()), usize::MAX).await?;
+        if let Changed::Now(room) = left {
+            gateway.rooms.changed(&room);
+        }
+        pass.found += 1;
+    }
+    Ok(())
+}
+
+async fn erase_messages(
+    gateway: &Gateway,
+    user: &UserId,
+    room: &RoomId,
+    at: Timestamp,
+    pass: &mut Pass,
+) -> EngineResult<()> {
+    let store = &gateway.engines.store;
+    let mut after = None;
+    loop {
+        let records = store.intake.of_sender(room, user, after.as_ref(), PAGE).await?;
+        // One that is open may be saved; one whose content is gone may be of a message that has it still (`intake_keep`).
+        let may_be_saved = |record: &&IntakeRecord| !matches!(record.outcome, Some(Outcome::Rejected { .. }));
+        let id = |record: &IntakeRecord| record.accepted.id;
+        let messages: Vec<MessageId> = records.iter().filter(may_be_saved).map(id).collect();
+        let messages = store.messages.find(&messages).await?.into_iter().flatten();
+        let messages = messages.filter(|message| message.deleted_at.is_none());
+        let messages: Vec<MessageId> = messages.map(|message| message.id).collect();
+        let closed = records.iter().filter(|record| record.outcome.is_some());
+        let closed = closed.filter(|record| !record.accepted.content.is_empty());
+        let closed: Vec<MessageId> = closed.map(id).collect();
+        store.messages.delete(&messages, at).await?;
+        store.intake.drop_contents(&closed).await?;
+        pass.found += messages.len() + closed.len();
+        pass.left += records.iter().filter(|record| record.outcome.is_none()).count();
+        if records.len() < PAGE {
+            return Ok(());
+        }
+        after = records.into_iter().next_back().map(|record| record.accepted.client_message_id);
+    }
+}
+
+/// Drops the parked pushes to the user, and those of the user's messages to others.
+async fn drop_parked(gateway: &Gateway, user: &UserId, pass: &mut Pass) -> EngineResult<()> {
+    let store = &gateway.engines.store;
+    let mut after = None;
+    loop {
+        let parked = store.pushes.parked(after.as_ref(), PAGE).await?;
+        let ids: Vec<MessageId> = parked.iter().map(|push| push.job.message_id).collect();
+        let messages = store.messages.find(&ids).await?;
+        for (push, message) in parked.iter().zip(messages) {
+            let is_by_user = message.is_some_and(|message| message.sender_id == *user);
+            if push.job.recipient_id == *user || is_by_user {
+                store.pushes.drop_parked_at(&ParkedCursor::at(push)).await?;
+                pass.found += 1;
+            }
+        }
+        if parked.len() < PAGE {
+            return Ok(());
+        }
+        after = parked.last().map(ParkedCursor::at);
+    }
+}

@@ -12,12 +12,15 @@ use std::time::Duration;
 use naru_engines::retention::{BATCH, in_batches};
 use naru_engines::{EngineResult, Engines};
 use naru_model::{GatewayId, Timestamp};
+use tokio::time::{Instant, interval, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::Telemetry;
 
 /// How often it is done. One notifier does it, by an advisory lease; two would only repeat it.
 const EVERY: Duration = Duration::from_secs(3600);
+/// How long after the start parked pushes are counted first.
+const FIRST_COUNT: Duration = Duration::from_secs(60);
 const LEASE: &str = "notifier-retention";
 /// This many parked pushes are worth a warning: most of them are of no use any more, and no one looks at them.
 const MANY_PARKED: u64 = 10_000;
@@ -42,15 +45,23 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) -> EngineResult<()> {
     let holder = GatewayId::generate();
-    let mut hours = tokio::time::interval(EVERY);
-    while stop.run_until_cancelled(hours.tick()).await.is_some() {
+    let (mut passes, mut counts) = (interval(EVERY), interval_at(Instant::now() + FIRST_COUNT, EVERY));
+    loop {
+        let is_pass = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            _ = passes.tick() => true,
+            _ = counts.tick() => false,
+        };
         // Where the lease can't be asked for, every notifier does it.
         if let Ok(false) = engines.leases.hold(LEASE, holder.as_str(), EVERY + EVERY / 2).await {
             continue;
         }
-        stop.run_until_cancelled(pass(&engines, keep, &telemetry)).await;
+        if is_pass {
+            stop.run_until_cancelled(pass(&engines, keep, &telemetry)).await;
+        } else {
+            count(&engines, &telemetry).await;
+        }
     }
-    Ok(())
 }
 
 async fn pass(engines: &Engines, keep: Keep, telemetry: &Telemetry) {
@@ -70,7 +81,10 @@ async fn pass(engines: &Engines, keep: Keep, telemetry: &Telemetry) {
         }
         telemetry.log_failure(forgotten.map(drop), "pushes parked for long stay for another hour");
     }
-    match store.pushes.parked_count().await {
+}
+
+async fn count(engines: &Engines, telemetry: &Telemetry) {
+    match engines.store.pushes.parked_count().await {
         Ok(count) => {
             telemetry.parked(count);
             if count >= MANY_PARKED {
@@ -109,6 +123,7 @@ mod tests {
         let telemetry = Telemetry::new(&naru_runtime::Metrics::new());
         let after = async |parked| {
             pass(&engines, Keep { devices: DAY, parked }, &telemetry).await;
+            count(&engines, &telemetry).await;
             (engines.store.pushes.parked_count().await.unwrap(), telemetry.parked.get())
         };
         assert_eq!(after(None).await, (500, 500));

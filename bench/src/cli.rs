@@ -6,10 +6,11 @@ use anyhow::Context as _;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use crate::{
-    compare, fill, flow, idle, peak,
+    compare, fill, flow, idle, memory, overload, peak,
     process::Group,
     push,
     session::{Protocol, Server},
+    storm, stranger,
     systems::{Directories, KEYS},
 };
 
@@ -47,6 +48,8 @@ pub fn command() -> Command {
     ];
     let pid = Arg::new("pid").long("pid").value_parser(value_parser!(u32)).help("A server process to watch");
     let pids = pid.clone().action(ArgAction::Append).help("A server process to watch (may be repeated)");
+    let max_memory =
+        count_arg("max-memory", "640", "The most resident memory of all watched processes, in MiB");
     let load = [
         count_arg("pairs", "100", "Direct rooms; both members send"),
         count_arg("bytes", "100", "Content size"),
@@ -104,7 +107,55 @@ pub fn command() -> Command {
                     count_arg("rate", "500", "Messages per second, over all senders"),
                     time_arg("duration", "20s", "How long to measure"),
                     time_arg("warmup", "3s", "How long to send before, unmeasured"),
-                    pids,
+                    pids.clone(),
+                ]),
+        )
+        .subcommand(
+            Command::new("overload")
+                .about("More than the server can take: memory, refusals, recovery")
+                .args(server.clone())
+                .args(load.clone())
+                .args([
+                    count_arg("rate", "48000", "Messages per second, over all senders: twice the peak"),
+                    time_arg("duration", "1m", "How long"),
+                    time_arg("recover-within", "5s", "How soon it must be as quick as before"),
+                    max_memory.clone(),
+                    pids.clone(),
+                ]),
+        )
+        .subcommand(
+            Command::new("storm")
+                .about("Many sessions that are opened at the same moment")
+                .args(server.clone())
+                .args([
+                    count_arg("connections", "5000", "How many sessions, each of its own user"),
+                    count_arg("connects-per-second", "1000", "The server's NARU_RATE_CONNECTS_PER_SECOND"),
+                    count_arg("rate", "100", "Messages per second of those who are there"),
+                    count_arg("pairs", "20", "Their direct rooms"),
+                    time_arg("timeout", "1m", "How long all of it may take"),
+                ]),
+        )
+        .subcommand(
+            Command::new("stranger")
+                .about("One user who does the worst they can, beside others")
+                .args(server.clone())
+                .args([
+                    count_arg("sockets", "50", "How many connections the stranger has"),
+                    count_arg("rate", "100", "Messages per second of the others"),
+                    count_arg("pairs", "20", "Their direct rooms"),
+                    time_arg("duration", "1m", "How long"),
+                    count_arg("max-ratio", "5", "How many times the quiet ACK p99 theirs may be"),
+                ]),
+        )
+        .subcommand(
+            Command::new("memory")
+                .about("Clients that ask for as much as they can and read nothing")
+                .args(server.clone())
+                .args([
+                    count_arg("sessions", "900", "How many, each of its own user; a tenth more each second"),
+                    time_arg("duration", "20s", "How long"),
+                    max_memory,
+                    pids.clone(),
                 ]),
         )
         .subcommand(Command::new("fill").about("Store many messages in many rooms").args(server).args([
@@ -180,6 +231,63 @@ pub fn flow_options(matches: &ArgMatches) -> anyhow::Result<flow::Options> {
         pairs: count(matches, "pairs"),
         bytes: count(matches, "bytes"),
         groups: groups(matches)?,
+    })
+}
+
+/// Pairs that write to each other beside what is tried.
+fn others(matches: &ArgMatches) -> anyhow::Result<flow::Options> {
+    Ok(flow::Options {
+        server: server(matches),
+        rate: count(matches, "rate"),
+        duration: Duration::from_secs(10),
+        warmup: Duration::from_secs(2),
+        drain_timeout: Duration::from_secs(5),
+        pairs: count(matches, "pairs"),
+        bytes: 100,
+        groups: Vec::new(),
+    })
+}
+
+pub fn overload_options(matches: &ArgMatches) -> anyhow::Result<overload::Options> {
+    Ok(overload::Options {
+        flow: flow::Options {
+            duration: time(matches, "duration"),
+            drain_timeout: time(matches, "drain-timeout"),
+            bytes: count(matches, "bytes"),
+            groups: groups(matches)?,
+            ..others(matches)?
+        },
+        recover_within: time(matches, "recover-within"),
+        max_memory_mib: count(matches, "max-memory"),
+        pids: list(matches, "pid"),
+    })
+}
+
+pub fn storm_options(matches: &ArgMatches) -> anyhow::Result<storm::Options> {
+    Ok(storm::Options {
+        others: others(matches)?,
+        connections: count(matches, "connections"),
+        per_second: count(matches, "connects-per-second"),
+        timeout: time(matches, "timeout"),
+    })
+}
+
+pub fn stranger_options(matches: &ArgMatches) -> anyhow::Result<stranger::Options> {
+    Ok(stranger::Options {
+        others: others(matches)?,
+        sockets: count(matches, "sockets"),
+        duration: time(matches, "duration"),
+        max_ratio: count(matches, "max-ratio"),
+    })
+}
+
+pub fn memory_options(matches: &ArgMatches) -> anyhow::Result<memory::Options> {
+    Ok(memory::Options {
+        server: server(matches),
+        sessions: count(matches, "sessions"),
+        duration: time(matches, "duration"),
+        max_memory_mib: count(matches, "max-memory"),
+        pids: list(matches, "pid"),
     })
 }
 

@@ -66,8 +66,18 @@ pub struct Cost {
 
 /// Makes the rooms, connects all users, sends all messages when they are due, waits for the stragglers.
 pub async fn run(options: &Options) -> anyhow::Result<Report> {
-    let run: Arc<str> = new_run().into();
-    let users: Arc<[String]> = (0..options.pairs * 2).map(|number| format!("flow-{run}-{number}")).collect();
+    run_as(options, &new_run()).await
+}
+
+/// The users of a run.
+pub fn users(options: &Options, run: &str) -> Vec<String> {
+    (0..options.pairs * 2).map(|number| format!("flow-{run}-{number}")).collect()
+}
+
+/// The same as a run of this name.
+pub async fn run_as(options: &Options, run: &str) -> anyhow::Result<Report> {
+    let run: Arc<str> = run.into();
+    let users: Arc<[String]> = users(options, &run).into();
     let pairs = users.chunks(2).map(|pair| [pair[0].clone(), pair[1].clone()]).collect();
     let ids = options.server.make_rooms(pairs).await?;
     let rooms = ids.into_iter().enumerate();
@@ -126,6 +136,12 @@ impl Cost {
 }
 
 impl Report {
+    /// How many sessions the server has ended.
+    pub fn closed(&self) -> u64 {
+        let is_end = |kind: &str| kind.starts_with("session ");
+        self.totals.errors.iter().filter(|(kind, _)| is_end(kind)).map(|(_, count)| count).sum()
+    }
+
     /// Whether every confirmed message came, once, to its receiver only.
     pub fn keeps_promises(&self) -> bool {
         self.totals.lost == 0 && self.totals.duplicates == 0 && self.totals.strays == 0

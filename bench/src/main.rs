@@ -4,6 +4,10 @@
 //! naru-bench idle --url http://127.0.0.1:8080 --secret S --connections 4000 --pid PID
 //! naru-bench flow --url http://127.0.0.1:8080 --secret S --rate 500 --duration 20s --pairs 100 --pid PID --json
 //! naru-bench fill --url http://127.0.0.1:8080 --secret S --messages 1000000 --rooms 100000
+//! naru-bench overload --url http://127.0.0.1:8080 --secret S --rate 48000 --pairs 500 --pid PID --max-memory 640
+//! naru-bench storm --url http://127.0.0.1:8080 --secret S --connections 5000 --connects-per-second 1000
+//! naru-bench stranger --url http://127.0.0.1:8080 --secret S
+//! naru-bench memory --url http://127.0.0.1:8080 --secret S --pid PID --max-memory 640
 //! naru-bench push --url http://127.0.0.1:8080 --secret S --phones http://127.0.0.1:9200 --platform apns --pid PID
 //!
 //! naru-bench compare --rounds 5 --duration 10s --rates 300,1000,2000 --out target/comparison
@@ -22,6 +26,18 @@
 //! - `fill` stores many messages in many rooms, as fast as the server takes them.
 //! - `push` lets the members of a room miss messages, and reports how fast their phones get them from a server that pushes to
 //!   the emulator of `naru phones`.
+//!
+//! Four show that a server keeps its bounds, and exit with 1 where it does not:
+//!
+//! - `overload` sends more than the server can take (give it twice its peak): memory stays below a bound, each message that
+//!   was sent is answered, none is lost, and it is as quick as before within a time.
+//! - `storm` opens many sessions at the same moment, and tries again where it is told to: all come in, no more than so many a
+//!   second, and the sessions that were there stay.
+//! - `stranger` is one user who does what they can to disturb others, with 50 sockets, beside pairs who write to each other:
+//!   none of these is closed, and the 99th percentile of their `ACK` stays within a multiple of that without the stranger. The
+//!   stranger's thread has the lowest priority, because the machine of the stranger would be another one.
+//! - `memory` has clients ask for as much as they can and read nothing: memory stays below a bound, and is free again
+//!   for others when they have gone.
 //!
 //! `compare` and `peak` start and stop the systems themselves: `naru` (one process), `naru-services` (two gateways,
 //! persister, fanout, notifier, on RabbitMQ, Redis and SecantusDB), `socketio` and `ejabberd`
@@ -54,12 +70,16 @@ mod fill;
 mod flow;
 mod idle;
 mod load;
+mod memory;
+mod overload;
 mod peak;
 mod peers;
 mod process;
 mod push;
 mod record;
 mod session;
+mod storm;
+mod stranger;
 mod systems;
 
 use std::{fs, path::Path, process::ExitCode, time::SystemTime};
@@ -90,6 +110,22 @@ async fn main() -> anyhow::Result<ExitCode> {
         Some(("push", matches)) => {
             let report = push::run(&cli::push_options(matches)).await?;
             show(matches, &report, report.to_json());
+        }
+        Some(("overload", matches)) => {
+            let report = overload::run(&cli::overload_options(matches)?).await?;
+            return Ok(verdict(&report, &report.broken));
+        }
+        Some(("storm", matches)) => {
+            let report = storm::run(&cli::storm_options(matches)?).await?;
+            return Ok(verdict(&report, &report.broken));
+        }
+        Some(("stranger", matches)) => {
+            let report = stranger::run(&cli::stranger_options(matches)?).await?;
+            return Ok(verdict(&report, &report.broken));
+        }
+        Some(("memory", matches)) => {
+            let report = memory::run(&cli::memory_options(matches)?).await?;
+            return Ok(verdict(&report, &report.broken));
         }
         Some(("compare", matches)) => run_compare(matches).await?,
         Some(("peak", matches)) => run_peak(matches).await?,
@@ -150,6 +186,19 @@ async fn run_peak(matches: &ArgMatches) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Prints what was measured, and which bounds were broken.
+fn verdict(report: &impl std::fmt::Display, broken: &[String]) -> ExitCode {
+    println!("{report}");
+    for bound in broken {
+        println!("BROKEN: {bound}");
+    }
+    if broken.is_empty() {
+        println!("all bounds are kept");
+        return ExitCode::SUCCESS;
+    }
+    ExitCode::FAILURE
 }
 
 fn show(matches: &ArgMatches, table: &impl std::fmt::Display, json: String) {

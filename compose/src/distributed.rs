@@ -14,7 +14,7 @@ use naru_model::UserId;
 use naru_mongo::Mongo;
 use naru_rabbit::Rabbit;
 use naru_redis::Redis;
-use naru_runtime::{Backoff, Health, Settings};
+use naru_runtime::{Backoff, Health, Settings, Span};
 use serde::Deserialize;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +24,10 @@ const RETRY_BASE: Duration = Duration::from_millis(250);
 /// … up to this.
 const RETRY_CAP: Duration = Duration::from_secs(5);
 
+/// What `/readyz` says, without the error's details, which its clients must not see.
+const DOES_NOT_ANSWER: &str = "does not answer";
+const TAKES_NO_WRITES: &str = "takes no writes: it is out of memory or disk, or a replica";
+
 #[derive(Deserialize)]
 struct Config {
     mongodb_url: String,
@@ -31,13 +35,14 @@ struct Config {
     amqp_url: String,
     partitions: u32,
     redis_url: String,
+    last_seen_keep: Span,
 }
 
 /// Connections to MongoDB, RabbitMQ and Redis.
 pub struct Distributed {
     mongo: Mongo,
     rabbit: Arc<Rabbit>,
-    redis: Redis,
+    redis: Arc<Redis>,
 }
 
 impl Distributed {
@@ -78,11 +83,15 @@ impl Distributed {
                 }
                 .boxed()
             }),
-            answering("redis", health, || Redis::open(&config.redis_url, Default::default()).boxed()),
+            answering("redis", health, || {
+                let last_seen_keep = config.last_seen_keep.into();
+                let options = naru_redis::Options { last_seen_keep, ..Default::default() };
+                Redis::open(&config.redis_url, options).boxed()
+            }),
         );
         let Some(all) = shutdown.run_until_cancelled(all).await else { return Ok(None) };
         let (mongo, rabbit, redis) = all?;
-        let distributed = Self { mongo, rabbit: Arc::new(rabbit), redis };
+        let distributed = Self { mongo, rabbit: Arc::new(rabbit), redis: Arc::new(redis) };
         distributed.register_checks(health);
         Ok(Some(distributed))
     }
@@ -108,26 +117,31 @@ impl Distributed {
         let mongo = self.mongo.clone();
         health.register("mongodb", move || {
             let mongo = mongo.clone();
-            answers(async move { mongo.ping().await })
+            async move { mongo.ping().await.map_err(|_| DOES_NOT_ANSWER.to_owned()) }.boxed()
         });
         let rabbit = self.rabbit.clone();
         health.register("rabbitmq", move || {
             let rabbit = rabbit.clone();
-            answers(async move { rabbit.ping().await })
+            async move {
+                let says = |_| match rabbit.is_blocked() {
+                    true => "takes no messages: it is short of memory or disk".to_owned(),
+                    false => DOES_NOT_ANSWER.to_owned(),
+                };
+                rabbit.ping().await.map_err(says)
+            }
+            .boxed()
         });
-        let (presence, probe) = (self.redis.presence(), UserId::new("~").expect("a user id"));
+        let (redis, probe) = (self.redis.clone(), UserId::new("~").expect("a user id"));
         health.register("redis", move || {
-            let (presence, probe) = (presence.clone(), probe.clone());
-            answers(async move { presence.online(slice::from_ref(&probe)).await.map(drop) })
+            let (redis, probe) = (redis.clone(), probe.clone());
+            async move {
+                let answers = redis.presence().online(slice::from_ref(&probe)).await;
+                answers.map_err(|_| DOES_NOT_ANSWER.to_owned())?;
+                redis.check_writes().await.map_err(|_| TAKES_NO_WRITES.to_owned())
+            }
+            .boxed()
         });
     }
-}
-
-/// Replaces the error, which has details that clients of `/readyz` must not see.
-fn answers(
-    asked: impl Future<Output = EngineResult<()>> + Send + 'static,
-) -> BoxFuture<'static, Result<(), String>> {
-    asked.map(|answer| answer.map_err(|_| "does not answer".to_owned())).boxed()
 }
 
 /// Opens a service; retries until it answers.

@@ -7,7 +7,7 @@ use anyhow::Context;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use gateway::token::TokenConfig;
-use naru_embedded::{Embedded, Options};
+use naru_embedded::{Disk, Embedded, Options};
 use naru_engines::Engines;
 use naru_model::MessageId;
 use naru_runtime::{Health, Metrics, Policy, Settings, Span, Supervisor};
@@ -35,6 +35,7 @@ struct Config {
     engine: Engine,
     data_dir: PathBuf,
     drain_deadline: Span,
+    last_seen_keep: Span,
 }
 
 /// The workers' engines.
@@ -48,13 +49,15 @@ impl EngineSet {
     async fn on(
         engine: Engine,
         data_dir: &Path,
+        last_seen_keep: Duration,
         settings: &Settings,
         health: &Health,
         shutdown: &CancellationToken,
     ) -> anyhow::Result<Option<Self>> {
         match engine {
             Engine::Embedded => {
-                let embedded = Embedded::open(data_dir, Options::default())
+                let options = Options { last_seen_keep, ..Options::default() };
+                let embedded = Embedded::open(data_dir, options)
                     .with_context(|| format!("the data in {} can't be opened", data_dir.display()))?;
                 Ok(Some(Self::Embedded(embedded)))
             }
@@ -130,7 +133,7 @@ impl Pipeline {
         shutdown: CancellationToken,
         changes: Changes,
     ) -> anyhow::Result<Option<Self>> {
-        let Config { engine, data_dir, drain_deadline } = settings.pick()?;
+        let Config { engine, data_dir, drain_deadline, last_seen_keep } = settings.pick()?;
         let mut tokens: TokenConfig = settings.pick()?;
         let has_own_key = tokens.jwt_secret.is_none()
             && tokens.jwt_public_key_file.is_none()
@@ -144,9 +147,8 @@ impl Pipeline {
         let metrics = Metrics::new();
         let health = Health::new(shutdown.clone());
         let admin = Admin::bind(settings, &health, &metrics).await?;
-        let Some(engine_set) = EngineSet::on(engine, &data_dir, settings, &health, &shutdown).await? else {
-            return Ok(None);
-        };
+        let opening = EngineSet::on(engine, &data_dir, last_seen_keep.into(), settings, &health, &shutdown);
+        let Some(engine_set) = opening.await? else { return Ok(None) };
         if let (EngineSet::Embedded(embedded), Some(see)) = (&engine_set, changes.embedded) {
             see(embedded);
         }
@@ -154,8 +156,8 @@ impl Pipeline {
         if let Some(change) = changes.engines {
             engines = change(engines);
         }
-        if let EngineSet::Embedded(_) = engine_set {
-            register_checks(&health, &engines);
+        if let EngineSet::Embedded(embedded) = &engine_set {
+            register_checks(&health, &engines, embedded.disk());
         }
         let supervisor = Supervisor::new(PROGRAM.name, shutdown, &metrics);
         if let EngineSet::Distributed(_) = engine_set {
@@ -246,7 +248,7 @@ async fn run_empty(engines: &Engines) {
     }
 }
 
-fn register_checks(health: &Health, engines: &Engines) {
+fn register_checks(health: &Health, engines: &Engines, disk: Disk) {
     let store = engines.store.intake.clone();
     health.register("store", move || {
         let store = store.clone();
@@ -255,6 +257,10 @@ fn register_checks(health: &Health, engines: &Engines) {
             store.get(&no_message).await.map(drop).map_err(|_| "the store does not answer".to_owned())
         }
         .boxed()
+    });
+    health.register("disk", move || {
+        let disk = disk.clone();
+        async move { disk.check().await.map_err(str::to_owned) }.boxed()
     });
     let presence = engines.presence.clone();
     health.register("presence", move || {

@@ -237,7 +237,7 @@ async fn round_trips_are_shared_by_a_batch() {
     for (call, wanted) in [
         ("intake.append", 1),
         ("accepted.send", 1),
-        ("rooms.current", 1),
+        ("rooms.current_since", 1),
         ("messages.find", 0),
         ("messages.heads", 0),
         ("messages.append_run", 1),
@@ -260,7 +260,8 @@ async fn round_trips_are_shared_by_a_batch() {
         ada.expect("ACK").await;
         ben.expect("CHAT").await;
     }
-    for call in ["intake.append", "rooms.current", "messages.append_run", "live.publish", "saved.send"] {
+    for call in ["intake.append", "rooms.current_since", "messages.append_run", "live.publish", "saved.send"]
+    {
         assert!(counted.count(call) <= LOAD / 2, "{call} is not shared: {:?}", counted.all());
     }
     naru.stop().await;

@@ -136,6 +136,45 @@ async fn only_clients_that_may_have_missed_a_message_are_asked_to_sync() {
     fixture.naru.stop().await;
 }
 
+/// What `message_ttl` has removed is in no store: a client learns that from `firstSeq`, and asks no further.
+#[tokio::test]
+async fn what_has_expired_is_told_and_not_waited_for() {
+    let fixture = Fixture::start(&[]).await;
+    fixture.naru.http("A").create_room(&["A", "B"]).await;
+    let mut ben = fixture.synced("B", "A_B").await;
+    for seq in 1..=5 {
+        fixture.saved("A_B", seq).await;
+    }
+    let later = Timestamp::now().after(std::time::Duration::from_secs(3_600));
+    let walked = fixture.engines.store.messages.expire(None, later, 100).await.expect("it walks");
+    assert_eq!((walked.removed, walked.next), (4, None), "the newest one's place stays");
+
+    // This one skips them all. They are asked for once.
+    let next = fixture.saved("A_B", 6).await;
+    fixture.published(&next).await;
+    let tombstone = ben.expect("CHAT").await;
+    assert_eq!((&tombstone["seq"], &tombstone["content"]), (&json!(5), &json!("")));
+    assert!(tombstone["deletedAt"].is_string(), "{tombstone}");
+    assert_eq!(heard(&mut ben, 1).await, [6]);
+    assert_eq!(ben.expect("RESYNC").await["rooms"], json!(["A_B"]));
+    for (after, first) in [(0, json!(5)), (3, json!(5)), (4, Value::Null), (6, Value::Null)] {
+        ben.send_json(&json!({"type": "SYNC", "rooms": [{"chatRoomId": "A_B", "afterSeq": after}]})).await;
+        let synced = ben.expect("SYNCED").await["rooms"][0].clone();
+        assert_eq!(
+            (&synced["seq"], &synced["complete"], &synced["firstSeq"]),
+            (&json!(6), &json!(true), &first)
+        );
+    }
+    let next = fixture.saved("A_B", 7).await;
+    fixture.published(&next).await;
+    assert_eq!(ben.expect_where("CHAT", |chat| chat["seq"] == 7).await["content"], "message 7");
+    ben.quiet("RESYNC").await;
+    let room = RoomId::new("A_B").expect("a room id");
+    let summary = fixture.engines.store.rooms.summary(&room, &user("B")).await.expect("an answer");
+    assert_eq!(summary.expect("a member").unread_count, 2, "of seven messages two are left");
+    fixture.naru.stop().await;
+}
+
 /// Where nothing else would tell of what can't be seen from here, every client is asked.
 #[tokio::test]
 async fn without_proof_of_delivery_every_client_is_asked_to_sync() {

@@ -1,11 +1,13 @@
 //! What one user, one address or one session may do, and how much memory clients that do not read may hold.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use naru_client::{Claims, Client, Connect, Http, Incoming, Reading, token};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
 use crate::support::{Naru, SECRET, token_of};
 
@@ -164,6 +166,32 @@ async fn a_user_has_so_many_devices_and_a_name_so_many_bytes() {
     naru.stop().await;
 }
 
+#[tokio::test]
+async fn a_user_is_in_so_many_rooms() {
+    let naru = Naru::start(&["--max-rooms-per-user", "2"]).await;
+    let (ada, ben) = (naru.http("A"), naru.http("B"));
+    let make = async |http: &Http, members: &[&str]| {
+        let (status, body) = http.post("/api/rooms", json!({"memberIds": members})).await;
+        (status, body["code"].as_str().or(body["id"].as_str()).unwrap_or_default().to_owned())
+    };
+    assert_eq!(make(&ada, &["A", "B"]).await, (201, "A_B".to_owned()));
+    let (status, group) = make(&ada, &["A", "C", "D"]).await;
+    assert_eq!(status, 201);
+    let conflict = (409, "CONFLICT".to_owned());
+    assert_eq!(make(&ada, &["A", "E"]).await, conflict);
+    assert_eq!(make(&ben, &["A", "B", "E"]).await, conflict, "nor do others bring her into one");
+    assert_eq!(make(&ada, &["A", "B"]).await, (200, "A_B".to_owned()), "a room that is there is answered");
+    assert_eq!(make(&ben, &["B", "E"]).await.0, 201);
+    let (status, body) = ada.post(&format!("/api/rooms/{group}/members"), json!({"userId": "B"})).await;
+    assert_eq!((status, &body["code"]), (409, &json!("CONFLICT")), "{body}");
+
+    let backend = Http::new(&naru.url, &service());
+    assert_eq!(make(&backend, &["B", "F"]).await.0, 201, "the app's backend may");
+    assert_eq!(ada.delete(&format!("/api/rooms/{group}/members/A")).await.0, 204);
+    assert_eq!(make(&ada, &["A", "E"]).await.0, 201, "who leaves one may make another");
+    naru.stop().await;
+}
+
 /// A room that a SYNC names many times is answered once, from the earliest position.
 #[tokio::test]
 async fn a_sync_answers_each_room_once() {
@@ -297,5 +325,155 @@ async fn beyond_the_budget_new_work_is_refused() {
     assert!(rest.len() > 12_000_000);
     ada.chat("A_B", "one more", "new").await;
     ada.expect("ACK").await;
+    naru.stop().await;
+}
+
+/// Has Ada write so many messages to Ben, one after the other. Returns how long the `ACK` took in half of the cases.
+async fn conversation(ada: &mut Client, ben: &mut Client, name: &str, messages: u32) -> Duration {
+    let mut took = Vec::new();
+    for number in 0..messages {
+        let sent = Instant::now();
+        ada.chat("A_B", "hello", &format!("{name}-{number}")).await;
+        ada.expect("ACK").await;
+        took.push(sent.elapsed());
+        ben.expect_where("CHAT", |chat| chat["chatRoomId"] == "A_B").await;
+    }
+    took.sort_unstable();
+    took[took.len() / 2]
+}
+
+/// What half of the `ACK`s may take at most beside somebody who disturbs: much more than it is, and much less than it was.
+fn is_undisturbed(beside: Duration, quiet: Duration) -> bool {
+    beside < (10 * quiet).max(Duration::from_millis(250))
+}
+
+/// A page of a list costs the page, and one user has few calls in the store at a time.
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_of_a_user_in_very_many_rooms_hold_up_nobody() {
+    let naru = Naru::start(&[]).await;
+    naru.http("A").create_room(&["A", "B"]).await;
+    // As another program may add them.
+    let database = rusqlite::Connection::open(naru.data().join("naru.db")).expect("there is data");
+    let rooms = "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 20000)
+        INSERT INTO chat_rooms (_id, user1Id, user2Id) SELECT 'M_' || n, 'M', 'other-' || n FROM numbers";
+    assert_eq!(database.execute(rooms, []).expect("it takes them"), 20_000);
+    drop(database);
+    let (mut ada, mut ben) = (naru.phone("A").await, naru.phone("B").await);
+    let quiet = conversation(&mut ada, &mut ben, "quiet", 30).await;
+    let mut lists = JoinSet::new();
+    for _ in 0..32 {
+        let mallory = naru.http("M");
+        lists.spawn(async move {
+            let mut after = String::new();
+            for page in 0.. {
+                let (status, list) = mallory.get(&format!("/api/rooms?limit=50&cursor={after}")).await;
+                // The first one is asked for by all at once, and the rate is used up at some time.
+                assert!(matches!(status, 200 | 429), "page {page}: {list}");
+                after = list["nextCursor"].as_str().unwrap_or_default().to_owned();
+            }
+        });
+    }
+    let beside = conversation(&mut ada, &mut ben, "beside", 60).await;
+    assert!(is_undisturbed(beside, quiet), "{beside:?} beside 32 lists, {quiet:?} without");
+    // None has failed.
+    assert!(lists.try_join_next().is_none());
+    lists.shutdown().await;
+    naru.stop().await;
+}
+
+/// After a restart of a proxy all clients come at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_of_handshakes_comes_in_at_the_rate() {
+    const RATE: u32 = 50;
+    let naru = Naru::start(&["--rate-connects-per-second", &RATE.to_string()]).await;
+    naru.http("A").create_room(&["A", "B"]).await;
+    let (mut ada, mut ben) = (naru.phone("A").await, naru.phone("B").await);
+    let (begun, mut storm) = (Instant::now(), JoinSet::new());
+    for number in 0..2 * RATE {
+        let connect = Connect::to(&naru.url, &token_of(&format!("u{number}")));
+        storm.spawn(async move { connect.client().await });
+    }
+    let beside = conversation(&mut ada, &mut ben, "beside", 20).await;
+    assert!(is_undisturbed(beside, Duration::ZERO), "{beside:?}");
+    for session in storm.join_all().await {
+        session.expect("its turn comes within five seconds").welcome().await;
+    }
+    // Two seconds' worth, without the burst.
+    assert!(begun.elapsed() >= Duration::from_millis(1_500), "all came in after {:?}", begun.elapsed());
+    naru.stop().await;
+}
+
+/// A stranger may be in a room with anybody, has many sockets, and knows the protocol.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_who_does_the_worst_closes_nobody() {
+    let naru = Naru::start(&[]).await;
+    naru.http("A").create_room(&["A", "B"]).await;
+    let rooms = [
+        naru.http("M").create_room(&["M", "A"]).await,
+        naru.http("M").create_room(&["M", "B"]).await,
+        naru.http("M").create_room(&["M", "A", "B"]).await,
+    ];
+    let (mut ada, mut ben) = (naru.phone("A").await, naru.phone("B").await);
+    let quiet = conversation(&mut ada, &mut ben, "quiet", 30).await;
+    let (rooms, mut worst) = (Arc::new(rooms), JoinSet::new());
+    for socket in 0..6_usize {
+        let (mut mallory, rooms) = (naru.phone("M").await, rooms.clone());
+        worst.spawn(async move {
+            if socket == 0 {
+                mallory.reading(Reading::Paused);
+            }
+            for number in 0.. {
+                let room = &rooms[number % rooms.len()];
+                let from: Vec<Value> =
+                    rooms.iter().map(|room| json!({"chatRoomId": room, "afterSeq": 0})).collect();
+                mallory
+                    .send_json(&match socket {
+                        0 | 1 => json!({"type": "SYNC", "rooms": from}),
+                        2 => json!({"type": "TYPING", "chatRoomId": room}),
+                        3 => json!({"type": "READ", "chatRoomId": room, "seq": number}),
+                        4 => json!({"type": "UNKNOWN", "padding": "x".repeat(10_000)}),
+                        _ => json!({"type": "CHAT", "chatRoomId": room, "content": "x".repeat(8_000)}),
+                    })
+                    .await;
+            }
+        });
+    }
+    for socket in 0..4 {
+        let (mallory, room) = (naru.http("M"), rooms[2].clone());
+        worst.spawn(async move {
+            for round in 0.. {
+                let nobodies = (0..100).map(|number| format!("n-{socket}-{round}-{number}"));
+                let members: Vec<String> = nobodies.chain(["M".to_owned()]).collect();
+                let _any = match socket {
+                    0 => mallory.get("/api/rooms?limit=100").await,
+                    1 => mallory.get(&format!("/api/rooms/{room}/messages?limit=200")).await,
+                    2 => mallory.get("/api/presence?userIds=A,B,C,D,E,F").await,
+                    _ => mallory.post("/api/rooms", json!({"memberIds": members})).await,
+                };
+            }
+        });
+    }
+    let bearer = token_of("M");
+    for socket in 0..4 {
+        let (url, bearer) = (naru.url.clone(), bearer.clone());
+        worst.spawn(async move {
+            loop {
+                if socket == 0 {
+                    drop(Connect::to(&url, &bearer).client().await);
+                    continue;
+                }
+                let mut half = TcpStream::connect(url.trim_start_matches("http://")).await.expect("it listens");
+                let head = "POST /api/rooms HTTP/1.1\r\nhost: naru\r\ncontent-length: 60000\r\nauthorization: Bearer";
+                let part = if socket == 1 { "GET /ws HTTP/1.1\r\n".to_owned() } else { format!("{head} {bearer}\r\n\r\n[") };
+                half.write_all(part.as_bytes()).await.expect("it reads");
+                let _end = half.read_to_end(&mut Vec::new()).await;
+            }
+        });
+    }
+    let beside = conversation(&mut ada, &mut ben, "beside", 40).await;
+    assert!(is_undisturbed(beside, quiet), "{beside:?} beside the stranger, {quiet:?} without");
+    worst.shutdown().await;
+    ada.until_pong().await;
+    ben.until_pong().await;
     naru.stop().await;
 }

@@ -5,6 +5,7 @@ mod authorisation;
 mod bad_input;
 mod costs;
 mod crash;
+mod disk;
 mod distributed;
 mod erase;
 mod faults;

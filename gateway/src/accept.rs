@@ -549,7 +549,7 @@ mod tests {
     use async_trait::async_trait;
     use naru_engines::EngineResult;
     use naru_engines::bus::Receiver;
-    use naru_engines::store::{Closing, IntakePlace, OpenPage, RunResult, Window};
+    use naru_engines::store::{Closing, IntakePlace, OpenPage, RunResult, Walked, Window};
     use naru_model::Seq;
     use naru_runtime::telemetry::Metrics;
     use tokio::sync::Mutex;
@@ -612,6 +612,15 @@ mod tests {
             unreachable!("the intake only appends")
         }
 
+        async fn forget_contents(
+            &self,
+            _: Option<MessageId>,
+            _: Timestamp,
+            _: usize,
+        ) -> EngineResult<Walked> {
+            unreachable!("the intake only appends")
+        }
+
         async fn of_sender(
             &self,
             _: &RoomId,
@@ -646,6 +655,10 @@ mod tests {
         }
 
         async fn delete(&self, _: &[MessageId], _: Timestamp) -> EngineResult<()> {
+            unreachable!("resends are only looked up")
+        }
+
+        async fn expire(&self, _: Option<MessageId>, _: Timestamp, _: usize) -> EngineResult<Walked> {
             unreachable!("resends are only looked up")
         }
     }

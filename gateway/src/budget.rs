@@ -72,9 +72,10 @@ impl Budget {
         Bytes::from_owner(Charged { bytes, _charge })
     }
 
-    /// The same of a frame.
+    /// The same of a frame: all that its text takes, which may be twice its length.
     pub(crate) fn frame(self: &Arc<Self>, text: String) -> Utf8Bytes {
-        Utf8Bytes::try_from(self.charged(text)).expect("a String is UTF-8")
+        let _charge = self.charge(text.capacity());
+        Utf8Bytes::try_from(Bytes::from_owner(Charged { bytes: text, _charge })).expect("a String is UTF-8")
     }
 
     /// # Errors

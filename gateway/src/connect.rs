@@ -20,6 +20,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use crate::api;
 use crate::client_address::ClientAddress;
 use crate::gateway::Gateway;
+use crate::limit::CONNECT_COST;
 use crate::refusal::Refusal;
 use crate::session;
 use crate::token::bearer;
@@ -58,6 +59,12 @@ pub(crate) async fn upgrade(
         .or_else(|| offered.iter().find_map(|protocol| protocol.strip_prefix("bearer.")))
         .ok_or(Refusal::Unauthenticated("no token: send Authorization: Bearer, or the bearer subprotocol"))?;
     let identity = gateway.verifier.verify(token).await?;
+    gateway.limits.call(&identity, CONNECT_COST)?;
+    // After the token, so that strangers take no turn.
+    match gateway.drain.begun.run_until_cancelled(gateway.connect_turns.next()).await {
+        Some(turn) => turn?,
+        None => return Err(Refusal::Overloaded),
+    }
     let record = gateway.users.admit(&identity).await?;
     let (Some(key), Some(upgrade)) = (handshake_key(headers), upgrade) else {
         return Err(Refusal::Invalid("this is a WebSocket endpoint: version 13, with a key".to_owned()));

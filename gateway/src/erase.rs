@@ -232,16 +232,19 @@ async fn erase_messages(
     let mut after = None;
     loop {
         let records = store.intake.of_sender(room, user, after.as_ref(), PAGE).await?;
-        // One that is open may be saved.
+        // One that is open may be saved; one whose content is gone may be of a message that has it still (`intake_keep`).
         let may_be_saved = |record: &&IntakeRecord| !matches!(record.outcome, Some(Outcome::Rejected { .. }));
-        let with_content = || records.iter().filter(|record| !record.accepted.content.is_empty());
         let id = |record: &IntakeRecord| record.accepted.id;
-        let messages: Vec<MessageId> = with_content().filter(may_be_saved).map(id).collect();
-        let closed: Vec<MessageId> =
-            with_content().filter(|record| record.outcome.is_some()).map(id).collect();
+        let messages: Vec<MessageId> = records.iter().filter(may_be_saved).map(id).collect();
+        let messages = store.messages.find(&messages).await?.into_iter().flatten();
+        let messages = messages.filter(|message| message.deleted_at.is_none());
+        let messages: Vec<MessageId> = messages.map(|message| message.id).collect();
+        let closed = records.iter().filter(|record| record.outcome.is_some());
+        let closed = closed.filter(|record| !record.accepted.content.is_empty());
+        let closed: Vec<MessageId> = closed.map(id).collect();
         store.messages.delete(&messages, at).await?;
         store.intake.drop_contents(&closed).await?;
-        pass.found += closed.len();
+        pass.found += messages.len() + closed.len();
         pass.left += records.iter().filter(|record| record.outcome.is_none()).count();
         if records.len() < PAGE {
             return Ok(());

@@ -27,6 +27,7 @@ use crate::session_state::QueueLimits;
 use crate::telemetry::Telemetry;
 use crate::tls::Tls;
 use crate::token::Verifier;
+use crate::turns::{ConnectTurns, Turns};
 use crate::users::Users;
 
 /// What the parts of one gateway share.
@@ -39,6 +40,8 @@ pub(crate) struct Gateway {
     /// None: connections are not encrypted by the gateway.
     pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) limits: Limits,
+    pub(crate) turns: Turns,
+    pub(crate) connect_turns: ConnectTurns,
     pub(crate) budget: Arc<Budget>,
     pub(crate) queue_limits: Arc<QueueLimits>,
     pub(crate) sessions: Arc<SessionRegistry>,

@@ -48,6 +48,7 @@ mod sync;
 mod telemetry;
 mod tls;
 pub mod token;
+mod turns;
 mod unproven;
 mod users;
 
@@ -91,6 +92,7 @@ use crate::session_state::QueueLimits;
 use crate::telemetry::Telemetry;
 use crate::tls::{Tls, TlsError};
 use crate::token::{TokenConfig, TokenConfigError, Verifier};
+use crate::turns::{ConnectTurns, Turns};
 use crate::users::Users;
 
 /// Why a gateway does not start.
@@ -187,6 +189,8 @@ impl Bound {
             presence: Presence::new(id, &engines, &sessions),
             drain: Drain::new(&sessions, &pending),
             limits: Limits::new(&config),
+            turns: Turns::new(),
+            connect_turns: ConnectTurns::new(config.rate_connects_per_second),
             queue_limits: QueueLimits::new(
                 config.session_queue,
                 config.session_queue_bytes,

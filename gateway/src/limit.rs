@@ -19,6 +19,12 @@ use crate::token::Identity;
 const PRUNE_AT: usize = 16_384;
 /// How often a room is told that one user is typing: a second, and at once.
 const TYPING_TOLD: (u32, u32) = (1, 5);
+/// What a WebSocket handshake costs of its user's rate of calls.
+pub(crate) const CONNECT_COST: f64 = 10.0;
+/// So many bytes of an answer cost as much as a call, or a ping …
+const BYTES_PER_COST: f64 = 8192.0;
+/// … and so many rooms of a `SYNC`.
+const ROOMS_PER_COST: f64 = 25.0;
 /// The connections that one address may open at once, in seconds of its rate.
 const CONNECT_BURST: u32 = 10;
 
@@ -51,10 +57,27 @@ impl<K: Clone + Eq + Hash> Limiter<K> {
     /// Takes tokens from a bucket; the refusal holds the time until there are as many. More than the bucket holds are taken as
     /// all that it holds.
     pub(crate) fn take(&self, key: &K, tokens: f64) -> Result<(), Refusal> {
-        if self.rate == 0.0 {
-            return Ok(());
-        }
         let tokens = tokens.min(self.burst);
+        self.change(key, |left| {
+            if left < tokens {
+                let retry_after = Duration::from_secs_f64((tokens - left) / self.rate);
+                return (left, Err(Refusal::RateLimited { retry_after }));
+            }
+            (left - tokens, Ok(()))
+        })
+        .unwrap_or(Ok(()))
+    }
+
+    /// Takes tokens for what has been done already: those that are not there yet are owed, as many as a bucket holds at most.
+    pub(crate) fn charge(&self, key: &K, tokens: f64) {
+        self.change(key, |left| ((left - tokens).max(-self.burst), ()));
+    }
+
+    /// Changes how many tokens are left in a bucket; none where there is no limit.
+    fn change<T>(&self, key: &K, change: impl FnOnce(f64) -> (f64, T)) -> Option<T> {
+        if self.rate == 0.0 {
+            return None;
+        }
         let now = Instant::now();
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if buckets.of.len() >= buckets.prune_at {
@@ -64,16 +87,10 @@ impl<K: Clone + Eq + Hash> Limiter<K> {
         if !buckets.of.contains_key(key) {
             buckets.of.insert(key.clone(), Bucket { tokens: self.burst, filled_at: now });
         }
-        let Some(bucket) = buckets.of.get_mut(key) else {
-            return Ok(());
-        };
-        *bucket = Bucket { tokens: self.filled(bucket, now), filled_at: now };
-        if bucket.tokens < tokens {
-            let retry_after = Duration::from_secs_f64((tokens - bucket.tokens) / self.rate);
-            return Err(Refusal::RateLimited { retry_after });
-        }
-        bucket.tokens -= tokens;
-        Ok(())
+        let bucket = buckets.of.get_mut(key)?;
+        let (tokens, answer) = change(self.filled(bucket, now));
+        *bucket = Bucket { tokens, filled_at: now };
+        Some(answer)
     }
 
     fn filled(&self, bucket: &Bucket, now: Instant) -> f64 {
@@ -128,6 +145,21 @@ impl Limits {
         if identity.is_service { Ok(()) } else { self.calls.take(&identity.user, cost) }
     }
 
+    /// Charges for the bytes of a call's answer.
+    pub(crate) fn answered_call(&self, identity: &Identity, bytes: u64) {
+        if !identity.is_service {
+            self.calls.charge(&identity.user, bytes as f64 / BYTES_PER_COST);
+        }
+    }
+
+    /// Charges for a part of the answer to a `SYNC`.
+    pub(crate) fn answered_sync(&self, identity: &Identity, rooms: usize, bytes: usize) {
+        if !identity.is_service {
+            let cost = rooms as f64 / ROOMS_PER_COST + bytes as f64 / BYTES_PER_COST;
+            self.frames.charge(&identity.user, cost);
+        }
+    }
+
     /// Takes a WebSocket handshake from an address. One customer has 64 bits of an IPv6 address for itself.
     pub(crate) fn connect(&self, address: IpAddr) -> Result<(), Refusal> {
         let network = match address {
@@ -179,6 +211,16 @@ mod tests {
         limiter.take(&"ada", 100.0).unwrap();
         let refused = limiter.take(&"ada", 100.0).unwrap_err();
         assert_eq!(refused, Refusal::RateLimited { retry_after: Duration::from_millis(300) });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_done_already_is_owed_up_to_a_full_bucket() {
+        let limiter = Limiter::new(10, 3);
+        limiter.charge(&"ada", 100.0);
+        let refused = limiter.take(&"ada", 1.0).unwrap_err();
+        assert_eq!(refused, Refusal::RateLimited { retry_after: Duration::from_millis(400) });
+        tokio::time::advance(Duration::from_millis(400)).await;
+        limiter.take(&"ada", 1.0).unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -44,7 +44,8 @@ pub enum Refusal {
         /// When it may be tried again.
         retry_after: Duration,
     },
-    /// This gateway has too many unanswered messages, or too many bytes wait for clients.
+    /// This gateway has too many unanswered messages, too many bytes wait for clients, or the call's or handshake's turn does
+    /// not come in time.
     Overloaded,
     /// An engine does not answer. The fate of a message is unknown.
     Unavailable,
@@ -104,7 +105,12 @@ pub const TABLE: [Row; 10] = [
     ),
     row!("TOO_LARGE", PAYLOAD_TOO_LARGE, "not accepted", "a content or a body of more bytes than are taken"),
     row!("RATE_LIMITED", TOO_MANY_REQUESTS, "not accepted", "more, or faster, than this user or address may"),
-    row!("OVERLOADED", SERVICE_UNAVAILABLE, "not accepted", "this gateway has too many unanswered messages"),
+    row!(
+        "OVERLOADED",
+        SERVICE_UNAVAILABLE,
+        "not accepted",
+        "this gateway has too much to do: unanswered messages, bytes that wait for clients, calls, handshakes"
+    ),
     row!(
         "UNAVAILABLE",
         SERVICE_UNAVAILABLE,
@@ -147,9 +153,7 @@ impl Refusal {
             Self::TooMany { what, max } => Cow::Owned(format!("you have {max} {what}, which is the most")),
             Self::TooLarge { limit } => Cow::Owned(format!("at most {limit} bytes are taken")),
             Self::RateLimited { .. } => Cow::Borrowed("you are sending too much, or too fast"),
-            Self::Overloaded => {
-                Cow::Borrowed("this gateway has too many unanswered messages; it was not accepted")
-            }
+            Self::Overloaded => Cow::Borrowed("this gateway has too much to do; it was not accepted"),
             Self::Unavailable => Cow::Borrowed(
                 "no answer in time; it may still be saved: resend it with the same clientMessageId",
             ),

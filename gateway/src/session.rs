@@ -23,11 +23,12 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use crate::gateway::Gateway;
 use crate::positions::PositionKind;
+use crate::recover;
 use crate::refusal::{Close, Refusal, to_text};
 use crate::rooms::FRESH;
 use crate::session_state::Session;
+use crate::sync::SyncAnswer;
 use crate::token::Identity;
-use crate::{recover, sync};
 
 pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
@@ -37,8 +38,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(15);
 const CLOSE_WITHIN_DRAIN: Duration = Duration::from_secs(5);
 /// How long the bytes that a peer still sends are read and discarded after the last close frame.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
-/// A session whose frame was refused for its rate is not read for so long.
-const TOO_FAST_PAUSE: Duration = Duration::from_millis(10);
 /// A connection whose peer sent nothing after this many pings is closed.
 const PINGS_UNANSWERED: u32 = 2;
 
@@ -192,8 +191,8 @@ async fn read_frames(gateway: &Gateway, session: &Arc<Session>, stream: &mut Spl
             Some(Ok(Message::Close(_))) | None => return Close::ByPeer,
             Some(Err(error)) => return reason(&error),
         }
-        if session.was_too_fast() {
-            tokio::time::sleep(TOO_FAST_PAUSE).await;
+        if let Some(pause) = session.take_pause() {
+            tokio::time::sleep(pause).await;
         }
     }
 }
@@ -246,8 +245,10 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
         // Boxed, because every connection would keep memory for its answer.
         ClientFrame::Sync(wanted) => match gateway.budget.admit() {
             Ok(()) => {
-                let Gateway { engines, room_heads, proofs, .. } = gateway;
-                sync::answer(session, wanted, &engines.store, gateway.epoch, room_heads, proofs).boxed().await
+                let Gateway { engines, epoch, turns, limits, room_heads, proofs, .. } = gateway;
+                let (store, epoch) = (&engines.store, *epoch);
+                let answer = SyncAnswer { session, store, epoch, turns, limits, room_heads, proofs };
+                answer.send(wanted).boxed().await
             }
             Err(refusal) => Err(refusal),
         },

@@ -103,11 +103,11 @@ impl Recorder {
 
 /// Acknowledges finished pushes.
 pub(crate) async fn ack(telemetry: &Telemetry, ack_handles: Vec<AckHandle>) {
-    telemetry.log_failure(bus::ack(ack_handles).await, "pushes were not acknowledged; they come again");
+    telemetry.log_failure(bus::ack(ack_handles).await, "pushes were not acknowledged; they may come again");
 }
 
 /// Retries pushes, exactly `after` from now.
 pub(crate) async fn retry(telemetry: &Telemetry, ack_handles: Vec<AckHandle>, after: Duration) {
     let retried = bus::retry(ack_handles, after).await;
-    telemetry.log_failure(retried, "pushes were not put off; they come again at once");
+    telemetry.log_failure(retried, "pushes were not put off; they come again soon");
 }

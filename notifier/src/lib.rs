@@ -17,7 +17,7 @@
 //! **One push is sent once**, unless the process dies, or the store fails, between the provider's answer and its record.
 //! The second call then carries the same event id, by which the provider or the backend can recognise it.
 //!
-//! A push to a device whose platform has no provider here is parked and counted in `naru_notifier_no_provider_total`; it goes out
+//! A push whose provider is missing here, and wanted, is parked and counted in `naru_notifier_no_provider_total`; it goes out
 //! once a notifier has the provider (`unprovided.rs`). `docs/PUSHES.md` shows what each provider is sent.
 
 mod apns;
@@ -35,7 +35,7 @@ mod payloads;
 mod provider;
 mod push;
 mod render;
-mod stale;
+mod retention;
 mod telemetry;
 mod transport;
 mod unprovided;
@@ -46,6 +46,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use naru_engines::{BoxError, Engines};
 use naru_model::hops;
@@ -80,6 +81,9 @@ pub struct Config {
     pub push_concurrency: NonZeroUsize,
     /// How long after the message was accepted a push is of use.
     pub push_ttl: Span,
+    /// How long the message is kept; none: for ever.
+    #[serde(deserialize_with = "optional")]
+    pub message_ttl: Option<Span>,
     /// Whether pushes hide content and sender from all phones.
     pub push_hide_content: bool,
     /// The key, in the app's own strings, of the text that a phone shows instead.
@@ -99,6 +103,9 @@ pub struct Config {
     pub push_group_title: String,
     /// A device that was not registered again for so long is forgotten.
     pub push_device_ttl: Span,
+    /// A push that was parked for so long is forgotten; none: it never is.
+    #[serde(deserialize_with = "optional")]
+    pub parked_keep: Option<Span>,
     /// The service account whose project's apps FCM reaches.
     #[serde(deserialize_with = "optional")]
     pub fcm_service_account_file: Option<PathBuf>,
@@ -122,6 +129,13 @@ pub struct Config {
     /// Roots trusted in addition to the usual ones.
     #[serde(deserialize_with = "optional")]
     pub extra_ca_file: Option<PathBuf>,
+}
+
+impl Config {
+    /// No push tells what a message said that is not kept any more.
+    fn ttl(&self) -> Duration {
+        self.message_ttl.map_or(self.push_ttl, |ttl| self.push_ttl.min(ttl)).into()
+    }
 }
 
 /// Why the notifier can't start. No text here holds a secret.
@@ -219,8 +233,8 @@ impl Notifier {
         Self { retry_policy, ..self }
     }
 
-    /// Starts a task each for offline events, for devices unseen for long, for pushes parked without a provider, and for each
-    /// lane that has a provider. When stopped, they take no more and finish their work; work that the supervisor's deadline
+    /// Starts a task each for offline events, for what is kept no longer, for pushes parked without a provider, and for each lane that
+    /// has a provider. When stopped, they take no more and finish their work; work that the supervisor's deadline
     /// cuts off comes again. `health` is told of a provider that is missing.
     pub fn spawn_on(self, supervisor: &Supervisor, health: &Health) {
         let Self { engines, config, telemetry, providers, retry_policy } = self;
@@ -237,12 +251,13 @@ impl Notifier {
             health: health.clone(),
             telemetry: telemetry.clone(),
             reported: Mutex::default(),
+            webhook_elsewhere: Default::default(),
         });
         let push = Arc::new(Push {
             engines: engines.clone(),
             lanes,
             unprovided: unprovided.clone(),
-            ttl: config.push_ttl.into(),
+            ttl: config.ttl(),
             hides_content: config.push_hide_content,
             telemetry: telemetry.clone(),
         });
@@ -251,10 +266,14 @@ impl Notifier {
             let unprovided = unprovided.clone();
             async move { unprovided.replay(stop).await }
         });
-        let (stale, unseen) = ((engines.clone(), telemetry.clone()), config.push_device_ttl.into());
-        supervisor.spawn("stale devices", Policy::Restart, move |stop| {
-            let (engines, telemetry) = stale.clone();
-            stale::run(engines, unseen, telemetry, stop)
+        let keep = retention::Keep {
+            devices: config.push_device_ttl.into(),
+            parked: config.parked_keep.map(Duration::from),
+        };
+        let kept = (engines.clone(), telemetry.clone());
+        supervisor.spawn("retention", Policy::Restart, move |stop| {
+            let (engines, telemetry) = kept.clone();
+            retention::run(engines, keep, telemetry, stop)
         });
         for (name, provider) in providers {
             let lane = Arc::new(LaneWorker {
@@ -273,8 +292,6 @@ impl Notifier {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use naru_runtime::{Program, Settings};
 
     use super::*;
@@ -294,6 +311,10 @@ mod tests {
         assert_eq!(config.push_ttl, Span(Duration::from_secs(24 * 3600)));
         assert_eq!(config.push_concurrency.get(), 64);
         assert_eq!(config.push_device_ttl, Span(Duration::from_secs(270 * 24 * 3600)));
+        assert_eq!(config.parked_keep, None);
+        assert_eq!(config.ttl(), Duration::from_secs(24 * 3600));
+        let forgetful = configured(&[("NARU_MESSAGE_TTL", "3h")]).unwrap();
+        assert_eq!(forgetful.ttl(), Duration::from_secs(3 * 3600));
         assert_eq!((config.push_sound.as_deref(), config.push_mutable_content), (Some("default"), true));
         assert_eq!(config.push_android_channel.as_deref(), Some("messages"));
         let quiet = [("NARU_PUSH_SOUND", ""), ("NARU_PUSH_INTERRUPTION_LEVEL", "time-sensitive")];

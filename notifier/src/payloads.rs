@@ -10,7 +10,7 @@ use crate::{Config, apns, fcm, webhook};
 /// 2026-11-22T09:30:00Z.
 const NOW: Timestamp = Timestamp::from_millis(1_795_339_800_000);
 
-fn job() -> PushJob {
+pub(crate) fn job() -> PushJob {
     PushJob {
         lane: Lane::Fcm,
         message_id: MessageId::from_bytes(*b"\x65\xf0\xc0\xff\xee\x65\xf0\xc0\xff\xee\x65\xf0"),

@@ -85,8 +85,8 @@ impl Push {
         for device in &devices {
             devices_of.entry(&device.user).or_default().push(device);
         }
-        let is_reachable =
-            |user: &UserId| devices_of.contains_key(user) || self.lanes.contains(&Lane::Webhook);
+        let wants_webhook = self.unprovided.wants_webhook().await?;
+        let is_reachable = |user: &UserId| wants_webhook || devices_of.contains_key(user);
         let missed =
             events.iter().flat_map(|event| event.payload.recipients.iter().map(move |user| (event, user)));
         let missed: Vec<_> = missed.filter(|(_, user)| is_reachable(user)).collect();
@@ -114,7 +114,7 @@ impl Push {
                 None => due.push((event, user)),
             }
         }
-        let jobs = self.jobs(due, &devices_of);
+        let jobs = self.jobs(due, &devices_of, wants_webhook);
         try_join_all(jobs.into_iter().map(|(lane, jobs)| async move {
             match self.lanes.contains(&lane) {
                 true => self.engines.bus.push(lane).send(jobs).await,
@@ -131,6 +131,7 @@ impl Push {
         &self,
         due: Vec<(&Event<Offline>, &UserId)>,
         devices_of: &HashMap<&UserId, Vec<&Device>>,
+        wants_webhook: bool,
     ) -> BTreeMap<Lane, Vec<Event<PushJob>>> {
         let mut jobs = BTreeMap::<_, Vec<_>>::new();
         let mut made = HashSet::new();
@@ -140,7 +141,7 @@ impl Push {
             let of_devices = of_devices
                 .map(|device| (device.platform.lane(), Some(render::target(device)), hides(device)));
             // The backend is the deployment's own, and gets the content.
-            let of_backend = self.lanes.get(&Lane::Webhook).map(|lane| (*lane, None, false));
+            let of_backend = wants_webhook.then_some((Lane::Webhook, None, false));
             for (lane, target, hides_content) in of_devices.chain(of_backend) {
                 let mut job = render::push(&payload.message, user, lane, target, self.ttl);
                 if hides_content {

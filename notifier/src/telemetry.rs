@@ -49,6 +49,8 @@ naru_runtime::metrics! {
         configuration_refused: Family<OfLane, Counter>, "Answers that say our key, topic or account is wrong: an operator has to act";
         tokens_removed: Family<OfLane, Counter>, "Tokens a provider said are dead";
         devices_forgotten: Counter, "Devices unseen for too long";
+        parked: Gauge, "Pushes that are parked, as counted once an hour by one of the notifiers";
+        parked_forgotten: Counter, "Pushes that were parked for longer than parked_keep";
         engine_failures: Counter, "Failures of a store or bus";
     }
 }
@@ -103,6 +105,15 @@ impl Telemetry {
 
     pub(crate) fn count_devices_forgotten(&self, devices: u64) {
         self.devices_forgotten.inc_by(devices);
+    }
+
+    /// How many pushes are parked.
+    pub(crate) fn parked(&self, count: u64) {
+        self.parked.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn count_parked_forgotten(&self, pushes: u64) {
+        self.parked_forgotten.inc_by(pushes);
     }
 
     pub(crate) fn engine_failed(&self) {

@@ -1,4 +1,8 @@
-//! Pushes to devices whose platform has no provider in this process: they are parked, and go out once a notifier has one.
+//! Pushes whose provider is missing in this process: they are parked, and go out once a notifier has it.
+//!
+//! That a provider is wanted, a registered device shows. That the webhook is wanted, the notifiers tell each other: each that
+//! has it holds a lease, all in the same name. One that asks for the lease and gets it is in a deployment without webhook.
+//! The lease outlasts them by an hour, so that a notifier without it loses nothing while the others restart.
 //!
 //! | dies between | then |
 //! |---|---|
@@ -10,17 +14,24 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use naru_engines::store::{ParkedCursor, ParkedPush, Platform};
+use naru_engines::store::{ParkedCursor, ParkedPush};
 use naru_engines::{EngineResult, Engines};
 use naru_model::hops::{Lane, PushJob};
 use naru_model::{Event, GatewayId, Timestamp, Trace};
 use naru_runtime::Health;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::Telemetry;
 
 /// How many are sent again at once.
 const PAGE: usize = 256;
+/// The lease of those that have the webhook, and how long it outlasts them.
+const WEBHOOK: (&str, Duration) = ("push.webhook", Duration::from_secs(3600));
+/// An asker is to have the lease for no longer than it takes to get it.
+const ASKER: (&str, Duration) = ("without", Duration::from_millis(1));
+/// How often those that don't have it ask.
+const ASK_EVERY: Duration = Duration::from_secs(10);
 
 pub(crate) struct Unprovided {
     pub(crate) engines: Engines,
@@ -32,6 +43,8 @@ pub(crate) struct Unprovided {
     pub(crate) telemetry: Telemetry,
     /// The lanes whose lack was reported. It lasts as long as the process: so does its configuration.
     pub(crate) reported: Mutex<BTreeSet<Lane>>,
+    /// Whether another notifier has the webhook, and when that was asked.
+    pub(crate) webhook_elsewhere: tokio::sync::Mutex<Option<(Instant, bool)>>,
 }
 
 /// The reason by which parked pushes are found again.
@@ -44,6 +57,39 @@ const fn reason(lane: Lane) -> &'static str {
 }
 
 impl Unprovided {
+    /// Whether the app's backend wants pushes: here or in another notifier the webhook is configured.
+    ///
+    /// # Errors
+    /// When it was never answered whether another notifier has it.
+    pub(crate) async fn wants_webhook(&self) -> EngineResult<bool> {
+        if self.lanes.contains(&Lane::Webhook) {
+            return Ok(true);
+        }
+        let mut known = self.webhook_elsewhere.lock().await;
+        if let Some((asked, is_elsewhere)) = *known
+            && asked.elapsed() < ASK_EVERY
+        {
+            return Ok(is_elsewhere);
+        }
+        match (self.engines.leases.hold(WEBHOOK.0, ASKER.0, ASKER.1).await, *known) {
+            (Ok(is_free), _) => {
+                *known = Some((Instant::now(), !is_free));
+                Ok(!is_free)
+            }
+            (Err(_), Some((_, is_elsewhere))) => Ok(is_elsewhere),
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// Tells the other notifiers that the webhook is configured here.
+    async fn hold_webhook(&self) -> EngineResult<()> {
+        // An asker may just have it.
+        while !self.engines.leases.hold(WEBHOOK.0, "with", WEBHOOK.1).await? {
+            sleep(ASKER.1).await;
+        }
+        Ok(())
+    }
+
     /// Parks pushes of lanes without a provider.
     pub(crate) async fn park(&self, jobs: Vec<Event<PushJob>>) -> EngineResult<()> {
         let parked_at = Timestamp::now();
@@ -59,13 +105,13 @@ impl Unprovided {
     /// Tells the operator, once: in the log, and on `/readyz`, which stays ready, since messages are delivered.
     fn report(&self, lane: Lane) {
         if self.reported.lock().unwrap_or_else(PoisonError::into_inner).insert(lane) {
+            let wanted_by = match lane {
+                Lane::Fcm | Lane::Apns => "devices are registered for it, and their pushes are parked",
+                Lane::Webhook => "another notifier has it, and the pushes that this one takes are parked",
+            };
             let (lane, reason) = (lane.hop().name, reason(lane));
-            tracing::error!(
-                lane,
-                reason,
-                "devices are registered for it: their pushes are parked until it is"
-            );
-            let sentence = format!("{reason}; devices are registered for it, and their pushes are parked");
+            tracing::error!(lane, reason, "{wanted_by}");
+            let sentence = format!("{reason}; {wanted_by}");
             self.health.register_degraded(lane, move || Some(sentence.clone()));
         }
     }
@@ -80,7 +126,12 @@ impl Unprovided {
         let mut looked_at = BTreeSet::new();
         let mut runs = tokio::time::interval(self.every);
         while stop.run_until_cancelled(runs.tick()).await.is_some() {
-            for lane in [Platform::Fcm, Platform::Apns].map(Platform::lane) {
+            if self.lanes.contains(&Lane::Webhook) {
+                let told = self.hold_webhook().await;
+                self.telemetry
+                    .log_failure(told, "other notifiers are not told that the webhook is configured here");
+            }
+            for lane in [Lane::Fcm, Lane::Apns, Lane::Webhook] {
                 let done = if self.lanes.contains(&lane) {
                     self.replay_lane(lane, holder.as_str()).await
                 } else if looked_at.contains(&lane) {

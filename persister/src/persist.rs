@@ -23,7 +23,9 @@ use quick_cache::sync::Cache;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::Config;
 use crate::order::Order;
+use crate::retention::may_have_expired;
 use crate::telemetry::Telemetry;
 
 /// How many messages a batch holds at most.
@@ -48,6 +50,8 @@ fn backoff(attempt: u32) -> Duration {
 #[derive(Clone)]
 pub struct Persister {
     engines: Engines,
+    /// How long messages are kept in `chat_messages`; none: for ever.
+    message_ttl: Option<Duration>,
     telemetry: Telemetry,
     /// The head of each room as last seen. Another persister may have moved it: the store then reports a conflict.
     heads: Arc<Cache<RoomId, Seq>>,
@@ -69,11 +73,12 @@ struct Batch {
 }
 
 impl Persister {
-    pub(crate) fn new(engines: Engines, telemetry: Telemetry) -> Self {
+    pub(crate) fn new(config: &Config, engines: Engines, telemetry: Telemetry) -> Self {
+        let message_ttl = config.message_ttl.map(|ttl| ttl.0);
         let (heads, saved_lately) =
             (Arc::new(Cache::new(CACHE_CAPACITY)), Arc::new(Cache::new(CACHE_CAPACITY)));
         let enqueued = Arc::new(Cache::new(CACHE_CAPACITY));
-        Self { engines, telemetry, heads, saved_lately, enqueued }
+        Self { engines, message_ttl, telemetry, heads, saved_lately, enqueued }
     }
 
     /// Works until stopped; then finishes the batch in flight.
@@ -99,7 +104,12 @@ impl Persister {
         })
     }
 
-    async fn persist(&self, messages: Vec<Accepted>, not_before: Option<StoreTime>) -> EngineResult<()> {
+    pub(crate) async fn persist(
+        &self,
+        messages: Vec<Accepted>,
+        not_before: Option<StoreTime>,
+    ) -> EngineResult<()> {
+        let messages = self.without_expired(messages).await?;
         let Batch { run, rejected, rooms } = self.look_up(messages, not_before).await?;
         let saved = self.save(&run).await?;
         let now = Timestamp::now();
@@ -120,6 +130,21 @@ impl Persister {
         self.reject(&rejected, &mut confirmations).await?;
         let (enqueued, ()) = join(self.enqueue(events), self.confirm(confirmations)).await;
         enqueued
+    }
+
+    /// Without those that need nothing more and may have been removed: they would be saved once more, as new ones. As a rule no
+    /// message is as old, and nothing is asked.
+    async fn without_expired(&self, mut messages: Vec<Accepted>) -> EngineResult<Vec<Accepted>> {
+        let now = Timestamp::now();
+        let old = messages.iter().map(|message| message.id);
+        let old: Vec<MessageId> = old.filter(|id| may_have_expired(*id, self.message_ttl, now)).collect();
+        if !old.is_empty() {
+            let records = self.engines.store.intake.get(&old).await?;
+            let closed = records.into_iter().flatten().filter(|record| record.outcome.is_some());
+            let closed: HashSet<MessageId> = closed.map(|record| record.accepted.id).collect();
+            messages.retain(|message| !closed.contains(&message.id));
+        }
+        Ok(messages)
     }
 
     /// Closes rejected messages; only their senders are notified, and only once that is stored. Otherwise a message that

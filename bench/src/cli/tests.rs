@@ -22,6 +22,16 @@ fn the_commands_of_the_documentation_parse() {
     let line = format!("naru-bench idle --url u --secret S --connections 4000 --pid {this}");
     let options = idle_options(&parse(&line)).expect("this process runs");
     assert_eq!(options.groups[0].pids, [this]);
+    let line = "naru-bench overload --url u --secret S --rate 48000 --pairs 500 --pid 1 --max-memory 640";
+    let line = line.replace("--pid 1", &format!("--pid {this}"));
+    let options = overload_options(&parse(&line)).expect("this process runs");
+    assert_eq!((options.flow.rate, options.flow.pairs, &options.pids[..]), (48_000, 500, &[this][..]));
+    let options = storm_options(&parse("naru-bench storm --url u --secret S --connections 5000"));
+    assert_eq!(options.expect("legal").per_second, 1_000);
+    let options = stranger_options(&parse("naru-bench stranger --url u --secret S")).expect("legal");
+    assert_eq!((options.sockets, options.duration), (50, Duration::from_secs(60)));
+    let options = memory_options(&parse("naru-bench memory --url u --secret S --pid 1 --max-memory 640"));
+    assert_eq!(options.expect("legal").max_memory_mib, 640);
     let line = "naru-bench fill --url u --secret S --messages 1000 --rooms 10";
     assert_eq!(amount(&parse(line)).messages, 1000);
 }

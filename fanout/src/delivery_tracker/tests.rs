@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use naru_embedded::{Embedded, Options};
-use naru_engines::store::{Appended, Intake, IntakePlace, IntakeRecord, OpenPage};
+use naru_engines::store::{Appended, Intake, IntakePlace, IntakeRecord, OpenPage, Walked};
 use naru_engines::{Applied, EngineError};
 use naru_faults::{Call, Counted, Interceptor, Only, Outage, intercepted};
 use naru_model::hops::Accepted;
@@ -270,6 +270,10 @@ where
     }
 
     async fn drop_contents(&self, _: &[MessageId]) -> EngineResult<()> {
+        unreachable!("it only closes")
+    }
+
+    async fn forget_contents(&self, _: Option<MessageId>, _: Timestamp, _: usize) -> EngineResult<Walked> {
         unreachable!("it only closes")
     }
 

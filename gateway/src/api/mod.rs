@@ -20,6 +20,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
+use hyper::body::Body as _;
 use naru_model::frame::Object;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -120,32 +121,43 @@ async fn answer(
         () = gateway.drain.begun.cancelled() => return Err(Refusal::Overloaded),
     };
     let call = Call { gateway, caller, query, body: &body };
+    let answer = dispatch(&call, method, resource).await;
+    if let Ok(response) = &answer {
+        gateway.limits.answered_call(&call.caller, response.body().size_hint().lower());
+    }
+    answer
+}
+
+async fn dispatch(call: &Call<'_>, method: &Method, resource: &[&str]) -> Answer {
+    // Messages go to the store in batches, whoever sends them.
+    let is_message = method == Method::POST && matches!(resource, ["rooms", _, "messages"]);
+    let _turn = if is_message { None } else { Some(call.gateway.turns.next(&call.caller).await?) };
     match (method.as_str(), resource) {
-        ("POST", ["rooms"]) => rooms::create(&call).await,
-        ("GET", ["rooms"]) => rooms::list(&call).await,
-        ("GET", ["rooms", room]) => rooms::show(&call, &id(room)?).await,
-        ("POST", ["rooms", room, "members"]) => rooms::add_member(&call, &id(room)?).await,
+        ("POST", ["rooms"]) => rooms::create(call).await,
+        ("GET", ["rooms"]) => rooms::list(call).await,
+        ("GET", ["rooms", room]) => rooms::show(call, &id(room)?).await,
+        ("POST", ["rooms", room, "members"]) => rooms::add_member(call, &id(room)?).await,
         ("DELETE", ["rooms", room, "members", user]) => {
-            rooms::remove_member(&call, &id(room)?, &id(user)?).await
+            rooms::remove_member(call, &id(room)?, &id(user)?).await
         }
-        ("PUT", ["rooms", room, "settings"]) => rooms::configure(&call, &id(room)?).await,
-        ("GET", ["rooms", room, "messages"]) => history::read(&call, &id(room)?).await,
-        ("POST", ["rooms", room, "messages"]) => history::send(&call, id(room)?).await,
-        ("GET", ["devices"]) => devices::list(&call).await,
-        ("PUT", ["devices", device]) => devices::register(&call, id(device)?).await,
-        ("DELETE", ["devices", device]) => devices::remove(&call, &id(device)?).await,
-        ("GET", ["parked"]) => parked::list(&call).await,
-        ("GET", ["parked", event]) => parked::show(&call, id(event)?).await,
-        ("DELETE", ["parked", event]) => parked::drop(&call, id(event)?).await,
-        ("POST", ["parked", event, "replay"]) => parked::replay(&call, id(event)?).await,
-        ("GET", ["blocks"]) => blocks::list(&call).await,
-        ("PUT", ["blocks", user]) => blocks::add(&call, &id(user)?).await,
-        ("DELETE", ["blocks", user]) => blocks::remove(&call, &id(user)?).await,
-        ("DELETE", ["users", user, "sessions"]) => users::end_sessions(&call, &id(user)?).await,
-        ("DELETE", ["users", user]) => users::erase(&call, &id(user)?).await,
-        ("GET", ["users", user, "erasure"]) => users::erasure(&call, &id(user)?).await,
-        ("GET", ["users", user, "export"]) => export::export(&call, &id(user)?).await,
-        ("GET", ["presence"]) => presence::show(&call).await,
+        ("PUT", ["rooms", room, "settings"]) => rooms::configure(call, &id(room)?).await,
+        ("GET", ["rooms", room, "messages"]) => history::read(call, &id(room)?).await,
+        ("POST", ["rooms", room, "messages"]) => history::send(call, id(room)?).await,
+        ("GET", ["devices"]) => devices::list(call).await,
+        ("PUT", ["devices", device]) => devices::register(call, id(device)?).await,
+        ("DELETE", ["devices", device]) => devices::remove(call, &id(device)?).await,
+        ("GET", ["parked"]) => parked::list(call).await,
+        ("GET", ["parked", event]) => parked::show(call, id(event)?).await,
+        ("DELETE", ["parked", event]) => parked::drop(call, id(event)?).await,
+        ("POST", ["parked", event, "replay"]) => parked::replay(call, id(event)?).await,
+        ("GET", ["blocks"]) => blocks::list(call).await,
+        ("PUT", ["blocks", user]) => blocks::add(call, &id(user)?).await,
+        ("DELETE", ["blocks", user]) => blocks::remove(call, &id(user)?).await,
+        ("DELETE", ["users", user, "sessions"]) => users::end_sessions(call, &id(user)?).await,
+        ("DELETE", ["users", user]) => users::erase(call, &id(user)?).await,
+        ("GET", ["users", user, "erasure"]) => users::erasure(call, &id(user)?).await,
+        ("GET", ["users", user, "export"]) => export::export(call, &id(user)?).await,
+        ("GET", ["presence"]) => presence::show(call).await,
         _ => Err(Refusal::NotFound),
     }
 }
@@ -203,7 +215,9 @@ fn json(status: StatusCode, body: &impl Serialize) -> Response {
     reply(status, "application/json", crate::refusal::to_text(body))
 }
 
-fn reply(status: StatusCode, content_type: &'static str, body: String) -> Response {
+fn reply(status: StatusCode, content_type: &'static str, mut body: String) -> Response {
+    // What is charged for is its length.
+    body.shrink_to_fit();
     let mut response = Response::new(body.into());
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));

@@ -83,9 +83,9 @@ pub(super) async fn create(call: &Call<'_>) -> Answer {
     call.gateway.limits.call(caller, members.len() as f64 / MEMBERS_PER_COST)?;
     match may_bring(call, &members).await {
         // A direct room that is there is answered, and no room is made.
-        Err(forbidden @ Refusal::Forbidden(_)) if kind == RoomKind::Direct => {
+        Err(refused) if kind == RoomKind::Direct && refused != Refusal::Unavailable => {
             let there = current(call, &id).await;
-            there.map_err(|refusal| if refusal == Refusal::RoomNotFound { forbidden } else { refusal })?;
+            there.map_err(|refusal| if refusal == Refusal::RoomNotFound { refused } else { refusal })?;
         }
         may => may?,
     }
@@ -165,7 +165,7 @@ pub(super) async fn configure(call: &Call<'_>, room: &RoomId) -> Answer {
     Ok(json(StatusCode::OK, &settings))
 }
 
-/// Whether the caller may bring these users into a room.
+/// Whether the caller may bring these users into a room, themself included.
 async fn may_bring(call: &Call<'_>, users: &[UserId]) -> Result<(), Refusal> {
     let Call { gateway, caller, .. } = call;
     if caller.is_service {
@@ -177,7 +177,17 @@ async fn may_bring(call: &Call<'_>, users: &[UserId]) -> Result<(), Refusal> {
     if gateway.engines.store.users.blocked_by(&caller.user, users).await?.contains(&true) {
         return Err(Refusal::Forbidden("one of these users has blocked you"));
     }
-    Ok(())
+    let max = gateway.config.max_rooms_per_user;
+    if max == 0 {
+        return Ok(());
+    }
+    // Of several calls at the same time each may find space: a few rooms too many harm nobody.
+    let full = gateway.engines.store.rooms.have_rooms(users, max).await?;
+    match users.iter().zip(full).find(|(_, is_full)| *is_full) {
+        None => Ok(()),
+        Some((user, _)) if *user == caller.user => Err(Refusal::TooMany { what: "rooms", max }),
+        Some(_) => Err(Refusal::Conflict("one of these users is in as many rooms as a user may be")),
+    }
 }
 
 /// The room as it is now, and not before what this gateway has read, if the caller may see it.

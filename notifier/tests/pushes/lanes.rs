@@ -64,6 +64,8 @@ async fn no_more_pushes_are_under_way_than_allowed() {
 async fn a_push_that_ends_costs_no_read_of_the_queue() {
     let fixture = Fixture::new().await;
     let (backend, mut calls) = Scripted::on(Lane::Webhook);
+    // Another notifier looks for parked pushes.
+    assert!(fixture.engines.leases.hold("parked-webhook", "another", TEST_TIMEOUT).await.unwrap());
     miss(&fixture, 12).await;
     let slots = NonZeroUsize::new(16).unwrap();
     let notifier = Running::start(&fixture, Config { push_concurrency: slots, ..config(None) }, [backend]);

@@ -66,6 +66,8 @@ fn config(webhook_url: Option<String>) -> Config {
         push_interruption_level: None,
         push_android_channel: Some("messages".to_owned()),
         push_group_title: "{sender} · {group}".to_owned(),
+        parked_keep: None,
+        message_ttl: None,
         push_device_ttl: Span(Duration::from_secs(270 * 24 * 3600)),
         fcm_service_account_file: None,
         fcm_base_url: None,

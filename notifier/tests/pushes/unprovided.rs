@@ -93,3 +93,48 @@ async fn what_is_too_old_when_the_provider_comes_is_parked_as_expired() {
     notifier.finished().await;
     phones.none_waiting();
 }
+
+/// The webhook is wanted where some notifier has it.
+#[tokio::test]
+async fn of_two_notifiers_one_without_the_webhook_loses_nothing() {
+    let (fixture, mut webhook) = (Fixture::new().await, Webhook::start().await);
+    let configured = Running::with_webhook(&fixture, &webhook);
+    // Its first push shows that it has begun, and told the others.
+    fixture.missed(&fixture.says("first").await, &["B"]).await;
+    assert_eq!(webhook.next().await.json["body"], "first");
+    let misconfigured = Running::start(&fixture, config(None), []);
+    let mut number = 0;
+    while !misconfigured.metrics.encode().contains("no_provider_total{lane=\"webhook\"}") {
+        number += 1;
+        let content = format!("message {number}");
+        fixture.missed(&fixture.says(&content).await, &["B"]).await;
+        assert_eq!(webhook.next().await.json["body"], *content);
+    }
+    assert!(configured.health.report().await.degraded.is_empty());
+    let report = misconfigured.health.report().await;
+    let told = "no provider: the webhook is not configured; another notifier has it, and the pushes that this one takes are parked";
+    assert_eq!((report.ready, report.degraded["push.webhook"].as_str()), (true, told));
+    fixture.nothing_is_queued().await;
+    fixture.parked(0).await;
+    configured.finished().await;
+
+    // While no other one runs, it parks.
+    fixture.missed(&fixture.says("alone").await, &["B"]).await;
+    assert_eq!(fixture.parked(1).await[0].reason, "no provider: the webhook is not configured");
+    misconfigured.finished().await;
+    let configured = Running::with_webhook(&fixture, &webhook);
+    assert_eq!(webhook.next().await.json["body"], "alone");
+    configured.finished().await;
+    webhook.none_waiting();
+}
+
+#[tokio::test]
+async fn where_no_notifier_has_the_webhook_nothing_is_parked_for_it() {
+    let fixture = Fixture::new().await;
+    let notifier = Running::start(&fixture, config(None), []);
+    fixture.missed(&fixture.says("to nobody").await, &["B"]).await;
+    fixture.nothing_is_queued().await;
+    fixture.parked(0).await;
+    assert!(notifier.health.report().await.degraded.is_empty());
+    notifier.finished().await;
+}

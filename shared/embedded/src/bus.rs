@@ -10,6 +10,7 @@ use naru_model::hops::{self, Hop, HopKind, Payload};
 
 use crate::Options;
 use crate::bus::memory::MemoryQueue;
+pub(crate) use crate::bus::table::UNREADABLE;
 use crate::bus::table::{Clock, TableQueue};
 use crate::database::Database;
 

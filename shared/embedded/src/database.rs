@@ -21,7 +21,8 @@
 //! - *A checkpoint* syncs the log before it copies a page into the database, and the database before the log is written from
 //!   its beginning again, whose new header it syncs: NORMAL leaves out the sync of a commit and none of these. So the
 //!   database never holds more than the log that is on disk.
-//! - *A synced write or its sync fails*: every command of the group is answered `Unknown`.
+//! - *A synced write or its sync fails*: every command of the group is answered `Unknown`. The system does not report twice
+//!   that it could not sync: nothing is committed until a checkpoint has written the log into the database and synced that.
 //!
 //! A write may therefore be unsynced if no client is notified of it, or only after a later, synced commit:
 //!
@@ -33,6 +34,7 @@
 //!   ([`Sync::When`]), and the first entry with it;
 //! - the closing of a saved entry: an entry that is open again is found to be saved. The closing of a rejected one is synced,
 //!   since its sender is notified and a later check might decide otherwise;
+//! - what is removed because it was kept for long enough: a later pass removes it again;
 //! - the acknowledgement of a delivery: its event may be delivered again;
 //! - the time at which a user was last seen.
 
@@ -40,15 +42,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle, ThreadId};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use naru_engines::{Applied, EngineError, EngineResult};
+use naru_engines::{Applied, BoxError, EngineError, EngineResult};
 use naru_model::Timestamp;
-use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::condition::{Condition, Fault};
 use crate::lock::lock;
 use crate::rooms::RoomCache;
+use crate::store::lists::Lists;
 
 /// The engine's name in an [`EngineError`].
 pub(crate) const ENGINE: &str = "the embedded engine";
@@ -57,6 +61,8 @@ pub(crate) const ENGINE: &str = "the embedded engine";
 const WAITING: usize = 1024;
 /// How many commands share one commit at most: it bounds how long the first of them waits for the last.
 const GROUP: usize = 256;
+/// After a failed commit, the shortest time between two checkpoints that are to make up for it.
+const REPAIR_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Whether a command's caller relies on the disk, or only on the process: see the module's text.
 pub(crate) enum Sync<T> {
@@ -105,7 +111,9 @@ pub(crate) struct Database {
     reads: mpsc::Sender<Read>,
     closing: Arc<AtomicBool>,
     pub(crate) counts: Arc<Counts>,
+    condition: Arc<Condition>,
     pub(crate) rooms: Arc<RoomCache>,
+    pub(crate) lists: Lists,
     /// When a row of the durable hops was written last, as this data was opened.
     pub(crate) newest_row: Option<Timestamp>,
     /// The writer's thread, which ends last.
@@ -134,15 +142,22 @@ impl Database {
         };
         let readers = readers.into_iter().enumerate().map(read).collect::<EngineResult<Vec<_>>>()?;
         let mut threads: Vec<ThreadId> = readers.iter().map(|reader| reader.thread().id()).collect();
-        let (state, is_closing) =
-            (Writer { connection: writer, is_synced: None, counts: counts.clone() }, closing.clone());
+        let condition = Arc::<Condition>::default();
+        let (counted, state, is_closing) = (counts.clone(), condition.clone(), closing.clone());
         let writer = spawn("naru-write".to_owned(), move || {
-            state.run(commands, readers, &is_closing);
+            let writer = Writer {
+                connection: writer,
+                is_synced: None,
+                repair: None,
+                counts: counted,
+                condition: state,
+            };
+            writer.run(commands, readers, &is_closing);
             drop(hold);
         })?;
         threads.push(writer.thread().id());
-        let (writer, rooms) = (Mutex::new(Some(writer)), Arc::default());
-        Ok(Self { writes, reads, closing, counts, rooms, newest_row: None, writer, threads })
+        let (writer, rooms, lists) = (Mutex::new(Some(writer)), Arc::default(), Lists::default());
+        Ok(Self { writes, reads, closing, counts, condition, rooms, lists, newest_row: None, writer, threads })
     }
 
     /// Runs `work` in a transaction shared with other commands, and answers when that is on disk. When another command fails,
@@ -196,15 +211,32 @@ impl Database {
     ) -> EngineResult<T> {
         self.counts.reads.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
+        let condition = self.condition.clone();
         let read = move |connection: &Connection| {
             // A cancelled caller needs no answer.
             if answer.is_closed() {
                 return;
             }
-            drop(answer.send(guarded(|| work(&connection.unchecked_transaction()?))));
+            drop(answer.send(guarded(&condition, || work(&connection.unchecked_transaction()?))));
         };
         self.reads.send(Box::new(read)).await.map_err(|_| closed())?;
         answered.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    /// Whether the disk takes what is written. Where it did not lately, a write that changes nothing is tried.
+    ///
+    /// # Errors
+    /// A sentence about the fault.
+    pub(crate) async fn check(&self) -> Result<(), &'static str> {
+        let Some(fault) = self.condition.fault() else { return Ok(()) };
+        let probe = |transaction: &Transaction<'_>| {
+            let version = transaction.query_row("PRAGMA user_version", [], |row| row.get::<_, u32>(0))?;
+            transaction.pragma_update(None, "user_version", version)
+        };
+        match self.write(probe).await {
+            Ok(()) => self.condition.fault().map_or(Ok(()), Err),
+            Err(_) => Err(self.condition.fault().unwrap_or(fault)),
+        }
     }
 
     /// Writes all of the log into the database and empties it, so that no older copy of a page is left in it.
@@ -258,7 +290,7 @@ trait Command: Send {
     /// Whether its commit is to be synced; final only once it was run.
     fn needs_sync(&self) -> bool;
     /// Runs it in the group's transaction, and again in another one if the first was rolled back.
-    fn run(&mut self, transaction: &Transaction<'_>) -> EngineResult<()>;
+    fn run(&mut self, transaction: &Transaction<'_>, condition: &Condition) -> EngineResult<()>;
     /// Answers its caller with the outcome.
     fn end(self: Box<Self>, outcome: EngineResult<()>);
 }
@@ -296,7 +328,7 @@ impl Command for EmptyLog {
         }
     }
 
-    fn run(&mut self, _: &Transaction<'_>) -> EngineResult<()> {
+    fn run(&mut self, _: &Transaction<'_>, _: &Condition) -> EngineResult<()> {
         Ok(())
     }
 
@@ -327,8 +359,8 @@ where
         }
     }
 
-    fn run(&mut self, transaction: &Transaction<'_>) -> EngineResult<()> {
-        self.done = Some(guarded(|| (self.work)(transaction))?);
+    fn run(&mut self, transaction: &Transaction<'_>, condition: &Condition) -> EngineResult<()> {
+        self.done = Some(guarded(condition, || (self.work)(transaction))?);
         Ok(())
     }
 
@@ -345,11 +377,23 @@ struct Writer {
     connection: Connection,
     /// Whether commits are synced now; none before the first commit.
     is_synced: Option<bool>,
+    /// A commit failed, and a checkpoint has to make up for it.
+    repair: Option<Repair>,
     counts: Arc<Counts>,
+    condition: Arc<Condition>,
+}
+
+#[derive(Clone, Copy)]
+struct Repair {
+    not_before: Instant,
+    /// The sync of the log may have failed: nothing is committed before. Else the checkpoint is only to free space.
+    is_required: bool,
 }
 
 enum Failure {
     Begin(rusqlite::Error),
+    /// Without a try.
+    Refused(&'static str),
     Command(usize, EngineError),
     /// A command turned out to need a sync, in a group that was to have none.
     Unsynced,
@@ -382,24 +426,34 @@ impl Writer {
         }
         // No read may see what another process writes, and none may hold up the last checkpoint.
         readers.into_iter().for_each(join);
-        self.checkpoint();
+        if let Err(error) = self.checkpoint() {
+            tracing::warn!(%error, "the last checkpoint failed; the log stays, and the next start repeats it");
+        }
     }
 
     /// One commit for all. A command that fails is answered and left out, and the others run again without it: nothing that
-    /// it wrote is left, and no other command is affected.
+    /// it wrote is left, and no other command is affected. Where the disk fails, all of them fail.
     fn write(&mut self, mut group: Group) {
         while !group.is_empty() {
             match self.attempt(&mut group) {
                 Ok(()) => group.drain(..).for_each(|command| command.end(Ok(()))),
                 Err(Failure::Unsynced) => {}
-                Err(Failure::Begin(error)) => refuse(&mut group, Applied::No, error),
+                Err(Failure::Refused(why)) => refuse(&mut group, Applied::No, why.into()),
+                Err(Failure::Begin(error)) => {
+                    self.condition.failed(&error);
+                    refuse(&mut group, Applied::No, error.into());
+                }
+                Err(Failure::Command(_, EngineError::Unavailable { applied, source, .. })) => {
+                    refuse(&mut group, applied, source);
+                }
                 Err(Failure::Command(index, error)) => group.remove(index).end(Err(error)),
                 Err(Failure::Commit(error)) => {
-                    // The sync may have failed for the unsynced commits before this one, too, and the next sync would not
-                    // report it: a checkpoint writes them into the database.
-                    self.checkpoint();
+                    self.condition.failed(&error);
+                    // Where the log could not be written, for want of space, it was not synced either.
+                    let is_required = Fault::of(&error) != Some(Fault::Full);
+                    self.repair = Some(Repair { not_before: Instant::now(), is_required });
                     // Part of the group may be on disk and be recovered after a crash.
-                    refuse(&mut group, Applied::Unknown, error);
+                    refuse(&mut group, Applied::Unknown, error.into());
                 }
             }
         }
@@ -407,6 +461,14 @@ impl Writer {
 
     /// The transaction is rolled back when it is dropped before its commit, and when the commit fails.
     fn attempt(&mut self, group: &mut Group) -> Result<(), Failure> {
+        if self.condition.is_damaged() {
+            return Err(Failure::Refused(Fault::Damaged.sentence()));
+        }
+        self.repair()?;
+        if !self.connection.is_autocommit() {
+            // The rollback failed, for want of memory.
+            self.connection.execute_batch("ROLLBACK").map_err(Failure::Begin)?;
+        }
         let is_synced = group.iter().any(|command| command.needs_sync());
         if self.is_synced != Some(is_synced) {
             let mode = if is_synced { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" };
@@ -416,7 +478,7 @@ impl Writer {
         let begun = self.connection.transaction_with_behavior(TransactionBehavior::Immediate);
         let transaction = begun.map_err(Failure::Begin)?;
         for (index, command) in group.iter_mut().enumerate() {
-            command.run(&transaction).map_err(|error| Failure::Command(index, error))?;
+            command.run(&transaction, &self.condition).map_err(|error| Failure::Command(index, error))?;
         }
         if !is_synced && group.iter().any(|command| command.needs_sync()) {
             return Err(Failure::Unsynced);
@@ -424,13 +486,39 @@ impl Writer {
         transaction.commit().map_err(Failure::Commit)?;
         self.counts.commits.fetch_add(1, Ordering::Relaxed);
         self.counts.syncs.fetch_add(is_synced.into(), Ordering::Relaxed);
+        if is_synced {
+            self.condition.wrote();
+        }
         Ok(())
     }
 
+    /// After a failed commit: a checkpoint, now and then, until one succeeds.
+    fn repair(&mut self) -> Result<(), Failure> {
+        let Some(Repair { not_before, is_required }) = self.repair else { return Ok(()) };
+        let refused = match Instant::now() < not_before {
+            true => Failure::Refused(
+                self.condition.fault().unwrap_or("a commit failed, and is not made up for yet"),
+            ),
+            false => match self.checkpoint() {
+                Ok(()) => {
+                    self.repair = None;
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.repair = Some(Repair { not_before: Instant::now() + REPAIR_INTERVAL, is_required });
+                    Failure::Begin(error)
+                }
+            },
+        };
+        if is_required { Err(refused) } else { Ok(()) }
+    }
+
     /// Writes all of the log into the database and syncs both.
-    fn checkpoint(&self) {
-        if let Err(error) = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
-            tracing::warn!(%error, "a checkpoint failed; the log stays, and the next one repeats it");
+    fn checkpoint(&self) -> rusqlite::Result<()> {
+        let is_busy = |row: &rusqlite::Row<'_>| row.get::<_, bool>(0);
+        match self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], is_busy)? {
+            true => Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_BUSY), None)),
+            false => Ok(()),
         }
     }
 }
@@ -446,8 +534,8 @@ fn join(thread: JoinHandle<()>) {
     }
 }
 
-fn refuse(group: &mut Group, applied: Applied, error: rusqlite::Error) {
-    let error = Arc::new(error);
+fn refuse(group: &mut Group, applied: Applied, error: BoxError) {
+    let error = Arc::<dyn std::error::Error + Send + std::marker::Sync>::from(error);
     for command in group.drain(..) {
         command.end(Err(EngineError::unavailable(ENGINE, applied, error.clone())));
     }
@@ -467,24 +555,38 @@ fn read_all(connection: &Connection, jobs: &Mutex<mpsc::Receiver<Read>>, closing
 }
 
 /// A panic in `work` fails its command, not its thread.
-fn guarded<T>(work: impl FnOnce() -> rusqlite::Result<T>) -> EngineResult<T> {
+fn guarded<T>(condition: &Condition, work: impl FnOnce() -> rusqlite::Result<T>) -> EngineResult<T> {
     match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(outcome) => outcome.map_err(engine_error),
+        Ok(outcome) => outcome.inspect_err(|error| condition.failed(error)).map_err(engine_error),
         Err(_) => Err(EngineError::permanent(ENGINE, "the command panicked")),
     }
 }
 
-/// The engine's error for an error of SQLite. Before the commit nothing was applied.
+/// The engine's error for an error of SQLite. Before the commit nothing was applied. A fault of the disk or of the database is
+/// no fault of the request: it may be repeated when an operator has repaired that.
 pub(crate) fn engine_error(error: rusqlite::Error) -> EngineError {
-    use ErrorCode::{DatabaseBusy, DatabaseLocked, OperationInterrupted, OutOfMemory, SystemIoFailure};
+    use ErrorCode::{
+        DatabaseBusy, DatabaseLocked, FileLockingProtocolFailed, OperationAborted, OperationInterrupted,
+        OutOfMemory, SchemaChanged,
+    };
     use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, Utf8Error};
-    let passing = [DatabaseBusy, DatabaseLocked, OperationInterrupted, OutOfMemory, SystemIoFailure];
+    let passing = [
+        DatabaseBusy,
+        DatabaseLocked,
+        FileLockingProtocolFailed,
+        OperationAborted,
+        OperationInterrupted,
+        OutOfMemory,
+        SchemaChanged,
+    ];
     match &error {
         FromSqlConversionFailure(..)
         | IntegralValueOutOfRange(..)
         | InvalidColumnType(..)
         | Utf8Error(..) => EngineError::poison(ENGINE, error),
-        _ if error.sqlite_error_code().is_some_and(|code| passing.contains(&code)) => {
+        _ if Fault::of(&error).is_some()
+            || error.sqlite_error_code().is_some_and(|code| passing.contains(&code)) =>
+        {
             EngineError::unavailable(ENGINE, Applied::No, error)
         }
         _ => EngineError::permanent(ENGINE, error),
@@ -563,6 +665,74 @@ mod tests {
             1,
             "the writer goes on"
         );
+    }
+
+    /// Lets the database grow to so many pages, as a disk does.
+    async fn limit(database: &Database, pages: u32) {
+        let limit = move |transaction: &Transaction<'_>| {
+            transaction.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))
+        };
+        database.write(limit).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_told_until_it_takes_writes_again() {
+        let database = database();
+        limit(&database, 3).await;
+        assert_eq!(database.check().await, Ok(()));
+        let fill = |transaction: &Transaction<'_>| {
+            transaction
+                .execute_batch("CREATE TABLE more (bytes BLOB); INSERT INTO more VALUES (zeroblob(100000))")
+        };
+        let (small, full) = tokio::join!(database.write(|t| insert(t, 1)), database.write(fill));
+        assert!(matches!(full, Err(EngineError::Unavailable { applied: Applied::No, .. })), "{full:?}");
+        let wrote_small = small.is_ok();
+        let told = database.check().await.unwrap_err();
+        assert!(told.contains("the disk is full"), "{told}");
+
+        limit(&database, 1000).await;
+        assert!(database.check().await.is_err(), "a small write right after says little");
+        database.condition.let_time_pass();
+        assert_eq!(database.check().await, Ok(()));
+        database.write(fill).await.unwrap();
+        assert_eq!(database.write(|t| insert(t, 1)).await.is_ok(), !wrote_small, "nothing was half applied");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_written_to_a_damaged_database() {
+        let database = database();
+        let corrupt = || rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CORRUPT), None);
+        let damaged = database.write(move |_| Err::<(), _>(corrupt())).await;
+        assert!(matches!(damaged, Err(EngineError::Unavailable { applied: Applied::No, .. })), "{damaged:?}");
+        let refused = database.write(|transaction| insert(transaction, 1)).await;
+        let Err(EngineError::Unavailable { applied: Applied::No, source, .. }) = refused else {
+            panic!("{refused:?}")
+        };
+        assert!(source.to_string().contains("restore a backup"), "{source}");
+        assert!(database.check().await.unwrap_err().contains("the database is damaged"));
+    }
+
+    #[test]
+    fn only_a_fault_of_the_request_is_permanent() {
+        let class = |code| engine_error(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None));
+        for code in [
+            ffi::SQLITE_FULL,
+            ffi::SQLITE_IOERR_FSYNC,
+            ffi::SQLITE_READONLY,
+            ffi::SQLITE_CANTOPEN,
+            ffi::SQLITE_CORRUPT,
+            ffi::SQLITE_NOTADB,
+            ffi::SQLITE_PERM,
+            ffi::SQLITE_NOMEM,
+            ffi::SQLITE_BUSY,
+            ffi::SQLITE_PROTOCOL,
+        ] {
+            let error = class(code);
+            assert!(matches!(error, EngineError::Unavailable { applied: Applied::No, .. }), "{error:?}");
+        }
+        for code in [ffi::SQLITE_CONSTRAINT_UNIQUE, ffi::SQLITE_ERROR, ffi::SQLITE_TOOBIG] {
+            assert!(matches!(class(code), EngineError::Permanent { .. }), "{code}");
+        }
     }
 
     #[tokio::test]

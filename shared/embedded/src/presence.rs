@@ -12,12 +12,14 @@ use naru_model::{GatewayId, Timestamp, UserId};
 use rusqlite::{OptionalExtension, Result, Transaction, params};
 use tokio::time::Instant;
 
-use crate::column::Columns;
+use crate::column::{self, Columns};
 use crate::database::{Database, Sync};
 use crate::lock::lock;
 
 pub(crate) struct MemoryPresence {
     database: Arc<Database>,
+    /// How long it is kept when a user was last seen.
+    keep: Duration,
     state: Mutex<State>,
 }
 
@@ -79,13 +81,13 @@ impl State {
 }
 
 impl MemoryPresence {
-    pub(crate) fn new(database: Arc<Database>) -> Self {
-        Self { database, state: Mutex::default() }
+    pub(crate) fn new(database: Arc<Database>, keep: Duration) -> Self {
+        Self { database, keep, state: Mutex::default() }
     }
 
     /// A power cut may undo the last of these writes: the user's earlier time then counts.
     async fn keep_seen(&self, users: Vec<UserId>) -> EngineResult<()> {
-        self.database.write_then(Sync::Never, keep_seen(users), |_| {}).await
+        self.database.write_then(Sync::Never, keep_seen(users, self.keep), |_| {}).await
     }
 }
 
@@ -120,7 +122,7 @@ impl Presence for MemoryPresence {
             replaced.filter(|replaced| replaced.session != session.session)
         };
         // For the case that the process dies; until then memory answers.
-        self.database.submit(Sync::Never, keep_seen(vec![session.user.clone()]), drop).await;
+        self.database.submit(Sync::Never, keep_seen(vec![session.user.clone()], self.keep), drop).await;
         Ok(replaced)
     }
 
@@ -155,7 +157,8 @@ impl Presence for MemoryPresence {
             users.iter().map(|user| (user.clone(), state.seen(user))).collect()
         };
         if seen.iter().any(|(_, seen)| !seen.online) {
-            seen = self.database.read(move |transaction| add_kept(transaction, seen)).await?;
+            let since = Timestamp::now().before(self.keep);
+            seen = self.database.read(move |transaction| add_kept(transaction, seen, since)).await?;
         }
         Ok(seen.into_iter().map(|(_, seen)| seen).collect())
     }
@@ -174,22 +177,33 @@ impl Presence for MemoryPresence {
     }
 }
 
-/// Records that these users were seen now.
-fn keep_seen(users: Vec<UserId>) -> impl Fn(&Transaction<'_>) -> Result<()> + Send + 'static {
-    let now = Timestamp::now().as_millis();
+/// Records that these users were seen now. Each of them removes up to two who were last seen too long ago, so no big sweep is
+/// ever needed.
+fn keep_seen(users: Vec<UserId>, keep: Duration) -> impl Fn(&Transaction<'_>) -> Result<()> + Send + 'static {
+    let (now, since) = (Timestamp::now().as_millis(), Timestamp::now().before(keep).as_millis());
     move |transaction| {
         let sql = "INSERT INTO last_seen (userId, seenAt) VALUES (?1, ?2)
             ON CONFLICT DO UPDATE SET seenAt = max(seenAt, excluded.seenAt)";
         let mut keep = transaction.prepare_cached(sql)?;
-        users.iter().try_for_each(|user| keep.execute(params![user.as_str(), now]).map(drop))
+        users.iter().try_for_each(|user| keep.execute(params![user.as_str(), now]).map(drop))?;
+        let sql = "DELETE FROM last_seen
+            WHERE userId IN (SELECT userId FROM last_seen WHERE seenAt < ?1 ORDER BY seenAt LIMIT ?2)";
+        let old = params![since, column::limit(2 * users.len())];
+        transaction.prepare_cached(sql)?.execute(old).map(drop)
     }
 }
 
-/// Adds the recorded times of offline users.
-fn add_kept(transaction: &Transaction<'_>, mut seen: Vec<(UserId, Seen)>) -> Result<Vec<(UserId, Seen)>> {
-    let mut kept = transaction.prepare_cached("SELECT seenAt FROM last_seen WHERE userId = ?1")?;
+/// Adds the recorded times of offline users, from this moment on.
+fn add_kept(
+    transaction: &Transaction<'_>,
+    mut seen: Vec<(UserId, Seen)>,
+    since: Timestamp,
+) -> Result<Vec<(UserId, Seen)>> {
+    let sql = "SELECT seenAt FROM last_seen WHERE userId = ?1 AND seenAt >= ?2";
+    let mut kept = transaction.prepare_cached(sql)?;
     for (user, seen) in seen.iter_mut().filter(|(_, seen)| !seen.online) {
-        let kept = kept.query_row([user.as_str()], |row| row.time(0)).optional()?;
+        let place = params![user.as_str(), since.as_millis()];
+        let kept = kept.query_row(place, |row| row.time(0)).optional()?;
         seen.last_seen_at = seen.last_seen_at.max(kept);
     }
     Ok(seen)

@@ -8,17 +8,30 @@
 use std::sync::{Arc, Mutex};
 
 use naru_model::{Room, RoomId};
+use quick_cache::Weighter;
 use quick_cache::unsync::Cache;
 
 use crate::lock::lock;
 
-/// How many rooms are cached at most: about 300 bytes each for direct rooms.
-const CACHE_CAPACITY: usize = 65_536;
+/// How many bytes of rooms are cached: about 78,000 direct ones, or 520 with a thousand members.
+const CACHE_BYTES: u64 = 32 << 20;
+/// What an entry, and each of its members, takes about.
+const ENTRY_BYTES: (usize, usize) = (300, 64);
+
+#[derive(Clone)]
+struct ByBytes;
+
+impl Weighter<RoomId, Arc<Room>> for ByBytes {
+    fn weight(&self, _: &RoomId, room: &Arc<Room>) -> u64 {
+        let (entry, member) = ENTRY_BYTES;
+        (entry + member * room.member_ids.len()) as u64
+    }
+}
 
 pub(crate) struct RoomCache(Mutex<Known>);
 
 struct Known {
-    rooms: Cache<RoomId, Arc<Room>>,
+    rooms: Cache<RoomId, Arc<Room>, ByBytes>,
     changes: u64,
 }
 
@@ -28,7 +41,9 @@ pub(crate) struct Look(u64);
 
 impl Default for RoomCache {
     fn default() -> Self {
-        Self(Mutex::new(Known { rooms: Cache::new(CACHE_CAPACITY), changes: 0 }))
+        let direct = CACHE_BYTES / (ENTRY_BYTES.0 + 2 * ENTRY_BYTES.1) as u64;
+        let rooms = Cache::with_weighter(direct as usize, CACHE_BYTES, ByBytes);
+        Self(Mutex::new(Known { rooms, changes: 0 }))
     }
 }
 
@@ -60,7 +75,7 @@ impl RoomCache {
 
 #[cfg(test)]
 mod tests {
-    use naru_model::{MemberVersion, RoomKind, Timestamp};
+    use naru_model::{MemberVersion, RoomKind, Timestamp, UserId};
 
     use super::*;
 
@@ -74,6 +89,20 @@ mod tests {
             maker_id: None,
             created_at: Timestamp::from_millis(0),
         })
+    }
+
+    #[test]
+    fn large_rooms_take_more_of_the_cache_than_small_ones() {
+        let cache = RoomCache::default();
+        let member_ids: Arc<[UserId]> = vec![UserId::new("ada").unwrap(); 1_000].into();
+        let ids: Vec<RoomId> =
+            (0..2_000).map(|number| RoomId::new(format!("room-{number}")).unwrap()).collect();
+        for id in &ids {
+            let room = Room { id: id.clone(), member_ids: member_ids.clone(), ..Room::clone(&room(1)) };
+            cache.changed(id, Some(&Arc::new(room)));
+        }
+        let cached = cache.look(&ids).0.into_iter().flatten().count();
+        assert!((1..=CACHE_BYTES as usize / 64_000).contains(&cached), "{cached}");
     }
 
     #[test]

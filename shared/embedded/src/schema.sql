@@ -22,6 +22,12 @@ CREATE TABLE intake (
 ) STRICT;
 CREATE INDEX intake_open ON intake (position) WHERE open = 1;
 
+-- The contents of all entries up to this id were dropped: none of them was open. One row at most.
+CREATE TABLE contents_dropped (
+    only INTEGER PRIMARY KEY CHECK (only = 1),
+    upTo BLOB NOT NULL
+) STRICT;
+
 -- In the order of saving, which costs a save the least: a row at the end, and an entry in each of two small indexes. (By
 -- room, each room's newest page would be written for each of its messages.) `activity` orders the lists of rooms: the
 -- timestamp, or later than every activity before it where a clock was set back.
@@ -48,19 +54,28 @@ CREATE TABLE chat_rooms (
     name          TEXT,
     makerId       TEXT,
     createdAt     INTEGER NOT NULL DEFAULT (CAST(unixepoch('subsec') * 1000 AS INTEGER)),
-    memberVersion INTEGER NOT NULL DEFAULT 1
+    memberVersion INTEGER NOT NULL DEFAULT 1,
+    versionsFrom  INTEGER NOT NULL DEFAULT 1, -- of earlier versions, the members at the first only can be told
+    expiredTo     INTEGER NOT NULL DEFAULT 0 -- messages up to this place have expired
 ) STRICT, WITHOUT ROWID;
 
--- The members, each from which version on, and until before which one (none: still). Never removed, so the members at
--- any version can be told for ever.
+-- The members, each from which version on, and until before which one (none: still). Those who have left are removed after
+-- a while, except those of the first version. `activity` is the room's place in the list of a user who is in many rooms;
+-- without it the place is computed when the list is asked for (`store/lists.rs`).
 CREATE TABLE memberships (
     chatRoomId TEXT NOT NULL,
     userId     TEXT NOT NULL,
     since      INTEGER NOT NULL,
     until      INTEGER,
+    leftAt     INTEGER,
+    activity   INTEGER,
     PRIMARY KEY (chatRoomId, userId, since)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX memberships_of_user ON memberships (userId, chatRoomId, until);
+CREATE INDEX memberships_of_user ON memberships (userId, activity, chatRoomId) WHERE until IS NULL;
+CREATE INDEX memberships_kept ON memberships (chatRoomId) WHERE until IS NULL AND activity IS NOT NULL;
+-- So that who was a member before costs nothing.
+CREATE INDEX memberships_now ON memberships (chatRoomId, userId) WHERE until IS NULL;
+CREATE INDEX memberships_by_age ON memberships (leftAt) WHERE until IS NOT NULL AND since > 1;
 
 -- What a member has seen and set; kept when they leave, for when they come back.
 CREATE TABLE members (
@@ -71,6 +86,7 @@ CREATE TABLE members (
     mutedUntil INTEGER,
     PRIMARY KEY (chatRoomId, userId)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX members_of_user ON members (userId, chatRoomId);
 
 -- How far each device is; '' stands for sessions without one.
 CREATE TABLE received (
@@ -164,6 +180,7 @@ CREATE TABLE last_seen (
     userId TEXT PRIMARY KEY,
     seenAt INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX last_seen_by_age ON last_seen (seenAt);
 
 -- One row: when the data was restored from a backup, or 1.
 CREATE TABLE meta (

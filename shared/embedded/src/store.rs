@@ -3,6 +3,7 @@
 mod devices;
 mod epochs;
 mod intake;
+pub(crate) mod lists;
 mod messages;
 mod positions;
 mod pushes;
@@ -48,6 +49,6 @@ fn head(connection: &Connection, room: &RoomId) -> Result<i64> {
 /// Whether a user is a member now.
 fn is_member(connection: &Connection, room: &RoomId, user: &UserId) -> Result<bool> {
     connection
-        .prepare_cached("SELECT 1 FROM memberships WHERE userId = ?1 AND chatRoomId = ?2 AND until IS NULL")?
-        .exists([user.as_str(), room.as_str()])
+        .prepare_cached("SELECT 1 FROM memberships WHERE chatRoomId = ?1 AND userId = ?2 AND until IS NULL")?
+        .exists([room.as_str(), user.as_str()])
 }

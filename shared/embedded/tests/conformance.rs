@@ -66,6 +66,19 @@ fn as_it_is() -> Fresh {
 
 conformance_suite!(store, bus, live: as_it_is);
 
+/// The place of each room in a list is kept, as those of a user in very many rooms are.
+mod with_kept_lists {
+    use super::*;
+
+    fn kept() -> Fresh {
+        let mut fresh = as_it_is();
+        fresh.options.computed_places = 0;
+        fresh
+    }
+
+    conformance_suite!(store: kept);
+}
+
 /// With capacity for a few events only.
 struct Narrow(Fresh);
 

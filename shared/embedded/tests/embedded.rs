@@ -13,15 +13,15 @@ use std::time::Duration;
 
 use naru_embedded::{Embedded, Options};
 use naru_engines::bus::{self, Delivery};
-use naru_engines::live::Signal;
+use naru_engines::live::{PresenceEntry, Signal};
 use naru_engines::store::{Appended, Changed, Closing, Created, MemberChange, NewRoom};
 use naru_engines::{Applied, EngineError};
 use naru_model::hops::{Accepted, Offline, Payload};
 use naru_model::live::{LiveEvent, News};
 use naru_model::message::{Outcome, Rejection};
 use naru_model::{
-    ClientMessageId, Event, GatewayId, MemberVersion, MessageId, RoomId, RoomKind, Seq, Timestamp, Trace,
-    UserId,
+    ClientMessageId, Event, GatewayId, MemberVersion, MessageId, RoomId, RoomKind, Seq, SessionId, Timestamp,
+    Trace, UserId,
 };
 use tempfile::tempdir;
 use tokio::task::JoinSet;
@@ -467,4 +467,256 @@ async fn a_room_that_another_program_wrote_is_a_room() {
     let (rooms, more) = engines.store.rooms.of_user(&a, None, 10).await.unwrap();
     assert_eq!((rooms.len(), more), (1, None));
     assert_eq!(rooms[0].room, room);
+}
+
+/// The number that a query on the database's file answers.
+fn number(dir: &Path, sql: &str) -> i64 {
+    let database = rusqlite::Connection::open(dir.join(Embedded::DATABASE)).unwrap();
+    database.query_row(sql, [], |row| row.get(0)).unwrap()
+}
+
+#[tokio::test]
+async fn of_members_who_come_and_go_no_row_is_kept_for_long() {
+    let dir = tempdir().unwrap();
+    let rooms = open(dir.path()).engines().store.rooms;
+    let room = group("here");
+    rooms.create(room.clone()).await.unwrap();
+    let guest = UserId::new("guest").unwrap();
+    for _ in 0..100 {
+        for change in [MemberChange::Add(guest.clone()), MemberChange::Remove(guest.clone())] {
+            rooms.change(&room.id, change, 10).await.unwrap();
+        }
+    }
+    let rows = || number(dir.path(), "SELECT count(*) FROM memberships");
+    let members = i64::try_from(room.member_ids.len()).unwrap();
+    assert_eq!(rows(), members + 100);
+    let later = Timestamp::now().after(Duration::from_secs(60));
+    assert_eq!(rooms.forget_versions(later, 60).await.unwrap(), 60);
+    assert_eq!(rooms.forget_versions(later, 60).await.unwrap(), 40);
+    assert_eq!(rows(), members);
+    assert_eq!(rooms.members_at(&room.id, MemberVersion(200)).await.unwrap(), None, "the guest is not known");
+}
+
+#[tokio::test]
+async fn when_a_user_was_last_seen_is_kept_for_its_time_and_no_longer() {
+    let dir = tempdir().unwrap();
+    let last_seen_keep = Duration::from_secs(3_600);
+    let embedded = Embedded::open(dir.path(), Options { last_seen_keep, ..Options::default() }).unwrap();
+    let presence = embedded.engines().presence;
+    let [ada, ben, cleo, dan] = ["ada", "ben", "cleo", "dan"].map(|name| UserId::new(name).unwrap());
+    let visit = async |user: &UserId| {
+        let (session, gateway) = (SessionId::generate(), GatewayId::generate());
+        let session = PresenceEntry { user: user.clone(), device: None, session, gateway };
+        presence.attach(&session).await.unwrap();
+        presence.detach(&session).await.unwrap();
+    };
+    for user in [&ada, &ben, &cleo] {
+        visit(user).await;
+    }
+    // Ada and Ben were here an hour ago, Ben a little less.
+    let database = rusqlite::Connection::open(dir.path().join(Embedded::DATABASE)).unwrap();
+    for (user, ago) in [("ada", 3_601), ("ben", 3_500)] {
+        let moment = Timestamp::now().before(Duration::from_secs(ago)).as_millis();
+        let sql = "UPDATE last_seen SET seenAt = ?2 WHERE userId = ?1";
+        database.execute(sql, rusqlite::params![user, moment]).unwrap();
+    }
+    let seen = presence.seen(&[ada, ben, cleo]).await.unwrap();
+    assert_eq!(seen.iter().map(|seen| seen.last_seen_at.is_some()).collect::<Vec<_>>(), [false, true, true]);
+    visit(&dan).await;
+    assert_eq!(number(dir.path(), "SELECT count(*) FROM last_seen WHERE userId = 'ada'"), 0);
+    assert_eq!(number(dir.path(), "SELECT count(*) FROM last_seen"), 3);
+}
+
+/// The list of a user in many rooms is kept, and is the same as the one that is computed: after messages, a restart, and
+/// rooms that the user joins, leaves, and comes back to.
+#[tokio::test]
+async fn a_list_that_is_kept_is_the_list_that_is_computed() {
+    const COMPUTED: usize = 3;
+    let dir = tempdir().unwrap();
+    let with = |computed_places| {
+        Embedded::open(dir.path(), Options { computed_places, ..Options::default() }).unwrap()
+    };
+    let make = async |embedded: &Embedded, count: u32| {
+        for _ in 0..count {
+            let id = RoomId::generate();
+            let member_ids = [ada(), UserId::new("ben").unwrap()].into();
+            let room = NewRoom { id, kind: RoomKind::Group, name: None, member_ids, maker_id: None };
+            embedded.engines().store.rooms.create(room).await.unwrap();
+        }
+    };
+    let list = async |embedded: &Embedded| {
+        let rooms = embedded.engines().store.rooms;
+        let (mut walked, mut cursor) = (Vec::new(), None);
+        loop {
+            let (page, next) = rooms.of_user(&ada(), cursor.as_ref(), 4).await.unwrap();
+            walked.extend(page.into_iter().map(|summary| summary.room.id.clone()));
+            cursor = next;
+            if cursor.is_none() {
+                return walked;
+            }
+        }
+    };
+    let speak = async |embedded: &Embedded, room: &RoomId| {
+        let messages = embedded.engines().store.messages;
+        let head = messages.heads(std::slice::from_ref(room)).await.unwrap()[0];
+        let message = Accepted { chat_room_id: room.clone(), ..accepted("x") }.at(head.next());
+        messages.append_run(std::slice::from_ref(&message)).await.unwrap();
+        messages.bump(&[message]).await.unwrap();
+    };
+    let change = async |embedded: &Embedded, room: &RoomId, change| {
+        let changed = embedded.engines().store.rooms.change(room, change, 9).await.unwrap();
+        assert!(matches!(changed, Changed::Now(_)), "{changed:?}");
+    };
+
+    let embedded = with(COMPUTED);
+    make(&embedded, 10).await;
+    let before = embedded.counts().writer_calls();
+    let rooms = list(&embedded).await;
+    assert_eq!((rooms.len(), embedded.counts().writer_calls() - before), (10, 1), "places are given once");
+    speak(&embedded, &rooms[7]).await;
+    assert_eq!(list(&embedded).await[0], rooms[7]);
+    embedded.close().await;
+
+    let embedded = with(COMPUTED);
+    speak(&embedded, &rooms[9]).await;
+    assert_eq!(list(&embedded).await[..2], [&rooms[9], &rooms[7]].map(Clone::clone));
+    // Fewer than would be kept, then more.
+    for joined in [1, COMPUTED as u32] {
+        make(&embedded, joined).await;
+        change(&embedded, &rooms[5], MemberChange::Remove(ada())).await;
+        assert!(!list(&embedded).await.contains(&rooms[5]));
+        speak(&embedded, &rooms[5]).await;
+        change(&embedded, &rooms[5], MemberChange::Add(ada())).await;
+        assert_eq!(list(&embedded).await[0], rooms[5]);
+        speak(&embedded, &rooms[2]).await;
+    }
+    let kept = list(&embedded).await;
+    assert_eq!(kept.len(), 14);
+    embedded.close().await;
+    assert_eq!(kept, list(&with(1_000)).await);
+}
+
+/// Of two users who are both in very many rooms, the latest rooms of either are searched.
+#[tokio::test]
+async fn whether_two_users_share_a_room_is_found_in_many_rooms() {
+    let dir = tempdir().unwrap();
+    let engines = open(dir.path()).engines();
+    let database = rusqlite::Connection::open(dir.path().join(Embedded::DATABASE)).unwrap();
+    let numbers = "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?1)";
+    // Each shares a room with Ada, which is her latest one.
+    for (user, count) in [("ada", 2_000), ("few", 10), ("many", 2_000)] {
+        let rooms = format!(
+            "{numbers} INSERT INTO chat_rooms (_id, createdAt) SELECT '{user}-' || n, n FROM numbers"
+        );
+        database.execute(&rooms, [count]).unwrap();
+        let members = format!(
+            "{numbers} INSERT INTO memberships (chatRoomId, userId, since, activity)
+             SELECT '{user}-' || n, '{user}', 1, n FROM numbers"
+        );
+        database.execute(&members, [count]).unwrap();
+        let shared =
+            "INSERT INTO memberships (chatRoomId, userId, since, activity) VALUES ('ada-2000', ?1, 1, 0)";
+        if user != "ada" {
+            database.execute(shared, [user]).unwrap();
+        }
+    }
+    let others = ["few", "many", "nobody", "ada"].map(|user| UserId::new(user).unwrap());
+    let share = engines.store.rooms.share_a_room(&ada(), &others).await.unwrap();
+    assert_eq!(share, [true, true, false, true]);
+}
+
+async fn with_a_message(dir: &Path) {
+    let embedded = open(dir);
+    embedded.engines().store.intake.append(&[accepted("kept")]).await.unwrap();
+    embedded.close().await;
+}
+
+fn refusal(dir: &Path) -> String {
+    let refused = Embedded::open(dir, Options::default()).err().expect("it is refused");
+    refused.to_string()
+}
+
+/// SQLite would make a new database there, and throw the log away.
+#[tokio::test]
+async fn a_directory_that_has_lost_its_database_is_refused() {
+    let dir = tempdir().unwrap();
+    with_a_message(dir.path()).await;
+    let (database, log) = (dir.path().join("naru.db"), dir.path().join("naru.db-wal"));
+    let kept = fs::read(&database).unwrap();
+
+    fs::remove_file(&database).unwrap();
+    let why = refusal(dir.path());
+    assert!(why.contains("naru.db is missing, but naru.marker") && why.contains("restore a backup"), "{why}");
+    assert!(!database.exists(), "the refused start made nothing");
+    fs::write(&database, "").unwrap();
+    fs::write(&log, "messages").unwrap();
+    let why = refusal(dir.path());
+    assert!(why.contains("naru.db is empty, but naru.db-wal beside it holds newer messages"), "{why}");
+    assert_eq!(fs::read(&log).unwrap(), b"messages", "the log is as it was");
+
+    // Without a marker, as a copy of the two files has none.
+    fs::remove_file(dir.path().join("naru.marker")).unwrap();
+    assert!(refusal(dir.path()).contains("naru.db is empty, but naru.db-wal"));
+    fs::remove_file(&log).unwrap();
+    let database_without_tables = || {
+        fs::remove_file(&database).unwrap();
+        rusqlite::Connection::open(&database).unwrap().execute_batch("PRAGMA journal_mode = WAL").unwrap();
+    };
+    database_without_tables();
+    fs::write(dir.path().join("naru.marker"), "").unwrap();
+    let why = refusal(dir.path());
+    assert!(why.contains("holds no tables, but naru.marker"), "{why}");
+
+    fs::write(&database, kept).unwrap();
+    let intake = open(dir.path()).engines().store.intake;
+    assert_eq!(intake.open(None, None, 10).await.unwrap().entries.len(), 1, "put back, it is as it was");
+}
+
+/// Each moment at which the first start may have died.
+#[tokio::test]
+async fn a_first_start_that_died_is_made_up_for() {
+    let dir = tempdir().unwrap();
+    let (database, marker) = (dir.path().join("naru.db"), dir.path().join("naru.marker"));
+    // Before the tables.
+    fs::write(&database, "").unwrap();
+    open(dir.path()).close().await;
+    assert!(marker.exists());
+    // Before the marker.
+    fs::remove_file(&marker).unwrap();
+    with_a_message(dir.path()).await;
+    assert!(marker.exists(), "made by the next start");
+    // A database in WAL mode, and no tables.
+    fs::remove_file(&marker).unwrap();
+    fs::remove_file(&database).unwrap();
+    rusqlite::Connection::open(&database).unwrap().execute_batch("PRAGMA journal_mode = WAL").unwrap();
+    with_a_message(dir.path()).await;
+    assert!(marker.exists());
+}
+
+#[tokio::test]
+async fn a_damaged_database_is_refused() {
+    let dir = tempdir().unwrap();
+    let embedded = open(dir.path());
+    let entries: Vec<_> = (0..200).map(|number| accepted(&format!("message {number}"))).collect();
+    embedded.engines().store.intake.append(&entries).await.unwrap();
+    embedded.close().await;
+    let database = dir.path().join("naru.db");
+    let good = fs::read(&database).unwrap();
+    let with = |start: usize, length: usize| {
+        let mut bytes = good.clone();
+        bytes[start..start + length].fill(0xA5);
+        bytes
+    };
+    let damaged = [
+        ("no header", with(0, 100)),
+        ("a page in the middle", with(good.len() / 2 / 4096 * 4096, 4096)),
+        ("cut off", good[..good.len() / 2].to_vec()),
+    ];
+    for (how, bytes) in damaged {
+        fs::write(&database, bytes).unwrap();
+        let why = refusal(dir.path());
+        assert!(why.contains("naru.db is damaged") && why.contains("restore a backup"), "{how}: {why}");
+    }
+    fs::write(&database, good).unwrap();
+    open(dir.path()).close().await;
 }

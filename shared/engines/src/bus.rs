@@ -138,7 +138,7 @@ impl Drop for AckHandle {
 /// Acknowledges deliveries of one receiver, in one round trip. Call it after the effect, not before.
 ///
 /// # Errors
-/// When the engine can't be reached; the deliveries then come again.
+/// When the engine can't be reached; the deliveries then may come again.
 pub async fn ack(ack_handles: impl IntoIterator<Item = AckHandle>) -> EngineResult<()> {
     match tags(ack_handles) {
         Some((engine, tags)) => engine.ack(tags).await,

@@ -17,7 +17,8 @@ pub enum Applied {
 /// A failure, sorted by what to do next.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// The engine can't be reached or can't take more now. The same request may succeed later.
+    /// The engine can't be reached or can't take more now, as on a full disk. The same request may succeed later, unchanged: when an
+    /// operator has acted, if need be.
     #[error("{engine} is unavailable: {source}")]
     Unavailable {
         engine: &'static str,
@@ -25,7 +26,7 @@ pub enum EngineError {
         applied: Applied,
         source: BoxError,
     },
-    /// The same request will fail again: a bug, a full disk, a schema from the future.
+    /// The same request will fail again: a bug, a schema from the future.
     #[error("{engine} refused: {source}")]
     Permanent { engine: &'static str, source: BoxError },
     /// A stored or received value can't be read. Set it aside; don't retry it.

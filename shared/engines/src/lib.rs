@@ -7,11 +7,13 @@
 //! - [`store`]: the durable data, and the only source of recovery.
 //! - [`bus`]: the queues between workers.
 //! - [`work`]: the loop of every worker on a queue.
+//! - [`retention`]: removing what has been kept for long enough.
 //! - [`live`]: delivery to the clients that are connected now. Nothing in it needs to last.
 
 pub mod bus;
 mod error;
 pub mod live;
+pub mod retention;
 pub mod store;
 pub mod work;
 

@@ -109,7 +109,8 @@ pub enum Renewal {
 /// - **E3 own session only** – `detach` of a session leaves the user's other sessions; detaching twice is harmless.
 /// - **E4 replaced** – attaching a device that is attached answers the session it replaces, which no longer counts.
 /// - **E5 last seen** – is now while a user is connected, else when their last session was detached or its gateway's
-///   lease was last renewed.
+///   lease was last renewed. It is kept for as long as the engine was opened with (`last_seen_keep`); then the user counts as never
+///   seen, and nothing is kept of them.
 /// - **E6 a lapse is told** – the first renewal answers `Lapsed`, and so does one that finds that the engine had lost the
 ///   lease, or that a look-up found it not running since the renewal that was answered before, whatever the clocks did
 ///   meanwhile. It may answer so needlessly.

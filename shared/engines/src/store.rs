@@ -130,6 +130,15 @@ pub struct OpenPage {
     pub next: Option<IntakePlace>,
 }
 
+/// How far a walk over old records has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Walked {
+    /// How many records this step has removed, or taken the content from.
+    pub removed: u64,
+    /// The id from which the next step goes on; none at the end.
+    pub next: Option<MessageId>,
+}
+
 /// The intake: the append-only log of accepted messages, and the only source of recovery.
 ///
 /// - **I1 durable** – an entry that was answered `New` survives the death of any process and is *open*. (The embedded
@@ -155,7 +164,11 @@ pub struct OpenPage {
 ///   changes nothing else; an open entry keeps both. Repeated, it changes nothing. What is left is a resend's key, id, outcome and
 ///   place in the room: appending such an entry again is recognised by its key alone, whatever its content is (I3 can't be told),
 ///   and one that was rejected is opened again with the new entry's content (I8).
-/// - **I10 of a sender** – `of_sender` lists what one user has sent to one room, in the order of the `clientMessageId`s' bytes, from
+/// - **I10 old contents** – a walk of `forget_contents`, from the beginning and on by `next` to its end, drops the contents (I9) of
+///   all closed entries whose ids were made before the given moment. Open ones keep theirs; the next walk after they were closed
+///   finds them. A step looks at `limit` entries at most. A walk begins where the contents of all entries before were dropped, which
+///   the store notes: it costs what is new, and what comes after an entry that stays open.
+/// - **I11 of a sender** – `of_sender` lists what one user has sent to one room, in the order of the `clientMessageId`s' bytes, from
 ///   right after one: a walk lists each entry that is there all the time, once.
 #[async_trait]
 pub trait Intake: Send + Sync {
@@ -185,7 +198,15 @@ pub trait Intake: Send + Sync {
     /// Drops the contents of closed entries: see I9.
     async fn drop_contents(&self, ids: &[MessageId]) -> EngineResult<()>;
 
-    /// The records of a sender in a room, at most `limit`; fewer at the end. See I10.
+    /// A step of a walk that drops old contents: see I10.
+    async fn forget_contents(
+        &self,
+        after: Option<MessageId>,
+        before: Timestamp,
+        limit: usize,
+    ) -> EngineResult<Walked>;
+
+    /// The records of a sender in a room, at most `limit`; fewer at the end. See I11.
     async fn of_sender(
         &self,
         room: &RoomId,
@@ -242,6 +263,10 @@ pub enum Window {
 /// - **M8 tombstones** – `delete` takes content and sender's name from these messages, for ever, and notes when (`deletedAt`); all
 ///   else stays: id, place, what M3 to M7 say. Of a message that is a tombstone already the first moment stays; an id that is not
 ///   stored is passed over. A run that meets a tombstone (`AlreadySaved`) does not bring its content back.
+/// - **M9 expired** – a walk of `expire`, from the beginning and on by `next` to its end, removes messages whose id and timestamp are
+///   of before the given moment: of each room from its first message on, so that what is left has no gap, and up to one whose intake
+///   entry is open. A room's newest message is not removed: it becomes a tombstone (M8), so the head stays (M3), and is removed when
+///   there is a newer one. What has expired is not unread (M5, P5). A step looks at `limit` messages at most.
 #[async_trait]
 pub trait Messages: Send + Sync {
     /// The messages of these ids, in their order; none for an id that is not stored.
@@ -261,6 +286,10 @@ pub trait Messages: Send + Sync {
 
     /// Makes messages tombstones: see M8.
     async fn delete(&self, ids: &[MessageId], at: Timestamp) -> EngineResult<()>;
+
+    /// A step of a walk that removes old messages: see M9.
+    async fn expire(&self, after: Option<MessageId>, before: Timestamp, limit: usize)
+    -> EngineResult<Walked>;
 }
 
 /// The activity of a room after a message, where `latest` is the latest activity of any room: the message's timestamp, unless
@@ -287,7 +316,8 @@ pub struct NewRoom {
 pub enum Created {
     /// It was made.
     New(Arc<Room>),
-    /// It existed, with the same kind and the same members (of a group: at any version).
+    /// It existed, with the same kind and the same members (of a group: when it was made, or at any version that is not
+    /// forgotten, R8).
     Existing(Arc<Room>),
     /// The id belongs to another room.
     Taken,
@@ -322,7 +352,7 @@ pub struct RoomSummary {
     pub last_message: Option<Message>,
     /// The newest message's place, 0 without one.
     pub last_seq: Seq,
-    /// `last_seq` minus the member's read position.
+    /// `last_seq` minus the member's read position; what has expired (M9) does not count.
     pub unread_count: u64,
     /// The member's own settings.
     pub settings: MemberSettings,
@@ -358,8 +388,8 @@ pub struct RoomCursor {
 ///
 /// - **R1 made once** – `create` of an id that exists with the same kind and members answers `Existing`; two calls at the
 ///   same time make one room.
-/// - **R2 immutable versions** – `members_at` a version answers the same list for ever; every change makes the next
-///   version; each of several concurrent changes makes its own.
+/// - **R2 immutable versions** – `members_at` a version answers the same list until the version is forgotten (R8); every
+///   change makes the next version; each of several concurrent changes makes its own.
 /// - **R3 current** – a `current` that begins after a change returned shows that change or a later one. (A removal holds
 ///   for every message whose room is read after it.)
 /// - **R4 foreign rooms** – a direct room written by another system with only `_id`, `user1Id`, `user2Id` reads as a
@@ -370,7 +400,12 @@ pub struct RoomCursor {
 /// - **R7 not before** – `current_since` a time that the [clock](StoreClock) showed after an append, or after a look at an open
 ///   entry, shows every change that had returned before that entry was appended, also while a server that was cut off from the
 ///   others still answers; else it fails, as transient. (R3 holds only where there is no such server.)
-/// - **R8 of now and before** – `ever_of` lists the rooms that a user is in or was in, in the order of the ids' bytes, from right
+/// - **R8 forgotten versions** – `forget_versions` forgets versions that their rooms left before the given moment, and no
+///   others: never the one of now, and never the first. A call removes at most `limit` records; one that answers 0 has found none.
+///   `members_at` a forgotten version answers the list of before, or none.
+/// - **R9 number** – `have_rooms` counts the rooms that a user is in now, and no further than to the number that is asked about.
+///   (A room of another system counts at the latest once it was listed.)
+/// - **R10 of now and before** – `ever_of` lists the rooms that a user is in or was in, in the order of the ids' bytes, from right
 ///   after one: a walk lists each of them once.
 #[async_trait]
 pub trait Rooms: Send + Sync {
@@ -407,12 +442,19 @@ pub trait Rooms: Send + Sync {
     /// Sets a member's own settings: see R6. `false` when there is no such member.
     async fn configure(&self, room: &RoomId, user: &UserId, settings: MemberSettings) -> EngineResult<bool>;
 
-    /// The rooms of a user, of now and before, at most `limit`; fewer at the end. See R8.
+    /// The rooms of a user, of now and before, at most `limit`; fewer at the end. See R10.
     async fn ever_of(&self, user: &UserId, after: Option<&RoomId>, limit: usize)
     -> EngineResult<Vec<RoomId>>;
 
-    /// Which of `others` share a room with `user`, in their order. A user shares a room with themself.
+    /// Which of `others` share a room with `user`, in their order. A user shares a room with themself. The cost is bounded: where
+    /// both are in a thousand rooms or more, only as many of their latest ones need be searched.
     async fn share_a_room(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>>;
+
+    /// See R8; how many records were removed by this call.
+    async fn forget_versions(&self, left_before: Timestamp, limit: usize) -> EngineResult<u64>;
+
+    /// Which of these users are in at least so many rooms (1 or more), in their order: see R9.
+    async fn have_rooms(&self, users: &[UserId], at_least: usize) -> EngineResult<Vec<bool>>;
 }
 
 /// A member's advance in a room.
@@ -680,6 +722,8 @@ impl ParkedCursor {
 ///   cursor, whether or not the push it names is still there: a walk by cursors lists once each push that is parked all the
 ///   time and is not parked again.
 /// - **U4 by reason** – `parked_because` lists, in the same order, the pushes that were parked for exactly this reason.
+/// - **U5 forgotten** – `forget_parked` removes pushes that were parked before the given moment, at most `limit` to a call, oldest
+///   first, and no others; one that answers 0 has found none. `parked_count` is how many are parked.
 #[async_trait]
 pub trait Pushes: Send + Sync {
     /// Which of these pushes a provider accepted, in their order. See U1.
@@ -705,6 +749,12 @@ pub trait Pushes: Send + Sync {
 
     /// The same, if it is still at this place in the list: a push that was parked again has another place, and stays.
     async fn drop_parked_at(&self, place: &ParkedCursor) -> EngineResult<bool>;
+
+    /// See U5; how many were removed by this call.
+    async fn forget_parked(&self, before: Timestamp, limit: usize) -> EngineResult<u64>;
+
+    /// How many pushes are parked. The store counts each of them: not to be asked often.
+    async fn parked_count(&self) -> EngineResult<u64>;
 }
 
 /// Restores of the data from a backup.

@@ -249,6 +249,9 @@ pub struct SyncedRoom {
     pub complete: bool,
     /// The epoch of the room's places.
     pub epoch: StoreEpoch,
+    /// The first of these messages, where those between it and the client's place are not kept any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_seq: Option<Seq>,
 }
 
 #[cfg(test)]

@@ -3,9 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::Timestamp;
 use bson::oid::ObjectId;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::Timestamp;
 
 /// Why a text is not an id of this kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -189,6 +190,35 @@ impl MessageId {
         Self(ObjectId::from_bytes(bytes))
     }
 
+    /// No id that is made from this moment's second on is less, and each that was made before it is: an id begins with the
+    /// second of its making, by its maker's clock.
+    pub fn first_at(moment: Timestamp) -> Self {
+        let second = moment.as_millis().div_euclid(1_000).clamp(0, u32::MAX.into());
+        let mut bytes = [0; 12];
+        bytes[..4].copy_from_slice(&u32::try_from(second).unwrap_or(u32::MAX).to_be_bytes());
+        Self::from_bytes(bytes)
+    }
+
+    /// The greatest id that is less than this one.
+    #[must_use]
+    pub fn predecessor(&self) -> Self {
+        let mut bytes = self.bytes();
+        for byte in bytes.iter_mut().rev() {
+            let (less, is_borrowed) = byte.overflowing_sub(1);
+            *byte = less;
+            if !is_borrowed {
+                break;
+            }
+        }
+        Self::from_bytes(bytes)
+    }
+
+    /// When it was made, to the second, by its maker's clock.
+    pub fn made_at(&self) -> Timestamp {
+        let [first, second, third, fourth, ..] = self.bytes();
+        Timestamp::from_millis(i64::from(u32::from_be_bytes([first, second, third, fourth])) * 1_000)
+    }
+
     pub const fn bytes(&self) -> [u8; 12] {
         self.0.bytes()
     }
@@ -304,6 +334,7 @@ pub fn partition_of(room: &RoomId, partitions: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+    use std::time::Duration;
 
     use proptest::prelude::*;
 
@@ -383,6 +414,30 @@ mod tests {
         for id in ids.iter().take(100) {
             assert_eq!(id.to_string().parse::<MessageId>().unwrap(), *id);
         }
+    }
+
+    #[test]
+    fn message_ids_tell_when_they_were_made() {
+        let (before, id) = (Timestamp::now(), MessageId::generate());
+        let second = Duration::from_secs(1);
+        assert!(
+            MessageId::first_at(before) <= id && id < MessageId::first_at(Timestamp::now().after(second))
+        );
+        assert!(id.made_at().after(second) > before && id.made_at() <= Timestamp::now());
+        assert_eq!(
+            MessageId::first_at(Timestamp::from_millis(-1)),
+            MessageId::first_at(Timestamp::from_millis(999))
+        );
+        assert_eq!(
+            MessageId::first_at(Timestamp::from_millis(i64::MAX)).made_at().as_millis(),
+            4_294_967_295_000
+        );
+        let first = MessageId::first_at(before);
+        assert!(first.predecessor() < first && first.predecessor().made_at() < first.made_at());
+        assert_eq!(
+            MessageId::from_bytes([7; 12]).predecessor().bytes(),
+            [7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 6]
+        );
     }
 
     proptest! {

@@ -117,6 +117,7 @@ fn frames_a_phone_gets() {
         seq: Seq(7),
         complete: true,
         epoch: StoreEpoch(3),
+        first_seq: None,
     }];
     let position = Position {
         chat_room_id: accepted.chat_room_id.clone(),

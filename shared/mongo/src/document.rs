@@ -213,6 +213,8 @@ pub(crate) struct RoomDocument {
     pub(crate) activity: Option<Timestamp>,
     #[serde(default, deserialize_with = "if_field", skip_serializing)]
     pub(crate) last_seq: Option<Seq>,
+    #[serde(default, deserialize_with = "if_field", skip_serializing)]
+    pub(crate) expired_to: Option<Seq>,
 }
 
 impl RoomDocument {
@@ -220,7 +222,7 @@ impl RoomDocument {
     pub(crate) fn fields() -> Document {
         doc! {
             "user1Id": 1, "user2Id": 1, "name": 1, "memberIds": 1, "memberVersion": 1, "makerId": 1, "createdAt": 1,
-            "activity": 1, "lastSeq": 1,
+            "activity": 1, "lastSeq": 1, "expiredTo": 1,
         }
     }
 }
@@ -247,6 +249,8 @@ pub(crate) struct StoredRoom {
     pub(crate) activity: Timestamp,
     /// The place of the message that set `activity`: the newest one or an earlier one.
     pub(crate) bumped: Seq,
+    /// Messages up to this place have expired.
+    pub(crate) expired: Seq,
 }
 
 /// The creation time of a room whose document has none.
@@ -275,16 +279,15 @@ impl TryFrom<RoomDocument> for StoredRoom {
             room: Arc::new(room),
             activity: document.activity.unwrap_or(created_at),
             bumped: document.last_seq.unwrap_or_default(),
+            expired: document.expired_to.unwrap_or_default(),
         })
     }
 }
 
-/// In `room_versions`: a group's members before a change of them.
-#[derive(Serialize, Deserialize)]
+/// In `room_versions`: a group's members before a change of them. It has a `leftAt`, too, unless the version is the first.
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct VersionDocument {
-    pub(crate) chat_room_id: RoomId,
-    pub(crate) version: MemberVersion,
     pub(crate) member_ids: Arc<[UserId]>,
 }
 

@@ -13,9 +13,9 @@ pub(crate) const ENGINE: &str = "mongodb";
 pub(crate) const DUPLICATE_KEY: i32 = 11000;
 
 /// Codes after which this server or another one can serve the same request later: the driver specifications' retryable
-/// errors, and those of a server that ran out of time or is busy.
+/// errors, and those of a server that ran out of time or space or is busy.
 /// <https://github.com/mongodb/specifications/blob/master/source/retryable-writes/retryable-writes.md>
-const PASSING: [i32; 28] = [
+const PASSING: [i32; 29] = [
     6,     // HostUnreachable
     7,     // HostNotFound
     24,    // LockTimeout
@@ -44,6 +44,7 @@ const PASSING: [i32; 28] = [
     11602, // InterruptedDueToReplStateChange
     13435, // NotPrimaryNoSecondaryOk
     13436, // NotPrimaryOrSecondary
+    14031, // OutOfDiskSpace
 ];
 
 /// The possible effect of a request that failed.
@@ -192,6 +193,7 @@ mod tests {
     #[test]
     fn a_code_says_whether_to_ask_again() {
         assert!(Request::Write.refused("intake", 189).is_transient(), "the primary stepped down");
+        assert!(Request::Write.refused("intake", 14031).is_transient(), "there is no space left on the disk");
         assert!(!Request::Write.refused("intake", 121).is_transient(), "a validator refused the document");
         assert!(!Request::Write.refused("intake", 13).is_transient(), "not authorized");
     }

@@ -13,15 +13,15 @@
 //! |---|---|---|
 //! | `intake` | an accepted message; only its last three fields change, once, and more when it is sent again after it was rejected; a closed one may lose `senderName` and `content` | `_id`, `chatRoomId`, `senderId`, `senderName`?, `content`?, `timestamp`, `clientMessageId`, `after`?, `origin`? `{gateway, session}`, `trace`, `appended` (the server's tick) and `place` (in its append), `open`, `outcome`? (`saved`, `notAMember`), `seq`? |
 //! | `chat_messages` | a message at its place | `_id`, `chatRoomId`, `seq`, `senderId`, `senderName`, `content`, `timestamp`, `clientMessageId`, `deletedAt`? (of a tombstone, whose name and content are empty) |
-//! | `chat_rooms` | a room as it is now | `_id`, `user1Id` and `user2Id` (direct rooms), `name`?, `memberIds` (sorted), `memberVersion`, `makerId`?, `createdAt`, `activity` and `lastSeq`? (the moment and place of the newest message that the room was bumped for) |
-//! | `room_versions` | a group's members before a change of them | `chatRoomId`, `version`, `memberIds` |
-//! | `members` | a member's positions and settings in a room; one who leaves has one from then on (R8) | `chatRoomId`, `userId`, `read` (as reported), `received` (of the furthest device), `devices` `[{deviceId, received}]`, `muted`, `mutedUntil` |
+//! | `chat_rooms` | a room as it is now | `_id`, `user1Id` and `user2Id` (direct rooms), `name`?, `memberIds` (sorted), `memberVersion`, `makerId`?, `createdAt`, `activity` and `lastSeq`? (the moment and place of the newest message that the room was bumped for), `expiredTo`? (messages up to this place have expired) |
+//! | `room_versions` | a group's members before a change of them | `chatRoomId`, `version`, `memberIds`, `leftAt`? (not of the first version) |
+//! | `members` | a member's positions and settings in a room; one who leaves has one from then on (R10) | `chatRoomId`, `userId`, `read` (as reported), `received` (of the furthest device), `devices` `[{deviceId, received}]`, `muted`, `mutedUntil` |
 //! | `devices` | a device for a user's pushes | `userId`, `deviceId`, `platform`, `token`, `environment`, `locale`?, `hidesContent`? (only if true), `registeredAt` |
 //! | `users` | a user whose sessions were ended, or who blocks others | `_id`, `sessionEpoch`?, `tokensNotBefore`?, `blocked`? |
 //! | `erasures` | a user whose personal data was erased or is being erased | `_id`, `round` (how often it was asked for), `requestedAt`, `open`? (only if under way), `completedAt`? |
 //! | `pushes` | a push that a provider accepted | `_id`, `providerId`, `recordedAt` |
 //! | `parked` | a push that could not be sent | `_id`, `job` (as in its queue), `reason`, `attempts`, `parkedAt` |
-//! | `meta` | the data's layout and its epoch; its only `_id` is `store` | `_id`, `schemaVersion`, `partitions`, `epoch` |
+//! | `meta` | the data's layout and its epoch, under the `_id` `store`, and how far old contents were dropped from `intake`, under `contents` | `_id`, `schemaVersion`, `partitions`, `epoch`; `_id`, `droppedTo` |
 //!
 //! | index | of | for |
 //! |---|---|---|
@@ -33,13 +33,14 @@
 //! | `user1Id, memberVersion` | `chat_rooms` | rooms of another system (R4) |
 //! | `user2Id, memberVersion` | `chat_rooms` | the same |
 //! | `chatRoomId, version` | `room_versions`, unique | the members at a version (R2) |
+//! | `leftAt` | `room_versions` | versions left long ago (R8) |
 //! | `userId, chatRoomId` | `members`, unique | a member's document |
 //! | `userId, deviceId` | `devices`, unique | one token per device (D2) |
 //! | `platform, token` | `devices`, unique | one owner per token (D1, D5) |
 //! | `registeredAt` | `devices` | devices not registered for long (D4) |
 //! | `open` | `erasures`, only where `open: true` | erasures under way (K5) |
 //! | `recordedAt` | `pushes`, forgotten after three days | U1 |
-//! | `parkedAt, _id` | `parked` | parked pushes, oldest first (U3) |
+//! | `parkedAt, _id` | `parked` | parked pushes, oldest first (U3, U5) |
 //! | `reason, parkedAt, _id` | `parked` | those parked for a reason (U4) |
 //!
 //! # Guarantees

@@ -48,8 +48,9 @@ pub(crate) const ERASURES: &str = "erasures";
 pub(crate) const PUSHES: &str = "pushes";
 pub(crate) const PARKED: &str = "parked";
 pub(crate) const META: &str = "meta";
-/// The id of `meta`'s only document.
+/// The ids of `meta`'s documents.
 pub(crate) const STORE: &str = "store";
+pub(crate) const CONTENTS: &str = "contents";
 
 pub(crate) async fn open(url: &str, database: &str, options: &Options) -> EngineResult<Database> {
     let database = connect(url, database, options).await?;
@@ -209,7 +210,7 @@ fn indexes() -> [(&'static str, Vec<IndexModel>); 9] {
                 plain(doc! { "user2Id": 1, "memberVersion": 1 }),
             ],
         ),
-        (ROOM_VERSIONS, vec![unique(doc! { "chatRoomId": 1, "version": 1 })]),
+        (ROOM_VERSIONS, vec![unique(doc! { "chatRoomId": 1, "version": 1 }), plain(doc! { "leftAt": 1 })]),
         (MEMBERS, vec![unique(doc! { "userId": 1, "chatRoomId": 1 })]),
         (
             DEVICES,

@@ -83,4 +83,10 @@ async fn a_batch_costs_one_command_for_each_of_its_steps() {
 
     store.rooms.of_user(&ada, None, 50).await.unwrap();
     assert_eq!(sent(), ["find"; 5], "a list of 50");
+
+    let others: Vec<UserId> = (0..100).map(|number| user(&format!("other-{number}"))).collect();
+    assert_eq!(store.rooms.share_a_room(&ada, &others).await.unwrap(), [false; 100]);
+    let mut search = sent();
+    search.sort_unstable();
+    assert_eq!(search, ["aggregate", "find"], "whether 100 users share a room with one");
 }

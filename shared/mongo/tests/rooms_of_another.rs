@@ -86,3 +86,26 @@ async fn what_cannot_be_read_is_named_and_not_quoted() {
         assert!(!format!("{error:?}").contains("secret"), "{error:?}");
     }
 }
+
+/// Of two users who are both in very many rooms, the latest rooms of either are searched.
+#[tokio::test]
+async fn whether_two_users_share_a_room_is_found_in_many_rooms() {
+    let fresh = Fresh::new();
+    let (store, raw) = (fresh.store().await, fresh.raw("chat_rooms").await);
+    // Each has rooms of their own, and shares one with Ada that is the last of her list, and the first or the last of theirs.
+    let mut rooms = Vec::new();
+    for (name, count) in [("ada", 1_500), ("few", 10), ("many", 1_500)] {
+        rooms.extend((0..count).map(|number| {
+            let activity = bson::DateTime::from_millis(1_000_000 + number);
+            doc! { "_id": format!("{name}-{number}"), "memberIds": [name], "memberVersion": 1, "activity": activity }
+        }));
+    }
+    for (other, activity) in [("few", 1), ("many", 9_000_000)] {
+        let activity = bson::DateTime::from_millis(activity);
+        let members = ["ada", other].to_vec();
+        rooms.push(doc! { "_id": format!("shared-{other}"), "memberIds": members, "memberVersion": 1, "activity": activity });
+    }
+    raw.insert_many(rooms).await.unwrap();
+    let others = ["few", "many", "nobody", "ada"].map(user);
+    assert_eq!(store.rooms.share_a_room(&user("ada"), &others).await.unwrap(), [true, true, false, true]);
+}

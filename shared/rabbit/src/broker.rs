@@ -6,7 +6,7 @@ use futures_util::future::join;
 use lapin::options::{QueueDeclareOptions, QueuePurgeOptions};
 use lapin::types::FieldTable;
 use lapin::uri::AMQPUri;
-use naru_engines::{EngineError, EngineResult};
+use naru_engines::{Applied, EngineError, EngineResult};
 use naru_model::hops::{self, Hop, Payload};
 use naru_model::{Event, Timestamp};
 
@@ -20,6 +20,9 @@ use crate::{ENGINE, Options};
 
 /// The heartbeat in seconds: a peer that is silent for about twice as long counts as dead.
 const HEARTBEAT: u16 = 2;
+
+/// What the broker says with `connection.blocked`, once a connection sends.
+pub(crate) const TAKES_NOTHING: &str = "it is short of memory or disk, and takes no messages";
 
 /// Shared by all hops.
 pub(crate) struct Broker {
@@ -44,10 +47,14 @@ impl Broker {
         })
     }
 
-    /// Whether it answers, on both connections, and has no other layout.
+    /// Whether it answers, on both connections, takes messages, and has no other layout.
     pub(crate) async fn ping(&self) -> EngineResult<()> {
         for link in [&self.sending, &self.receiving] {
             let session = link.now()?;
+            if session.connection.status().blocked() {
+                // It may answer nothing more on this connection.
+                return Err(EngineError::unavailable(ENGINE, Applied::Unknown, TAKES_NOTHING));
+            }
             let answer = async {
                 let channel = session.connection.create_channel().await?;
                 // All layouts have this queue, with arguments of their own.
@@ -89,6 +96,11 @@ impl Broker {
             }
         }
         Ok(purged)
+    }
+
+    /// Whether the broker has said that it takes no messages.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.sending.now().is_ok_and(|session| session.connection.status().blocked())
     }
 
     pub(crate) async fn close(&self) {

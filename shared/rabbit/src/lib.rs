@@ -129,7 +129,7 @@ impl Rabbit {
         bus::bus(&self.broker)
     }
 
-    /// Whether the broker answers, on both connections.
+    /// Whether the broker answers, on both connections, and takes messages.
     ///
     /// # Errors
     /// `Unavailable`, when it does not, or not within two seconds; `Permanent`, when it has queues of another layout.
@@ -146,6 +146,11 @@ impl Rabbit {
     /// `Permanent`, when a worker still receives; `Unavailable`, when the broker does not answer.
     pub async fn purge(&self) -> EngineResult<u64> {
         self.broker.purge().await
+    }
+
+    /// Whether the broker takes no messages, for want of memory or disk. It says so to a connection that sends.
+    pub fn is_blocked(&self) -> bool {
+        self.broker.is_blocked()
     }
 
     /// Waits for the confirms of sends in flight, at most [`Options::publish_timeout`], and closes both connections.

@@ -3,6 +3,10 @@
 //! **One send per channel at a time.** The broker returns an unroutable message before it confirms it, and lapin passes the
 //! return on with whichever confirm of the channel comes next. With one send on its channel, the return is that send's own.
 //!
+//! **One deadline for a send**, however many events it has: they are few messages, since a message carries a batch of events for
+//! one queue. A send that is late goes on, and reaches the broker when that takes it; only its caller waits no longer, and
+//! the events of another try are recognised.
+//!
 //! **Bounded.** At most [`CHANNELS`] sends are in flight. A send that is no longer awaited keeps its permit until the broker
 //! has answered or the connection is lost, so a broker that is out of memory, and takes nothing without an error, does not
 //! fill this process's memory.

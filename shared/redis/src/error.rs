@@ -37,15 +37,22 @@ fn is_passing(error: &RedisError) -> bool {
             | ServerErrorKind::ReadOnly
             | ServerErrorKind::Moved
             | ServerErrorKind::Ask => true,
-            // The one plain `ERR` that is transient.
-            ServerErrorKind::ResponseError => {
-                error.detail().is_some_and(|detail| detail.starts_with("max number of clients"))
-            }
+            // The plain `ERR`s that are transient.
+            ServerErrorKind::ResponseError => error
+                .detail()
+                .is_some_and(|detail| detail.starts_with("max number of clients") || in_script(detail)),
             _ => false,
         },
-        // Out of memory; replicas missing; disk full; a script that runs too long.
-        _ => matches!(error.code(), Some("OOM" | "NOREPLICAS" | "MISCONF" | "BUSY")),
+        _ => error.code().is_some_and(|code| PASSING.contains(&code)),
     }
+}
+
+/// Out of memory; replicas missing; disk full; a script that runs too long.
+const PASSING: [&str; 4] = ["OOM", "NOREPLICAS", "MISCONF", "BUSY"];
+
+/// Whether an error of a script, which a server before Redis 7 gives the code `ERR`, has a passing cause, which it quotes.
+fn in_script(detail: &str) -> bool {
+    PASSING.iter().chain(&["READONLY"]).any(|code| detail.contains(&format!(": -{code} ")))
 }
 
 #[cfg(test)]
@@ -71,6 +78,8 @@ mod tests {
             "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
             "BUSY Redis is busy running a script.",
             "ERR max number of clients reached",
+            "ERR Error running script (call to f_6b1): @user_script:1: -OOM command not allowed when used memory > 'maxmemory'.",
+            "ERR Error running script (call to f_6b1): @user_script: 1: -READONLY You can't write against a read only replica.",
         ];
         for line in transient {
             let error = engine_error(answered(line), Applied::Unknown);
@@ -82,6 +91,7 @@ mod tests {
             "WRONGPASS invalid username-password pair or user is disabled.",
             "NOPERM this user has no permissions to run the 'publish' command",
             "ERR unknown command 'SMISMEMBER'",
+            "ERR Error running script (call to f_6b1): @user_script:1: -WRONGTYPE Operation against a key",
         ];
         for line in permanent {
             let error = engine_error(answered(line), Applied::Unknown);

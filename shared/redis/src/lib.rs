@@ -55,6 +55,7 @@ use std::time::Duration;
 
 use naru_engines::live::{Leases, Live, Presence, Proofs};
 use naru_engines::{Applied, EngineError, EngineResult};
+use naru_model::GatewayId;
 use redis::{Cmd, from_redis_value};
 
 use crate::error::{ENGINE, engine_error, unreadable};
@@ -66,17 +67,23 @@ use crate::proofs::RedisProofs;
 use crate::publish::PubSub;
 use crate::servers::Servers;
 
+/// How long the key of a check is kept.
+const PROBE_TTL: Duration = Duration::from_secs(60);
+
 #[derive(Clone, Debug)]
 pub struct Options {
     /// How many signals a gateway may fall behind before it receives `Interrupted`; also at 32 MiB of them.
     pub live_backlog: usize,
     /// How long Redis may take to answer a call on an open connection. Connecting takes a second at most.
     pub answer_within: Duration,
+    /// How long it is kept when a user without a session was last seen.
+    pub last_seen_keep: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { live_backlog: 16_384, answer_within: Duration::from_millis(1_500) }
+        let last_seen_keep = Duration::from_secs(365 * 24 * 60 * 60);
+        Self { live_backlog: 16_384, answer_within: Duration::from_millis(1_500), last_seen_keep }
     }
 }
 
@@ -86,6 +93,8 @@ pub struct Redis {
     presence: Arc<RedisPresence>,
     proofs: Arc<RedisProofs>,
     leases: Arc<RedisLeases>,
+    /// The name of the key that shows whether writes are taken.
+    probe: String,
 }
 
 impl Redis {
@@ -112,9 +121,10 @@ impl Redis {
         let keys = Arc::new(keys);
         Ok(Self {
             live: Arc::new(PubSub::new(publishing, servers, options.live_backlog)),
-            presence: Arc::new(RedisPresence::new(keys.clone())),
+            presence: Arc::new(RedisPresence::new(keys.clone(), options.last_seen_keep)),
             proofs: Arc::new(RedisProofs::new(keys.clone())),
             leases: Arc::new(RedisLeases(keys)),
+            probe: format!("probe-{}", GatewayId::generate()),
         })
     }
 
@@ -136,6 +146,17 @@ impl Redis {
     /// Leases for work of one process.
     pub fn leases(&self) -> Arc<dyn Leases> {
         self.leases.clone()
+    }
+}
+
+impl Redis {
+    /// Whether it takes writes. A server that is out of memory, can't save its data, or is a replica by now, still answers reads.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn check_writes(&self) -> EngineResult<()> {
+        // A lease that nobody else asks for: it is written each time.
+        self.leases.hold(&self.probe, &self.probe, PROBE_TTL).await.map(drop)
     }
 }
 

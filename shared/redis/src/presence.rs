@@ -3,7 +3,7 @@
 //! | key | value | expires |
 //! |---|---|---|
 //! | `naru:gateway:<id>` | `renewed`, `until` (milliseconds since 1970, by Redis's clock), `renewals`, `lapsed`, `resigned` | 30 days after the last renewal |
-//! | `naru:presence:<user>` | the last-seen time, and for each session a line with its id, its gateway and its device | a year after the last session |
+//! | `naru:presence:<user>` | the last-seen time, and for each session a line with its id, its gateway and its device | `last_seen_keep` after the last session ended; while there are sessions, a year after the last one was attached or ended |
 //!
 //! A user's record is a string, so that one `MGET` reads those of a whole batch: 256 take 30 µs of the server's time, where
 //! as many `HGETALL` took 110 µs and a script that did them 330 µs (Redis 7.0). Line feeds and tabs separate its parts: ids
@@ -14,6 +14,9 @@
 //! judges by its own monotonic clock whether the lease runs ([`Sighting`]); only where that does not tell, after a start
 //! or a pause without messages, it goes by Redis's. And a look-up that finds a lease lapsed notes so in it (`lapsed`) before
 //! it answers: the next renewal tells the gateway that its sessions were not found.
+//!
+//! So a record whose gateway died, and that no one looks up again, ends too. A session that is connected for a year without another one
+//! is found to be missing then, and attached again, within a minute.
 //!
 //! A lapsed lease is not removed: it holds its sessions' last-seen time, and they count again when it is renewed, since
 //! the process may only have been suspended. The look-up that finds sessions of a gateway that was silent for a day
@@ -45,8 +48,8 @@ static REMOVE_SESSIONS: Lua = Lua::new(include_str!("scripts/remove_sessions.lua
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long the time of a gateway's last renewal is kept.
 const RENEWAL_KEPT: Duration = Duration::from_secs(30 * DAY.as_secs());
-/// How long the last-seen time of a user without a session is kept. After that, the user counts as never seen.
-const SEEN_KEPT: Duration = Duration::from_secs(365 * DAY.as_secs());
+/// How long the record of a user with sessions is kept, from the last change of them.
+const SESSIONS_KEPT: Duration = Duration::from_secs(365 * DAY.as_secs());
 /// Sessions of a gateway that was silent for this long are removed.
 const REMOVED_AFTER: Duration = DAY;
 /// How many sessions still to be detached are kept: all of a big gateway's. Any further ones count until it ends.
@@ -54,6 +57,8 @@ const MAX_PENDING: usize = 100_000;
 
 pub(crate) struct RedisPresence {
     keys: Arc<Keys>,
+    /// How long the last-seen time of a user without a session is kept. After that, the user counts as never seen.
+    seen_kept: Duration,
     /// Sessions whose `detach` may have failed. Their gateway runs, so they would count if it were not repeated.
     pending: Mutex<HashSet<PresenceEntry>>,
     /// Gateways whose leases are read together with users' records, all that were found there and may renew again, and what
@@ -108,8 +113,14 @@ impl Lease {
 }
 
 impl RedisPresence {
-    pub(crate) fn new(keys: Arc<Keys>) -> Self {
-        Self { keys, pending: Mutex::default(), known: Mutex::default(), renewals: Mutex::default() }
+    pub(crate) fn new(keys: Arc<Keys>, seen_kept: Duration) -> Self {
+        Self {
+            keys,
+            seen_kept,
+            pending: Mutex::default(),
+            known: Mutex::default(),
+            renewals: Mutex::default(),
+        }
     }
 
     /// These users' records, in their order, and the leases of all gateways in them. One round trip, however many users,
@@ -189,7 +200,7 @@ impl RedisPresence {
                 .collect();
             if !abandoned.is_empty() {
                 let renewed = abandoned.iter().filter_map(|(_, lease)| lease.renewed).max().or(stored.seen);
-                requests.push(remove(user, renewed, abandoned.iter().map(|(session, _)| *session)));
+                requests.push(self.remove(user, renewed, abandoned.iter().map(|(session, _)| *session)));
             }
         }
         if let Err(error) = self.keys.all::<()>(requests).await {
@@ -197,10 +208,23 @@ impl RedisPresence {
         }
     }
 
+    /// Removes sessions of a user, last seen on them at `seen`; none: now.
+    fn remove<'a>(
+        &self,
+        user: &UserId,
+        seen: Option<Timestamp>,
+        sessions: impl IntoIterator<Item = &'a SessionId>,
+    ) -> Request {
+        let seen = seen.map_or(String::new(), |seen| seen.as_millis().to_string());
+        let sessions: Vec<&str> = sessions.into_iter().map(SessionId::as_str).collect();
+        let request = Request::script(&REMOVE_SESSIONS, user_key(user)).arg(millis(self.seen_kept));
+        request.arg(millis(SESSIONS_KEPT.max(self.seen_kept))).arg(seen).arg(sessions)
+    }
+
     async fn detach_pending(&self) {
         let pending = locked(&self.pending).clone();
         let requests =
-            pending.iter().map(|session| remove(&session.user, None, [&session.session])).collect();
+            pending.iter().map(|session| self.remove(&session.user, None, [&session.session])).collect();
         match self.keys.all::<()>(requests).await {
             Ok(_) => locked(&self.pending).retain(|session| !pending.contains(session)),
             Err(error) => tracing::debug!(%error, "sessions are still not detached"),
@@ -230,6 +254,7 @@ impl Presence for RedisPresence {
         let device = session.device.as_ref().map_or("", |device| device.as_str());
         let request = Request::script(&ATTACH, user_key(&session.user));
         let request = request.arg(session.session.as_str()).arg(session.gateway.as_str()).arg(device);
+        let request = request.arg(millis(SESSIONS_KEPT.max(self.seen_kept)));
         let replaced: Vec<String> = self.keys.one(request).await?;
         let [old, gateway] = &replaced[..] else { return Ok(None) };
         let replaced = SessionId::new(&**old).ok().zip(GatewayId::new(&**gateway).ok());
@@ -238,7 +263,7 @@ impl Presence for RedisPresence {
     }
 
     async fn detach(&self, session: &PresenceEntry) -> EngineResult<()> {
-        let detached = self.keys.one(remove(&session.user, None, [&session.session])).await;
+        let detached = self.keys.one(self.remove(&session.user, None, [&session.session])).await;
         if detached.is_err() {
             // The next renewal repeats it.
             let mut pending = locked(&self.pending);
@@ -288,17 +313,6 @@ impl Presence for RedisPresence {
         self.look_up(std::slice::from_ref(user)).await?;
         self.keys.one(Request::script(&FORGET, user_key(user))).await
     }
-}
-
-/// Removes sessions of a user, last seen on them at `seen`; none: now.
-fn remove<'a>(
-    user: &UserId,
-    seen: Option<Timestamp>,
-    sessions: impl IntoIterator<Item = &'a SessionId>,
-) -> Request {
-    let seen = seen.map_or(String::new(), |seen| seen.as_millis().to_string());
-    let sessions: Vec<&str> = sessions.into_iter().map(SessionId::as_str).collect();
-    Request::script(&REMOVE_SESSIONS, user_key(user)).arg(millis(SEEN_KEPT)).arg(seen).arg(sessions)
 }
 
 fn unreadable(key: &str) -> EngineError {

@@ -7,6 +7,7 @@
 //! | [`signal`] | the first SIGTERM, Ctrl-C or SIGHUP starts the drain, a second SIGTERM or Ctrl-C exits at once |
 //! | [`supervisor`] | every task has a name, an owner and a failure policy; shutdown drains by a deadline |
 //! | [`telemetry`] | log lines on stderr, metrics to be scraped |
+//! | `repeats` | of what fails over and over, the log has some lines and a count |
 //! | [`output`] | lines on stdout and stderr, which never fail or block the task that prints them |
 //! | [`admin`] | `/healthz`, `/readyz`, `/metrics` |
 //! | [`backoff`] | the delay before the next attempt |
@@ -67,6 +68,7 @@ pub mod backoff;
 pub mod config;
 pub mod limits;
 pub mod output;
+mod repeats;
 pub mod signal;
 pub mod supervisor;
 pub mod telemetry;

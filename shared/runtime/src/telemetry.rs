@@ -12,8 +12,11 @@ use prometheus_client::registry::{Registry, Unit};
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::output;
+use crate::repeats::{LeftOut, Repeats};
 
 /// The values of the key `log_format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -44,8 +47,8 @@ pub fn init(directives: &str, format: LogFormat) -> Result<(), BadLog> {
         .with_ansi(std::io::stderr().is_terminal());
     // An error means that one is installed already, which the contract above allows.
     let _ = match format {
-        LogFormat::Text => subscriber.try_init(),
-        LogFormat::Json => subscriber.json().try_init(),
+        LogFormat::Text => subscriber.finish().with(Repeats::default()).try_init(),
+        LogFormat::Json => subscriber.json().finish().with(Repeats::default()).try_init(),
     };
     Ok(())
 }
@@ -93,11 +96,12 @@ impl Metrics {
     /// The content type of [`Metrics::encode`].
     pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-    /// Only the metrics of the process itself: memory, open files, start time, lost log lines.
+    /// Only the metrics of the process itself: memory, open files, start time, log lines lost and left out.
     pub fn new() -> Self {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Process));
         registry.register_collector(Box::new(output::Lost));
+        registry.register_collector(Box::new(LeftOut));
         Self(Arc::new(Mutex::new(registry)))
     }
 

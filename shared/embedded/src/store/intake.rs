@@ -3,11 +3,11 @@
 use async_trait::async_trait;
 use naru_engines::EngineResult;
 use naru_engines::store::{
-    Appended, Closing, Intake, IntakePlace, IntakeRecord, OpenEntry, OpenPage, after_first_tries,
+    Appended, Closing, Intake, IntakePlace, IntakeRecord, OpenEntry, OpenPage, Walked, after_first_tries,
 };
 use naru_model::hops::Accepted;
 use naru_model::message::Outcome;
-use naru_model::{ClientMessageId, MessageId, RoomId, UserId};
+use naru_model::{ClientMessageId, MessageId, RoomId, Timestamp, UserId};
 use rusqlite::{Connection, OptionalExtension, Params, Result, Row, Transaction, params};
 
 use crate::column::{self, Columns, accepted_columns};
@@ -114,6 +114,17 @@ impl Intake for Database {
         .await
     }
 
+    /// Not synced: a power cut brings back the contents together with the note of how far they were dropped.
+    async fn forget_contents(
+        &self,
+        after: Option<MessageId>,
+        before: Timestamp,
+        limit: usize,
+    ) -> EngineResult<Walked> {
+        let forget = move |transaction: &Transaction<'_>| forget_contents(transaction, after, before, limit);
+        self.write_then(Sync::Never, forget, |_| {}).await
+    }
+
     async fn of_sender(
         &self,
         room: &RoomId,
@@ -135,6 +146,37 @@ impl Intake for Database {
         })
         .await
     }
+}
+
+fn forget_contents(
+    connection: &Connection,
+    after: Option<MessageId>,
+    before: Timestamp,
+    limit: usize,
+) -> Result<Walked> {
+    let sql = "SELECT upTo FROM contents_dropped";
+    let dropped = connection.prepare_cached(sql)?.query_row([], |row| row.message_id(0)).optional()?;
+    let dropped = dropped.unwrap_or(MessageId::from_bytes([0; 12]));
+    let after = after.unwrap_or(dropped);
+    let sql = "SELECT _id, open, content IS NOT NULL FROM intake
+        WHERE _id > ?1 AND _id < ?2 ORDER BY _id LIMIT ?3";
+    let range = params![after.bytes(), MessageId::first_at(before).bytes(), column::limit(limit)];
+    let entry = |row: &Row<'_>| Ok((row.message_id(0)?, row.get::<_, bool>(1)?, row.get::<_, bool>(2)?));
+    let mut walk = connection.prepare_cached(sql)?;
+    let entries = walk.query_map(range, entry)?.collect::<Result<Vec<_>>>()?;
+    let mut forget =
+        connection.prepare_cached("UPDATE intake SET senderName = NULL, content = NULL WHERE _id = ?1")?;
+    let mut removed = 0;
+    for (id, ..) in entries.iter().filter(|(_, is_open, has_content)| !is_open && *has_content) {
+        removed += forget.execute([id.bytes()])? as u64;
+    }
+    let done = entries.iter().take_while(|(_, is_open, _)| !is_open).last();
+    if let Some((done, ..)) = done.filter(|_| after == dropped) {
+        let sql = "INSERT INTO contents_dropped (only, upTo) VALUES (1, ?1)
+            ON CONFLICT DO UPDATE SET upTo = excluded.upTo";
+        connection.prepare_cached(sql)?.execute([done.bytes()])?;
+    }
+    Ok(Walked { removed, next: entries.last().filter(|_| entries.len() == limit).map(|(id, ..)| *id) })
 }
 
 fn append(connection: &Connection, entry: &Accepted) -> Result<Appended> {
@@ -170,6 +212,9 @@ fn append(connection: &Connection, entry: &Accepted) -> Result<Appended> {
 
 /// Its key, its id and its place in the order stay.
 fn reopen(connection: &Connection, first: MessageId, entry: &Accepted) -> Result<Appended> {
+    // It has a content again, which a walk must find once it is closed.
+    let sql = "UPDATE contents_dropped SET upTo = ?1 WHERE upTo > ?1";
+    connection.prepare_cached(sql)?.execute([first.predecessor().bytes()])?;
     let sql = "UPDATE intake SET open = 1, outcome = NULL, senderName = ?2, content = ?3, timestamp = ?4, after = ?5,
         origin = ?6, trace = ?7 WHERE _id = ?1";
     connection.prepare_cached(sql)?.execute(params![

@@ -1,15 +1,15 @@
 //! `chat_messages`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
 use naru_engines::EngineResult;
-use naru_engines::store::{Messages, RunConflict, RunResult, Window, activity_after};
+use naru_engines::store::{Messages, RunConflict, RunResult, Walked, Window, activity_after};
 use naru_model::{Message, MessageId, RoomId, Seq, Timestamp, UserId};
-use rusqlite::{Connection, OptionalExtension, Result, params};
+use rusqlite::{Connection, OptionalExtension, Result, Row, Transaction, params};
 
 use crate::column::{self, Columns, message_columns};
-use crate::database::Database;
+use crate::database::{Database, Sync};
 use crate::store::head;
 
 #[async_trait]
@@ -33,9 +33,9 @@ impl Messages for Database {
         self.write(move |transaction| append_run(transaction, &run)).await
     }
 
-    /// Nothing to do: lists are computed from `chat_messages` when they are asked for.
-    async fn bump(&self, _: &[Message]) -> EngineResult<()> {
-        Ok(())
+    /// No call at all as long as no list is kept: see `lists.rs`.
+    async fn bump(&self, newest: &[Message]) -> EngineResult<()> {
+        self.move_up(newest).await
     }
 
     async fn range(&self, room: &RoomId, window: Window, limit: usize) -> EngineResult<(Vec<Message>, bool)> {
@@ -53,6 +53,66 @@ impl Messages for Database {
         })
         .await
     }
+
+    /// Not synced: what a power cut brings back is removed by the next walk.
+    async fn expire(
+        &self,
+        after: Option<MessageId>,
+        before: Timestamp,
+        limit: usize,
+    ) -> EngineResult<Walked> {
+        let expire = move |transaction: &Transaction<'_>| expire(transaction, after, before, limit);
+        self.write_then(Sync::Never, expire, |_| {}).await
+    }
+}
+
+fn expire(
+    connection: &Connection,
+    after: Option<MessageId>,
+    before: Timestamp,
+    limit: usize,
+) -> Result<Walked> {
+    let sql = "SELECT _id, chatRoomId, seq, timestamp < ?3
+            AND NOT EXISTS (SELECT 1 FROM intake WHERE intake._id = chat_messages._id AND open = 1)
+        FROM chat_messages WHERE _id > ?1 AND _id < ?2 ORDER BY _id LIMIT ?4";
+    let range = params![
+        after.unwrap_or(MessageId::from_bytes([0; 12])).bytes(),
+        MessageId::first_at(before).bytes(),
+        before.as_millis(),
+        column::limit(limit)
+    ];
+    let old = |row: &Row<'_>| {
+        Ok((row.message_id(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)?, row.get::<_, bool>(3)?))
+    };
+    let mut walk = connection.prepare_cached(sql)?;
+    let old = walk.query_map(range, old)?.collect::<Result<Vec<_>>>()?;
+    let mut rooms: HashMap<&str, HashSet<i64>> = HashMap::new();
+    for (_, room, seq, _) in old.iter().filter(|(.., may_expire)| *may_expire) {
+        rooms.entry(room).or_default().insert(*seq);
+    }
+    let mut ends = connection.prepare_cached(
+        "SELECT (SELECT min(seq) FROM chat_messages WHERE chatRoomId = ?1),
+            (SELECT max(seq) FROM chat_messages WHERE chatRoomId = ?1)",
+    )?;
+    let mut remove = connection
+        .prepare_cached("DELETE FROM chat_messages WHERE chatRoomId = ?1 AND seq BETWEEN ?2 AND ?3")?;
+    let mut bury = connection.prepare_cached(
+        "UPDATE chat_messages SET senderName = '', content = '', deletedAt = ?3
+            WHERE chatRoomId = ?1 AND seq = ?2 AND deletedAt IS NULL",
+    )?;
+    let mut note = connection
+        .prepare_cached("UPDATE chat_rooms SET expiredTo = ?2 WHERE _id = ?1 AND expiredTo < ?2")?;
+    let (mut removed, now) = (0, Timestamp::now().as_millis());
+    for (room, places) in rooms {
+        let (first, head): (i64, i64) = ends.query_row([room], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let Some(last) = (first..).take_while(|seq| places.contains(seq)).last() else { continue };
+        removed += remove.execute(params![room, first, last.min(head - 1)])? as u64;
+        if last == head {
+            bury.execute(params![room, head, now])?;
+        }
+        note.execute(params![room, last])?;
+    }
+    Ok(Walked { removed, next: old.last().filter(|_| old.len() == limit).map(|(id, ..)| *id) })
 }
 
 fn find(connection: &Connection, id: MessageId) -> Result<Option<Message>> {

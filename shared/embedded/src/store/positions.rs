@@ -33,12 +33,13 @@ impl Positions for Database {
     async fn unread(&self, users: &[UserId]) -> EngineResult<Vec<u64>> {
         let (users, now) = (users.to_vec(), Timestamp::now());
         self.read(move |transaction| {
-            // For each of a user's rooms one step to its head and one to the user's read position.
+            // For each of a user's rooms one step to its head, one to what has expired, and one to the user's read position.
             let mut unread = transaction.prepare_cached(
                 "SELECT coalesce(sum(max(0,
                      (SELECT coalesce(max(seq), 0) FROM chat_messages WHERE chatRoomId = memberships.chatRoomId)
-                     - coalesce(members.read, 0))), 0)
-                 FROM memberships LEFT JOIN members USING (chatRoomId, userId)
+                     - max(coalesce(members.read, 0), chat_rooms.expiredTo))), 0)
+                 FROM memberships JOIN chat_rooms ON chat_rooms._id = memberships.chatRoomId
+                     LEFT JOIN members USING (chatRoomId, userId)
                  WHERE memberships.userId = ?1 AND memberships.until IS NULL
                      AND NOT (coalesce(members.muted, 0) AND coalesce(members.mutedUntil > ?2, 1))",
             )?;

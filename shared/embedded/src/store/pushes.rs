@@ -6,10 +6,10 @@ use async_trait::async_trait;
 use naru_engines::EngineResult;
 use naru_engines::store::{ParkedCursor, ParkedPush, Pushes};
 use naru_model::{EventId, Timestamp};
-use rusqlite::{OptionalExtension, Result, Row, params};
+use rusqlite::{OptionalExtension, Result, Row, Transaction, params};
 
 use crate::column::{self, Columns};
-use crate::database::Database;
+use crate::database::{Database, Sync};
 
 /// U1 requires two days.
 const KEPT: Duration = Duration::from_secs(3 * 24 * 60 * 60);
@@ -104,6 +104,25 @@ impl Pushes for Database {
             let sql = "DELETE FROM parked WHERE eventId = ?1 AND parkedAt = ?2";
             let place = params![event_id.0.as_bytes(), parked_at.as_millis()];
             Ok(transaction.prepare_cached(sql)?.execute(place)? > 0)
+        })
+        .await
+    }
+
+    /// Not synced: what a power cut brings back is removed by the next call.
+    async fn forget_parked(&self, before: Timestamp, limit: usize) -> EngineResult<u64> {
+        let forget = move |transaction: &Transaction<'_>| {
+            let sql = "DELETE FROM parked
+                WHERE eventId IN (SELECT eventId FROM parked WHERE parkedAt < ?1 ORDER BY parkedAt LIMIT ?2)";
+            let old = params![before.as_millis(), column::limit(limit)];
+            Ok(transaction.prepare_cached(sql)?.execute(old)? as u64)
+        };
+        self.write_then(Sync::Never, forget, |_| {}).await
+    }
+
+    async fn parked_count(&self) -> EngineResult<u64> {
+        self.read(|transaction| {
+            let count = |row: &Row<'_>| row.get::<_, i64>(0).map(i64::unsigned_abs);
+            transaction.prepare_cached("SELECT count(*) FROM parked")?.query_row([], count)
         })
         .await
     }

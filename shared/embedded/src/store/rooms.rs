@@ -8,12 +8,17 @@ use naru_engines::store::{
     Changed, Created, MemberChange, MemberSettings, NewRoom, RoomCursor, RoomSummary, Rooms,
 };
 use naru_model::{MemberVersion, Room, RoomId, RoomKind, Seq, StoreTime, Timestamp, UserId};
-use rusqlite::{Connection, OptionalExtension, Result, Row, params};
+use rusqlite::{Connection, OptionalExtension, Result, Row, Transaction, params};
 
 use crate::column::{self, Columns, message_columns};
 use crate::database::{Database, Sync};
 use crate::store::is_member;
 use crate::store::messages::latest_activity;
+
+/// Of two users who are both in as many rooms or more, only so many of each are searched for one that they share.
+const MAX_SEARCHED: i64 = 1_000;
+/// How many pairs of users one read looks at.
+const PAIRS_AT_ONCE: usize = 4;
 
 #[async_trait]
 impl Rooms for Database {
@@ -60,14 +65,8 @@ impl Rooms for Database {
         }
         let room = room.clone();
         self.read(move |transaction| {
-            let newest = transaction
-                .prepare_cached("SELECT memberVersion FROM chat_rooms WHERE _id = ?1")?
-                .query_row([room.as_str()], |row| row.get(0).map(MemberVersion))
-                .optional()?;
-            if !newest.is_some_and(|newest| (MemberVersion::FIRST..=newest).contains(&version)) {
-                return Ok(None);
-            }
-            members_at(transaction, &room, version).map(Some)
+            let is_known = versions(transaction, &room)?.is_some_and(|known| known.contains(&version));
+            if is_known { members_at(transaction, &room, version).map(Some) } else { Ok(None) }
         })
         .await
     }
@@ -88,13 +87,14 @@ impl Rooms for Database {
         cursor: Option<&RoomCursor>,
         limit: usize,
     ) -> EngineResult<(Vec<RoomSummary>, Option<RoomCursor>)> {
-        let (user, cursor) = (user.clone(), cursor.cloned());
-        self.read(move |transaction| of_user(transaction, &user, cursor.as_ref(), limit)).await
+        self.list(user, cursor, limit).await
     }
 
     async fn summary(&self, room: &RoomId, user: &UserId) -> EngineResult<Option<RoomSummary>> {
-        let (room, user) = (room.clone(), user.clone());
-        self.read(move |transaction| summary(transaction, &room, &user)).await
+        let room = self.current(std::slice::from_ref(room)).await?.pop().flatten();
+        let Some(room) = room.filter(|room| room.has(user)) else { return Ok(None) };
+        let user = user.clone();
+        self.read(move |transaction| summary(transaction, room, &user).map(Some)).await
     }
 
     async fn configure(&self, room: &RoomId, user: &UserId, settings: MemberSettings) -> EngineResult<bool> {
@@ -124,7 +124,7 @@ impl Rooms for Database {
     ) -> EngineResult<Vec<RoomId>> {
         let (user, after) = (user.clone(), after.cloned());
         self.read(move |transaction| {
-            let sql = "SELECT DISTINCT chatRoomId FROM memberships WHERE userId = ?1 AND chatRoomId > ?2
+            let sql = "SELECT chatRoomId FROM members WHERE userId = ?1 AND chatRoomId > ?2
                 ORDER BY chatRoomId LIMIT ?3";
             let after = after.as_ref().map_or("", |after| after.as_str());
             let range = params![user.as_str(), after, column::limit(limit)];
@@ -133,15 +133,36 @@ impl Rooms for Database {
         .await
     }
 
+    /// A few pairs at a time: other reads come in between.
     async fn share_a_room(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>> {
-        let (user, others) = (user.clone(), others.to_vec());
+        let mut share = Vec::with_capacity(others.len());
+        for some in others.chunks(PAIRS_AT_ONCE) {
+            let (user, some) = (user.clone(), some.to_vec());
+            let read = self.read(move |transaction| {
+                let number = number_of_rooms(transaction, &user)?;
+                some.iter()
+                    .map(|other| shares(transaction, (&user, number), other))
+                    .collect::<Result<Vec<_>>>()
+            });
+            share.extend(read.await?);
+        }
+        Ok(share)
+    }
+
+    /// Not synced: what a power cut brings back is removed by the next call.
+    async fn forget_versions(&self, left_before: Timestamp, limit: usize) -> EngineResult<u64> {
+        let forget = move |transaction: &Transaction<'_>| forget_versions(transaction, left_before, limit);
+        self.write_then(Sync::Never, forget, |_| {}).await
+    }
+
+    async fn have_rooms(&self, users: &[UserId], at_least: usize) -> EngineResult<Vec<bool>> {
+        let users = users.to_vec();
         self.read(move |transaction| {
-            let mut share = transaction.prepare_cached(
-                "SELECT 1 FROM memberships mine JOIN memberships theirs USING (chatRoomId)
-                 WHERE mine.userId = ?1 AND mine.until IS NULL AND theirs.userId = ?2 AND theirs.until IS NULL",
+            let mut room = transaction.prepare_cached(
+                "SELECT 1 FROM memberships WHERE userId = ?1 AND until IS NULL LIMIT 1 OFFSET ?2",
             )?;
-            let shares = |other: &UserId| Ok(*other == user || share.exists([user.as_str(), other.as_str()])?);
-            others.iter().map(shares).collect()
+            let before = column::limit(at_least.saturating_sub(1));
+            users.iter().map(|user| room.exists(params![user.as_str(), before])).collect()
         })
         .await
     }
@@ -189,12 +210,45 @@ fn was_ever(connection: &Connection, room: &Room, members: &[UserId]) -> Result<
     if *room.member_ids == *members {
         return Ok(true);
     }
-    for version in (MemberVersion::FIRST.0..room.member_version.0).rev() {
-        if *members_at(connection, &room.id, MemberVersion(version))? == *members {
+    for version in versions(connection, &room.id)?.into_iter().flatten().rev() {
+        if *members_at(connection, &room.id, version)? == *members {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// The versions whose members can be told, in their order; none where there is no room.
+fn versions(connection: &Connection, room: &RoomId) -> Result<Option<Vec<MemberVersion>>> {
+    let sql = "SELECT versionsFrom, memberVersion FROM chat_rooms WHERE _id = ?1";
+    let versions = |row: &Row<'_>| {
+        let first = MemberVersion::FIRST.0;
+        let later = row.get::<_, u32>(0)?.max(first + 1)..=row.get(1)?;
+        Ok(std::iter::once(first).chain(later).map(MemberVersion).collect())
+    };
+    connection.prepare_cached(sql)?.query_row([room.as_str()], versions).optional()
+}
+
+/// Removes those who left long ago, but no one of a first version: as many as any room has members when it is made.
+fn forget_versions(connection: &Connection, left_before: Timestamp, limit: usize) -> Result<u64> {
+    let sql = "SELECT chatRoomId, userId, since, until FROM memberships INDEXED BY memberships_by_age
+        WHERE until IS NOT NULL AND since > 1 AND leftAt < ?1 ORDER BY leftAt LIMIT ?2";
+    let mut old = connection.prepare_cached(sql)?;
+    let record = |row: &Row<'_>| {
+        Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, u32>(2)?, row.get::<_, u32>(3)?))
+    };
+    let old = old.query_map(params![left_before.as_millis(), column::limit(limit)], record)?;
+    let old = old.collect::<Result<Vec<_>>>()?;
+    let sql = "DELETE FROM memberships WHERE chatRoomId = ?1 AND userId = ?2 AND since = ?3";
+    let mut remove = connection.prepare_cached(sql)?;
+    // All versions before were left no later than this user left.
+    let sql = "UPDATE chat_rooms SET versionsFrom = ?2 WHERE _id = ?1 AND versionsFrom < ?2";
+    let mut forget = connection.prepare_cached(sql)?;
+    for (room, user, since, until) in &old {
+        remove.execute(params![room, user, since])?;
+        forget.execute(params![room, until])?;
+    }
+    Ok(old.len() as u64)
 }
 
 fn current(connection: &Connection, id: &RoomId) -> Result<Option<Arc<Room>>> {
@@ -206,13 +260,22 @@ fn current(connection: &Connection, id: &RoomId) -> Result<Option<Arc<Room>>> {
             id: id.clone(),
             kind: if row.get(0)? { RoomKind::Direct } else { RoomKind::Group },
             name: row.get(1)?,
-            member_ids: members_at(connection, id, member_version)?,
+            member_ids: members_now(connection, id)?,
             member_version,
             maker_id: row.get::<_, Option<Arc<str>>>(2)?.map(|_| row.text(2)).transpose()?,
             created_at: row.time(3)?,
         }))
     };
     connection.prepare_cached(sql)?.query_row([id.as_str()], room).optional()
+}
+
+/// Sorted, as the index is.
+fn members_now(connection: &Connection, room: &RoomId) -> Result<Arc<[UserId]>> {
+    let sql = "SELECT userId FROM memberships INDEXED BY memberships_now
+        WHERE chatRoomId = ?1 AND until IS NULL ORDER BY userId";
+    let mut statement = connection.prepare_cached(sql)?;
+    let members = statement.query_map([room.as_str()], |row| row.text(0))?;
+    members.collect()
 }
 
 /// Sorted, as the table is.
@@ -230,8 +293,10 @@ fn join(connection: &Connection, room: &RoomId, user: &UserId, since: MemberVers
 }
 
 fn leave(connection: &Connection, room: &RoomId, user: &UserId, until: MemberVersion) -> Result<()> {
-    let sql = "UPDATE memberships SET until = ?3 WHERE chatRoomId = ?1 AND userId = ?2 AND until IS NULL";
-    connection.prepare_cached(sql)?.execute(params![room.as_str(), user.as_str(), until.0]).map(drop)
+    let sql = "UPDATE memberships SET until = ?3, leftAt = ?4
+        WHERE chatRoomId = ?1 AND userId = ?2 AND until IS NULL";
+    let now = Timestamp::now().as_millis();
+    connection.prepare_cached(sql)?.execute(params![room.as_str(), user.as_str(), until.0, now]).map(drop)
 }
 
 fn apply(connection: &Connection, id: &RoomId, change: &MemberChange, max: usize) -> Result<Changed> {
@@ -249,51 +314,50 @@ fn apply(connection: &Connection, id: &RoomId, change: &MemberChange, max: usize
     }
     let sql = "UPDATE chat_rooms SET memberVersion = ?2 WHERE _id = ?1";
     connection.prepare_cached(sql)?.execute(params![id.as_str(), next.0])?;
-    let member_ids = members_at(connection, id, next)?;
+    let member_ids = members_now(connection, id)?;
     Ok(Changed::Now(Arc::new(Room { member_ids, member_version: next, ..Room::clone(&room) })))
 }
 
-/// Finds the user's rooms and their activity first (one step in an index for each), and reads in full only those of
-/// the page.
-fn of_user(
-    connection: &Connection,
-    user: &UserId,
-    cursor: Option<&RoomCursor>,
-    limit: usize,
-) -> Result<(Vec<RoomSummary>, Option<RoomCursor>)> {
-    let mut statement = connection.prepare_cached(
-        "SELECT room._id, coalesce(
-             (SELECT activity FROM chat_messages WHERE chatRoomId = room._id ORDER BY seq DESC LIMIT 1),
-             room.createdAt) AS activity
-         FROM memberships JOIN chat_rooms room ON room._id = memberships.chatRoomId
-         WHERE memberships.userId = ?1 AND memberships.until IS NULL AND (activity, room._id) < (?2, ?3)
-         ORDER BY activity DESC, room._id DESC LIMIT ?4",
-    )?;
-    let (activity, after) = cursor.map_or((i64::MAX, ""), |at| (at.activity.as_millis(), at.room.as_str()));
-    let max = column::limit(limit.saturating_add(1));
-    let place = |row: &Row<'_>| Ok(RoomCursor { room: row.text(0)?, activity: row.time(1)? });
-    let places = statement.query_map(params![user.as_str(), activity, after, max], place)?;
-    let mut places = places.collect::<Result<Vec<_>>>()?;
-    let more = places.len() > limit;
-    places.truncate(limit);
-    let summaries = places.iter().filter_map(|place| summary(connection, &place.room, user).transpose());
-    let summaries = summaries.collect::<Result<_>>()?;
-    Ok((summaries, places.pop().filter(|_| more)))
+/// How many rooms a user is in, [`MAX_SEARCHED`] at most.
+fn number_of_rooms(connection: &Connection, user: &UserId) -> Result<i64> {
+    let sql = "SELECT count(*) FROM (SELECT 1 FROM memberships WHERE userId = ?1 AND until IS NULL LIMIT ?2)";
+    let mut count = connection.prepare_cached(sql)?;
+    count.query_row(params![user.as_str(), MAX_SEARCHED], |row| row.get(0))
 }
 
-fn summary(connection: &Connection, id: &RoomId, user: &UserId) -> Result<Option<RoomSummary>> {
-    let Some(room) = current(connection, id)?.filter(|room| room.has(user)) else { return Ok(None) };
+/// Searches the rooms of the one who is in fewer for those of the other; of two who are in very many, the latest ones of both.
+fn shares(connection: &Connection, (user, number): (&UserId, i64), other: &UserId) -> Result<bool> {
+    if user == other {
+        return Ok(true);
+    }
+    let sql = "SELECT 1 FROM (SELECT chatRoomId FROM memberships INDEXED BY memberships_of_user
+             WHERE userId = ?1 AND until IS NULL ORDER BY activity DESC LIMIT ?3) searched
+         CROSS JOIN memberships found
+             ON found.chatRoomId = searched.chatRoomId AND found.userId = ?2 AND found.until IS NULL";
+    let mut search = connection.prepare_cached(sql)?;
+    let mut is_among = |rooms_of: &UserId, user: &UserId| {
+        search.exists(params![rooms_of.as_str(), user.as_str(), MAX_SEARCHED])
+    };
+    let others = number_of_rooms(connection, other)?;
+    let (fewer, more) = if others < number { (other, user) } else { (user, other) };
+    Ok(is_among(fewer, more)? || others.min(number) == MAX_SEARCHED && is_among(more, fewer)?)
+}
+
+/// The room as this member of it sees it.
+pub(super) fn summary(connection: &Connection, room: Arc<Room>, user: &UserId) -> Result<RoomSummary> {
     let newest = concat!(
         "SELECT ",
         message_columns!(),
         " FROM chat_messages WHERE chatRoomId = ?1 ORDER BY seq DESC LIMIT 1"
     );
     let last_message =
-        connection.prepare_cached(newest)?.query_row([id.as_str()], column::message).optional()?;
+        connection.prepare_cached(newest)?.query_row([room.id.as_str()], column::message).optional()?;
     let last_seq = last_message.as_ref().map_or(Seq::ZERO, |message| message.seq);
-    let (read, settings) = member(connection, id, user)?;
-    let unread_count = last_seq.0.saturating_sub(read.0);
-    Ok(Some(RoomSummary { room, last_message, last_seq, unread_count, settings }))
+    let (read, settings) = member(connection, &room.id, user)?;
+    let expired = "SELECT expiredTo FROM chat_rooms WHERE _id = ?1";
+    let expired = connection.prepare_cached(expired)?.query_row([room.id.as_str()], |row| row.seq(0))?;
+    let unread_count = last_seq.0.saturating_sub(read.max(expired).0);
+    Ok(RoomSummary { room, last_message, last_seq, unread_count, settings })
 }
 
 /// A member's read position and settings.

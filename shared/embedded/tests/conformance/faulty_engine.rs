@@ -14,7 +14,7 @@ use naru_engines::store::{
     Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Epochs, Erasure, Intake,
     IntakePlace, IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom,
     OpenPage, ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms,
-    RunConflict, RunResult, UserRecord, Users, Window,
+    RunConflict, RunResult, UserRecord, Users, Walked, Window,
 };
 use naru_engines::{EngineResult, Engines};
 use naru_model::hops::{Accepted, Payload};
@@ -66,6 +66,17 @@ pub(crate) enum Defect {
     SinceStale,
     ListEndsEarly,
     SettingsShared,
+    VersionsStay,
+    ContentsStay,
+    ContentsGoTooSoon,
+    ContentsWalkEndsEarly,
+    ExpiredStay,
+    ExpiresTooSoon,
+    ExpiryEndsEarly,
+    ExpiredIsUnread,
+    VersionsGoTooSoon,
+    ForgottenIsTheLatest,
+    RoomsMiscounted,
     LeftRoomsForgotten,
 
     PositionsGoBackward,
@@ -97,6 +108,9 @@ pub(crate) enum Defect {
     ListBeginsAgain,
     FindsAnother,
     ParkedAgainIsDropped,
+    ParkedGoesTooSoon,
+    ForgetsMoreThanAsked,
+    ParkedIsNotCounted,
     RestoreForgotten,
 
     LosesEvents,
@@ -305,6 +319,23 @@ impl Intake for FaultyEngine<dyn Intake> {
         if self.defect == Defect::ContentStays { Ok(()) } else { self.inner.drop_contents(ids).await }
     }
 
+    async fn forget_contents(
+        &self,
+        after: Option<MessageId>,
+        before: Timestamp,
+        limit: usize,
+    ) -> EngineResult<Walked> {
+        let late = before.after(Duration::from_secs(2));
+        match self.defect {
+            Defect::ContentsStay => Ok(Walked::default()),
+            Defect::ContentsGoTooSoon => self.inner.forget_contents(after, late, limit).await,
+            Defect::ContentsWalkEndsEarly => {
+                Ok(Walked { next: None, ..self.inner.forget_contents(after, before, limit).await? })
+            }
+            _ => self.inner.forget_contents(after, before, limit).await,
+        }
+    }
+
     async fn of_sender(
         &self,
         room: &RoomId,
@@ -378,12 +409,32 @@ impl Messages for FaultyEngine<dyn Messages> {
         }
         self.inner.delete(ids, at).await
     }
+
+    async fn expire(
+        &self,
+        after: Option<MessageId>,
+        before: Timestamp,
+        limit: usize,
+    ) -> EngineResult<Walked> {
+        let late = before.after(Duration::from_secs(2));
+        match self.defect {
+            Defect::ExpiredStay => Ok(Walked::default()),
+            Defect::ExpiresTooSoon => self.inner.expire(after, late, limit).await,
+            Defect::ExpiryEndsEarly => {
+                Ok(Walked { next: None, ..self.inner.expire(after, before, limit).await? })
+            }
+            _ => self.inner.expire(after, before, limit).await,
+        }
+    }
 }
 
 impl FaultyEngine<dyn Rooms> {
     fn counted(&self, mut summary: RoomSummary) -> RoomSummary {
         if self.defect == Defect::UnreadNotCounted {
             summary.unread_count = 0;
+        }
+        if self.defect == Defect::ExpiredIsUnread {
+            summary.unread_count = summary.last_seq.0;
         }
         summary
     }
@@ -424,7 +475,12 @@ impl Rooms for FaultyEngine<dyn Rooms> {
 
     async fn members_at(&self, room: &RoomId, version: MemberVersion) -> EngineResult<Option<Arc<[UserId]>>> {
         let members = self.inner.members_at(room, version).await?;
-        if self.defect != Defect::MembersOfTheLatestVersion || members.is_none() {
+        let is_wrong = match self.defect {
+            Defect::MembersOfTheLatestVersion => members.is_some(),
+            Defect::ForgottenIsTheLatest => members.is_none(),
+            _ => false,
+        };
+        if !is_wrong {
             return Ok(members);
         }
         let now = self.inner.current(std::slice::from_ref(room)).await?.remove(0);
@@ -492,6 +548,21 @@ impl Rooms for FaultyEngine<dyn Rooms> {
 
     async fn share_a_room(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>> {
         self.inner.share_a_room(user, others).await
+    }
+
+    async fn forget_versions(&self, left_before: Timestamp, limit: usize) -> EngineResult<u64> {
+        match self.defect {
+            Defect::VersionsStay => Ok(0),
+            Defect::VersionsGoTooSoon => {
+                self.inner.forget_versions(left_before.after(Duration::from_secs(3_600)), limit).await
+            }
+            _ => self.inner.forget_versions(left_before, limit).await,
+        }
+    }
+
+    async fn have_rooms(&self, users: &[UserId], at_least: usize) -> EngineResult<Vec<bool>> {
+        let more = usize::from(self.defect == Defect::RoomsMiscounted);
+        self.inner.have_rooms(users, at_least + more).await
     }
 }
 
@@ -748,6 +819,18 @@ impl Pushes for FaultyEngine<dyn Pushes> {
             return self.inner.drop_parked(place.event_id).await;
         }
         self.inner.drop_parked_at(place).await
+    }
+
+    async fn forget_parked(&self, before: Timestamp, limit: usize) -> EngineResult<u64> {
+        let late = before.after(Duration::from_millis(1));
+        let before = if self.defect == Defect::ParkedGoesTooSoon { late } else { before };
+        let limit = if self.defect == Defect::ForgetsMoreThanAsked { usize::MAX } else { limit };
+        self.inner.forget_parked(before, limit).await
+    }
+
+    async fn parked_count(&self) -> EngineResult<u64> {
+        let count = self.inner.parked_count().await?;
+        Ok(if self.defect == Defect::ParkedIsNotCounted { 0 } else { count })
     }
 }
 

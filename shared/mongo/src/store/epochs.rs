@@ -14,7 +14,7 @@ use crate::database::{Database, Find, Update};
 use crate::document::{DevicePlace, MetaDocument, if_field};
 use crate::error::{ENGINE, contended};
 use crate::field::{self, Field};
-use crate::open::{CHAT_ROOMS, MEMBERS, META, STORE};
+use crate::open::{CHAT_ROOMS, CONTENTS, MEMBERS, META, STORE};
 
 /// How many documents are looked at in one step.
 const PAGE: usize = 1_000;
@@ -36,6 +36,8 @@ impl Epochs for Database {
     async fn restored(&self) -> EngineResult<StoreEpoch> {
         self.cut_positions().await?;
         self.cut_rooms().await?;
+        // The intake may be from before what is noted of it: the next walk begins at its beginning.
+        self.remove(META, doc! { "_id": CONTENTS }).await?;
         for _ in 0..TRIES {
             let epoch = Epochs::get(self).await?;
             let next = epoch.next(Timestamp::now());
@@ -119,13 +121,15 @@ struct RoomPlace {
     id: RoomId,
     #[serde(default, deserialize_with = "if_field")]
     last_seq: Option<Seq>,
+    #[serde(default, deserialize_with = "if_field")]
+    expired_to: Option<Seq>,
 }
 
 impl Placed for RoomPlace {
     const COLLECTION: &'static str = CHAT_ROOMS;
 
     fn wanted() -> (Document, Document) {
-        (doc! { "lastSeq": { "$gt": 0_i64 } }, doc! { "lastSeq": 1 })
+        (doc! { "lastSeq": { "$gt": 0_i64 } }, doc! { "lastSeq": 1, "expiredTo": 1 })
     }
 
     fn id(&self) -> Bson {
@@ -137,11 +141,15 @@ impl Placed for RoomPlace {
     }
 
     fn furthest(&self) -> Seq {
-        self.last_seq.unwrap_or_default()
+        self.last_seq.max(self.expired_to).unwrap_or_default()
     }
 
     fn cut(&self, head: Seq) -> Document {
-        doc! { "lastSeq": { "$min": ["$lastSeq", head.to_bson()] } }
+        let mut lower = doc! { "lastSeq": { "$min": ["$lastSeq", head.to_bson()] } };
+        if self.expired_to.is_some() {
+            lower.insert("expiredTo", doc! { "$min": ["$expiredTo", head.to_bson()] });
+        }
+        lower
     }
 }
 
@@ -151,7 +159,8 @@ impl Database {
         self.cut::<MemberPlaces>().await
     }
 
-    /// The places that rooms were bumped for: one beyond the head would keep the room from moving up in lists.
+    /// The places that rooms were bumped for, and up to which messages have expired: one beyond the head would keep the room from moving
+    /// up in lists, and the next messages from being unread.
     async fn cut_rooms(&self) -> EngineResult<()> {
         self.cut::<RoomPlace>().await
     }

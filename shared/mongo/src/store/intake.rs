@@ -5,22 +5,34 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use async_trait::async_trait;
 use bson::{Bson, Document, RawDocumentBuf, doc};
 use naru_engines::store::{
-    Appended, Closing, Intake, IntakePlace, IntakeRecord, OpenEntry, OpenPage, after_first_tries, resend_key,
+    Appended, Closing, Intake, IntakePlace, IntakeRecord, OpenEntry, OpenPage, Walked, after_first_tries,
+    resend_key,
 };
 use naru_engines::{Applied, EngineError, EngineResult};
 use naru_model::hops::Accepted;
 use naru_model::message::Outcome;
-use naru_model::{ClientMessageId, MessageId, RoomId, Seq, UserId};
+use naru_model::{ClientMessageId, MessageId, RoomId, Seq, Timestamp, UserId};
+use serde::{Deserialize, Serialize};
 
 use crate::database::{Database, Find, PER_STATEMENT, Update, entry_of, readable};
 use crate::document::{IntakeDocument, PlaceDocument, StoredEntry, StoredOutcome};
 use crate::error::{ENGINE, after_effect};
 use crate::field::{self, Field};
-use crate::open::INTAKE;
+use crate::open::{CONTENTS, INTAKE, META};
+
+/// In `meta`: how far old contents were dropped. Of the entries up to this id none was open.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ContentsDropped {
+    #[serde(rename = "_id")]
+    id: String,
+    #[serde(with = "field")]
+    dropped_to: MessageId,
+}
 
 #[async_trait]
 impl Intake for Database {
-    /// One round trip when all entries are new, else two; one more when rejected entries are opened again, and one where a new
+    /// One round trip when all entries are new, else two; two more when rejected entries are opened again, and one where a new
     /// entry comes after a resend.
     ///
     /// When the process dies in between, each entry is stored or not: the sweep finds the stored ones. One that comes after
@@ -126,6 +138,44 @@ impl Intake for Database {
         self.update_all(INTAKE, ids.chunks(PER_STATEMENT).map(drop_contents).collect()).await
     }
 
+    /// Four round trips. What if the process dies here? How far contents were dropped is noted last: some are looked at again.
+    async fn forget_contents(
+        &self,
+        after: Option<MessageId>,
+        before: Timestamp,
+        limit: usize,
+    ) -> EngineResult<Walked> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Entry {
+            #[serde(rename = "_id", with = "field")]
+            id: MessageId,
+            open: bool,
+            has_content: bool,
+        }
+        let dropped = self.find_one::<ContentsDropped>(META, doc! { "_id": CONTENTS }).await?;
+        let dropped = dropped.map(|note| note.dropped_to);
+        let after = after.or(dropped);
+        let mut range = doc! { "$lt": MessageId::first_at(before).to_bson() };
+        range.extend(after.map(|after| ("$gt".to_owned(), after.to_bson().into())));
+        let pipeline = vec![
+            doc! { "$match": { "_id": range } },
+            doc! { "$sort": { "_id": 1 } },
+            doc! { "$limit": i64::try_from(limit).unwrap_or(i64::MAX) },
+            doc! { "$project": { "open": 1, "hasContent": { "$gt": ["$content", null] } } },
+        ];
+        let entries = self.aggregate::<Entry>(Some(INTAKE), pipeline).await?;
+        let old: Vec<MessageId> =
+            entries.iter().filter(|entry| !entry.open && entry.has_content).map(|entry| entry.id).collect();
+        self.drop_contents(&old).await?;
+        let done = entries.iter().take_while(|entry| !entry.open).last();
+        if let Some(done) = done.filter(|_| after == dropped) {
+            self.note_dropped(dropped, done.id).await?;
+        }
+        let next = entries.last().filter(|_| entries.len() == limit).map(|last| last.id);
+        Ok(Walked { removed: old.len() as u64, next })
+    }
+
     /// One round trip for each 16 MB: a walk in the index of keys.
     async fn of_sender(
         &self,
@@ -184,6 +234,21 @@ struct ThereBefore {
 }
 
 impl Database {
+    /// Notes how far contents were dropped, unless another call has changed the note: an entry before it may have been opened again.
+    async fn note_dropped(&self, from: Option<MessageId>, to: MessageId) -> EngineResult<()> {
+        match from {
+            None => drop(
+                self.insert_one(META, ContentsDropped { id: CONTENTS.to_owned(), dropped_to: to }).await?,
+            ),
+            Some(from) => {
+                let note = doc! { "_id": CONTENTS, "droppedTo": from.to_bson() };
+                let further = doc! { "$set": { "droppedTo": to.to_bson() } };
+                self.update_one(META, note, further).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Looks up, in one query, the records with these entries' keys or ids.
     async fn there_before(&self, entries: Vec<&Accepted>) -> EngineResult<ThereBefore> {
         let mut there = ThereBefore::default();
@@ -221,6 +286,11 @@ impl Database {
                 opened.insert(id, Accepted { id, ..entry.clone() });
                 *answer = Appended::Reopened(id);
             }
+        }
+        if let Some(earliest) = opened.keys().min() {
+            // They have contents again, which a walk must find once they are closed.
+            let back = doc! { "$min": { "droppedTo": earliest.predecessor().to_bson() } };
+            self.update_one(META, doc! { "_id": CONTENTS }, back).await?;
         }
         self.update_all(INTAKE, updates).await?;
         Ok(answers)

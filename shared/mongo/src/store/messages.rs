@@ -1,10 +1,10 @@
 //! `chat_messages`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use async_trait::async_trait;
 use bson::{Bson, Document, doc};
-use naru_engines::store::{Messages, RunConflict, RunResult, Window};
+use naru_engines::store::{Messages, RunConflict, RunResult, Walked, Window};
 use naru_engines::{Applied, EngineError, EngineResult};
 use naru_model::{Message, MessageId, RoomId, Seq, Timestamp};
 
@@ -12,7 +12,7 @@ use crate::database::{Database, Find, PER_STATEMENT, Update, entry_of};
 use crate::document::{MessageDocument, if_field};
 use crate::error::{ENGINE, after_effect};
 use crate::field::{self, Field, texts};
-use crate::open::{CHAT_MESSAGES, CHAT_ROOMS};
+use crate::open::{CHAT_MESSAGES, CHAT_ROOMS, INTAKE};
 use serde::Deserialize;
 
 #[async_trait]
@@ -96,9 +96,126 @@ impl Messages for Database {
         };
         self.update_all(CHAT_MESSAGES, ids.chunks(PER_STATEMENT).map(delete).collect()).await
     }
+
+    /// Four round trips, three more where something has expired, and one for each room whose first message is not where its document
+    /// says: another system replaced that, or two gateways' clocks differ.
+    ///
+    /// What if the process dies here? What has expired is noted before it is removed, and so is not unread, and the next walk
+    /// meets it again and removes it.
+    async fn expire(
+        &self,
+        after: Option<MessageId>,
+        before: Timestamp,
+        limit: usize,
+    ) -> EngineResult<Walked> {
+        let mut range = doc! { "$lt": MessageId::first_at(before).to_bson() };
+        range.extend(after.map(|after| ("$gt".to_owned(), after.to_bson().into())));
+        let find = Find::all(doc! { "_id": range }).sorted(doc! { "_id": 1 });
+        let find = find.only(doc! { "chatRoomId": 1, "seq": 1, "timestamp": 1 }).at_most(limit);
+        let old = Database::find::<Old>(self, CHAT_MESSAGES, find).await?;
+        let walked = Walked { removed: 0, next: old.last().filter(|_| old.len() == limit).map(|old| old.id) };
+        if old.is_empty() {
+            return Ok(walked);
+        }
+        let mut rooms: HashMap<RoomId, BTreeMap<Seq, MessageId>> = HashMap::new();
+        let open = self.open_among(&old).await?;
+        for old in old.iter().filter(|old| old.timestamp < before && !open.contains(&old.id)) {
+            rooms.entry(old.chat_room_id.clone()).or_default().insert(old.seq, old.id);
+        }
+        let find = Find::all(doc! { "_id": { "$in": texts(rooms.keys()) } });
+        let noted = find.only(doc! { "lastSeq": 1, "expiredTo": 1 }).at_most(rooms.len());
+        let noted = Database::find::<Noted>(self, CHAT_ROOMS, noted).await?;
+        let noted: HashMap<_, _> = noted.into_iter().map(|noted| (noted.room.clone(), noted)).collect();
+        let last_seq = |room| noted.get(room).and_then(|noted: &Noted| noted.last_seq).unwrap_or_default();
+        let heads = self.heads_of(rooms.keys().map(|room| (room.clone(), last_seq(room))).collect()).await?;
+
+        let (mut notes, mut tombstones, mut removed) = (Vec::new(), Vec::new(), Vec::new());
+        for (room, places) in rooms {
+            let before = noted.get(&room).and_then(|noted| noted.expired_to).unwrap_or_default();
+            let mut expired = before;
+            if let Some(first) = places.keys().next().filter(|first| **first > expired.next())
+                && self.first_of(&room).await? == Some(*first)
+            {
+                expired = Seq(first.0 - 1);
+            }
+            let head = heads.get(&room).copied().unwrap_or_default();
+            for (seq, id) in places {
+                if seq == expired.next() {
+                    expired = seq;
+                } else if seq > expired {
+                    break;
+                }
+                if seq < head { removed.push(id) } else { tombstones.push(id) }
+            }
+            if expired > before {
+                let note = doc! { "$max": { "expiredTo": expired.to_bson() } };
+                notes.push(Update::one(doc! { "_id": room.as_str() }, note));
+            }
+        }
+        self.update_all(CHAT_ROOMS, notes).await?;
+        if !tombstones.is_empty() {
+            self.delete(&tombstones, Timestamp::now()).await?;
+        }
+        if removed.is_empty() {
+            return Ok(walked);
+        }
+        let removed = doc! { "_id": { "$in": field::all(&removed) } };
+        Ok(Walked { removed: self.remove(CHAT_MESSAGES, removed).await?, ..walked })
+    }
+}
+
+/// An old message.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Old {
+    #[serde(rename = "_id", with = "field")]
+    id: MessageId,
+    chat_room_id: RoomId,
+    #[serde(with = "field")]
+    seq: Seq,
+    #[serde(with = "field")]
+    timestamp: Timestamp,
+}
+
+/// What a room's document says of its messages.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Noted {
+    #[serde(rename = "_id")]
+    room: RoomId,
+    #[serde(default, deserialize_with = "if_field")]
+    last_seq: Option<Seq>,
+    #[serde(default, deserialize_with = "if_field")]
+    expired_to: Option<Seq>,
 }
 
 impl Database {
+    /// Which of these messages' intake entries are open.
+    async fn open_among(&self, messages: &[Old]) -> EngineResult<HashSet<MessageId>> {
+        #[derive(Deserialize)]
+        struct Open {
+            #[serde(rename = "_id", with = "field")]
+            id: MessageId,
+        }
+        let ids: Vec<MessageId> = messages.iter().map(|old| old.id).collect();
+        let open = Find::all(doc! { "_id": { "$in": field::all(&ids) }, "open": true });
+        let open = Database::find::<Open>(self, INTAKE, open.only(doc! { "_id": 1 })).await?;
+        Ok(open.into_iter().map(|open| open.id).collect())
+    }
+
+    /// The place of a room's first message.
+    async fn first_of(&self, room: &RoomId) -> EngineResult<Option<Seq>> {
+        #[derive(Deserialize)]
+        struct First {
+            #[serde(with = "field")]
+            seq: Seq,
+        }
+        let first = Find::all(doc! { "chatRoomId": room.as_str() }).sorted(doc! { "seq": 1 }).at_most(1);
+        let first =
+            Database::find::<First>(self, CHAT_MESSAGES, first.only(doc! { "_id": 0, "seq": 1 })).await?;
+        Ok(first.first().map(|first| first.seq))
+    }
+
     async fn messages(&self, filter: Document, at_most: usize) -> EngineResult<Vec<Message>> {
         let found =
             Database::find::<MessageDocument>(self, CHAT_MESSAGES, Find::all(filter).at_most(at_most))

@@ -162,12 +162,15 @@ impl Positions for Database {
                 *reported = member.read;
             }
         }
+        let expired: HashMap<RoomId, Seq> =
+            rooms.iter().filter_map(|room| Some((room.id.clone(), room.expired_to?))).collect();
         let bumped = rooms.into_iter().map(|room| (room.id, room.last_seq.unwrap_or_default())).collect();
         let (heads, read) = try_join(self.heads_of(bumped), self.read_by(reported)).await?;
         let mut unread: HashMap<UserId, u64> = HashMap::new();
         for ((room, user), read) in read {
             let head = heads.get(&room).copied().unwrap_or_default();
-            *unread.entry(user).or_default() += head.0.saturating_sub(read.0);
+            let expired = expired.get(&room).copied().unwrap_or_default();
+            *unread.entry(user).or_default() += head.0.saturating_sub(read.max(expired).0);
         }
         Ok(users.iter().map(|user| unread.get(user).copied().unwrap_or(0)).collect())
     }
@@ -220,6 +223,8 @@ struct RoomOf {
     members: Vec<UserId>,
     #[serde(default, deserialize_with = "if_field")]
     last_seq: Option<Seq>,
+    #[serde(default, deserialize_with = "if_field")]
+    expired_to: Option<Seq>,
 }
 
 impl Database {
@@ -235,6 +240,7 @@ impl Database {
             doc! { "$project": {
                 "members": { "$setIntersection": [members_now(), { "$literal": &asked }] },
                 "lastSeq": 1,
+                "expiredTo": 1,
             } },
         ];
         self.aggregate(Some(CHAT_ROOMS), pipeline).await

@@ -95,6 +95,31 @@ impl Pushes for Database {
         let this = doc! { "_id": event_id.to_bson(), "parkedAt": parked_at.to_bson() };
         Ok(self.remove(PARKED, this).await? > 0)
     }
+
+    /// Two round trips. What if the process dies here? The next call removes the rest.
+    async fn forget_parked(&self, before: Timestamp, limit: usize) -> EngineResult<u64> {
+        let before = doc! { "parkedAt": { "$lt": before.to_bson() } };
+        let find = Find::all(before.clone()).sorted(doc! { "parkedAt": 1, "_id": 1 }).at_most(limit);
+        let old = self.find::<Event>(PARKED, find.only(doc! { "_id": 1 })).await?;
+        if old.is_empty() {
+            return Ok(0);
+        }
+        let ids: Vec<_> = old.iter().map(|event| event.id.to_bson()).collect();
+        // One may have been parked again meanwhile.
+        let mut still = before;
+        still.insert("_id", doc! { "$in": ids });
+        self.remove(PARKED, still).await
+    }
+
+    /// One round trip.
+    async fn parked_count(&self) -> EngineResult<u64> {
+        #[derive(Deserialize)]
+        struct Count {
+            count: i64,
+        }
+        let counted = self.aggregate::<Count>(Some(PARKED), vec![doc! { "$count": "count" }]).await?;
+        Ok(counted.first().map_or(0, |counted| counted.count.unsigned_abs()))
+    }
 }
 
 /// The pushes after a cursor. The first condition bounds the walk in the index, the second one orders equal moments; the

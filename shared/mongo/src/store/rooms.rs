@@ -1,12 +1,13 @@
 //! Rooms and their members.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bson::doc;
-use futures_util::future::try_join;
+use bson::{Bson, Document, doc};
+use futures_util::future::{try_join, try_join_all};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use naru_engines::store::{
     Changed, Created, MemberChange, MemberSettings, NewRoom, RoomCursor, RoomSummary, Rooms,
 };
@@ -24,6 +25,12 @@ use crate::store::{member, members_now, rooms_of};
 
 /// How often a change is tried while others come first: of changes tried at the same time, one always succeeds.
 const TRIES: usize = 64;
+/// Of a user who is in more rooms, only so many are searched for one that is shared with another user …
+const MAX_SEARCHED: i64 = 1_000;
+/// … and the rooms of so many others at a time.
+const SEARCHES_AT_ONCE: usize = 4;
+/// How many users' rooms are counted at the same time.
+const COUNTED_AT_ONCE: usize = 16;
 
 #[async_trait]
 impl Rooms for Database {
@@ -85,8 +92,8 @@ impl Rooms for Database {
     /// no lock that a dead process could hold.
     ///
     /// What if the process dies here? The list of version *n* is stored before the room leaves version *n*: in between, the
-    /// room is unchanged and the list is in `room_versions` early, the same one that any other call would store. Then the
-    /// room goes from *n* to *n* + 1 in one step, if it is still at *n*.
+    /// room is unchanged and the list is in `room_versions` early, the same one that any other call would store (and may be
+    /// forgotten there while the room is at *n*). Then the room goes from *n* to *n* + 1 in one step, if it is still at *n*.
     async fn change(&self, id: &RoomId, change: MemberChange, max: usize) -> EngineResult<Changed> {
         for _ in 0..TRIES {
             let Some(room) = self.current_one(id).await? else { return Ok(Changed::NoRoom) };
@@ -94,18 +101,12 @@ impl Rooms for Database {
                 Ok(next) => next,
                 Err(answer) => return Ok(answer),
             };
-            let left = VersionDocument {
-                chat_room_id: id.clone(),
-                version: room.member_version,
-                member_ids: room.member_ids.clone(),
-            };
             if let MemberChange::Remove(user) = &change {
                 // From then on only this tells quickly that the user was here.
                 let was_here = doc! { "$setOnInsert": { "muted": false } };
                 self.update_all(MEMBERS, vec![Update::or_insert(member(id, user), was_here)]).await?;
             }
-            // If it was there, another call stored the same list for the same version.
-            let _was_there = self.insert_one(ROOM_VERSIONS, left).await?;
+            self.update_all(ROOM_VERSIONS, vec![leaving(&room)]).await?;
             let at_version = doc! { "_id": id.as_str(), "memberVersion": room.member_version.0 };
             let step = doc! { "$set": {
                 "memberIds": texts(&*next.member_ids),
@@ -199,36 +200,102 @@ impl Rooms for Database {
         Ok(rooms.into_iter().take(limit).collect())
     }
 
-    /// One round trip. The answer is no longer than `others`, whatever rooms there are.
+    /// One round trip: two queries at the same time. The caller's rooms are searched for all of `others`; where those searched are
+    /// not all, the latest rooms of each of the others not found among them, too.
     async fn share_a_room(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>> {
         #[derive(Deserialize)]
         struct Shared {
             #[serde(rename = "_id")]
             user: UserId,
+            rooms: u64,
         }
         if others.is_empty() {
             return Ok(Vec::new());
         }
-        let (me, asked) = (user.as_str(), texts(others));
-        let shared = vec![
-            doc! { "$match": { "$or": [
-                { "$and": [{ "memberIds": me }, { "memberIds": { "$in": &asked } }] },
-                { "user1Id": me, "user2Id": { "$in": &asked } },
-                { "user2Id": me, "user1Id": { "$in": &asked } },
-            ] } },
+        // With the user themself, whose rooms are all that are searched.
+        let asked = texts(others.iter().chain([user]));
+        let mut search = latest_rooms_of(user);
+        search.extend([
             doc! { "$project": { "shared": { "$setIntersection": [members_now(), { "$literal": &asked }] } } },
             doc! { "$unwind": "$shared" },
-            doc! { "$group": { "_id": "$shared" } },
-        ];
-        let shared = self.aggregate::<Shared>(Some(CHAT_ROOMS), shared).await?;
-        let shares = |other: &UserId| other == user || shared.iter().any(|shared| shared.user == *other);
-        Ok(others.iter().map(shares).collect())
+            doc! { "$group": { "_id": "$shared", "rooms": { "$sum": 1 } } },
+        ]);
+        let (shared, strays) =
+            try_join(self.aggregate::<Shared>(Some(CHAT_ROOMS), search), self.not_adopted(user)).await?;
+        let searched = shared.iter().find(|shared| shared.user == *user).map_or(0, |own| own.rooms);
+        let mut found: HashSet<UserId> = shared.into_iter().map(|shared| shared.user).collect();
+        found.extend(strays.iter().flat_map(|stray| stray.room.member_ids.iter().cloned()));
+        found.insert(user.clone());
+        let left: Vec<&UserId> = others.iter().filter(|other| !found.contains(*other)).collect();
+        if searched >= MAX_SEARCHED.unsigned_abs() {
+            for some in left.chunks(SEARCHES_AT_ONCE) {
+                let are_shared = try_join_all(some.iter().map(|other| self.is_in_a_room_of(user, other)));
+                let are_shared = some.iter().zip(are_shared.await?).filter(|(_, is_shared)| *is_shared);
+                found.extend(are_shared.map(|(other, _)| UserId::clone(other)));
+            }
+        }
+        Ok(others.iter().map(|other| found.contains(other)).collect())
+    }
+
+    /// Two round trips. What if the process dies here? The next call removes the rest.
+    async fn forget_versions(&self, left_before: Timestamp, limit: usize) -> EngineResult<u64> {
+        #[derive(Deserialize)]
+        struct Left {
+            #[serde(rename = "_id")]
+            id: Bson,
+        }
+        let left_before = doc! { "leftAt": { "$lt": left_before.to_bson() } };
+        let find = Find::all(left_before.clone()).sorted(doc! { "leftAt": 1 }).at_most(limit);
+        let old = self.find::<Left>(ROOM_VERSIONS, find.only(doc! { "_id": 1 })).await?;
+        if old.is_empty() {
+            return Ok(0);
+        }
+        let ids: Vec<Bson> = old.into_iter().map(|old| old.id).collect();
+        // The room may be leaving it only now, after a try that was cut off.
+        let mut still = left_before;
+        still.insert("_id", doc! { "$in": ids });
+        self.remove(ROOM_VERSIONS, still).await
+    }
+
+    /// One round trip for each user, so many at a time. Each is a walk in an index.
+    async fn have_rooms(&self, users: &[UserId], at_least: usize) -> EngineResult<Vec<bool>> {
+        #[derive(Deserialize)]
+        struct Counted {
+            rooms: i64,
+        }
+        let at_least = i64::try_from(at_least).unwrap_or(i64::MAX);
+        let has_rooms = |user: &UserId| {
+            let count = vec![
+                doc! { "$match": { "memberIds": user.as_str() } },
+                doc! { "$limit": at_least },
+                doc! { "$group": { "_id": null, "rooms": { "$sum": 1_i64 } } },
+            ];
+            async move {
+                let counted = self.aggregate::<Counted>(Some(CHAT_ROOMS), count).await?;
+                Ok(counted.first().is_some_and(|counted| counted.rooms >= at_least))
+            }
+        };
+        stream::iter(users.iter().map(has_rooms).collect::<Vec<_>>())
+            .buffered(COUNTED_AT_ONCE)
+            .try_collect()
+            .await
     }
 }
 
 impl Database {
     async fn current_one(&self, id: &RoomId) -> EngineResult<Option<Arc<Room>>> {
         Ok(self.stored(id).await?.map(|stored| stored.room))
+    }
+
+    /// Whether the user is in one of the other's latest rooms.
+    async fn is_in_a_room_of(&self, user: &UserId, other: &UserId) -> EngineResult<bool> {
+        let mut search = latest_rooms_of(other);
+        search.extend([
+            doc! { "$match": { "memberIds": user.as_str() } },
+            doc! { "$limit": 1 },
+            doc! { "$project": { "_id": 1 } },
+        ]);
+        Ok(!self.aggregate::<Document>(Some(CHAT_ROOMS), search).await?.is_empty())
     }
 
     async fn stored(&self, id: &RoomId) -> EngineResult<Option<StoredRoom>> {
@@ -252,7 +319,7 @@ impl Database {
         let read = self
             .read_by(unread.map(|(room, _, said)| ((room.clone(), user.clone()), said)).collect())
             .await?;
-        let summary = |StoredRoom { room, .. }| {
+        let summary = |StoredRoom { room, expired, .. }| {
             let last_message = newest.remove(&room.id);
             let last_seq = last_message.as_ref().map(|last| last.seq).unwrap_or_default();
             let read = read.get(&(room.id.clone(), user.clone())).copied().unwrap_or(last_seq);
@@ -261,7 +328,7 @@ impl Database {
                 room,
                 last_message,
                 last_seq,
-                unread_count: last_seq.0.saturating_sub(read.0),
+                unread_count: last_seq.0.saturating_sub(read.max(expired).0),
                 settings,
             }
         };
@@ -340,6 +407,26 @@ impl Database {
     }
 }
 
+/// Stores the members at a version that a group is about to leave; another call may have stored the same list. The first version is
+/// never forgotten (R8), so it has no time.
+fn leaving(room: &Room) -> Update {
+    let this = doc! { "chatRoomId": room.id.as_str(), "version": room.member_version.0 };
+    let mut store = doc! { "$setOnInsert": { "memberIds": texts(&*room.member_ids) } };
+    if room.member_version != MemberVersion::FIRST {
+        store.insert("$max", doc! { "leftAt": Timestamp::now().to_bson() });
+    }
+    Update::or_insert(this, store)
+}
+
+/// A pipeline of a user's rooms, the latest ones of very many: a walk in the index of `(memberIds, activity, _id)`.
+fn latest_rooms_of(user: &UserId) -> Vec<Document> {
+    vec![
+        doc! { "$match": { "memberIds": user.as_str() } },
+        doc! { "$sort": { "activity": -1, "_id": -1 } },
+        doc! { "$limit": MAX_SEARCHED },
+    ]
+}
+
 /// A new room's document; none for a direct room of other than two users, which can't be made.
 fn first_document(new: &NewRoom, now: Timestamp) -> Option<RoomDocument> {
     let (user1_id, user2_id) = match (new.kind, &*new.member_ids) {
@@ -358,6 +445,7 @@ fn first_document(new: &NewRoom, now: Timestamp) -> Option<RoomDocument> {
         created_at: Some(now),
         activity: Some(now),
         last_seq: None,
+        expired_to: None,
     })
 }
 

@@ -253,12 +253,15 @@ async fn a_broker_without_memory_takes_nothing_and_loses_nothing() {
     assert_eq!(next(&mut receiver).await, before);
     let error = bus.offline.send(vec![meanwhile.clone()]).await.unwrap_err();
     assert!(matches!(error, EngineError::Unavailable { applied: Applied::Unknown, .. }), "{error}");
+    let told = process.rabbit.ping().await.unwrap_err();
+    assert!(told.to_string().contains("short of memory or disk"), "{told}");
     let trying = {
         let (queue, after) = (bus.offline.clone(), after.clone());
         tokio::spawn(async move { while queue.send(vec![after.clone()]).await.is_err() {} })
     };
     control(&broker, &["set_vm_memory_high_watermark", "0.6"]);
     soon("a confirm", trying).await.unwrap();
+    process.rabbit.ping().await.unwrap();
     // The one that was given up was on its way, as its error said.
     let mut missing = HashSet::from([meanwhile.event_id, after.event_id]);
     while !missing.is_empty() {

@@ -10,7 +10,8 @@ use naru_services::{Kind, Service};
 use tokio::time::{Instant, timeout};
 
 use crate::{
-    TEST_TIMEOUT, chat_event, new_room, next, next_seq, open, other_client, publish, subscribe, until, user,
+    TEST_TIMEOUT, chat_event, layer, new_room, next, next_seq, open, other_client, publish, subscribe, until,
+    user,
 };
 
 #[tokio::test]
@@ -101,6 +102,46 @@ async fn what_was_not_detached_is_detached_with_the_next_renewal() {
     assert!(beside.presence.online(&[user("ada")]).await.unwrap()[0]);
     while naru.presence.renew(&gateway, lease).await.is_err() {}
     assert!(!beside.presence.online(&[user("ada")]).await.unwrap()[0]);
+}
+
+/// It answers reads meanwhile, and messages are passed on.
+#[tokio::test]
+async fn a_server_that_takes_no_writes_says_so_and_is_used_again() {
+    let service = Service::start(Kind::Redis);
+    let redis = Redis::open(&service.url(), Options::default()).await.unwrap();
+    let (naru, gateway) = (layer(&redis), GatewayId::generate());
+    let mut other = other_client(&service.url()).await;
+    let mut tell = async |words: &[&str]| {
+        redis::cmd(words[0]).arg(&words[1..]).exec_async(&mut other).await.unwrap();
+    };
+    let faults = [
+        (["CONFIG", "SET", "maxmemory", "1"], ["CONFIG", "SET", "maxmemory", "0"], "OOM"),
+        (
+            ["CONFIG", "SET", "min-replicas-to-write", "1"],
+            ["CONFIG", "SET", "min-replicas-to-write", "0"],
+            "NOREPLICAS",
+        ),
+    ];
+    redis.check_writes().await.unwrap();
+    for (begin, end, code) in faults {
+        tell(&begin).await;
+        let error = naru.presence.renew(&gateway, Duration::from_secs(600)).await.unwrap_err();
+        assert!(error.is_transient() && error.to_string().contains(code), "{error}");
+        assert!(redis.check_writes().await.unwrap_err().is_transient());
+        naru.presence.online(&[user("ada")]).await.unwrap();
+        publish(&naru, &new_room(), 0..1).await.unwrap();
+        tell(&end).await;
+        naru.presence.renew(&gateway, Duration::from_secs(600)).await.unwrap();
+        redis.check_writes().await.unwrap();
+    }
+    // A failover has made it a replica, and another one has made it the primary again.
+    tell(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    let error = naru.presence.renew(&gateway, Duration::from_secs(600)).await.unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("read only replica"), "{error}");
+    assert!(redis.check_writes().await.unwrap_err().is_transient());
+    tell(&["REPLICAOF", "NO", "ONE"]).await;
+    timeout(TEST_TIMEOUT, async { while redis.check_writes().await.is_err() {} }).await.unwrap();
+    naru.presence.renew(&gateway, Duration::from_secs(600)).await.unwrap();
 }
 
 #[tokio::test]

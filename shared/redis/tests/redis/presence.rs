@@ -5,10 +5,11 @@ use std::time::Duration;
 use naru_conformance::LiveLayer;
 use naru_engines::live::{PresenceEntry, Renewal, Seen};
 use naru_model::{DeviceId, GatewayId, MessageId, SessionId, Timestamp, UserId};
+use naru_redis::{Options, Redis};
 use naru_services::{Kind, url};
 use redis::aio::MultiplexedConnection;
 
-use crate::{open, other_client};
+use crate::{layer, open, other_client};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -41,6 +42,13 @@ impl Connected {
         let mut all = redis::cmd(command[0]);
         command[1..].iter().for_each(|argument| drop(all.arg(argument).to_owned()));
         all.query_async(&mut self.other).await.unwrap()
+    }
+
+    async fn expires_in(&mut self, time: Duration) {
+        let key = self.user_key();
+        let left: i64 = self.raw(&["PTTL", &key]).await;
+        let time = time.as_millis() as i64;
+        assert!((time - 60_000..=time).contains(&left), "{left} ms");
     }
 
     async fn seen(&self) -> Seen {
@@ -82,18 +90,28 @@ impl Connected {
 }
 
 #[tokio::test]
-async fn a_connected_users_key_never_expires_and_others_does() {
+async fn a_users_key_expires_a_year_after_the_last_change_or_when_last_seen_is_no_longer_kept() {
     let mut ada = Connected::new().await;
     let key = ada.user_key();
-    assert_eq!(ada.raw::<i64>(&["PTTL", &key]).await, -1);
+    let (year, month) = (365 * DAY, 30 * DAY);
+    let options = Options { last_seen_keep: month, ..Options::default() };
+    let naru = layer(&Redis::open(url(Kind::Redis), options).await.unwrap());
+    let other = PresenceEntry { device: None, session: SessionId::generate(), ..ada.session.clone() };
+    ada.expires_in(year).await;
+    naru.presence.attach(&other).await.unwrap();
+    ada.expires_in(year).await;
     for _ in 0..2 {
-        ada.naru.presence.detach(&ada.session).await.unwrap();
-        let year = 365 * DAY.as_millis() as i64;
-        let left: i64 = ada.raw(&["PTTL", &key]).await;
-        assert!((year - 60_000..=year).contains(&left), "{left} ms");
+        naru.presence.detach(&other).await.unwrap();
+        ada.expires_in(year).await;
     }
-    ada.naru.presence.attach(&ada.session).await.unwrap();
-    assert_eq!(ada.raw::<i64>(&["PTTL", &key]).await, -1);
+    naru.presence.detach(&ada.session).await.unwrap();
+    ada.expires_in(month).await;
+    naru.presence.attach(&ada.session).await.unwrap();
+    ada.expires_in(year).await;
+    // Without this the session would stay for ever, as all of a gateway that died.
+    let record = ada.raw::<String>(&["GET", &key]).await;
+    assert_eq!(record.lines().count(), 2, "{record}");
+    assert!(record.ends_with("\t폰 %{1}"), "{record}");
     let gateway = format!("naru:gateway:{}", ada.session.gateway);
     assert!(ada.raw::<i64>(&["PTTL", &gateway]).await > 29 * DAY.as_millis() as i64);
 }

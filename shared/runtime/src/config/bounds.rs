@@ -14,6 +14,8 @@ pub(super) enum Bound {
     Count(i64, i64),
     /// A duration from the first to the second, both included.
     Time(Duration, Duration),
+    /// The same, or empty: not set.
+    TimeIfSet(Duration, Duration),
     /// A text that is not empty.
     Set,
     /// A URL that begins with one of these.
@@ -25,6 +27,7 @@ pub(super) enum Bound {
 const HTTP: &[&str] = &["http://", "https://"];
 const MOMENT: Duration = Duration::from_millis(50);
 const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// A longer time is a typing error, and would overflow moments.
 const YEARS: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -74,8 +77,10 @@ pub(super) const BOUNDS: &[(&str, Bound, &str)] = &[
     ("rate_frames_burst", Bound::Count(0, u32::MAX as i64), "it is a number of frames"),
     ("rate_calls_per_second", Bound::Count(0, u32::MAX as i64), "it is a number of calls"),
     ("rate_calls_burst", Bound::Count(0, u32::MAX as i64), "it is a number of calls"),
+    ("rate_connects_per_second", Bound::Count(0, u32::MAX as i64), "it is a number of connections"),
     ("rate_connects_per_address", Bound::Count(0, u32::MAX as i64), "it is a number of connections"),
     ("max_sessions_per_user", Bound::Count(1, MAX_ENTRIES), "no client could connect"),
+    ("max_rooms_per_user", Bound::Count(0, MAX_ENTRIES), "it is a number of rooms"),
     ("max_devices_per_user", Bound::Count(1, MAX_ENTRIES), "no device could be registered"),
     ("max_connections", Bound::Count(1, MAX_ENTRIES), "no client could connect"),
     (
@@ -90,6 +95,22 @@ pub(super) const BOUNDS: &[(&str, Bound, &str)] = &[
     ),
     ("max_queued_bytes", Bound::Count(65_536, i64::MAX), "all new work would be refused as OVERLOADED"),
     ("max_pending_sends", Bound::Count(1, MAX_ENTRIES), "every message would be refused as OVERLOADED"),
+    (
+        "message_ttl",
+        Bound::TimeIfSet(HOUR, YEARS),
+        "messages would be gone before their recipients connect again",
+    ),
+    ("intake_keep", Bound::TimeIfSet(DAY, YEARS), "a message that is still under way would lose its content"),
+    (
+        "last_seen_keep",
+        Bound::Time(SECOND, YEARS),
+        "it would not be known of any user when they were last seen",
+    ),
+    (
+        "parked_keep",
+        Bound::TimeIfSet(HOUR, YEARS),
+        "pushes would be gone before anyone could send them again",
+    ),
     ("delivery_grace", Bound::Time(Duration::ZERO, DAY), "a push would come too late to be of use"),
     ("drain_deadline", Bound::Time(MOMENT, DAY), "every stop would cut off the work in hand"),
     (
@@ -128,7 +149,8 @@ pub(super) fn violation(key: &str, value: &Value) -> Option<String> {
             value.as_integer().is_some_and(|count| (*min..=*max).contains(&count)),
             format!("be from {min} to {max}"),
         ),
-        Bound::Time(min, max) => {
+        Bound::TimeIfSet(..) if value.as_str() == Some("") => return None,
+        Bound::Time(min, max) | Bound::TimeIfSet(min, max) => {
             let span = match value.as_str().unwrap_or_default().parse::<Span>() {
                 Ok(span) => span,
                 Err(error) => return Some(format!("must be a duration like \"10s\" or \"1h 30m\": {error}")),

@@ -42,6 +42,13 @@ pub(super) fn accepted(room: &RoomId, sender: &UserId) -> Accepted {
     }
 }
 
+/// An id as if it had been made in that second since 1970: no other case's id is older.
+pub(super) fn id_of_second(second: u32) -> MessageId {
+    let mut bytes = MessageId::generate().bytes();
+    bytes[..4].copy_from_slice(&second.to_be_bytes());
+    MessageId::from_bytes(bytes)
+}
+
 pub(super) fn said(room: &RoomId, sender: &UserId, seq: u64) -> Message {
     accepted(room, sender).at(Seq(seq))
 }

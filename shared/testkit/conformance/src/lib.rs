@@ -12,14 +12,15 @@
 //!
 //! | sub-suite | part | for |
 //! |---|---|---|
-//! | [`store`] | [`Store`] | I1–I10, M1–M8, R1–R3, R5–R8, P1–P7, D1–D5, K1–K5, U1–U4, H1 |
+//! | [`store`] | [`Store`] | I1–I11, M1–M9, R1–R3, R5–R10, P1–P7, D1–D5, K1–K5, U1–U5, H1 |
 //! | [`bus`] | [`Bus`] | B1–B5, C1, C2, S1–S3, each on every hop it applies to |
 //! | [`live`] | [`LiveLayer`] | L1–L5, E1–E8, O1, O2, A1 |
 //! | [`foreign`] | [`ForeignStore`] | R4, where another system can write |
 //! | [`bounded`] | [`BoundedBus`] | B6, on hops whose bound is small enough to reach |
 //! | [`outage`] | [`SeverableLayer`] | "unknown is not offline", where the engine can be cut off |
 //!
-//! Every case uses ids of its own, so cases can share one store or one live layer. Each case has its own bus.
+//! Every case uses ids of its own, so cases can share one live layer, and one store but for R8, which forgets the versions of all
+//! rooms. Each case has its own bus.
 //! No case relies on a fixed sleep: it waits for the event itself, for at most [`Subject::patience`]. "Not before" is
 //! measured at arrival.
 
@@ -47,7 +48,8 @@ macro_rules! conformance_cases {
                 i8_what_was_rejected_may_be_appended_again,
                 i9_a_closed_entry_loses_its_content_and_an_open_one_does_not,
                 i9_without_content_a_resend_is_recognised_by_its_key,
-                i10_what_a_sender_sent_to_a_room_is_walked_in_order,
+                i10_old_contents_are_forgotten,
+                i11_what_a_sender_sent_to_a_room_is_walked_in_order,
             }
             messages {
                 m1_a_run_is_stored_in_its_order,
@@ -66,6 +68,8 @@ macro_rules! conformance_cases {
                 m7_a_room_whose_message_was_saved_later_is_listed_before_whatever_the_clock_says,
                 m8_a_deleted_message_keeps_its_place,
                 m8_a_message_is_deleted_once,
+                m9_old_messages_are_removed_and_leave_no_gap,
+                m9_a_rooms_newest_message_stays_as_a_tombstone,
             }
             rooms {
                 r1_a_room_is_made_once,
@@ -80,7 +84,9 @@ macro_rules! conformance_cases {
                 r5_a_walk_meets_every_room_that_did_not_move,
                 r6_settings_are_the_members_own,
                 r7_since_an_append_a_removal_before_it_is_shown,
-                r8_rooms_of_now_and_before_are_walked_in_order,
+                r8_versions_that_were_left_long_ago_are_forgotten,
+                r9_a_users_rooms_are_counted,
+                r10_rooms_of_now_and_before_are_walked_in_order,
             }
             positions {
                 p1_positions_only_go_forward,
@@ -122,6 +128,7 @@ macro_rules! conformance_cases {
                 u3_a_walk_meets_every_parked_push_in_order,
                 u3_one_is_found_by_its_event,
                 u4_those_parked_for_a_reason_are_listed,
+                u5_what_was_parked_long_ago_is_forgotten,
             }
             epochs {
                 h1_each_restore_begins_an_epoch_of_its_own,

@@ -9,7 +9,7 @@ use naru_engines::store::{
     Changed, Created, MemberChange, MemberSettings, NewRoom, RoomCursor, RoomSummary, Rooms,
 };
 use naru_engines::{Applied, EngineError, EngineResult};
-use naru_model::{MemberVersion, Room, RoomId, StoreTime, UserId};
+use naru_model::{MemberVersion, Room, RoomId, StoreTime, Timestamp, UserId};
 
 use super::locked;
 
@@ -97,5 +97,13 @@ impl Rooms for CutOff {
 
     async fn share_a_room(&self, user: &UserId, others: &[UserId]) -> EngineResult<Vec<bool>> {
         self.inner.share_a_room(user, others).await
+    }
+
+    async fn forget_versions(&self, left_before: Timestamp, limit: usize) -> EngineResult<u64> {
+        self.inner.forget_versions(left_before, limit).await
+    }
+
+    async fn have_rooms(&self, users: &[UserId], at_least: usize) -> EngineResult<Vec<bool>> {
+        self.inner.have_rooms(users, at_least).await
     }
 }

@@ -23,7 +23,7 @@ use naru_engines::store::{
     Advance, Appended, Changed, Closing, Created, Device, DevicePosition, Devices, Epochs, Erasure, Intake,
     IntakePlace, IntakeRecord, MemberChange, MemberPosition, MemberSettings, Messages, Moved, NewRoom,
     OpenPage, ParkedCursor, ParkedPush, Platform, Positions, Pushes, RoomCursor, RoomSummary, Rooms,
-    RunResult, Store, UserRecord, Users, Window,
+    RunResult, Store, UserRecord, Users, Walked, Window,
 };
 use naru_engines::{EngineResult, Engines};
 
@@ -126,6 +126,7 @@ intercepted! {
         newest_open() -> Option<IntakePlace>;
         close(closings: &[Closing]) -> ();
         drop_contents(ids: &[MessageId]) -> ();
+        forget_contents(after: Option<MessageId>, before: Timestamp, limit: usize) -> Walked;
         of_sender(room: &RoomId, sender: &UserId, after: Option<&ClientMessageId>, limit: usize) -> Vec<IntakeRecord>, [room].into_iter();
     }
     Messages {
@@ -135,6 +136,7 @@ intercepted! {
         bump(newest: &[Message]) -> (), newest.iter().map(|message| &message.chat_room_id);
         range(room: &RoomId, window: Window, limit: usize) -> (Vec<Message>, bool), [room].into_iter();
         delete(ids: &[MessageId], at: Timestamp) -> ();
+        expire(after: Option<MessageId>, before: Timestamp, limit: usize) -> Walked;
     }
     Rooms {
         create(room: NewRoom) -> Created, [&room.id].into_iter();
@@ -147,6 +149,8 @@ intercepted! {
         configure(room: &RoomId, user: &UserId, settings: MemberSettings) -> bool, [room].into_iter();
         ever_of(user: &UserId, after: Option<&RoomId>, limit: usize) -> Vec<RoomId>;
         share_a_room(user: &UserId, others: &[UserId]) -> Vec<bool>;
+        forget_versions(left_before: Timestamp, limit: usize) -> u64;
+        have_rooms(users: &[UserId], at_least: usize) -> Vec<bool>;
     }
     Positions {
         advance(steps: &[Advance]) -> Vec<Moved>, steps.iter().map(|step| &step.room);
@@ -183,6 +187,8 @@ intercepted! {
         find_parked(event: EventId) -> Option<ParkedPush>;
         drop_parked(event: EventId) -> bool;
         drop_parked_at(place: &ParkedCursor) -> bool;
+        forget_parked(before: Timestamp, limit: usize) -> u64;
+        parked_count() -> u64;
     }
     Epochs {
         get() -> StoreEpoch;

@@ -7,7 +7,7 @@ use naru_model::hops::Accepted;
 use naru_model::message::{Outcome, Rejection};
 use naru_model::{ClientMessageId, MessageId, RoomId, Seq, Timestamp};
 
-use super::fixtures::{accepted, room, user};
+use super::fixtures::{accepted, id_of_second, room, user};
 use super::{Of, Store, reopened, together};
 use naru_engines::store::{Appended, Closing, IntakePlace, IntakeRecord};
 
@@ -308,7 +308,61 @@ pub(super) async fn i9_without_content_a_resend_is_recognised_by_its_key(subject
     assert_eq!(open_in(&store, &rejected.chat_room_id).await, [opened]);
 }
 
-pub(super) async fn i10_what_a_sender_sent_to_a_room_is_walked_in_order(subject: Of<'_, Store>) {
+pub(super) async fn i10_old_contents_are_forgotten(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (room, ada) = (room(), user());
+    let of_second = |second| Accepted { id: id_of_second(second), ..accepted(&room, &ada) };
+    let entries = [10, 11, 12, 13, 14].map(of_second);
+    let [saved, open, rejected, late, young] = &entries;
+    store.intake.append(&entries).await.unwrap();
+    let outcome = Outcome::Saved { seq: Seq(7) };
+    let close = async |store: &Store, entry: &Accepted, outcome| {
+        store.intake.close(&[Closing { id: entry.id, outcome }]).await.unwrap();
+    };
+    for entry in [saved, late, young] {
+        close(&store, entry, outcome).await;
+    }
+    close(&store, rejected, Outcome::Rejected { reason: Rejection::NotAMember }).await;
+    let with_content = async |store: &Store| {
+        let records = store.intake.get(&entries.each_ref().map(|entry| entry.id)).await.unwrap();
+        records.into_iter().flatten().map(|record| !record.accepted.content.is_empty()).collect::<Vec<_>>()
+    };
+    // An id has seconds.
+    let before = Timestamp::from_millis(14_999);
+    let walk = async |store: &Store, limit| {
+        let (mut after, mut removed) = (None, 0);
+        loop {
+            let step = store.intake.forget_contents(after, before, limit).await.unwrap();
+            removed += step.removed;
+            after = step.next;
+            if after.is_none() {
+                return removed;
+            }
+        }
+    };
+    assert_eq!(walk(&store, 2).await, 3);
+    assert_eq!(
+        with_content(&store).await,
+        [false, true, false, false, true],
+        "the open one and the young one"
+    );
+    let store = reopened(subject, store).await;
+    assert_eq!(with_content(&store).await, [false, true, false, false, true]);
+    assert_eq!(walk(&store, 100).await, 0);
+    assert_eq!(open_in(&store, &room).await, from_ref(open), "it is recovered with its content");
+
+    // What was open, and what was opened again, is found once it is closed.
+    close(&store, open, outcome).await;
+    assert_eq!(walk(&store, 1).await, 1);
+    assert_eq!(append(&store, &resend_of(rejected)).await, Appended::Reopened(rejected.id));
+    assert_eq!(walk(&store, 1).await, 0);
+    close(&store, rejected, outcome).await;
+    assert_eq!(with_content(&store).await, [false, false, true, false, true]);
+    assert_eq!(walk(&store, 1).await, 1);
+    assert_eq!(with_content(&store).await, [false, false, false, false, true]);
+}
+
+pub(super) async fn i11_what_a_sender_sent_to_a_room_is_walked_in_order(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let (room, ada) = (room(), user());
     let name = |name: &str| ClientMessageId::new(name).unwrap();

@@ -3,11 +3,13 @@
 use std::slice::from_ref;
 use std::time::Duration;
 
+use naru_model::hops::Accepted;
+use naru_model::message::Outcome;
 use naru_model::{Message, MessageId, RoomId, Seq, Timestamp, UserId};
 
-use super::fixtures::{filled, group, new_group, said, user};
+use super::fixtures::{accepted, filled, group, id_of_second, new_group, said, user};
 use super::{Of, Store, reopened, together};
-use naru_engines::store::{Advance, RunConflict, RunResult, Window};
+use naru_engines::store::{Advance, Closing, RunConflict, RunResult, Window};
 
 pub(super) async fn m1_a_run_is_stored_in_its_order(subject: Of<'_, Store>) {
     let store = subject.open().await;
@@ -335,6 +337,126 @@ pub(super) async fn m8_a_message_is_deleted_once(subject: Of<'_, Store>) {
     store.messages.delete(&[], at).await.unwrap();
     deleted.delete(at);
     assert_eq!(store.messages.find(&[deleted.id]).await.unwrap(), [Some(deleted)]);
+}
+
+/// A walk of `expire`; how many it has removed.
+async fn expire(store: &Store, before: Timestamp, limit: usize) -> u64 {
+    let (mut after, mut removed) = (None, 0);
+    loop {
+        let step = store.messages.expire(after, before, limit).await.unwrap();
+        removed += step.removed;
+        after = step.next;
+        if after.is_none() {
+            return removed;
+        }
+    }
+}
+
+/// A message that was sent and saved in that second since 1970.
+fn of_second(room: &RoomId, sender: &UserId, seq: u64, second: u32) -> Message {
+    let timestamp = Timestamp::from_millis(i64::from(second) * 1_000);
+    Message { id: id_of_second(second), timestamp, ..said(room, sender, seq) }
+}
+
+pub(super) async fn m9_old_messages_are_removed_and_leave_no_gap(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let beside = subject.beside(&store).await;
+    let (plain, [ada, ben]) = group(&store).await;
+    let (crossed, [cleo]) = group(&store).await;
+    let (late, [dan]) = group(&store).await;
+    let (open, [eve]) = group(&store).await;
+    let old = of_second(&plain, &ada, 1, 10);
+    let young = Message { id: id_of_second(12), ..said(&late, &dan, 2) };
+    let timestamp = Timestamp::from_millis(12_000);
+    let unclosed = Accepted { id: id_of_second(12), timestamp, ..accepted(&open, &eve) };
+    let run = [
+        old.clone(),
+        of_second(&plain, &ada, 2, 12),
+        of_second(&plain, &ada, 3, 14),
+        said(&plain, &ada, 4),
+        // Two gateways' clocks differ.
+        of_second(&crossed, &cleo, 1, 11),
+        of_second(&crossed, &cleo, 2, 13),
+        of_second(&crossed, &cleo, 3, 12),
+        of_second(&crossed, &cleo, 4, 15),
+        of_second(&crossed, &cleo, 5, 13),
+        of_second(&crossed, &cleo, 6, 13),
+        // Accepted long ago, rejected, and accepted again just now.
+        of_second(&late, &dan, 1, 10),
+        young,
+        of_second(&late, &dan, 3, 12),
+        of_second(&late, &dan, 4, 12),
+        // Not all of its recipients are accounted for.
+        of_second(&open, &eve, 1, 10),
+        unclosed.at(Seq(2)),
+        of_second(&open, &eve, 3, 12),
+        of_second(&open, &eve, 4, 12),
+    ];
+    store.intake.append(from_ref(&unclosed)).await.unwrap();
+    assert_eq!(append(&store, &run).await, complete(run.len()));
+
+    let before = Timestamp::from_millis(14_999);
+    // The first walk may meet a room's third message before its second.
+    let removed = expire(&store, before, 3).await + expire(&store, before, 3).await;
+    assert_eq!(removed, 2 + 3 + 1 + 1);
+    for (room, left) in
+        [(&plain, &[3, 4][..]), (&crossed, &[4, 5, 6]), (&late, &[2, 3, 4]), (&open, &[2, 3, 4])]
+    {
+        assert_eq!(places(&store, room).await, left);
+    }
+    assert_eq!(beside.messages.find(&[old.id, run[2].id]).await.unwrap(), [None, Some(run[2].clone())]);
+    let heads = [plain.clone(), crossed, late, open.clone()];
+    assert_eq!(beside.messages.heads(&heads).await.unwrap(), [4, 6, 4, 4].map(Seq));
+    assert_eq!(
+        beside.messages.range(&plain, Window::Before(Seq(4)), 9).await.unwrap(),
+        (vec![run[2].clone()], false)
+    );
+    // Two of four have expired.
+    let summary = beside.rooms.summary(&plain, &ben).await.unwrap().expect("a member");
+    assert_eq!((summary.last_seq, summary.unread_count), (Seq(4), 2));
+    assert_eq!(beside.positions.unread(from_ref(&ben)).await.unwrap(), [2]);
+    let summary = beside.rooms.summary(&plain, &ada).await.unwrap().expect("a member");
+    assert_eq!(summary.unread_count, 0);
+
+    let outcome = Outcome::Saved { seq: Seq(2) };
+    store.intake.close(&[Closing { id: unclosed.id, outcome }]).await.unwrap();
+    drop(beside);
+    let store = reopened(subject, store).await;
+    assert_eq!(expire(&store, before, 100).await, 2, "it is closed now");
+    assert_eq!(places(&store, &open).await, [4]);
+}
+
+pub(super) async fn m9_a_rooms_newest_message_stays_as_a_tombstone(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (room, [ada, ben]) = group(&store).await;
+    let old = [1, 2, 3].map(|seq| of_second(&room, &ben, seq, 10));
+    assert_eq!(append(&store, &old).await, complete(3));
+    store.messages.bump(&old[2..]).await.unwrap();
+    let before = Timestamp::from_millis(14_999);
+    for _ in 0..2 {
+        expire(&store, before, 2).await;
+        let (left, more) = store.messages.range(&room, Window::Latest, 9).await.unwrap();
+        let tombstone = left.first().expect("the newest one");
+        assert_eq!((left.len(), more, tombstone.id, tombstone.seq), (1, false, old[2].id, Seq(3)));
+        assert!(tombstone.deleted_at.is_some() && tombstone.content.is_empty(), "{tombstone:?}");
+        for user in [&ada, &ben] {
+            let summary = store.rooms.summary(&room, user).await.unwrap().expect("a member");
+            assert_eq!((summary.last_seq, summary.unread_count), (Seq(3), 0));
+            assert_eq!(summary.last_message.as_ref(), Some(tombstone));
+        }
+        assert_eq!(store.positions.unread(from_ref(&ada)).await.unwrap(), [0]);
+    }
+    let store = reopened(subject, store).await;
+    assert_eq!(store.messages.heads(from_ref(&room)).await.unwrap(), [Seq(3)]);
+    // Its place is taken, and the next one is after it.
+    assert_eq!(append(&store, &[said(&room, &ben, 3)]).await, stopped(0, RunConflict::SeqTaken));
+    let next = said(&room, &ben, 4);
+    assert_eq!(append(&store, from_ref(&next)).await, complete(1));
+    assert_eq!(expire(&store, before, 2).await, 1);
+    assert_eq!(places(&store, &room).await, [4]);
+    let (rooms, _) = store.rooms.of_user(&ada, None, 9).await.unwrap();
+    assert_eq!((rooms[0].unread_count, rooms[0].last_message.as_ref()), (1, Some(&next)));
+    assert_eq!(store.positions.unread(&[ada, ben]).await.unwrap(), [1, 0]);
 }
 
 /// A user and the rooms they are in.

@@ -131,6 +131,36 @@ pub(super) async fn u4_those_parked_for_a_reason_are_listed(subject: Of<'_, Stor
     assert_eq!(listed(&store, 9).await, []);
 }
 
+pub(super) async fn u5_what_was_parked_long_ago_is_forgotten(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let before = store.pushes.parked_count().await.unwrap();
+    // Times so early that no other case's push is older.
+    let at = |millis| ParkedPush { parked_at: Timestamp::from_millis(millis), ..parked_now("old") };
+    let [oldest, older, old, just_in_time, again] = [-9, -8, -7, -6, -9].map(at);
+    let all = [&old, &oldest, &just_in_time, &again, &older].map(ParkedPush::clone);
+    store.pushes.park(&all).await.unwrap();
+    // What is parked again is as young as that.
+    let again = ParkedPush { parked_at: Timestamp::now(), ..again };
+    store.pushes.park(from_ref(&again)).await.unwrap();
+    assert!(store.pushes.parked_count().await.unwrap() >= before.saturating_add(5));
+
+    let forget = async |store: &Store| store.pushes.forget_parked(just_in_time.parked_at, 2).await.unwrap();
+    let all = [&oldest, &older, &old, &just_in_time, &again];
+    assert_eq!(forget(&store).await, 2, "no more than asked");
+    assert_eq!(
+        parked(&store, &all).await,
+        [old.clone(), just_in_time.clone(), again.clone()],
+        "oldest first"
+    );
+    assert_eq!((forget(&store).await, forget(&store).await), (1, 0));
+    let store = reopened(subject, store).await;
+    assert_eq!(parked(&store, &all).await, [just_in_time.clone(), again.clone()]);
+    assert_eq!(forget(&store).await, 0, "gone already");
+    for push in [just_in_time, again] {
+        assert!(store.pushes.drop_parked(push.event_id).await.unwrap());
+    }
+}
+
 pub(super) async fn u3_one_is_found_by_its_event(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let [one, other] = ["one", "other"].map(parked_now);

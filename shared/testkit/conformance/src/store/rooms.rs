@@ -111,6 +111,52 @@ pub(super) async fn r2_the_members_at_a_version_never_change(subject: Of<'_, Sto
     assert_eq!(store.rooms.members_at(&super::fixtures::room(), MemberVersion::FIRST).await.unwrap(), None);
 }
 
+pub(super) async fn r8_versions_that_were_left_long_ago_are_forgotten(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let (room, [ada, ben, eve]) = group(&store).await;
+    let dan = user();
+    for change_of in [
+        MemberChange::Add(dan.clone()),
+        MemberChange::Remove(ben.clone()),
+        MemberChange::Add(ben.clone()),
+        MemberChange::Remove(dan.clone()),
+    ] {
+        change(&store, &room, change_of).await;
+    }
+    let known = versions(&store, &room).await;
+    let first = sorted_members([ada, ben, eve]);
+    assert_eq!((&known[1], &known[5]), (&Some(first.clone()), &Some(first.clone())));
+    let (hour, now_is) = (Duration::from_secs(3_600), Timestamp::now());
+    assert_eq!(store.rooms.forget_versions(now_is.before(hour), 100).await.unwrap(), 0, "none is as old");
+    assert_eq!(versions(&store, &room).await, known);
+
+    let mut removed = 0;
+    loop {
+        let now_removed = store.rooms.forget_versions(now_is.after(hour), 1).await.unwrap();
+        assert!(now_removed <= 1, "no more than asked");
+        if now_removed == 0 {
+            break;
+        }
+        removed += 1;
+    }
+    assert!(removed > 0, "something was kept of them");
+    let store = reopened(subject, store).await;
+    assert_eq!(store.rooms.forget_versions(now_is.after(hour), 100).await.unwrap(), 0, "gone already");
+    let left = versions(&store, &room).await;
+    assert_eq!([&left[0], &left[1], &left[5]], [&None, &Some(first.clone()), &Some(first.clone())]);
+    for (left, known) in left.iter().zip(&known) {
+        assert!(left.is_none() || left == known, "{left:?} and not {known:?}");
+    }
+
+    // The room is known by its first members, and changes go on.
+    let again = NewRoom { id: room.clone(), ..new_group(first.iter().cloned()) };
+    assert_eq!(create(&store, &again).await, Created::Existing(now(&store, &room).await));
+    change(&store, &room, MemberChange::Add(dan.clone())).await;
+    let with_dan = now(&store, &room).await;
+    assert_eq!((with_dan.member_version, with_dan.has(&dan)), (MemberVersion(6), true));
+    assert_eq!(store.rooms.members_at(&room, MemberVersion(5)).await.unwrap(), Some(first));
+}
+
 pub(super) async fn r2_changes_at_the_same_time_each_make_a_version(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let (room, [ada]) = group(&store).await;
@@ -195,6 +241,27 @@ pub(super) async fn r3_a_removed_member_is_out_of_the_room(subject: Of<'_, Store
 
     change(&store, &room, MemberChange::Add(ben.clone())).await;
     assert!(beside.rooms.summary(&room, &ben).await.unwrap().is_some(), "and back");
+}
+
+pub(super) async fn r9_a_users_rooms_are_counted(subject: Of<'_, Store>) {
+    let store = subject.open().await;
+    let beside = subject.beside(&store).await;
+    let (ada, rooms) = rooms_of_one(&store, 3).await;
+    let (group, [ben]) = group(&store).await;
+    let stranger = user();
+    let have = async |at_least: usize| {
+        let asked = [ada.clone(), stranger.clone(), ben.clone()];
+        beside.rooms.have_rooms(&asked, at_least).await.unwrap()
+    };
+    assert_eq!(have(1).await, [true, false, true]);
+    assert_eq!(have(3).await, [true, false, false]);
+    assert_eq!(have(4).await, [false; 3]);
+    change(&store, &group, MemberChange::Add(ada.clone())).await;
+    assert_eq!(have(4).await, [true, false, false]);
+    change(&store, &group, MemberChange::Remove(ada.clone())).await;
+    assert_eq!(have(4).await, [false; 3], "rooms that were left don't count");
+    assert_eq!(rooms.len(), 3);
+    assert_eq!(beside.rooms.have_rooms(&[], 1).await.unwrap(), Vec::<bool>::new());
 }
 
 pub(super) async fn r5_rooms_are_listed_latest_activity_first(subject: Of<'_, Store>) {
@@ -294,7 +361,7 @@ pub(super) async fn r7_since_an_append_a_removal_before_it_is_shown(subject: Of<
     assert!(matches!(&rooms[..], [None, Some(_)]), "in their order: {rooms:?}");
 }
 
-pub(super) async fn r8_rooms_of_now_and_before_are_walked_in_order(subject: Of<'_, Store>) {
+pub(super) async fn r10_rooms_of_now_and_before_are_walked_in_order(subject: Of<'_, Store>) {
     let store = subject.open().await;
     let (ada, ben, cleo) = (user(), user(), user());
     let mut rooms = Vec::new();

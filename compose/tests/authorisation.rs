@@ -63,9 +63,6 @@ const CALLS: &str = r#"
 | DELETE /api/users/{victim}                        |                                             | others   | 401           | 403      | 403     | 403     | 403    | 403   | 202     |
 | GET /api/users/{victim}/erasure                   |                                             | nothing  | 401           | 403      | 403     | 403     | 403    | 403   | 200     |
 | GET /api/users/{victim}/export                    |                                             | nothing  | 401           | 403      | 403     | 403     | 403    | 403   | 200     |
-| DELETE /api/users/{victim}                        |                                             | others   | 401           | 403      | 403     | 403     | 403    | 403   | 202     |
-| GET /api/users/{victim}/erasure                   |                                             | nothing  | 401           | 403      | 403     | 403     | 403    | 403   | 200     |
-| GET /api/users/{victim}/export                    |                                             | nothing  | 401           | 403      | 403     | 403     | 403    | 403   | 200     |
 | GET /api/parked                                   |                                             | nothing  | 401           | 403      | 403     | 403     | 403    | 403   | 200     |
 | GET /api/parked/{event}                           |                                             | nothing  | 401           | 403      | 403     | 403     | 403    | 403   | 200     |
 | POST /api/parked/{event}/replay                   |                                             | others   | 401           | 403      | 403     | 403     | 403    | 403   | 202     |

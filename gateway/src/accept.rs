@@ -209,7 +209,7 @@ impl Acceptor {
         if self.rooms.of_member(room, sender).await?.is_none() {
             return Err(Refusal::RoomNotFound);
         }
-        self.pending.admit()
+        self.pending.admit().await
     }
 
     /// Submits a message to the intake. One that was not admitted is refused there, unless it is a resend: the returned
@@ -547,6 +547,7 @@ impl Predecessors {
 #[cfg(test)]
 mod tests {
     use async_trait::async_trait;
+    use futures_util::FutureExt;
     use naru_engines::EngineResult;
     use naru_engines::bus::Receiver;
     use naru_engines::store::{Closing, IntakePlace, OpenPage, RunResult, Walked, Window};
@@ -715,7 +716,11 @@ mod tests {
 
         fn submission(&self, accepted: &Accepted) -> Submission {
             let (answer, _) = oneshot::channel();
-            let waiter = waiter(accepted, Asker::Http(answer), self.pending.admit().unwrap());
+            let waiter = waiter(
+                accepted,
+                Asker::Http(answer),
+                self.pending.admit().now_or_never().expect("there is a place").unwrap(),
+            );
             Submission { accepted: accepted.clone(), waiter, since: Instant::now(), unless_resend: None }
         }
 

@@ -1,9 +1,9 @@
 //! The messages in flight: the waiters for their answers, and since when. Bounded: a gateway takes no more messages than it
-//! can answer.
+//! can answer. The next one waits for a place, so that a crowd of senders is slowed to what the way through the store takes;
+//! to refuse all that is too much would take the time that the messages in flight need.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use naru_model::frame::{Ack, ServerFrame};
 use naru_model::live::Confirmation;
 use naru_model::message::{Accepted, Outcome};
 use naru_model::{ClientMessageId, MessageId, RoomId, Timestamp};
-use tokio::sync::{Notify, oneshot};
-use tokio::time::Instant;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::{Instant, timeout};
 
 use crate::refusal::{Refusal, to_text};
 use crate::sending::Ticket;
@@ -27,15 +27,12 @@ const MAX_LOOKED_UP: usize = 256;
 /// After this the sender is answered that the message's fate is unknown. Its client has given up long before.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The right to have one message in flight; released when it is dropped.
-pub(crate) struct Permit(Arc<Pending>);
+/// How long a message may wait for a place.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(1);
 
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if self.0.in_flight.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.0.emptied.notify_waiters();
-        }
-    }
+/// The right to have one message in flight; released when it is dropped.
+pub(crate) struct Permit {
+    _place: OwnedSemaphorePermit,
 }
 
 /// A sender that is to be answered about one message.
@@ -109,44 +106,46 @@ impl Waiting {
 }
 
 pub(crate) struct Pending {
-    max: usize,
-    in_flight: AtomicUsize,
+    max: u32,
+    /// The places of messages.
+    messages: Arc<Semaphore>,
+    /// As many again, of messages that would be refused, while it is looked up whether they are resends.
+    look_ups: Arc<Semaphore>,
     waiting: Mutex<HashMap<MessageId, Waiting>>,
-    emptied: Notify,
 }
 
 impl Pending {
     /// A table of at most `max` messages.
     pub(crate) fn new(max: usize) -> Arc<Self> {
-        let (in_flight, waiting, emptied) = (AtomicUsize::new(0), Mutex::default(), Notify::new());
-        Arc::new(Self { max, in_flight, waiting, emptied })
+        let max = u32::try_from(max).unwrap_or(u32::MAX);
+        let places = || Arc::new(Semaphore::new((max as usize).min(Semaphore::MAX_PERMITS)));
+        Arc::new(Self { max, messages: places(), look_ups: places(), waiting: Mutex::default() })
     }
 
-    /// The right to take one more message.
+    /// The right to take one more message, in the order in which it was asked for.
     ///
     /// # Errors
-    /// `OVERLOADED` when too many are in flight.
-    pub(crate) fn admit(self: &Arc<Self>) -> Result<Permit, Refusal> {
-        self.admit_below(self.max).ok_or(Refusal::Overloaded)
+    /// `OVERLOADED` when there is no place within a second.
+    pub(crate) async fn admit(&self) -> Result<Permit, Refusal> {
+        match timeout(PLACE_TIMEOUT, self.messages.clone().acquire_owned()).await {
+            Ok(Ok(_place)) => Ok(Permit { _place }),
+            _ => Err(Refusal::Overloaded),
+        }
     }
 
-    /// The right to look up whether a message that would be refused is a resend. As many again may be in flight for that.
+    /// The right to look up whether a message that would be refused is a resend.
     ///
     /// # Errors
     /// `UNAVAILABLE` when there are too many: it may be a resend of a message that was taken.
-    pub(crate) fn admit_look_up(self: &Arc<Self>) -> Result<Permit, Refusal> {
-        self.admit_below(self.max.saturating_mul(2)).ok_or(Refusal::Unavailable)
-    }
-
-    fn admit_below(self: &Arc<Self>, max: usize) -> Option<Permit> {
-        let others = self.in_flight.fetch_add(1, Ordering::Relaxed);
-        let permit = Permit(self.clone());
-        (others < max).then_some(permit)
+    pub(crate) fn admit_look_up(&self) -> Result<Permit, Refusal> {
+        let _place = self.look_ups.clone().try_acquire_owned().map_err(|_| Refusal::Unavailable)?;
+        Ok(Permit { _place })
     }
 
     /// How many messages are in flight: taken and not yet answered.
     pub(crate) fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
+        let places = [&self.messages, &self.look_ups];
+        places.iter().map(|places| (self.max as usize).saturating_sub(places.available_permits())).sum()
     }
 
     /// Registers a waiter for the outcome of a message. Must be called before the message is enqueued.
@@ -195,14 +194,10 @@ impl Pending {
         overdue
     }
 
-    /// Waits until no message is in flight.
+    /// Waits until no message is in flight. Messages that wait for a place then come first.
     pub(crate) async fn emptied(&self) {
-        loop {
-            let notified = self.emptied.notified();
-            if self.in_flight() == 0 {
-                return;
-            }
-            notified.await;
+        for places in [&self.messages, &self.look_ups] {
+            let _all = places.acquire_many(self.max).await;
         }
     }
 
@@ -219,5 +214,43 @@ pub(crate) fn waiter(accepted: &Accepted, asker: Asker, permit: Permit) -> Waite
         chat_room_id: accepted.chat_room_id.clone(),
         sent_as: accepted.id,
         _permit: permit,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_waits_for_a_place_in_its_turn_and_is_refused_in_time() {
+        let pending = Pending::new(2);
+        let places = [pending.admit().await.unwrap(), pending.admit().await.unwrap()];
+        assert_eq!(pending.in_flight(), 2);
+        let (mut third, mut fourth) = (Box::pin(pending.admit()), Box::pin(pending.admit()));
+        assert!(third.as_mut().now_or_never().is_none() && fourth.as_mut().now_or_never().is_none());
+        let [one, other] = places;
+        drop(one);
+        assert!(fourth.as_mut().now_or_never().is_none(), "the other one came first");
+        let third = third.now_or_never().unwrap().unwrap();
+        assert_eq!(fourth.await.err(), Some(Refusal::Overloaded), "within a second");
+        assert!(pending.emptied().now_or_never().is_none());
+        drop((other, third));
+        pending.emptied().await;
+    }
+
+    #[tokio::test]
+    async fn look_ups_take_no_place_of_a_message() {
+        let pending = Pending::new(1);
+        let look_up = pending.admit_look_up().unwrap();
+        assert_eq!(pending.admit_look_up().err(), Some(Refusal::Unavailable));
+        let place = pending.admit().await.unwrap();
+        assert_eq!(pending.in_flight(), 2);
+        assert!(pending.emptied().now_or_never().is_none());
+        drop(place);
+        assert!(pending.emptied().now_or_never().is_none());
+        drop(look_up);
+        pending.emptied().await;
     }
 }

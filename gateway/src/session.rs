@@ -38,6 +38,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(15);
 const CLOSE_WITHIN_DRAIN: Duration = Duration::from_secs(5);
 /// How long the bytes that a peer still sends are read and discarded after the last close frame.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
+/// A session whose frame was refused for its rate is not read for so long.
+const TOO_FAST_PAUSE: Duration = Duration::from_millis(10);
 /// A connection whose peer sent nothing after this many pings is closed.
 const PINGS_UNANSWERED: u32 = 2;
 
@@ -191,8 +193,8 @@ async fn read_frames(gateway: &Gateway, session: &Arc<Session>, stream: &mut Spl
             Some(Ok(Message::Close(_))) | None => return Close::ByPeer,
             Some(Err(error)) => return reason(&error),
         }
-        if let Some(pause) = session.take_pause() {
-            tokio::time::sleep(pause).await;
+        if session.was_too_fast() {
+            tokio::time::sleep(TOO_FAST_PAUSE).await;
         }
     }
 }

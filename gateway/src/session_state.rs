@@ -8,7 +8,6 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
 
 use naru_engines::store::UserRecord;
 use naru_model::{ClientMessageId, MessageId, RoomId, Seq, SessionId, UserId};
@@ -27,11 +26,6 @@ use crate::unproven::{ToProve, Unproven};
 const KEPT_PLACES: usize = 4;
 /// Signals, and parts of answers, may take one in this many of a queue's places, and of its bytes.
 const SHARE: usize = 4;
-/// A session whose frame was refused for its rate is not read for so long, in milliseconds …
-const TOO_FAST_PAUSE: u32 = 10;
-/// … and one whose frame the gateway could not take for so long: to refuse must cost less than to take, or an overloaded
-/// gateway does nothing else.
-const OVERLOADED_PAUSE: u32 = 100;
 /// What a frame in a queue takes beside its text.
 const FRAME_BYTES: usize = size_of::<Outgoing>();
 
@@ -69,8 +63,8 @@ pub(crate) struct Session {
     closing: OnceLock<Close>,
     /// Pings since the last sign of life.
     pings_unanswered: AtomicU32,
-    /// For how long, in milliseconds, its client is not read: a frame of it was refused.
-    pause: AtomicU32,
+    /// A frame was refused because its client sends too fast.
+    is_too_fast: AtomicBool,
     /// Presence was told of the session.
     is_attached: AtomicBool,
     /// The gateway drains: no more frames are read.
@@ -199,7 +193,7 @@ impl Session {
             eased: Notify::new(),
             closing: OnceLock::new(),
             pings_unanswered: AtomicU32::new(0),
-            pause: AtomicU32::new(0),
+            is_too_fast: AtomicBool::new(false),
             is_attached: AtomicBool::new(false),
             is_drained: AtomicBool::new(false),
             stopped: Notify::new(),
@@ -407,20 +401,16 @@ impl Session {
         Some(frame.message)
     }
 
-    /// Notes a refusal: a client that sends too fast, or more than the gateway can take, is read more slowly for it.
+    /// Notes a refusal: a client that sends too fast is read more slowly for it.
     pub(crate) fn refused(&self, refusal: &Refusal) {
-        let pause = match refusal {
-            Refusal::RateLimited { .. } => TOO_FAST_PAUSE,
-            Refusal::Overloaded => OVERLOADED_PAUSE,
-            _ => return,
-        };
-        self.pause.fetch_max(pause, Ordering::Relaxed);
+        if let Refusal::RateLimited { .. } = refusal {
+            self.is_too_fast.store(true, Ordering::Relaxed);
+        }
     }
 
-    /// For how long its client is not to be read, by what was refused since this was asked last.
-    pub(crate) fn take_pause(&self) -> Option<Duration> {
-        let pause = self.pause.swap(0, Ordering::Relaxed);
-        (pause > 0).then(|| Duration::from_millis(pause.into()))
+    /// Whether a frame was refused for its client's rate since this was asked last.
+    pub(crate) fn was_too_fast(&self) -> bool {
+        self.is_too_fast.swap(false, Ordering::Relaxed)
     }
 
     /// Waits until frames in the queue and answers to come take less than half of its places: a client that sends a lot is
@@ -623,19 +613,6 @@ mod tests {
             session.send(text.to_owned());
         }
         assert_eq!(session.closed().await, Close::SlowConsumer);
-    }
-
-    #[test]
-    fn who_is_refused_is_read_more_slowly() {
-        let session = session();
-        assert_eq!(session.take_pause(), None);
-        for refusal in
-            [Refusal::RateLimited { retry_after: Duration::ZERO }, Refusal::Overloaded, Refusal::RoomNotFound]
-        {
-            session.refused(&refusal);
-        }
-        assert_eq!(session.take_pause(), Some(Duration::from_millis(100)));
-        assert_eq!(session.take_pause(), None, "once");
     }
 
     #[test]

@@ -157,7 +157,18 @@ impl Database {
         })?;
         threads.push(writer.thread().id());
         let (writer, rooms, lists) = (Mutex::new(Some(writer)), Arc::default(), Lists::default());
-        Ok(Self { writes, reads, closing, counts, condition, rooms, lists, newest_row: None, writer, threads })
+        Ok(Self {
+            writes,
+            reads,
+            closing,
+            counts,
+            condition,
+            rooms,
+            lists,
+            newest_row: None,
+            writer,
+            threads,
+        })
     }
 
     /// Runs `work` in a transaction shared with other commands, and answers when that is on disk. When another command fails,

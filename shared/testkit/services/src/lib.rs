@@ -32,7 +32,7 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 const PORTS_EACH: u16 = 3;
 
 /// How many virtual hosts the broker has for tests that want one of their own.
-const VIRTUAL_HOSTS: usize = 24;
+const VIRTUAL_HOSTS: usize = 32;
 
 /// Which service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -10,7 +10,7 @@ use clap::Command;
 use naru_embedded::{Embedded, Options};
 use naru_engines::store::Epochs;
 use naru_model::StoreEpoch;
-use naru_mongo::Mongo;
+use naru_mongo::Restored;
 use naru_rabbit::Rabbit;
 use naru_runtime::{Policy, Settings, Supervisor};
 use serde::Deserialize;
@@ -48,14 +48,16 @@ pub async fn restored(settings: &Settings) -> anyhow::Result<()> {
     let epoch = match config.engine {
         Engine::Embedded => restored_in(&config.data_dir).await?,
         Engine::Distributed => {
-            // First, because the epoch tells that all is done.
+            let data =
+                Restored::open(&config.mongodb_url, &config.mongodb_database, config.partitions).await?;
+            // The queues first, because the epoch tells that all is done.
             let options = naru_rabbit::Options { partitions: config.partitions, ..Default::default() };
             let rabbit = Rabbit::open(&config.amqp_url, options).await?;
             let purged = rabbit.purge().await;
             rabbit.close().await;
             let purged = purged.context("the queues were not emptied")?;
             service::print(format_args!("{purged} messages were removed from the queues\n"))?;
-            Mongo::restored(&config.mongodb_url, &config.mongodb_database).await?
+            data.begin_epoch().await?
         }
     };
     service::print(format_args!("the restored data begins epoch {epoch}; Naru can be started\n"))

@@ -101,8 +101,8 @@ pub struct Changes {
     pub engines: Option<Box<dyn FnOnce(Engines) -> Engines + Send>>,
     /// Receives the embedded engine, before any worker does.
     pub embedded: Option<Box<SeesEmbedded>>,
-    /// See `gateway::Config::erase_settle`.
-    pub erase_settle: Option<Duration>,
+    /// See `gateway::Config::erase_delay`.
+    pub erase_delay: Option<Duration>,
     /// Changes the notifier, before it starts.
     pub notifier: Option<Box<dyn FnOnce(Notifier) -> Notifier + Send>>,
 }
@@ -165,7 +165,7 @@ impl Pipeline {
         }
 
         let mut gateway_config: gateway::Config = settings.pick()?;
-        gateway_config.erase_settle = changes.erase_settle.unwrap_or(gateway_config.erase_settle);
+        gateway_config.erase_delay = changes.erase_delay.unwrap_or(gateway_config.erase_delay);
         let bound =
             gateway::Bound::new(gateway_config, &tokens, engines.clone(), metrics.clone(), health.clone())
                 .await?;

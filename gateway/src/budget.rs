@@ -14,7 +14,7 @@ use crate::registry::SessionRegistry;
 use crate::session_state::Session;
 
 /// How long closed sessions have to free their memory before others are closed.
-const RELIEVE_EVERY: Duration = Duration::from_millis(50);
+const RELIEVE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// See the module.
 pub(crate) struct Budget {
@@ -98,7 +98,7 @@ impl Budget {
                     closed,
                     "clients do not read what waits for them: too many bytes for this gateway"
                 );
-                tokio::time::sleep(RELIEVE_EVERY).await;
+                tokio::time::sleep(RELIEVE_INTERVAL).await;
             }
         }
     }

@@ -61,6 +61,6 @@ pub struct Config {
     pub push_ttl: Span,
     pub drain_deadline: Span,
     /// How long after the end of a user's sessions an erasure may complete: no key, but another one in tests.
-    #[serde(skip, default = "crate::erase::settle")]
-    pub erase_settle: Duration,
+    #[serde(skip, default = "crate::erase::delay")]
+    pub erase_delay: Duration,
 }

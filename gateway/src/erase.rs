@@ -30,13 +30,13 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// One gateway works; where the lease can't be asked for, every one does.
 const LEASE: (&str, Duration) = ("erase", Duration::from_secs(10));
 /// A minute until every gateway knows that sessions and tokens have ended, and what an append and a call to a push provider may take.
-const SETTLE: Duration = Duration::from_secs(75);
+const DELAY: Duration = Duration::from_secs(75);
 /// How many erasures, rooms, messages or pushes are read at once.
 const PAGE: usize = 100;
 
-/// See [`SETTLE`]; another one in tests.
-pub(crate) const fn settle() -> Duration {
-    SETTLE
+/// See [`DELAY`]; another one in tests.
+pub(crate) const fn delay() -> Duration {
+    DELAY
 }
 
 /// Wakes the task when this gateway has taken a request.
@@ -58,7 +58,7 @@ struct Pass {
     /// How much it found, and took away.
     found: usize,
     /// How much it has to wait for: open entries, a session in presence.
-    left: usize,
+    waits_for: usize,
 }
 
 impl Eraser {
@@ -112,9 +112,9 @@ impl Eraser {
             if let Ok(false) = gateway.engines.leases.hold(LEASE.0, self.holder.as_str(), LEASE.1).await {
                 return Ok(LEASE.1);
             }
-            let settles_in = gateway.config.erase_settle.saturating_sub(ended_at.elapsed());
+            let remaining = gateway.config.erase_delay.saturating_sub(ended_at.elapsed());
             // One that fails holds up no other one.
-            let next = attempt(gateway, user, erasure, settles_in).await.unwrap_or_else(|error| {
+            let next = attempt(gateway, user, erasure, remaining).await.unwrap_or_else(|error| {
                 tracing::warn!(%user, %error, "a user's erasure goes on later");
                 Some(RETRY_AFTER)
             });
@@ -124,21 +124,21 @@ impl Eraser {
     }
 }
 
-/// Makes a pass, and completes the erasure if nothing is left and it has settled. Returns when to make the next one; none when it is
+/// Makes a pass, and completes the erasure if nothing is left and the delay is over. Returns when to make the next one; none when it is
 /// complete.
 async fn attempt(
     gateway: &Gateway,
     user: &UserId,
     erasure: &Erasure,
-    settles_in: Duration,
+    remaining: Duration,
 ) -> EngineResult<Option<Duration>> {
-    let Pass { found, left } = pass(gateway, user, erasure).await?;
-    tracing::info!(%user, found, left, "a pass of a user's erasure");
-    if found + left > 0 {
+    let Pass { found, waits_for } = pass(gateway, user, erasure).await?;
+    tracing::info!(%user, found, waits_for, "a pass of a user's erasure");
+    if found + waits_for > 0 {
         return Ok(Some(AGAIN_AFTER));
     }
-    if settles_in > Duration::ZERO {
-        return Ok(Some(settles_in));
+    if remaining > Duration::ZERO {
+        return Ok(Some(remaining));
     }
     let is_complete =
         gateway.engines.store.users.complete_erasure(user, erasure.round, Timestamp::now()).await?;
@@ -201,7 +201,7 @@ async fn pass(gateway: &Gateway, user: &UserId, erasure: &Erasure) -> EngineResu
     if !presence.forget(user).await? {
         // One who is connected has a token of after the request.
         let is_online = presence.online(std::slice::from_ref(user)).await?.contains(&true);
-        pass.left += usize::from(!is_online);
+        pass.waits_for += usize::from(!is_online);
     }
     Ok(pass)
 }
@@ -212,8 +212,8 @@ async fn leave(gateway: &Gateway, user: &UserId, rooms: &[RoomId], pass: &mut Pa
     let store = &gateway.engines.store;
     let now = store.rooms.current(rooms).await?;
     for room in now.into_iter().flatten().filter(|room| room.kind == RoomKind::Group && room.has(user)) {
-        let left = store.rooms.change(&room.id, MemberChange::Remove(user.clone()), usize::MAX).await?;
-        if let Changed::Now(room) = left {
+        let changed = store.rooms.change(&room.id, MemberChange::Remove(user.clone()), usize::MAX).await?;
+        if let Changed::Now(room) = changed {
             gateway.rooms.changed(&room);
         }
         pass.found += 1;
@@ -245,7 +245,7 @@ async fn erase_messages(
         store.messages.delete(&messages, at).await?;
         store.intake.drop_contents(&closed).await?;
         pass.found += messages.len() + closed.len();
-        pass.left += records.iter().filter(|record| record.outcome.is_none()).count();
+        pass.waits_for += records.iter().filter(|record| record.outcome.is_none()).count();
         if records.len() < PAGE {
             return Ok(());
         }

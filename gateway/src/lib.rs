@@ -156,7 +156,7 @@ impl Bound {
         health.register("token keys", move || {
             std::future::ready(checked.check().map_err(str::to_owned)).boxed()
         });
-        health.register_degraded("token keys", move || watched.trouble());
+        health.register_degraded("token keys", move || watched.degradation());
         let bind = |source| StartError::Bind { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;

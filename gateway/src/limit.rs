@@ -178,9 +178,7 @@ impl Limits {
 /// What a call costs of its caller's rate, by what it makes the store do.
 pub(crate) fn cost_of_call(method: &Method, resource: &[&str]) -> f64 {
     match (method.as_str(), resource) {
-        ("GET", ["rooms"] | ["users", _, "export"]) | ("POST" | "DELETE", ["rooms", _, "members", ..]) => {
-            10.0
-        }
+        ("GET", ["rooms"]) | ("POST" | "DELETE", ["rooms", _, "members", ..]) => 10.0,
         ("GET", ["rooms", _, "messages"] | ["presence"]) => 5.0,
         _ => 1.0,
     }

@@ -103,7 +103,7 @@ impl Presence {
             Ok(Some(replaced)) => self.evict(&replaced).await,
             // The client is served all the same; until its session is attached it gets pushes, then it is asked to SYNC.
             Err(error) => {
-                tracing::warn!(%error, "presence did not hear of a connection; telling it again");
+                tracing::warn!(%error, "presence was not told of a connection; telling it again");
                 return false;
             }
         }

@@ -86,7 +86,7 @@ async fn attach_all(sessions: &SessionRegistry, presence: &Presence) {
         let (again, errors): (Vec<_>, Vec<_>) =
             failed.map(|(session, error)| (session.clone(), error)).unzip();
         let Some(error) = errors.first() else { return };
-        tracing::warn!(%error, sessions = again.len(), "presence did not hear of sessions");
+        tracing::warn!(%error, sessions = again.len(), "presence was not told of sessions");
         let again = again
             .into_iter()
             .zip(errors)
@@ -194,9 +194,9 @@ impl Recover<'_> {
     }
 
     async fn moved_rooms(&self) -> EngineResult<MovedRooms> {
-        let (heard, epoch) = self.room_heads.all();
+        let (seen, epoch) = self.room_heads.all();
         let (mut moved, mut rooms_of) = (Vec::new(), HashMap::<UserId, Vec<RoomId>>::new());
-        for some in heard.chunks(LOOK_UP) {
+        for some in seen.chunks(LOOK_UP) {
             let rooms: Vec<RoomId> = some.iter().map(|(room, _)| room.clone()).collect();
             let heads = self.store.messages.heads(&rooms).await?;
             let ahead = some.iter().zip(heads).filter(|((_, last), head)| head > last);

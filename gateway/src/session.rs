@@ -65,7 +65,7 @@ pub(crate) async fn serve(
     // published for this session is either written, or the fanout finds that it reached no session.
     let reason = session.closed().await;
     if let Err(error) = gateway.presence.detach(&session).await {
-        tracing::debug!(%error, "presence did not hear of a disconnect; the lease will");
+        tracing::debug!(%error, "presence was not told of a disconnect; the lease will");
     }
     gateway.sessions.remove(&session);
     if let Ok((stream, mut sink)) = conversation {

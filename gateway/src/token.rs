@@ -221,10 +221,10 @@ impl Verifier {
     }
 
     /// What is wrong with the key set while the keys of before still count, for `/readyz`.
-    pub fn trouble(&self) -> Option<String> {
+    pub fn degradation(&self) -> Option<String> {
         match &self.keys {
             Keys::Fixed(_) => None,
-            Keys::Remote(set) => set.trouble(),
+            Keys::Remote(set) => set.degradation(),
         }
     }
 

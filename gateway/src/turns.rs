@@ -1,5 +1,5 @@
-//! How much of clients' work is in the store at a time. A call over HTTP and each read of a `SYNC` has a turn: of one user few
-//! at a time, and of all users no more than leave the store to the messages. So who asks for much waits for their own calls, users
+//! How much of clients' work is in the store at a time. A call over HTTP, but for one that sends a message, and each read of a
+//! `SYNC` has a turn: of one user few at a time, and of all users few enough that messages do not wait for readers. So who asks for much waits for their own calls, users
 //! come in turn, and a message's way through the store is not behind a crowd of readers.
 //!
 //! Handshakes have theirs, too: a crowd that reconnects comes in at a bounded rate.
@@ -20,7 +20,7 @@ const OF_USER: usize = 2;
 /// … and of all users. (Of the embedded engine's two readers each then has eight before it.)
 const IN_ALL: usize = 16;
 /// A call or a handshake whose turn does not come within this is refused as `OVERLOADED`.
-const WITHIN: Duration = Duration::from_secs(5);
+const TURN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Entries of users without a call are dropped when this many are kept.
 const PRUNE_AT: usize = 1_024;
 /// The handshakes that are taken at once, in seconds of their rate.
@@ -61,7 +61,7 @@ impl Turns {
             };
             Turn { _of_user, _of_all: self.all.acquire().await.ok() }
         };
-        timeout(WITHIN, waiting).await.map_err(|_| Refusal::Overloaded)
+        timeout(TURN_TIMEOUT, waiting).await.map_err(|_| Refusal::Overloaded)
     }
 
     fn of(&self, user: &UserId) -> Arc<Semaphore> {
@@ -104,7 +104,7 @@ impl ConnectTurns {
             let now = Instant::now();
             let even = (*due).max(now);
             let wait = (even - now).saturating_sub(Duration::from_secs_f64(CONNECT_BURST));
-            if wait > WITHIN {
+            if wait > TURN_TIMEOUT {
                 return Err(Refusal::Overloaded);
             }
             *due = even + interval;

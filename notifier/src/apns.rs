@@ -30,7 +30,7 @@ const PRODUCTION: &str = "https://api.push.apple.com";
 const SANDBOX: &str = "https://api.sandbox.push.apple.com";
 /// The longest payload that Apple takes, in bytes.
 const LONGEST: usize = 4096;
-/// A name is cut before it leaves too little room for the content.
+/// A name is cut before it leaves too little space for the content.
 const LONGEST_NAME: usize = 512;
 /// A provider token holds its time of issue; Apple refuses one older than an hour, and a key whose tokens are renewed more
 /// often than every 20 minutes. All notifiers, however many and however often restarted, use the same: the beginning of the

@@ -16,12 +16,6 @@ pub(crate) const REASON: &str = "deleted";
 /// Younger messages are not looked up when their pushes are tried for the first time.
 pub(crate) const YOUNG: Duration = Duration::from_secs(30);
 
-/// When a message's id was made, by its gateway's clock. <https://www.mongodb.com/docs/manual/reference/bson-types/#objectid>
-pub(crate) fn made_at(id: MessageId) -> Timestamp {
-    let [a, b, c, d, ..] = id.bytes();
-    Timestamp::from_millis(i64::from(u32::from_be_bytes([a, b, c, d])) * 1000)
-}
-
 /// Whether a push has to be looked up that is tried for the `attempt`th time.
 pub(crate) fn may_be_deleted(made_at: Timestamp, attempt: u32, now: Timestamp) -> bool {
     attempt > 1 || now.since(made_at) > YOUNG

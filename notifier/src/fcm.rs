@@ -25,7 +25,7 @@ const GOOGLE: &str = "https://fcm.googleapis.com";
 /// The longest message that FCM takes, in bytes, token and envelope included: so its own count, which leaves them out, is
 /// kept in any case (<https://firebase.google.com/docs/cloud-messaging/customize-messages/set-message-type>).
 const LONGEST: usize = 4096;
-/// A name is cut before it leaves too little room for the content.
+/// A name is cut before it leaves too little space for the content.
 const LONGEST_NAME: usize = 512;
 /// FCM keeps a message for four weeks at most.
 const LONGEST_TTL_SECONDS: u64 = 28 * 24 * 3600;

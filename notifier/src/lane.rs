@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::breaker::Breaker;
 use crate::decide::{Action, RetryPolicy, decide};
-use crate::deleted::{self, deleted, made_at, may_be_deleted};
+use crate::deleted::{self, deleted, may_be_deleted};
 use crate::ended::{Ended, Ending, ack, retry};
 use crate::provider::Provider;
 use crate::push::{BACKOFF_BASE, BACKOFF_CAP, positions, reason_to_spare};
@@ -248,7 +248,7 @@ impl LaneWorker {
         let now = Timestamp::now();
         let may_be_deleted = batch.iter().filter_map(|delivery| {
             let id = delivery.event.payload.message_id;
-            may_be_deleted(made_at(id), delivery.attempt, now).then_some(id)
+            may_be_deleted(id.made_at(), delivery.attempt, now).then_some(id)
         });
         let Store { pushes, devices, rooms: all_rooms, .. } = &self.store;
         let look_ups = try_join5(

@@ -140,8 +140,8 @@ impl History {
         let shown: HashMap<&str, &Message> =
             self.0.iter().map(|message| (message.id.as_str(), message)).collect();
         for entry in &intake {
-            let is_settled = !entry.is_open && entry.outcome.as_deref() == Some("saved");
-            assert!(is_settled, "P4: not settled: {entry:?}");
+            let is_closed = !entry.is_open && entry.outcome.as_deref() == Some("saved");
+            assert!(is_closed, "P4: not closed: {entry:?}");
             let saved = messages.get(&entry.id).unwrap_or_else(|| panic!("P4: not saved: {entry:?}"));
             assert_eq!((&entry.room, entry.seq), (&saved.0, Some(saved.1)), "saved otherwise: {entry:?}");
             let shown = shown.get(&*entry.id).unwrap_or_else(|| panic!("not in the history: {entry:?}"));

@@ -133,7 +133,7 @@ async fn kill_again_and_again(seed: u64, rounds: u64, data: &Path, at: &Cell<u64
     // No client connects or resends: what was accepted must end its journey by itself.
     at.set(rounds + 1);
     let mut server = start(data, &environment).await;
-    let stored = Stored::settled(data).await;
+    let stored = Stored::when_closed(data).await;
     assert_eq!(stored.parked(), 0, "the backend takes every push, so none may be parked");
     check_recovered(&stored, &mut writers);
     drop(stored);

@@ -97,7 +97,7 @@ async fn terminate_drains() {
 async fn terminate_leaves_no_recipient_untold() {
     let StopResult { data, rooms, writers, listener, mut backend } = stop_under_load().await;
     let server = start(data.path(), &environment(&backend)).await;
-    Stored::settled(data.path()).await;
+    Stored::when_closed(data.path()).await;
     let history = History::read(server.url(), &rooms).await;
     let all: Vec<&Person> = writers.iter().chain([&listener]).collect();
     history.check_recipients(&all, &Pushes::taken_by(&mut backend), &rooms);

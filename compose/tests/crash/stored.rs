@@ -39,7 +39,7 @@ impl Stored {
     }
 
     /// Waits until there is nothing in a queue either: every push was taken.
-    pub async fn settled(data: &Path) -> Self {
+    pub async fn when_closed(data: &Path) -> Self {
         Self::without(data, |stored| stored.open_entries() + stored.queued()).await
     }
 

@@ -90,7 +90,7 @@ async fn three_gateways_hear_it_and_one_forwards_it() {
     let _notifier = cluster.run("notifier").await;
     let push = cluster.backend.next().await;
     assert_eq!(push.json["data"]["messageId"], published["id"]);
-    until("the push has been settled", async || waiting(&cluster.amqp_url, "naru.push.webhook").await == 0)
+    until("the push was acknowledged", async || waiting(&cluster.amqp_url, "naru.push.webhook").await == 0)
         .await;
     cluster.backend.none_waiting();
 }

@@ -68,6 +68,10 @@ async fn nothing_of_what_was_lost_comes_back_and_who_ran_through_it_stops() {
     ada.chat("A_B", "lost five", "five").await;
     until("it is in the intake", async || open().await == 1).await;
     put_back(&database, &backup).await;
+    // With another number of partitions, queues would be passed over.
+    let partitions = [&environment[..], &[("NARU_PARTITIONS", "4")]].concat();
+    let why = refusal(&["restored"], &partitions).await;
+    assert!(why.contains("this deployment has 1 partitions, 4 are configured"), "{why}");
     let output = run(&["restored"], &environment).await;
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -160,7 +160,7 @@ impl KeySet {
     /// `UNAVAILABLE` when the last fetch failed: the set may hold the key by now.
     pub(super) async fn renewed(&self) -> Result<Arc<[Key]>, Refusal> {
         self.wait_for_fetch().await;
-        self.keys().filter(|_| self.trouble().is_none()).ok_or(Refusal::Unavailable)
+        self.keys().filter(|_| self.degradation().is_none()).ok_or(Refusal::Unavailable)
     }
 
     /// Waits for the end of the next fetch, unless the last one was just now.
@@ -195,7 +195,7 @@ impl KeySet {
     }
 
     /// Why the last fetch failed.
-    pub(super) fn trouble(&self) -> Option<String> {
+    pub(super) fn degradation(&self) -> Option<String> {
         self.known.borrow().last.as_ref().and_then(|(_, failure)| failure.clone())
     }
 }

@@ -235,17 +235,17 @@ async fn without_a_key_set_tokens_are_unavailable_and_so_are_those_with_new_keys
     let verifier = at_url(&server, |_| {});
     assert!(verifier.check().is_err());
     assert_eq!(verifier.verify(&key.token(Some("a"))).await, Err(Refusal::Unavailable));
-    assert!(verifier.trouble().unwrap().contains("500"), "{:?}", verifier.trouble());
+    assert!(verifier.degradation().unwrap().contains("500"), "{:?}", verifier.degradation());
     // An outage that is over is noticed at the next token.
     pass(FAILURE_GAP).await;
     verifier.verify(&key.token(Some("a"))).await.unwrap();
-    assert_eq!((verifier.check(), verifier.trouble()), (Ok(()), None));
+    assert_eq!((verifier.check(), verifier.degradation()), (Ok(()), None));
     // The next outage: what is known counts on, what is not can't be judged.
     pass(REFRESH_GAP).await;
     assert_eq!(verifier.verify(&new.token(Some("b"))).await, Err(Refusal::Unavailable));
     verifier.verify(&key.token(Some("a"))).await.unwrap();
     assert_eq!(verifier.check(), Ok(()));
-    assert!(verifier.trouble().is_some());
+    assert!(verifier.degradation().is_some());
 }
 
 #[tokio::test]
@@ -285,8 +285,8 @@ async fn a_key_set_of_another_host_or_beyond_measure_is_not_taken() {
         server.script([bad, redirect("/other"), set_of(vec![good.jwk("a")])]);
         let verifier = at_url(&server, |_| {});
         assert_eq!(verifier.verify(&evil.token(Some("a"))).await, Err(Refusal::Unavailable), "{what}");
-        let trouble = verifier.trouble().unwrap();
-        assert!(trouble.contains(what), "{trouble}");
+        let degradation = verifier.degradation().unwrap();
+        assert!(degradation.contains(what), "{degradation}");
         // A redirect within the host is followed.
         pass(FAILURE_GAP).await;
         verifier.verify(&good.token(Some("a"))).await.unwrap();

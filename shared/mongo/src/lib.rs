@@ -46,7 +46,8 @@
 //! # Guarantees
 //!
 //! - **Durable**: every write asks for `w: majority, j: true` and every read for the primary and `majority`, whatever the
-//!   URL says. Answered data is never rolled back, and an answered write is visible to later reads.
+//!   URL says. Answered data is never rolled back, and an answered write is visible to later reads of the same primary (a
+//!   primary that was cut off may answer from before: R7).
 //! - **Idempotent**: every write is an insert under its own id, a maximum, conditional on the state that it changes, or
 //!   without further effect when repeated. The driver may repeat any of them, even to a server that lost the first try.
 //! - **No locks, no transactions**: a unique index decides which write is first, and a document changes in one step. Each
@@ -132,16 +133,6 @@ impl Mongo {
         Ok(Self { database, store })
     }
 
-    /// Begins the next epoch of restored data, while no worker runs; returns it. See
-    /// [`Epochs::restored`](naru_engines::store::Epochs::restored).
-    ///
-    /// # Errors
-    /// `Unavailable` when no primary answers; `Permanent` when the URL can't be used, or the database holds no data of this
-    /// version.
-    pub async fn restored(url: &str, database: &str) -> EngineResult<StoreEpoch> {
-        Epochs::restored(&open::open_restored(url, database).await?).await
-    }
-
     /// The store; clones are the same one.
     pub fn store(&self) -> Store {
         self.store.clone()
@@ -153,5 +144,27 @@ impl Mongo {
     /// `Unavailable` when it does not.
     pub async fn ping(&self) -> EngineResult<()> {
         self.database.ping().await
+    }
+}
+
+/// Data that was restored from a backup, while no worker runs.
+pub struct Restored(Database);
+
+impl Restored {
+    /// Connects to it, and makes nothing.
+    ///
+    /// # Errors
+    /// `Unavailable` when no primary answers; `Permanent` when the URL can't be used, or the database holds no data of this
+    /// version and this number of partitions.
+    pub async fn open(url: &str, database: &str, partitions: u32) -> EngineResult<Self> {
+        Ok(Self(open::open_restored(url, database, partitions).await?))
+    }
+
+    /// Begins its next epoch; returns it. See [`Epochs::restored`].
+    ///
+    /// # Errors
+    /// `Unavailable` when no primary answers: it may be repeated.
+    pub async fn begin_epoch(&self) -> EngineResult<StoreEpoch> {
+        self.0.restored().await
     }
 }

@@ -73,10 +73,14 @@ async fn connect(url: &str, database: &str, options: &Options) -> EngineResult<D
 }
 
 /// Opens the database of a store that is there: nothing is made.
-pub(crate) async fn open_restored(url: &str, name: &str) -> EngineResult<Database> {
+pub(crate) async fn open_restored(url: &str, name: &str, partitions: u32) -> EngineResult<Database> {
     let database = connect(url, name, &Options::default()).await?;
     match database.find_one::<MetaDocument>(META, doc! { "_id": STORE }).await? {
-        Some(meta) => check_version(&database, meta.schema_version).map(|()| database),
+        Some(meta) => {
+            check_version(&database, meta.schema_version)?;
+            check_partitions(meta.partitions, partitions)?;
+            Ok(database)
+        }
         None => Err(EngineError::permanent(ENGINE, format!("the database {name} holds no data of Naru"))),
     }
 }
@@ -153,14 +157,17 @@ async fn check_meta(database: &Database, partitions: u32) -> EngineResult<()> {
         return Err(contended(META, Applied::Unknown));
     };
     check_version(database, meta.schema_version)?;
-    if meta.partitions != partitions {
-        let stored = meta.partitions;
-        return refuse(format!(
-            "this deployment has {stored} partitions, {partitions} are configured (the key `partitions`; \
-             docs/decisions/0012-one-partition-unless-asked.md says how to change it)"
-        ));
+    check_partitions(meta.partitions, partitions)
+}
+
+fn check_partitions(stored: u32, configured: u32) -> EngineResult<()> {
+    if stored == configured {
+        return Ok(());
     }
-    Ok(())
+    refuse(format!(
+        "this deployment has {stored} partitions, {configured} are configured (the key `partitions`; \
+         docs/decisions/0012-one-partition-unless-asked.md says how to change it)"
+    ))
 }
 
 fn refuse(why: String) -> EngineResult<()> {

@@ -4,9 +4,13 @@ use bson::{Document, doc};
 use naru_engines::EngineError;
 use naru_engines::store::{Advance, MemberSettings};
 use naru_model::{DeviceId, Seq, StoreEpoch};
-use naru_mongo::Mongo;
+use naru_mongo::Restored;
 
 use crate::fixtures::{Fresh, group, room, said, url, user};
+
+async fn begin_epoch(fresh: &Fresh) -> StoreEpoch {
+    Restored::open(url(), &fresh.name, 1).await.unwrap().begin_epoch().await.unwrap()
+}
 
 /// As a backup leaves it that was not taken at one moment.
 #[tokio::test]
@@ -35,7 +39,7 @@ async fn what_lies_beyond_the_last_message_is_cut() {
     fresh.raw("members").await.insert_many(others).await.unwrap();
     fresh.raw("chat_messages").await.delete_many(doc! { "seq": { "$gt": 3 } }).await.unwrap();
 
-    let epoch = Mongo::restored(url(), &fresh.name).await.unwrap();
+    let epoch = begin_epoch(&fresh).await;
     assert!(epoch > StoreEpoch::FIRST);
     assert_eq!(store.epochs.get().await.unwrap(), epoch);
     let position = store.positions.get(&[(here.clone(), ben.clone(), Seq(1))]).await.unwrap().remove(0);
@@ -58,7 +62,7 @@ async fn what_lies_beyond_the_last_message_is_cut() {
     let summary = store.rooms.summary(&here, &ben).await.unwrap().unwrap();
     assert_eq!(summary.unread_count, 1);
 
-    let again = Mongo::restored(url(), &fresh.name).await.unwrap();
+    let again = begin_epoch(&fresh).await;
     assert!(again > epoch);
     assert_eq!(last_seq().await, 4);
 }
@@ -77,7 +81,7 @@ async fn data_of_before_there_were_epochs_has_the_first() {
 #[tokio::test]
 async fn a_database_without_data_is_refused_and_left_as_it_is() {
     let fresh = Fresh::new();
-    let error = Mongo::restored(url(), &fresh.name).await.unwrap_err();
+    let error = Restored::open(url(), &fresh.name, 1).await.err().unwrap();
     assert!(matches!(error, EngineError::Permanent { .. }), "{error:?}");
     assert_eq!(
         error.to_string(),

@@ -37,10 +37,10 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 pub struct Health {
     shutdown: CancellationToken,
     checks: Arc<RwLock<BTreeMap<&'static str, Check>>>,
-    troubles: Arc<RwLock<BTreeMap<&'static str, Trouble>>>,
+    degradations: Arc<RwLock<BTreeMap<&'static str, Degradation>>>,
 }
 
-type Trouble = Arc<dyn Fn() -> Option<String> + Send + Sync>;
+type Degradation = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 type Check = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// The result of [`Health::report`]; as JSON `{"ready":false,"failing":{"store":"…"}}`.
@@ -50,7 +50,7 @@ pub struct Report {
     pub ready: bool,
     /// The checks that fail, and why.
     pub failing: BTreeMap<&'static str, String>,
-    /// What is in trouble and does not yet keep the process from serving.
+    /// What fails and does not yet keep the process from serving.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub degraded: BTreeMap<&'static str, String>,
 }
@@ -58,7 +58,7 @@ pub struct Report {
 impl Health {
     /// No checks yet. Once `shutdown` is cancelled the process drains, and is not ready whatever the checks answer.
     pub fn new(shutdown: CancellationToken) -> Self {
-        Self { shutdown, checks: Arc::default(), troubles: Arc::default() }
+        Self { shutdown, checks: Arc::default(), degradations: Arc::default() }
     }
 
     /// Adds a check, or replaces the one of the same name. Its error is shown to every client of `/readyz`: one
@@ -71,13 +71,13 @@ impl Health {
     }
 
     /// Adds something that `/readyz` shows as degraded while it answers a sentence, and that does not fail it: every process
-    /// may have the same trouble, and none of them would be left to serve.
+    /// may have the same fault, and none of them would be left to serve.
     pub fn register_degraded(
         &self,
         name: &'static str,
-        trouble: impl Fn() -> Option<String> + Send + Sync + 'static,
+        degradation: impl Fn() -> Option<String> + Send + Sync + 'static,
     ) {
-        self.troubles.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::new(trouble));
+        self.degradations.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::new(degradation));
     }
 
     /// Runs all checks at once, each for at most two seconds.
@@ -93,8 +93,9 @@ impl Health {
         if self.shutdown.is_cancelled() {
             failing.insert("draining", "the process is shutting down".into());
         }
-        let troubles = self.troubles.read().unwrap_or_else(PoisonError::into_inner);
-        let degraded = troubles.iter().filter_map(|(name, trouble)| Some((*name, trouble()?))).collect();
+        let degradations = self.degradations.read().unwrap_or_else(PoisonError::into_inner);
+        let degraded =
+            degradations.iter().filter_map(|(name, degradation)| Some((*name, degradation()?))).collect();
         Report { ready: failing.is_empty(), failing, degraded }
     }
 }

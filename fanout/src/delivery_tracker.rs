@@ -18,15 +18,17 @@
 //! the next batches are taken over. A room is moved up before its entries are closed: after a crash in between, both are
 //! repeated.
 
+use std::collections::HashSet;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{Fuse, FusedFuture};
 use naru_engines::store::Closing;
 use naru_engines::{EngineResult, Engines};
-use naru_model::{MessageId, UserId};
+use naru_model::hops::Saved;
+use naru_model::{Event, MessageId, UserId};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -53,9 +55,38 @@ const MAX_UNCLOSED: usize = 16_384;
 /// How many batches may wait to be taken over; beyond, the fanout waits.
 const MAX_BATCHES: usize = 8;
 
+/// The messages that this process has published and whose entries it will close. An overloaded one closes them so late that the
+/// sweep resends them: they are not published once more.
+#[derive(Clone, Default)]
+pub(crate) struct Tracked(Arc<std::sync::Mutex<HashSet<MessageId>>>);
+
+impl Tracked {
+    pub(crate) fn add(&self, published: &[Published]) {
+        self.ids().extend(published.iter().map(|published| published.message.id));
+    }
+
+    /// Leaves out the events of messages that are tracked.
+    pub(crate) fn leave_out(&self, events: &mut Vec<Event<Saved>>) {
+        let ids = self.ids();
+        events.retain(|event| !ids.contains(&event.payload.message.id));
+    }
+
+    fn remove(&self, closed: &[Closing]) {
+        let mut ids = self.ids();
+        for Closing { id, .. } in closed {
+            ids.remove(id);
+        }
+    }
+
+    fn ids(&self) -> std::sync::MutexGuard<'_, HashSet<MessageId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Tracks published messages until their entries are closed. One clone runs at a time.
 #[derive(Clone)]
 pub(crate) struct DeliveryTracker {
+    pub(crate) tracked: Tracked,
     engines: Engines,
     /// None: recipients have nothing to prove.
     grace: Option<Duration>,
@@ -75,12 +106,15 @@ impl DeliveryTracker {
     ) -> (Self, mpsc::Sender<Vec<Published>>) {
         let (sender, batches) = mpsc::channel(MAX_BATCHES);
         let batches = Arc::new(Mutex::new(batches));
-        (Self { engines, grace, no_more_proofs, batches, max_bytes: MAX_BYTES, telemetry }, sender)
+        let (tracked, max_bytes) = (Tracked::default(), MAX_BYTES);
+        (Self { tracked, engines, grace, no_more_proofs, batches, max_bytes, telemetry }, sender)
     }
 
     /// Works until the fanout has ended. Messages unproven then stay open: the sweep brings them to another fanout.
     pub(crate) async fn run(self, stop: CancellationToken) -> EngineResult<()> {
         let mut batches = self.batches.lock().await;
+        // What was pending when the run before panicked is not tracked any more.
+        self.tracked.ids().clear();
         let mut pending = PendingProofs::default();
         // One at a time, beside all else: however long it takes, batches are taken over meanwhile.
         let mut writing = pin!(Fuse::terminated());
@@ -227,6 +261,7 @@ impl DeliveryTracker {
             match store.intake.close(part).await {
                 Ok(()) => {
                     self.telemetry.closed.inc_by(part.len() as u64);
+                    self.tracked.remove(part);
                 }
                 Err(error) if error.is_transient() => {
                     tracing::warn!(%error, entries = part.len(), "intake entries were not closed; trying again");
@@ -237,7 +272,10 @@ impl DeliveryTracker {
                     let (first, second) = part.split_at(part.len() / 2);
                     parts.extend([second, first]);
                 }
-                Err(error) => tracing::error!(%error, entry = %part[0].id, "an intake entry can't be closed"),
+                Err(error) => {
+                    tracing::error!(%error, entry = %part[0].id, "an intake entry can't be closed");
+                    self.tracked.remove(part);
+                }
             }
         }
         Writes::default()

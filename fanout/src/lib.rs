@@ -37,7 +37,7 @@ pub fn run(
     let grace = Some(config.delivery_grace.0).filter(|grace| !grace.is_zero());
     let (tracker, published) =
         delivery_tracker::DeliveryTracker::new(engines.clone(), grace, no_more_proofs, telemetry.clone());
-    let fanout = publish::Fanout::new(grace, engines, published, telemetry);
+    let fanout = publish::Fanout::new(grace, engines, published, tracker.tracked.clone(), telemetry);
     supervisor.spawn("publish", Policy::Restart, move |stop| fanout.clone().run(stop));
     supervisor.spawn("delivery-tracker", Policy::Restart, move |stop| tracker.clone().run(stop));
 }

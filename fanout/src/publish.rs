@@ -18,6 +18,7 @@ use naru_runtime::backoff::full_jitter;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::delivery_tracker::Tracked;
 use crate::members::{MemberCache, Members, Version};
 use crate::pending_proofs::Published;
 use crate::route::{Online, Route, route};
@@ -39,6 +40,7 @@ pub(crate) struct Fanout {
     engines: Engines,
     members: MemberCache,
     published: mpsc::Sender<Vec<Published>>,
+    tracked: Tracked,
     telemetry: Telemetry,
 }
 
@@ -54,10 +56,11 @@ impl Fanout {
         grace: Option<Duration>,
         engines: Engines,
         published: mpsc::Sender<Vec<Published>>,
+        tracked: Tracked,
         telemetry: Telemetry,
     ) -> Self {
         let members = MemberCache::new(engines.store.rooms.clone());
-        Self { grace, engines, members, published, telemetry }
+        Self { grace, engines, members, published, tracked, telemetry }
     }
 
     /// Works until stopped; then finishes the batches in flight.
@@ -70,11 +73,13 @@ impl Fanout {
         work_on(&*queue, WORK, stop.cancelled(), work).await
     }
 
-    async fn work(&self, events: Vec<Event<Saved>>) -> EngineResult<()> {
+    async fn work(&self, mut events: Vec<Event<Saved>>) -> EngineResult<()> {
         self.telemetry.batch.observe(events.len() as f64);
+        self.tracked.leave_out(&mut events);
         let published = self.fan_out(events).await.inspect_err(|_| {
             self.telemetry.retried.inc();
         })?;
+        self.tracked.add(&published);
         // The channel outlives every run of the tracker.
         let _gone = self.published.send(published).await;
         Ok(())

@@ -60,15 +60,15 @@ pub(crate) async fn upgrade(
         .ok_or(Refusal::Unauthenticated("no token: send Authorization: Bearer, or the bearer subprotocol"))?;
     let identity = gateway.verifier.verify(token).await?;
     gateway.limits.call(&identity, CONNECT_COST)?;
-    // After the token, so that strangers take no turn.
+    let (Some(key), Some(upgrade)) = (handshake_key(headers), upgrade) else {
+        return Err(Refusal::Invalid("this is a WebSocket endpoint: version 13, with a key".to_owned()));
+    };
+    let record = gateway.users.admit(&identity).await?;
+    // Last, so that only who may connect takes a turn.
     match gateway.drain.begun.run_until_cancelled(gateway.connect_turns.next()).await {
         Some(turn) => turn?,
         None => return Err(Refusal::Overloaded),
     }
-    let record = gateway.users.admit(&identity).await?;
-    let (Some(key), Some(upgrade)) = (handshake_key(headers), upgrade) else {
-        return Err(Refusal::Invalid("this is a WebSocket endpoint: version 13, with a key".to_owned()));
-    };
     if gateway.drain.has_begun() || gateway.sessions.count() >= gateway.config.max_connections {
         return Err(Refusal::Overloaded);
     }

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use naru_engines::EngineResult;
+use naru_engines::retention::pause_after;
 use naru_engines::store::{Changed, Erasure, IntakeRecord, MemberChange, ParkedCursor};
 use naru_model::message::Outcome;
 use naru_model::{GatewayId, MessageId, RoomId, RoomKind, Timestamp, UserId};
@@ -23,9 +24,9 @@ use crate::gateway::Gateway;
 
 /// How often erasures that other gateways began are looked for: one that died has left them.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
-/// How soon a pass that left something to do is repeated.
+/// How soon a pass that took something away is repeated. One that only waits is repeated less and less often.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
-/// How soon one that failed is tried again.
+/// How soon a look that failed is repeated.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// One gateway works; where the lease can't be asked for, every one does.
 const LEASE: (&str, Duration) = ("erase", Duration::from_secs(10));
@@ -50,6 +51,9 @@ struct UnderWay {
     round: u64,
     /// When it was certain that the sessions and tokens of before had ended in the store.
     ended_at: Instant,
+    /// When the next pass is due, and how long after one that only waits.
+    due: Instant,
+    wait: Duration,
 }
 
 /// What a pass has left to do.
@@ -103,25 +107,42 @@ impl Eraser {
         for (user, erasure) in &erasures {
             if !known.contains_key(user) {
                 end_sessions(gateway, user, erasure.requested_at).await?;
-                known.insert(user.clone(), UnderWay { round: erasure.round, ended_at: Instant::now() });
+                let now = Instant::now();
+                let under_way = UnderWay { round: erasure.round, ended_at: now, due: now, wait: AGAIN_AFTER };
+                known.insert(user.clone(), under_way);
             }
         }
         let mut wait = LOOK_INTERVAL;
         for (user, erasure) in &erasures {
-            let Some(UnderWay { ended_at, .. }) = known.get(user) else { continue };
+            let Some(under_way) = known.get_mut(user) else { continue };
+            let left = under_way.due.saturating_duration_since(Instant::now());
+            if left > Duration::ZERO {
+                wait = wait.min(left);
+                continue;
+            }
             if let Ok(false) = gateway.engines.leases.hold(LEASE.0, self.holder.as_str(), LEASE.1).await {
                 return Ok(LEASE.1);
             }
-            let remaining = gateway.config.erase_delay.saturating_sub(ended_at.elapsed());
+            let remaining = gateway.config.erase_delay.saturating_sub(under_way.ended_at.elapsed());
             // One that fails holds up no other one.
-            let next = attempt(gateway, user, erasure, remaining).await.unwrap_or_else(|error| {
+            let next = attempt(gateway, user, erasure, remaining, &mut under_way.wait).await;
+            let next = next.unwrap_or_else(|error| {
                 tracing::warn!(%user, %error, "a user's erasure goes on later");
-                Some(RETRY_AFTER)
+                Some(longer(&mut under_way.wait))
             });
-            wait = next.map_or(wait, |next| wait.min(next));
+            if let Some(next) = next {
+                under_way.due = Instant::now() + next;
+                wait = wait.min(next);
+            }
         }
         Ok(wait)
     }
+}
+
+/// A wait twice as long as the one before, up to that between two looks.
+fn longer(wait: &mut Duration) -> Duration {
+    *wait = (*wait * 2).min(LOOK_INTERVAL);
+    *wait
 }
 
 /// Makes a pass, and completes the erasure if nothing is left and the delay is over. Returns when to make the next one; none when it is
@@ -131,11 +152,16 @@ async fn attempt(
     user: &UserId,
     erasure: &Erasure,
     remaining: Duration,
+    wait: &mut Duration,
 ) -> EngineResult<Option<Duration>> {
     let Pass { found, waits_for } = pass(gateway, user, erasure).await?;
     tracing::info!(%user, found, waits_for, "a pass of a user's erasure");
-    if found + waits_for > 0 {
+    if found > 0 {
+        *wait = AGAIN_AFTER;
         return Ok(Some(AGAIN_AFTER));
+    }
+    if waits_for > 0 {
+        return Ok(Some(longer(wait)));
     }
     if remaining > Duration::ZERO {
         return Ok(Some(remaining));
@@ -231,6 +257,7 @@ async fn erase_messages(
     let store = &gateway.engines.store;
     let mut after = None;
     loop {
+        let began = Instant::now();
         let records = store.intake.of_sender(room, user, after.as_ref(), PAGE).await?;
         // One that is open may be saved; one whose content is gone may be of a message that has it still (`intake_keep`).
         let may_be_saved = |record: &&IntakeRecord| !matches!(record.outcome, Some(Outcome::Rejected { .. }));
@@ -250,6 +277,7 @@ async fn erase_messages(
             return Ok(());
         }
         after = records.into_iter().next_back().map(|record| record.accepted.client_message_id);
+        pause_after(began).await;
     }
 }
 
@@ -258,11 +286,13 @@ async fn drop_parked(gateway: &Gateway, user: &UserId, pass: &mut Pass) -> Engin
     let store = &gateway.engines.store;
     let mut after = None;
     loop {
+        let began = Instant::now();
         let parked = store.pushes.parked(after.as_ref(), PAGE).await?;
         let ids: Vec<MessageId> = parked.iter().map(|push| push.job.message_id).collect();
-        let messages = store.messages.find(&ids).await?;
-        for (push, message) in parked.iter().zip(messages) {
-            let is_by_user = message.is_some_and(|message| message.sender_id == *user);
+        // The intake knows the sender also where the message was removed (`message_ttl`).
+        let records = store.intake.get(&ids).await?;
+        for (push, record) in parked.iter().zip(records) {
+            let is_by_user = record.is_some_and(|record| record.accepted.sender_id == *user);
             if push.job.recipient_id == *user || is_by_user {
                 store.pushes.drop_parked_at(&ParkedCursor::at(push)).await?;
                 pass.found += 1;
@@ -272,5 +302,6 @@ async fn drop_parked(gateway: &Gateway, user: &UserId, pass: &mut Pass) -> Engin
             return Ok(());
         }
         after = parked.last().map(ParkedCursor::at);
+        pause_after(began).await;
     }
 }

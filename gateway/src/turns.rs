@@ -17,7 +17,9 @@ use crate::token::Identity;
 
 /// How many calls of one user are in the store at a time …
 const OF_USER: usize = 2;
-/// … and of all users. (Of the embedded engine's two readers each then has eight before it.)
+/// … of all apps' backends …
+const OF_SERVICES: usize = 8;
+/// … and of all callers. (Of the embedded engine's two readers each then has eight before it.)
 const IN_ALL: usize = 16;
 /// A call or a handshake whose turn does not come within this is refused as `OVERLOADED`.
 const TURN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,6 +31,8 @@ const CONNECT_BURST: f64 = 0.1;
 /// The turns of calls.
 pub(crate) struct Turns {
     all: Semaphore,
+    /// Those of them that apps' backends may take.
+    of_services: Semaphore,
     of_users: Mutex<OfUsers>,
 }
 
@@ -40,26 +44,28 @@ struct OfUsers {
 /// A call's turn; it ends when this is dropped.
 pub(crate) struct Turn<'a> {
     _of_user: Option<OwnedSemaphorePermit>,
+    _of_services: Option<SemaphorePermit<'a>>,
     _of_all: Option<SemaphorePermit<'a>>,
 }
 
 impl Turns {
     pub(crate) fn new() -> Self {
         let of_users = OfUsers { of: HashMap::new(), prune_at: PRUNE_AT };
-        Self { all: Semaphore::new(IN_ALL), of_users: Mutex::new(of_users) }
+        let of_services = Semaphore::new(OF_SERVICES);
+        Self { all: Semaphore::new(IN_ALL), of_services, of_users: Mutex::new(of_users) }
     }
 
-    /// Waits for the caller's turn. An app's backend calls for all its users, so only the second number counts for it.
+    /// Waits for the caller's turn. An app's backend calls for all its users, and may take more, and not all.
     ///
     /// # Errors
     /// `OVERLOADED` when it does not come in time.
     pub(crate) async fn next(&self, identity: &Identity) -> Result<Turn<'_>, Refusal> {
         let waiting = async {
-            let _of_user = match identity.is_service {
-                true => None,
-                false => self.of(&identity.user).acquire_owned().await.ok(),
+            let (_of_services, _of_user) = match identity.is_service {
+                true => (self.of_services.acquire().await.ok(), None),
+                false => (None, self.of(&identity.user).acquire_owned().await.ok()),
             };
-            Turn { _of_user, _of_all: self.all.acquire().await.ok() }
+            Turn { _of_user, _of_services, _of_all: self.all.acquire().await.ok() }
         };
         timeout(TURN_TIMEOUT, waiting).await.map_err(|_| Refusal::Overloaded)
     }

@@ -251,7 +251,7 @@ impl Notifier {
             health: health.clone(),
             telemetry: telemetry.clone(),
             reported: Mutex::default(),
-            webhook_elsewhere: Default::default(),
+            webhook: Default::default(),
         });
         let push = Arc::new(Push {
             engines: engines.clone(),

@@ -85,7 +85,7 @@ impl Push {
         for device in &devices {
             devices_of.entry(&device.user).or_default().push(device);
         }
-        let wants_webhook = self.unprovided.wants_webhook().await?;
+        let wants_webhook = self.unprovided.wants_webhook().await;
         let is_reachable = |user: &UserId| wants_webhook || devices_of.contains_key(user);
         let missed =
             events.iter().flat_map(|event| event.payload.recipients.iter().map(move |user| (event, user)));

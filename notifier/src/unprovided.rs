@@ -10,7 +10,7 @@
 //! | on its lane again · off the list | it goes on its lane once more, which recognises it by its event id |
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
@@ -31,7 +31,7 @@ const WEBHOOK: (&str, Duration) = ("push.webhook", Duration::from_secs(3600));
 /// An asker is to have the lease for no longer than it takes to get it.
 const ASKER: (&str, Duration) = ("without", Duration::from_millis(1));
 /// How often those that don't have it ask.
-const ASK_EVERY: Duration = Duration::from_secs(10);
+const ASK_INTERVAL: Duration = Duration::from_secs(10);
 
 pub(crate) struct Unprovided {
     pub(crate) engines: Engines,
@@ -43,8 +43,25 @@ pub(crate) struct Unprovided {
     pub(crate) telemetry: Telemetry,
     /// The lanes whose lack was reported. It lasts as long as the process: so does its configuration.
     pub(crate) reported: Mutex<BTreeSet<Lane>>,
-    /// Whether another notifier has the webhook, and when that was asked.
-    pub(crate) webhook_elsewhere: tokio::sync::Mutex<Option<(Instant, bool)>>,
+    /// Whether another notifier has the webhook.
+    pub(crate) webhook: Mutex<WebhookElsewhere>,
+}
+
+/// What is known of a webhook that another notifier may have.
+#[derive(Default)]
+pub(crate) struct WebhookElsewhere {
+    /// When it was asked last.
+    asked: Option<Instant>,
+    seen: Seen,
+}
+
+#[derive(Clone, Copy, Default)]
+enum Seen {
+    /// There was no answer yet.
+    #[default]
+    Unknown,
+    Never,
+    At(Instant),
 }
 
 /// The reason by which parked pushes are found again.
@@ -57,28 +74,40 @@ const fn reason(lane: Lane) -> &'static str {
 }
 
 impl Unprovided {
-    /// Whether the app's backend wants pushes: here or in another notifier the webhook is configured.
-    ///
-    /// # Errors
-    /// When it was never answered whether another notifier has it.
-    pub(crate) async fn wants_webhook(&self) -> EngineResult<bool> {
+    /// Whether the app's backend wants pushes: here or in another notifier the webhook is configured, or was within the hour that
+    /// the lease lasts, so that a live layer that loses its data loses no push. While it can't be asked, what was known
+    /// last counts; at first, that it is wanted: then a push is parked, not lost, and those to devices go on.
+    pub(crate) async fn wants_webhook(&self) -> bool {
         if self.lanes.contains(&Lane::Webhook) {
-            return Ok(true);
+            return true;
         }
-        let mut known = self.webhook_elsewhere.lock().await;
-        if let Some((asked, is_elsewhere)) = *known
-            && asked.elapsed() < ASK_EVERY
-        {
-            return Ok(is_elsewhere);
-        }
-        match (self.engines.leases.hold(WEBHOOK.0, ASKER.0, ASKER.1).await, *known) {
-            (Ok(is_free), _) => {
-                *known = Some((Instant::now(), !is_free));
-                Ok(!is_free)
+        let now = Instant::now();
+        let is_due = {
+            let mut known = self.webhook_elsewhere();
+            let is_due = known.asked.is_none_or(|asked| now - asked >= ASK_INTERVAL);
+            if is_due {
+                known.asked = Some(now);
             }
-            (Err(_), Some((_, is_elsewhere))) => Ok(is_elsewhere),
-            (Err(error), None) => Err(error),
+            is_due
+        };
+        if is_due {
+            let is_free = self.engines.leases.hold(WEBHOOK.0, ASKER.0, ASKER.1).await;
+            let mut known = self.webhook_elsewhere();
+            known.seen = match (is_free, known.seen) {
+                (Ok(false), _) => Seen::At(now),
+                (Ok(true), Seen::Unknown) => Seen::Never,
+                (_, seen) => seen,
+            };
         }
+        match self.webhook_elsewhere().seen {
+            Seen::Unknown => true,
+            Seen::Never => false,
+            Seen::At(moment) => moment.elapsed() < WEBHOOK.1,
+        }
+    }
+
+    fn webhook_elsewhere(&self) -> MutexGuard<'_, WebhookElsewhere> {
+        self.webhook.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the other notifiers that the webhook is configured here.

@@ -9,7 +9,7 @@ use naru_engines::{Applied, EngineError};
 use naru_faults::{Call, Counted, Interceptor, Only, Outage, intercepted};
 use naru_model::hops::Accepted;
 use naru_model::message::Outcome;
-use naru_model::{ClientMessageId, Message, RoomId, Seq, Timestamp, Trace};
+use naru_model::{ClientMessageId, MemberVersion, Message, RoomId, Seq, Timestamp, Trace};
 use naru_runtime::telemetry::Metrics;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -24,6 +24,7 @@ struct Fixture {
     outage: Arc<Outage>,
     counted: Arc<Counted>,
     published: mpsc::Sender<Vec<Published>>,
+    tracked: Tracked,
     running: JoinHandle<EngineResult<()>>,
     no_more_proofs: CancellationToken,
     _directory: tempfile::TempDir,
@@ -84,8 +85,9 @@ impl Fixture {
         let (mut tracker, published) =
             DeliveryTracker::new(engines.clone(), Some(grace), no_more_proofs.clone(), telemetry);
         tracker.max_bytes = max_bytes;
+        let tracked = tracker.tracked.clone();
         let running = tokio::spawn(tracker.run(CancellationToken::new()));
-        Self { engines, outage, counted, published, running, no_more_proofs, _directory: directory }
+        Self { engines, outage, counted, published, tracked, running, no_more_proofs, _directory: directory }
     }
 
     /// Publishes a message to these recipients; returns its id.
@@ -302,6 +304,39 @@ fn on(intake: impl Intake + 'static) -> (DeliveryTracker, mpsc::Sender<Vec<Publi
     let (tracker, published) =
         DeliveryTracker::new(engines, Some(SHORT), CancellationToken::new(), telemetry);
     (tracker, published, directory)
+}
+
+/// An overloaded fanout closes entries so late that the sweep resends them.
+#[tokio::test]
+async fn what_is_tracked_is_not_published_again_until_its_entry_is_closed() {
+    let fixture = Fixture::open(SHORT, MAX_BYTES, &["intake.close"]);
+    let published = fixture.save(1, &["ben"]).await;
+    let resent = || {
+        let saved =
+            Saved { message: published.message.clone(), member_version: MemberVersion::FIRST, origin: None };
+        vec![Event::new(saved, Trace::start())]
+    };
+    let is_left_out = || {
+        let mut events = resent();
+        fixture.tracked.leave_out(&mut events);
+        events.is_empty()
+    };
+    assert!(!is_left_out());
+    fixture.outage.cut(true);
+    let message = published.message.clone();
+    let again = Published::new(message, Trace::start(), vec![user("ben")]);
+    fixture.tracked.add(std::slice::from_ref(&again));
+    fixture.published.send(vec![again]).await.expect("the tracker runs");
+    fixture.offline(1).await;
+    assert!(is_left_out(), "its entry is open");
+    fixture.outage.cut(false);
+    fixture.opens(&[]).await;
+    let closed = async {
+        while is_left_out() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), closed).await.expect("it is tracked no more");
 }
 
 /// Messages whose recipients are all accounted for.

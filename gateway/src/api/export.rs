@@ -8,6 +8,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use naru_engines::store::Platform;
 use naru_model::hops::PushEnvironment;
+use naru_model::message::Outcome;
 use naru_model::{ClientMessageId, DeviceId, Message, RoomId, Seq, Timestamp, UserId};
 use serde::{Deserialize, Serialize};
 
@@ -145,12 +146,17 @@ async fn step(
     let items = records.into_iter().zip(saved).filter_map(|(record, saved)| match saved {
         Some(message) => Some(Item::Message(message)),
         // What has no content any more tells nothing.
-        None => (!record.accepted.content.is_empty()).then_some(Item::Unsaved {
-            chat_room_id: record.accepted.chat_room_id,
-            client_message_id: record.accepted.client_message_id,
-            sender_name: record.accepted.sender_name,
-            content: record.accepted.content,
-            timestamp: record.accepted.timestamp,
+        None if record.accepted.content.is_empty() => None,
+        None => Some(match record.outcome {
+            // It has expired (`message_ttl`).
+            Some(Outcome::Saved { seq }) => Item::Message(record.accepted.at(seq)),
+            _ => Item::Unsaved {
+                chat_room_id: record.accepted.chat_room_id,
+                client_message_id: record.accepted.client_message_id,
+                sender_name: record.accepted.sender_name,
+                content: record.accepted.content,
+                timestamp: record.accepted.timestamp,
+            },
         }),
     });
     let next = if is_last { Place::After(room) } else { Place::In(room, last) };

@@ -295,7 +295,7 @@ trait Command: Send {
         false
     }
     /// Runs such a command.
-    fn run_alone(&mut self, _: &Connection) -> EngineResult<()> {
+    fn run_alone(&mut self, _: &Connection, _: &Condition) -> EngineResult<()> {
         Ok(())
     }
     /// Whether its commit is to be synced; final only once it was run.
@@ -324,7 +324,7 @@ impl Command for EmptyLog {
         true
     }
 
-    fn run_alone(&mut self, connection: &Connection) -> EngineResult<()> {
+    fn run_alone(&mut self, connection: &Connection, condition: &Condition) -> EngineResult<()> {
         let empty = || {
             connection.busy_timeout(READS_HOLD_UP)?;
             let is_held_up =
@@ -335,7 +335,10 @@ impl Command for EmptyLog {
         match empty() {
             Ok(false) => Ok(()),
             Ok(true) => Err(EngineError::unavailable(ENGINE, Applied::No, "a read holds the log up")),
-            Err(error) => Err(engine_error(error)),
+            Err(error) => {
+                condition.failed(&error);
+                Err(engine_error(error))
+            }
         }
     }
 
@@ -427,7 +430,10 @@ impl Writer {
             self.write(unsynced);
             self.write(synced);
             for mut command in alone {
-                let outcome = command.run_alone(&self.connection);
+                let outcome = match self.condition.is_damaged() {
+                    true => Err(EngineError::unavailable(ENGINE, Applied::No, Fault::Damaged.sentence())),
+                    false => command.run_alone(&self.connection, &self.condition),
+                };
                 command.end(outcome);
             }
             if closing.load(Ordering::Acquire) {

@@ -14,7 +14,7 @@ pub const BATCH: usize = 200;
 /// The shortest pause after a batch.
 const MIN_PAUSE: Duration = Duration::from_millis(20);
 /// A pause is at least this many times as long as its batch: removing is not to take more than a fifth of the store.
-const PAUSE: u32 = 4;
+const PAUSE_FACTOR: u32 = 4;
 
 /// Calls `remove` until it has removed nothing; answers how many it has removed in all.
 ///
@@ -30,7 +30,7 @@ pub async fn in_batches<F: Future<Output = EngineResult<u64>>>(
             0 => return Ok(removed),
             batch => removed += batch,
         }
-        pause(began).await;
+        pause_after(began).await;
     }
 }
 
@@ -52,12 +52,13 @@ pub async fn walk<F: Future<Output = EngineResult<Walked>>>(
             return Ok((removed, after));
         }
         after = walked.next;
-        pause(began).await;
+        pause_after(began).await;
     }
 }
 
-async fn pause(began: Instant) {
-    sleep(MIN_PAUSE.max(PAUSE * began.elapsed())).await;
+/// The pause after a batch that began then.
+pub async fn pause_after(began: Instant) {
+    sleep(MIN_PAUSE.max(PAUSE_FACTOR * began.elapsed())).await;
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@
 //! | `erasures` | a user whose personal data was erased or is being erased | `_id`, `round` (how often it was asked for), `requestedAt`, `open`? (only if under way), `completedAt`? |
 //! | `pushes` | a push that a provider accepted | `_id`, `providerId`, `recordedAt` |
 //! | `parked` | a push that could not be sent | `_id`, `job` (as in its queue), `reason`, `attempts`, `parkedAt` |
-//! | `meta` | the data's layout and its epoch, under the `_id` `store`, and how far old contents were dropped from `intake`, under `contents` | `_id`, `schemaVersion`, `partitions`, `epoch`; `_id`, `droppedTo` |
+//! | `meta` | the data's layout and its epoch, under the `_id` `store`, and how far old contents were dropped from `intake`, under `contents` | `_id`, `schemaVersion`, `partitions`, `epoch`; `_id`, `droppedTo`?, `reopened`? |
 //!
 //! | index | of | for |
 //! |---|---|---|

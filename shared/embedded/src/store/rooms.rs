@@ -330,8 +330,11 @@ fn shares(connection: &Connection, (user, number): (&UserId, i64), other: &UserI
     if user == other {
         return Ok(true);
     }
-    let sql = "SELECT 1 FROM (SELECT chatRoomId FROM memberships INDEXED BY memberships_of_user
-             WHERE userId = ?1 AND until IS NULL ORDER BY activity DESC LIMIT ?3) searched
+    // Those without a place in the list come first: they may be the latest.
+    let sql = "SELECT 1 FROM (SELECT * FROM (SELECT chatRoomId FROM memberships INDEXED BY memberships_of_user
+             WHERE userId = ?1 AND until IS NULL AND activity IS NULL LIMIT ?3)
+             UNION ALL SELECT * FROM (SELECT chatRoomId FROM memberships INDEXED BY memberships_of_user
+             WHERE userId = ?1 AND until IS NULL AND activity IS NOT NULL ORDER BY activity DESC LIMIT ?3)) searched
          CROSS JOIN memberships found
              ON found.chatRoomId = searched.chatRoomId AND found.userId = ?2 AND found.until IS NULL";
     let mut search = connection.prepare_cached(sql)?;

@@ -20,19 +20,22 @@ use crate::error::{ENGINE, after_effect};
 use crate::field::{self, Field};
 use crate::open::{CONTENTS, INTAKE, META};
 
-/// In `meta`: how far old contents were dropped. Of the entries up to this id none was open.
+/// In `meta`: how far old contents were dropped. Of the entries up to this id none was open. `reopened` counts how often some were
+/// opened again: a walk that began before that does not move the note.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ContentsDropped {
     #[serde(rename = "_id")]
     id: String,
-    #[serde(with = "field")]
-    dropped_to: MessageId,
+    #[serde(default, with = "field", skip_serializing_if = "Option::is_none")]
+    dropped_to: Option<MessageId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reopened: Option<i64>,
 }
 
 #[async_trait]
 impl Intake for Database {
-    /// One round trip when all entries are new, else two; two more when rejected entries are opened again, and one where a new
+    /// One round trip when all entries are new, else two; four more when rejected entries are opened again, and one where a new
     /// entry comes after a resend.
     ///
     /// When the process dies in between, each entry is stored or not: the sweep finds the stored ones. One that comes after
@@ -153,8 +156,8 @@ impl Intake for Database {
             open: bool,
             has_content: bool,
         }
-        let dropped = self.find_one::<ContentsDropped>(META, doc! { "_id": CONTENTS }).await?;
-        let dropped = dropped.map(|note| note.dropped_to);
+        let note = self.find_one::<ContentsDropped>(META, doc! { "_id": CONTENTS }).await?;
+        let dropped = note.as_ref().and_then(|note| note.dropped_to);
         let after = after.or(dropped);
         let mut range = doc! { "$lt": MessageId::first_at(before).to_bson() };
         range.extend(after.map(|after| ("$gt".to_owned(), after.to_bson().into())));
@@ -170,7 +173,7 @@ impl Intake for Database {
         self.drop_contents(&old).await?;
         let done = entries.iter().take_while(|entry| !entry.open).last();
         if let Some(done) = done.filter(|_| after == dropped) {
-            self.note_dropped(dropped, done.id).await?;
+            self.note_dropped(note, done.id).await?;
         }
         let next = entries.last().filter(|_| entries.len() == limit).map(|last| last.id);
         Ok(Walked { removed: old.len() as u64, next })
@@ -235,18 +238,26 @@ struct ThereBefore {
 
 impl Database {
     /// Notes how far contents were dropped, unless another call has changed the note: an entry before it may have been opened again.
-    async fn note_dropped(&self, from: Option<MessageId>, to: MessageId) -> EngineResult<()> {
-        match from {
-            None => drop(
-                self.insert_one(META, ContentsDropped { id: CONTENTS.to_owned(), dropped_to: to }).await?,
-            ),
-            Some(from) => {
-                let note = doc! { "_id": CONTENTS, "droppedTo": from.to_bson() };
-                let further = doc! { "$set": { "droppedTo": to.to_bson() } };
-                self.update_one(META, note, further).await?;
-            }
-        }
-        Ok(())
+    async fn note_dropped(&self, from: Option<ContentsDropped>, to: MessageId) -> EngineResult<()> {
+        let Some(from) = from else {
+            let note = ContentsDropped { id: CONTENTS.to_owned(), dropped_to: Some(to), reopened: None };
+            return self.insert_one(META, note).await.map(drop);
+        };
+        let dropped_to = from.dropped_to.map(|id| id.to_bson());
+        let note = doc! { "_id": CONTENTS, "droppedTo": dropped_to, "reopened": from.reopened };
+        self.update_one(META, note, doc! { "$set": { "droppedTo": to.to_bson() } }).await.map(drop)
+    }
+
+    /// Notes that entries from this one on have contents again, which a walk must find once they are closed.
+    async fn note_reopened(&self, earliest: MessageId) -> EngineResult<()> {
+        let before = earliest.predecessor().to_bson();
+        let is_further = doc! { "$gt": ["$droppedTo", before] };
+        let back = doc! { "$set": {
+            "droppedTo": { "$cond": [is_further, before, { "$ifNull": ["$droppedTo", "$$REMOVE"] }] },
+            "reopened": { "$add": [{ "$ifNull": ["$reopened", 0_i64] }, 1_i64] },
+        } };
+        let update = Update::or_insert(doc! { "_id": CONTENTS }, vec![back]);
+        self.update_all(META, vec![update]).await
     }
 
     /// Looks up, in one query, the records with these entries' keys or ids.
@@ -287,12 +298,11 @@ impl Database {
                 *answer = Appended::Reopened(id);
             }
         }
-        if let Some(earliest) = opened.keys().min() {
-            // They have contents again, which a walk must find once they are closed.
-            let back = doc! { "$min": { "droppedTo": earliest.predecessor().to_bson() } };
-            self.update_one(META, doc! { "_id": CONTENTS }, back).await?;
-        }
+        let Some(earliest) = opened.keys().min().copied() else { return Ok(answers) };
+        // First, in case the process dies before the second time; and again for a walk that began in between.
+        self.note_reopened(earliest).await?;
         self.update_all(INTAKE, updates).await?;
+        self.note_reopened(earliest).await?;
         Ok(answers)
     }
 }

@@ -84,7 +84,19 @@ impl Messages for Database {
         let find = Find::all(filter).sorted(doc! { "seq": order }).at_most(limit.saturating_add(1));
         let found = Database::find::<MessageDocument>(self, CHAT_MESSAGES, find).await?;
         let more = found.len() > limit;
-        Ok((found.into_iter().take(limit).map(Message::from).collect(), more))
+        let mut page: Vec<Message> = found.into_iter().take(limit).map(Message::from).collect();
+        // A hole is one of messages that expire at this moment, or did when a process died: all before it are about to.
+        let hole = page.windows(2).rposition(|pair| pair[0].seq.0.abs_diff(pair[1].seq.0) > 1);
+        match (window, hole) {
+            (Window::After(_), Some(hole)) => drop(page.drain(..=hole)),
+            (Window::Before(_) | Window::Latest, Some(_)) => {
+                let first = page.windows(2).position(|pair| pair[0].seq.0.abs_diff(pair[1].seq.0) > 1);
+                page.truncate(first.map_or(page.len(), |first| first + 1));
+                return Ok((page, false));
+            }
+            (_, None) => {}
+        }
+        Ok((page, more))
     }
 
     /// One round trip. Only what is not deleted is changed, so it may be repeated.

@@ -65,7 +65,7 @@ pub(crate) async fn upgrade(
     };
     let record = gateway.users.admit(&identity).await?;
     // Last, so that only who may connect takes a turn.
-    match gateway.drain.begun.run_until_cancelled(gateway.connect_turns.next()).await {
+    match gateway.drain.begun.run_until_cancelled(gateway.connect_turns.next(&identity.user)).await {
         Some(turn) => turn?,
         None => return Err(Refusal::Overloaded),
     }

@@ -20,7 +20,7 @@ const PRUNE_AT: usize = 16_384;
 /// How often a room is told that one user is typing: a second, and at once.
 const TYPING_TOLD: (u32, u32) = (1, 5);
 /// What a WebSocket handshake costs of its user's rate of calls.
-pub(crate) const CONNECT_COST: f64 = 100.0;
+pub(crate) const CONNECT_COST: f64 = 10.0;
 /// So many bytes of an answer cost as much as a call, or a ping …
 const BYTES_PER_COST: f64 = 8192.0;
 /// … and so many rooms of a `SYNC`.

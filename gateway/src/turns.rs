@@ -33,12 +33,39 @@ pub(crate) struct Turns {
     all: Semaphore,
     /// Those of them that apps' backends may take.
     of_services: Semaphore,
-    of_users: Mutex<OfUsers>,
+    of_users: OfUsers,
 }
 
-struct OfUsers {
-    of: HashMap<UserId, Weak<Semaphore>>,
+/// The turns of each user that has or waits for one.
+struct OfUsers(Mutex<SemaphoresOf>);
+
+struct SemaphoresOf {
+    users: HashMap<UserId, Weak<Semaphore>>,
     prune_at: usize,
+}
+
+impl OfUsers {
+    fn new() -> Self {
+        Self(Mutex::new(SemaphoresOf { users: HashMap::new(), prune_at: PRUNE_AT }))
+    }
+
+    async fn next(&self, user: &UserId) -> Option<OwnedSemaphorePermit> {
+        self.of(user).acquire_owned().await.ok()
+    }
+
+    fn of(&self, user: &UserId) -> Arc<Semaphore> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_user) = known.users.get(user).and_then(Weak::upgrade) {
+            return of_user;
+        }
+        if known.users.len() >= known.prune_at {
+            known.users.retain(|_, of_user| of_user.strong_count() > 0);
+            known.prune_at = (known.users.len() * 2).max(PRUNE_AT);
+        }
+        let of_user = Arc::new(Semaphore::new(OF_USER));
+        known.users.insert(user.clone(), Arc::downgrade(&of_user));
+        of_user
+    }
 }
 
 /// A call's turn; it ends when this is dropped.
@@ -50,9 +77,8 @@ pub(crate) struct Turn<'a> {
 
 impl Turns {
     pub(crate) fn new() -> Self {
-        let of_users = OfUsers { of: HashMap::new(), prune_at: PRUNE_AT };
         let of_services = Semaphore::new(OF_SERVICES);
-        Self { all: Semaphore::new(IN_ALL), of_services, of_users: Mutex::new(of_users) }
+        Self { all: Semaphore::new(IN_ALL), of_services, of_users: OfUsers::new() }
     }
 
     /// Waits for the caller's turn. An app's backend calls for all its users, and may take more, and not all.
@@ -63,25 +89,11 @@ impl Turns {
         let waiting = async {
             let (_of_services, _of_user) = match identity.is_service {
                 true => (self.of_services.acquire().await.ok(), None),
-                false => (None, self.of(&identity.user).acquire_owned().await.ok()),
+                false => (None, self.of_users.next(&identity.user).await),
             };
             Turn { _of_user, _of_services, _of_all: self.all.acquire().await.ok() }
         };
         timeout(TURN_TIMEOUT, waiting).await.map_err(|_| Refusal::Overloaded)
-    }
-
-    fn of(&self, user: &UserId) -> Arc<Semaphore> {
-        let mut users = self.of_users.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(of_user) = users.of.get(user).and_then(Weak::upgrade) {
-            return of_user;
-        }
-        if users.of.len() >= users.prune_at {
-            users.of.retain(|_, of_user| of_user.strong_count() > 0);
-            users.prune_at = (users.of.len() * 2).max(PRUNE_AT);
-        }
-        let of_user = Arc::new(Semaphore::new(OF_USER));
-        users.of.insert(user.clone(), Arc::downgrade(&of_user));
-        of_user
     }
 }
 
@@ -91,20 +103,24 @@ pub(crate) struct ConnectTurns {
     interval: Option<Duration>,
     /// When the next one is due, if handshakes came evenly.
     due: Mutex<Instant>,
+    /// A user has few in the line, so that no crowd of one user's fills it.
+    of_users: OfUsers,
 }
 
 impl ConnectTurns {
     pub(crate) fn new(per_second: u32) -> Self {
         let interval = (per_second > 0).then(|| Duration::from_secs(1) / per_second);
-        Self { interval, due: Mutex::new(Instant::now()) }
+        Self { interval, due: Mutex::new(Instant::now()), of_users: OfUsers::new() }
     }
 
-    /// Waits for the turn of a handshake.
+    /// Waits for the turn of a user's handshake.
     ///
     /// # Errors
-    /// `OVERLOADED` at once when it would not come in time.
-    pub(crate) async fn next(&self) -> Result<(), Refusal> {
+    /// `OVERLOADED` when it does not come in time; at once where the line is too long.
+    pub(crate) async fn next(&self, user: &UserId) -> Result<(), Refusal> {
         let Some(interval) = self.interval else { return Ok(()) };
+        let _of_user =
+            timeout(TURN_TIMEOUT, self.of_users.next(user)).await.map_err(|_| Refusal::Overloaded)?;
         let turn = {
             let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
@@ -168,24 +184,42 @@ mod tests {
         for number in 0..3 * PRUNE_AT {
             drop(turns.next(&identity(&format!("u{number}"), false)).await.unwrap());
         }
-        assert!(turns.of_users.lock().unwrap().of.len() <= PRUNE_AT);
+        assert!(turns.of_users.0.lock().unwrap().users.len() <= PRUNE_AT);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_storm_of_handshakes_is_taken_at_the_rate_and_the_rest_is_refused_at_once() {
         let (turns, begun) = (ConnectTurns::new(100), Instant::now());
-        let answers = futures_util::future::join_all((0..1_000).map(|_| async {
-            let taken = turns.next().await;
+        let handshake = async |user: &str| {
+            let taken = turns.next(&UserId::new(user).unwrap()).await;
             (taken, begun.elapsed())
-        }));
-        let answers = answers.await;
+        };
+        let users: Vec<String> = (0..1_000).map(|number| format!("u{number}")).collect();
+        let answers = futures_util::future::join_all(users.iter().map(|user| handshake(user))).await;
         let taken = answers.iter().filter(|(taken, _)| taken.is_ok());
         let (at_once, later): (Vec<_>, Vec<_>) = taken.partition(|(_, after)| after.is_zero());
         assert!((10..=11).contains(&at_once.len()) && (499..=501).contains(&later.len()));
         assert!(answers.iter().all(|(taken, after)| taken.is_ok() || after.is_zero()));
         // A moment later there are free turns again.
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(turns.next().now_or_never().is_some());
-        assert!(ConnectTurns::new(0).next().now_or_never().is_some());
+        let ada = UserId::new("ada").unwrap();
+        assert!(turns.next(&ada).now_or_never().is_some());
+        assert!(ConnectTurns::new(0).next(&ada).now_or_never().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_crowd_of_one_users_handshakes_is_no_line_for_others() {
+        let (turns, ada, ben) =
+            (ConnectTurns::new(10), UserId::new("ada").unwrap(), UserId::new("ben").unwrap());
+        let crowd = futures_util::future::join_all((0..1_000).map(|_| turns.next(&ada)));
+        let (begun, mut crowd) = (Instant::now(), Box::pin(crowd));
+        assert!(crowd.as_mut().now_or_never().is_none());
+        tokio::select! {
+            taken = turns.next(&ben) => taken.unwrap(),
+            _ = &mut crowd => panic!("they take minutes"),
+        }
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        let refused = crowd.await.iter().filter(|taken| taken.is_err()).count();
+        assert!((900..1_000).contains(&refused), "{refused}");
     }
 }

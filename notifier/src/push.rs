@@ -62,6 +62,8 @@ impl Push {
             },
             is_rederivable: false,
         };
+        // Asked before the first events: those that come while it is asked would take it as wanted.
+        self.unprovided.wants_webhook().await;
         let offline = self.engines.bus.offline.clone();
         work_on(&*offline, options, stop.cancelled(), move |events| {
             let push = self.clone();

@@ -7,6 +7,7 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use naru_model::frame::{Ack, ServerFrame};
 use naru_model::live::Confirmation;
 use naru_model::message::{Accepted, Outcome};
@@ -127,7 +128,11 @@ impl Pending {
     /// # Errors
     /// `OVERLOADED` when there is no place within a second.
     pub(crate) async fn admit(&self) -> Result<Permit, Refusal> {
-        match timeout(PLACE_TIMEOUT, self.messages.clone().acquire_owned()).await {
+        if let Ok(_place) = self.messages.clone().try_acquire_owned() {
+            return Ok(Permit { _place });
+        }
+        // Boxed, because every connection would keep memory for a wait that hardly any message has.
+        match timeout(PLACE_TIMEOUT, self.messages.clone().acquire_owned()).boxed().await {
             Ok(Ok(_place)) => Ok(Permit { _place }),
             _ => Err(Refusal::Overloaded),
         }
@@ -219,8 +224,6 @@ pub(crate) fn waiter(accepted: &Accepted, asker: Asker, permit: Permit) -> Waite
 
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt;
-
     use super::*;
 
     #[tokio::test(start_paused = true)]

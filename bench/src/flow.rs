@@ -173,8 +173,8 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "{} LOST, {} DUPLICATED, {} STRAY, {} unanswered, {} RESYNC",
-            totals.lost, totals.duplicates, totals.strays, totals.unanswered, totals.resyncs
+            "{} LOST, {} DUPLICATED, {} STRAY, {} unanswered, {} RESYNC, {} withheld",
+            totals.lost, totals.duplicates, totals.strays, totals.unanswered, totals.resyncs, totals.withheld
         )?;
         for (kind, count) in &totals.errors {
             writeln!(f, "{count} × {kind}")?;

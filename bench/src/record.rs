@@ -43,6 +43,7 @@ pub struct RunRecord {
     duplicates: u64,
     strays: u64,
     resyncs: u64,
+    withheld: u64,
     errors: BTreeMap<String, u64>,
 }
 
@@ -96,6 +97,7 @@ impl RunRecord {
             duplicates: 0,
             strays: 0,
             resyncs: 0,
+            withheld: 0,
             errors: BTreeMap::new(),
         }
     }
@@ -127,6 +129,12 @@ impl RunRecord {
     /// A session was notified that its live delivery was interrupted.
     pub fn resync(&mut self) {
         self.resyncs += 1;
+    }
+
+    /// The message was not sent, because its sender's last one was refused.
+    pub fn withheld(&mut self, number: usize) {
+        self.change(number, |message| message.failed = true);
+        self.withheld += 1;
     }
 
     /// Another failure: an `ERROR` frame's code (with the message it is about), a closed session.
@@ -177,6 +185,7 @@ impl RunRecord {
             duplicates: self.duplicates,
             strays: self.strays,
             resyncs: self.resyncs,
+            withheld: self.withheld,
             errors: self.errors.clone(),
             measured: measured.len(),
             delivered_per_second: delivered as f64 / seconds,
@@ -209,6 +218,9 @@ pub struct Totals {
     pub strays: u64,
     /// `RESYNC` frames. The tool does not catch up after one, so messages that such a session misses count as lost.
     pub resyncs: u64,
+    /// Not sent, because the one before was refused a moment ago.
+    #[serde(default)]
+    pub withheld: u64,
     /// Errors and closed sessions by kind.
     pub errors: BTreeMap<String, u64>,
     /// Messages in the measured part.

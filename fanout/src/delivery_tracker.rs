@@ -18,7 +18,7 @@
 //! the next batches are taken over. A room is moved up before its entries are closed: after a crash in between, both are
 //! repeated.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::pin::pin;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -52,33 +52,57 @@ const MAX_CLOSED: usize = 4_096;
 /// How many finished entries wait to be closed at most; beyond, no batch is taken over. At 4,000 a second they are closed
 /// within 4 s: the sweep, which takes entries 5 s after the grace time, does not resend them.
 const MAX_UNCLOSED: usize = 16_384;
+/// How many messages are known whose entries were closed last: about as many as can wait in a queue behind one that comes again,
+/// at 16 bytes each.
+const MAX_CLOSED_KNOWN: usize = 65_536;
 /// How many batches may wait to be taken over; beyond, the fanout waits.
 const MAX_BATCHES: usize = 8;
 
-/// The messages that this process has published and whose entries it will close. An overloaded one closes them so late that the
-/// sweep resends them: they are not published once more.
+/// The messages that this process has published and whose entries it will close, or has closed lately. An overloaded one comes
+/// to a message, or closes its entry, so late that the sweep resends it: it is not published once more.
 #[derive(Clone, Default)]
-pub(crate) struct Tracked(Arc<std::sync::Mutex<HashSet<MessageId>>>);
+pub(crate) struct Tracked(Arc<std::sync::Mutex<TrackedIds>>);
+
+#[derive(Default)]
+struct TrackedIds {
+    all: HashSet<MessageId>,
+    /// Those whose entries are closed, the oldest first.
+    closed: VecDeque<MessageId>,
+}
 
 impl Tracked {
     pub(crate) fn add(&self, published: &[Published]) {
-        self.ids().extend(published.iter().map(|published| published.message.id));
+        self.ids().all.extend(published.iter().map(|published| published.message.id));
     }
 
-    /// Leaves out the events of messages that are tracked.
+    /// Leaves out the events of messages that are tracked, and those that are there twice.
     pub(crate) fn leave_out(&self, events: &mut Vec<Event<Saved>>) {
         let ids = self.ids();
-        events.retain(|event| !ids.contains(&event.payload.message.id));
+        let mut seen = HashSet::with_capacity(events.len());
+        events.retain(|Event { payload: Saved { message, .. }, .. }| {
+            !ids.all.contains(&message.id) && seen.insert(message.id)
+        });
     }
 
-    fn remove(&self, closed: &[Closing]) {
-        let mut ids = self.ids();
-        for Closing { id, .. } in closed {
-            ids.remove(id);
+    /// Their entries are closed: whatever of them comes now was sent before that.
+    fn closed(&self, closed: &[Closing]) {
+        let TrackedIds { all, closed: queue } = &mut *self.ids();
+        queue.extend(closed.iter().map(|closing| closing.id));
+        for id in queue.drain(..queue.len().saturating_sub(MAX_CLOSED_KNOWN)) {
+            all.remove(&id);
         }
     }
 
-    fn ids(&self) -> std::sync::MutexGuard<'_, HashSet<MessageId>> {
+    /// It is left to the sweep.
+    fn give_up(&self, id: MessageId) {
+        self.ids().all.remove(&id);
+    }
+
+    fn clear(&self) {
+        *self.ids() = TrackedIds::default();
+    }
+
+    fn ids(&self) -> std::sync::MutexGuard<'_, TrackedIds> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -114,7 +138,7 @@ impl DeliveryTracker {
     pub(crate) async fn run(self, stop: CancellationToken) -> EngineResult<()> {
         let mut batches = self.batches.lock().await;
         // What was pending when the run before panicked is not tracked any more.
-        self.tracked.ids().clear();
+        self.tracked.clear();
         let mut pending = PendingProofs::default();
         // One at a time, beside all else: however long it takes, batches are taken over meanwhile.
         let mut writing = pin!(Fuse::terminated());
@@ -261,7 +285,7 @@ impl DeliveryTracker {
             match store.intake.close(part).await {
                 Ok(()) => {
                     self.telemetry.closed.inc_by(part.len() as u64);
-                    self.tracked.remove(part);
+                    self.tracked.closed(part);
                 }
                 Err(error) if error.is_transient() => {
                     tracing::warn!(%error, entries = part.len(), "intake entries were not closed; trying again");
@@ -274,7 +298,7 @@ impl DeliveryTracker {
                 }
                 Err(error) => {
                     tracing::error!(%error, entry = %part[0].id, "an intake entry can't be closed");
-                    self.tracked.remove(part);
+                    self.tracked.give_up(part[0].id);
                 }
             }
         }

@@ -28,7 +28,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::batches::{Batches, Limits, Linger, WINDOW};
 use crate::budget::Budget;
-use crate::limit::Limiter;
+use crate::limit::{Limiter, cost_beyond_one};
 use crate::pending::{Asker, Pending, Permit, Waiter, waiter};
 use crate::refusal::Refusal;
 use crate::rooms::RoomCache;
@@ -143,7 +143,10 @@ impl Acceptor {
         }
         let admitted = match held_by {
             Some(refusal) => Err(refusal),
-            None => self.admit(&chat.chat_room_id, &identity.user, !identity.is_service).await,
+            None => {
+                let bytes = chat.content.len();
+                self.admit(&chat.chat_room_id, &identity.user, bytes, !identity.is_service).await
+            }
         };
         // Without a name of its own it can't be a resend.
         let admitted = match admitted {
@@ -175,7 +178,8 @@ impl Acceptor {
     /// The refusal; `UNAVAILABLE` when its fate is unknown.
     pub(crate) async fn accept_request(&self, request: SendRequest) -> Result<Ack, Refusal> {
         self.check(&request.content)?;
-        let admitted = self.admit(&request.chat_room_id, &request.sender_id, request.is_limited).await;
+        let (room, bytes) = (&request.chat_room_id, request.content.len());
+        let admitted = self.admit(room, &request.sender_id, bytes, request.is_limited).await;
         let accepted = Accepted {
             id: MessageId::generate(),
             chat_room_id: request.chat_room_id,
@@ -201,13 +205,20 @@ impl Acceptor {
         if content.len() > limit { Err(Refusal::TooLarge { limit }) } else { Ok(()) }
     }
 
-    async fn admit(&self, room: &RoomId, sender: &UserId, is_limited: bool) -> Result<Permit, Refusal> {
+    async fn admit(
+        &self,
+        room: &RoomId,
+        sender: &UserId,
+        bytes: usize,
+        is_limited: bool,
+    ) -> Result<Permit, Refusal> {
         if is_limited {
             self.limiter.take(sender, 1.0)?;
         }
         self.budget.admit()?;
-        if self.rooms.of_member(room, sender).await?.is_none() {
-            return Err(Refusal::RoomNotFound);
+        let room = self.rooms.of_member(room, sender).await?.ok_or(Refusal::RoomNotFound)?;
+        if is_limited {
+            self.limiter.charge(sender, cost_beyond_one(bytes, room.member_ids.len() - 1));
         }
         self.pending.admit().await
     }

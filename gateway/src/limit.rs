@@ -21,7 +21,9 @@ const PRUNE_AT: usize = 16_384;
 const TYPING_TOLD: (u32, u32) = (1, 5);
 /// What a WebSocket handshake costs of its user's rate of calls.
 pub(crate) const CONNECT_COST: f64 = 10.0;
-/// So many bytes of an answer cost as much as a call, or a ping …
+/// So many bytes that go out to the other members cost as much as a message.
+const BYTES_PER_MESSAGE: f64 = 65_536.0;
+/// So many bytes of an answer, or of a frame that is refused, cost as much as a call, or a ping …
 const BYTES_PER_COST: f64 = 8192.0;
 /// … and so many rooms of a `SYNC`.
 const ROOMS_PER_COST: f64 = 25.0;
@@ -123,6 +125,7 @@ impl Limits {
         &self,
         identity: &Identity,
         frame: &Result<ClientFrame, BadFrame>,
+        bytes: usize,
     ) -> Result<(), Refusal> {
         let cost = match frame {
             // Its rate is that of messages.
@@ -130,7 +133,8 @@ impl Limits {
             Ok(ClientFrame::Sync(_)) => 4.0,
             // A client may send one for each message that it gets; many of a room are made one.
             Ok(ClientFrame::Received(_) | ClientFrame::Read(_) | ClientFrame::Typing { .. }) => 0.1,
-            Ok(ClientFrame::Ping | ClientFrame::Drop(_)) | Err(_) => 1.0,
+            Ok(ClientFrame::Ping | ClientFrame::Drop(_)) => 1.0,
+            Err(_) => 1.0 + bytes as f64 / BYTES_PER_COST,
         };
         self.frame_of(identity, cost)
     }
@@ -173,6 +177,11 @@ impl Limits {
     pub(crate) fn is_typing_told(&self, user: &UserId, room: &RoomId) -> bool {
         self.typing.take(&(user.clone(), room.clone()), 1.0).is_ok()
     }
+}
+
+/// What a message costs of its sender's rate beyond one, by what goes out to its recipients.
+pub(crate) fn cost_beyond_one(bytes: usize, recipients: usize) -> f64 {
+    ((bytes * recipients) as f64 / BYTES_PER_MESSAGE - 1.0).max(0.0)
 }
 
 /// What a call costs of its caller's rate, by what it makes the store do.
@@ -219,6 +228,13 @@ mod tests {
         assert_eq!(refused, Refusal::RateLimited { retry_after: Duration::from_millis(400) });
         tokio::time::advance(Duration::from_millis(400)).await;
         limiter.take(&"ada", 1.0).unwrap();
+    }
+
+    #[test]
+    fn a_message_costs_what_goes_out() {
+        let costs = [(100, 1), (8_192, 8), (8_192, 40), (65, 999)]
+            .map(|(bytes, recipients)| 1.0 + cost_beyond_one(bytes, recipients));
+        assert_eq!(costs, [1.0, 1.0, 5.0, 1.0]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -28,8 +28,24 @@ const MAX_LOOKED_UP: usize = 256;
 /// After this the sender is answered that the message's fate is unknown. Its client has given up long before.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a message may wait for a place.
+/// How long a message may wait for a place, and how long places may be short before some are refused that would have to wait …
 const PLACE_TIMEOUT: Duration = Duration::from_secs(1);
+/// … the next one after this divided by the square root of how many were: ever more while the shortage lasts, as CoDel drops
+/// packets (RFC 8289). A refusal holds back its session's next messages, so at some number the others find places.
+const REFUSAL_INTERVAL: Duration = Duration::from_millis(50);
+/// A shortage of places is over when no message has found none for so long.
+const SHORTAGE_END: Duration = Duration::from_millis(250);
+
+/// A time in which messages find no place at once.
+#[derive(Clone, Copy)]
+struct Shortage {
+    /// When a message found none last.
+    last: Instant,
+    /// How many messages were refused.
+    refused: u32,
+    /// When the next one is.
+    refuse_at: Instant,
+}
 
 /// The right to have one message in flight; released when it is dropped.
 pub(crate) struct Permit {
@@ -112,6 +128,7 @@ pub(crate) struct Pending {
     messages: Arc<Semaphore>,
     /// As many again, of messages that would be refused, while it is looked up whether they are resends.
     look_ups: Arc<Semaphore>,
+    shortage: Mutex<Option<Shortage>>,
     waiting: Mutex<HashMap<MessageId, Waiting>>,
 }
 
@@ -120,22 +137,41 @@ impl Pending {
     pub(crate) fn new(max: usize) -> Arc<Self> {
         let max = u32::try_from(max).unwrap_or(u32::MAX);
         let places = || Arc::new(Semaphore::new((max as usize).min(Semaphore::MAX_PERMITS)));
-        Arc::new(Self { max, messages: places(), look_ups: places(), waiting: Mutex::default() })
+        let (messages, look_ups) = (places(), places());
+        Arc::new(Self { max, messages, look_ups, shortage: Mutex::default(), waiting: Mutex::default() })
     }
 
     /// The right to take one more message, in the order in which it was asked for.
     ///
     /// # Errors
-    /// `OVERLOADED` when there is no place within a second.
+    /// `OVERLOADED` when there is no place within a second; at once for some, when places have been short for longer.
     pub(crate) async fn admit(&self) -> Result<Permit, Refusal> {
         if let Ok(_place) = self.messages.clone().try_acquire_owned() {
             return Ok(Permit { _place });
+        }
+        if self.is_refused() {
+            return Err(Refusal::Overloaded);
         }
         // Boxed, because every connection would keep memory for a wait that hardly any message has.
         match timeout(PLACE_TIMEOUT, self.messages.clone().acquire_owned()).boxed().await {
             Ok(Ok(_place)) => Ok(Permit { _place }),
             _ => Err(Refusal::Overloaded),
         }
+    }
+
+    /// Whether a message that finds no place is refused at once.
+    fn is_refused(&self) -> bool {
+        let now = Instant::now();
+        let mut shortage = self.shortage.lock().unwrap_or_else(PoisonError::into_inner);
+        let earlier = shortage.filter(|shortage| now - shortage.last < SHORTAGE_END);
+        let new = Shortage { last: now, refused: 0, refuse_at: now + PLACE_TIMEOUT };
+        let shortage = shortage.insert(Shortage { last: now, ..earlier.unwrap_or(new) });
+        let is_refused = now >= shortage.refuse_at;
+        if is_refused {
+            shortage.refused += 1;
+            shortage.refuse_at = now + REFUSAL_INTERVAL.div_f64(f64::from(shortage.refused).sqrt());
+        }
+        is_refused
     }
 
     /// The right to look up whether a message that would be refused is a resend.
@@ -241,6 +277,29 @@ mod tests {
         assert!(pending.emptied().now_or_never().is_none());
         drop((other, third));
         pending.emptied().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_longer_a_shortage_lasts_the_more_messages_are_refused_at_once() {
+        let pending = Pending::new(1);
+        let place = pending.admit().await.unwrap();
+        let refused_within = async |span: Duration| {
+            let end = Instant::now() + span;
+            let mut refused = 0;
+            while Instant::now() < end {
+                // Without a place it waits, or is refused at once.
+                refused += usize::from(Box::pin(pending.admit()).as_mut().now_or_never().is_some());
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            refused
+        };
+        assert_eq!(refused_within(PLACE_TIMEOUT).await, 0);
+        let [first, second] = [refused_within(PLACE_TIMEOUT).await, refused_within(PLACE_TIMEOUT).await];
+        // 100 in the first second, and 400 in two.
+        assert!((80..=120).contains(&first) && second > 2 * first, "{first}, {second}");
+        tokio::time::sleep(SHORTAGE_END).await;
+        assert_eq!(refused_within(PLACE_TIMEOUT).await, 0, "it was over");
+        drop(place);
     }
 
     #[tokio::test]

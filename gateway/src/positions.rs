@@ -1,6 +1,8 @@
 //! RECEIVED and READ: positions, stored in batches, then published to the room. Positions only go forward, so
 //! the next one also covers one that could not be stored.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,9 +20,11 @@ use crate::refusal::Refusal;
 use crate::rooms::{FRESH, RoomCache};
 use crate::session_state::Session;
 
-/// How many steps are stored in one write …
+/// How many steps are taken at a time. Those of one session in one room are merged.
 const BATCH: usize = 1024;
-/// … and how long a write that follows closely on another waits for more.
+/// How many are stored in one write: few enough that it holds up no message.
+const PART: usize = 256;
+/// How long a batch that follows closely on another waits for more steps.
 const LINGER: Linger = Linger { span: Duration::from_millis(20), enough: BATCH, busy_from: 0 };
 /// How many steps may wait; beyond that, a session that takes steps waits too.
 const QUEUE: usize = 4096;
@@ -89,6 +93,26 @@ impl Positions {
     }
 }
 
+/// The steps, those of one session in one room as one: positions are merged by maximum (P1).
+fn merged(steps: impl Iterator<Item = PendingAdvance>) -> Vec<(Advance, SessionId)> {
+    let mut merged: Vec<(Advance, SessionId)> = Vec::new();
+    let mut places: HashMap<(SessionId, RoomId), usize> = HashMap::new();
+    for PendingAdvance { advance, session } in steps {
+        match places.entry((session.clone(), advance.room.clone())) {
+            Entry::Occupied(place) => {
+                let (earlier, _) = &mut merged[*place.get()];
+                earlier.received = earlier.received.max(advance.received);
+                earlier.read = earlier.read.max(advance.read);
+            }
+            Entry::Vacant(place) => {
+                place.insert(merged.len());
+                merged.push((advance, session));
+            }
+        }
+    }
+    merged
+}
+
 impl PositionWriter {
     /// Stores steps in batches and publishes those that moved a position. Steps taken before the gateway has drained are
     /// stored, since no client sends its last READ again.
@@ -105,8 +129,10 @@ impl PositionWriter {
             if batch.is_empty() {
                 return;
             }
-            let steps = batch.drain(..).map(|PendingAdvance { advance, session }| (advance, session));
-            self.store(steps.unzip()).await;
+            let steps = merged(batch.drain(..));
+            for part in steps.chunks(PART) {
+                self.store(part.iter().cloned().unzip()).await;
+            }
         }
     }
 
@@ -165,5 +191,38 @@ impl PositionWriter {
         if let Err(error) = self.live.publish(events).await {
             tracing::debug!(%error, "positions were not told; they are stored");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_steps_of_a_session_in_a_room_are_one_write() {
+        let step = |session: &str, room: &str, received, read| PendingAdvance {
+            advance: Advance {
+                room: RoomId::new(room).unwrap(),
+                user: "ada".parse().unwrap(),
+                device: None,
+                received: Seq(received),
+                read: Seq(read),
+            },
+            session: session.parse().unwrap(),
+        };
+        let [phone, tablet] = ["phone", "tablet"];
+        let steps = [
+            step(phone, "a", 1, 0),
+            step(tablet, "a", 2, 0),
+            step(phone, "a", 9, 0),
+            step(phone, "b", 1, 1),
+            step(phone, "a", 3, 3),
+        ];
+        let merged = merged(steps.into_iter());
+        let places = merged.iter().map(|(advance, session)| {
+            (session.as_str(), advance.room.as_str(), advance.received.0, advance.read.0)
+        });
+        let wanted = [(phone, "a", 9, 3), (tablet, "a", 2, 0), (phone, "b", 1, 1)];
+        assert_eq!(places.collect::<Vec<_>>(), wanted);
     }
 }

@@ -38,8 +38,11 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(15);
 const CLOSE_WITHIN_DRAIN: Duration = Duration::from_secs(5);
 /// How long the bytes that a peer still sends are read and discarded after the last close frame.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
-/// A session whose frame was refused for its rate is not read for so long.
+/// A session whose message was refused for its rate is not read for so long …
 const TOO_FAST_PAUSE: Duration = Duration::from_millis(10);
+/// … and one whose other frames are, for twice as long each time, up to this: what it sends is worth nothing to anybody, and
+/// to read and refuse it costs the others.
+const MAX_TOO_FAST_PAUSE: Duration = Duration::from_millis(320);
 /// A connection whose peer sent nothing after this many pings is closed.
 const PINGS_UNANSWERED: u32 = 2;
 
@@ -165,7 +168,9 @@ async fn ping(session: &Session, interval: Duration) -> Close {
 }
 
 async fn read_frames(gateway: &Gateway, session: &Arc<Session>, stream: &mut SplitStream<Socket>) -> Close {
+    let mut pause = TOO_FAST_PAUSE;
     loop {
+        let mut is_too_fast = false;
         let message = tokio::select! {
             // When the gateway drains, frames that come now are not read: the client resends them to another gateway.
             () = session.stopped() => return session.closed().await,
@@ -176,25 +181,30 @@ async fn read_frames(gateway: &Gateway, session: &Arc<Session>, stream: &mut Spl
         };
         session.is_alive();
         match message {
-            Some(Ok(Message::Text(text))) => receive(gateway, session, &text).await,
+            Some(Ok(Message::Text(text))) => is_too_fast = receive(gateway, session, &text).await,
             Some(Ok(Message::Binary(_))) => {
                 let limited = gateway.limits.frame_of(&session.identity, 1.0);
+                is_too_fast = limited.is_err();
                 let not_text = || Refusal::Invalid("frames are text, not binary".to_owned());
                 refuse(gateway, session, &limited.err().unwrap_or_else(not_text));
             }
             Some(Ok(Message::Pong(payload))) => gateway.proofs.prove(session, session.pong(&payload)),
             // The library has answered it.
             Some(Ok(Message::Ping(_))) => {
-                if let Err(refusal) = gateway.limits.frame_of(&session.identity, 1.0) {
-                    session.refused(&refusal);
-                }
+                is_too_fast = gateway.limits.frame_of(&session.identity, 1.0).is_err();
             }
             Some(Ok(Message::Frame(_))) => {}
             Some(Ok(Message::Close(_))) | None => return Close::ByPeer,
             Some(Err(error)) => return reason(&error),
         }
-        if session.was_too_fast() {
+        let was_too_fast = session.was_too_fast();
+        if is_too_fast {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(MAX_TOO_FAST_PAUSE);
+        } else if was_too_fast {
             tokio::time::sleep(TOO_FAST_PAUSE).await;
+        } else {
+            pause = (pause / 2).max(TOO_FAST_PAUSE);
         }
     }
 }
@@ -218,9 +228,11 @@ fn reason(error: &WsError) -> Close {
     }
 }
 
-async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
+/// Takes one frame. Whether it was refused because its user sends too many.
+async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) -> bool {
     let frame = ClientFrame::parse(text);
-    let limited = gateway.limits.frame(&session.identity, &frame);
+    let limited = gateway.limits.frame(&session.identity, &frame, text.len());
+    let is_too_fast = limited.is_err();
     let frame = match frame {
         Ok(frame) => frame,
         Err(bad) => {
@@ -229,11 +241,13 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
             session.refused(&refusal);
             let ticket = (bad.is_chat && bad.client_message_id.is_none()).then(|| session.ticket());
             session.answer(ticket, refusal.frame(bad.client_message_id.as_ref()));
-            return session.wake();
+            session.wake();
+            return is_too_fast;
         }
     };
     if let Err(refusal) = limited {
-        return refuse(gateway, session, &refusal);
+        refuse(gateway, session, &refusal);
+        return is_too_fast;
     }
     let answered = match frame {
         ClientFrame::Chat(chat) => {
@@ -267,6 +281,7 @@ async fn receive(gateway: &Gateway, session: &Arc<Session>, text: &str) {
         let _all_the_same = gateway.limits.frame_of(&session.identity, 1.0);
         refuse(gateway, session, &refusal);
     }
+    false
 }
 
 /// Takes a position of the session's user in a room; it proves the room's messages up to it.

@@ -20,7 +20,6 @@ use naru_model::{
 };
 use naru_runtime::backoff::full_jitter;
 use quick_cache::sync::Cache;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::Config;
@@ -32,9 +31,6 @@ use crate::telemetry::Telemetry;
 const BATCH: usize = 256;
 /// How many rooms' heads, and how many recently saved ids, are cached.
 const CACHE_CAPACITY: usize = 65_536;
-/// A message that the bus took within this time is not enqueued once more. It is less than the 5 s beyond the grace time after
-/// which the sweep resends a saved message.
-const RESEND_SUPPRESSION: Duration = Duration::from_secs(4);
 /// How often a run that conflicts with another persister's is tried before its batch is retried.
 const TRIES: usize = 32;
 /// One batch is in flight: events that come meanwhile form the next one.
@@ -55,11 +51,18 @@ pub struct Persister {
     telemetry: Telemetry,
     /// The head of each room as last seen. Another persister may have moved it: the store then reports a conflict.
     heads: Arc<Cache<RoomId, Seq>>,
-    /// The messages that this persister saved lately, and their places: most that come `after` another come after one of
-    /// these, and one that comes again is as a rule one of these.
-    saved_lately: Arc<Cache<MessageId, Seq>>,
-    /// When the bus took each message of this persister.
-    enqueued: Arc<Cache<MessageId, Instant>>,
+    /// The messages that this persister saved lately: most that come `after` another come after one of these, and one that
+    /// comes again is as a rule one of these.
+    saved_lately: Arc<Cache<MessageId, SavedLately>>,
+}
+
+/// A message that was saved lately.
+#[derive(Clone, Copy)]
+struct SavedLately {
+    seq: Seq,
+    /// Whether it is enqueued for the fanout. Then it comes again only because of a backlog: what the bus loses after that, the
+    /// sweep hands to the fanout itself.
+    is_enqueued: bool,
 }
 
 /// A batch after all look-ups.
@@ -77,8 +80,7 @@ impl Persister {
         let message_ttl = config.message_ttl.map(|ttl| ttl.0);
         let (heads, saved_lately) =
             (Arc::new(Cache::new(CACHE_CAPACITY)), Arc::new(Cache::new(CACHE_CAPACITY)));
-        let enqueued = Arc::new(Cache::new(CACHE_CAPACITY));
-        Self { engines, message_ttl, telemetry, heads, saved_lately, enqueued }
+        Self { engines, message_ttl, telemetry, heads, saved_lately }
     }
 
     /// Works until stopped; then finishes the batch in flight.
@@ -240,9 +242,9 @@ impl Persister {
         let mut left: Vec<&Accepted> = Vec::with_capacity(run.len());
         for message in run {
             match self.saved_lately.get(&message.id) {
-                Some(seq) => {
+                Some(lately) => {
                     self.telemetry.seen_again.inc();
-                    stored.insert(message.id, message.at(seq));
+                    stored.insert(message.id, message.at(lately.seq));
                 }
                 None => left.push(message),
             }
@@ -257,7 +259,7 @@ impl Persister {
             self.telemetry.saved.inc_by(answer.stored as u64);
             for (accepted, message) in left.drain(..answer.stored).zip(numbered) {
                 self.heads.insert(message.chat_room_id.clone(), message.seq);
-                self.saved_lately.insert(message.id, message.seq);
+                self.saved_lately.insert(message.id, SavedLately { seq: message.seq, is_enqueued: false });
                 heads.insert(&accepted.chat_room_id, message.seq);
                 stored.insert(message.id, message);
             }
@@ -308,10 +310,8 @@ impl Persister {
         Ok(heads)
     }
 
-    /// Whether the bus took it so lately that it comes again only because of a backlog. If the bus lost it, the sweep resends
-    /// it, and no sooner than this time is over.
     fn is_enqueued(&self, id: MessageId) -> bool {
-        self.enqueued.get(&id).is_some_and(|at| at.elapsed() < RESEND_SUPPRESSION)
+        self.saved_lately.get(&id).is_some_and(|lately| lately.is_enqueued)
     }
 
     /// Enqueues saved messages for the fanout.
@@ -319,10 +319,13 @@ impl Persister {
         if events.is_empty() {
             return Ok(());
         }
-        let ids: Vec<MessageId> = events.iter().map(|event| event.payload.message.id).collect();
+        let places =
+            events.iter().map(|Event { payload: Saved { message, .. }, .. }| (message.id, message.seq));
+        let places: Vec<(MessageId, Seq)> = places.collect();
         self.engines.bus.saved.send(events).await?;
-        let now = Instant::now();
-        ids.into_iter().for_each(|id| self.enqueued.insert(id, now));
+        for (id, seq) in places {
+            self.saved_lately.insert(id, SavedLately { seq, is_enqueued: true });
+        }
         Ok(())
     }
 

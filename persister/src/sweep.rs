@@ -1,8 +1,8 @@
 //! Resends the messages that were accepted and then lost, by a worker that died or by a broker.
 //!
 //! The intake's open entries are the only source: an entry is open from its acceptance until every recipient is accounted
-//! for. An entry is resent if it is open for three seconds and not saved, or saved and still open after the grace
-//! time and five seconds, when a fanout that did not die must have closed it. How long it has been open is what this sweep
+//! for. An entry is resent to the persister if it is open for three seconds and not saved, and to the fanout if it is saved and
+//! still open after the grace time and five seconds, when a fanout that did not die must have closed it. How long it has been open is what this sweep
 //! has seen by its own monotonic clock: no time of day counts, of no machine. So a sweep that has just begun waits as long.
 //! One persister sweeps, by an advisory lease; two at once would only cost work.
 
@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use naru_engines::store::{IntakePlace, OpenEntry};
 use naru_engines::{EngineResult, Engines};
-use naru_model::{Event, GatewayId, MessageId};
+use naru_model::hops::{Accepted, Saved};
+use naru_model::{Event, GatewayId, MemberVersion, Message, MessageId, RoomId};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -139,40 +140,52 @@ impl Sweep {
     /// Hands on the due ones of these entries; how many they were.
     async fn take(&mut self, open: Vec<OpenEntry>, now: Instant) -> EngineResult<usize> {
         let due = self.schedule.due(open, now);
+        if due.is_empty() {
+            return Ok(0);
+        }
         let ids: Vec<MessageId> = due.iter().map(|entry| entry.accepted.id).collect();
-        let handed_on = async {
-            let due = self.without_entries_left_to_fanout(due, now).await?;
-            let count = due.len();
-            resend(&self.engines, due).await.map(|()| count)
-        };
-        let count = handed_on.await.inspect_err(|_| {
+        let count = self.hand_on(&ids, due, now).await.inspect_err(|_| {
             ids.iter().for_each(|id| self.schedule.reschedule(*id, now));
         })?;
         self.telemetry.swept.inc_by(count as u64);
         Ok(count)
     }
 
-    /// The due entries that the fanout can't be about to close: they are not saved, or its time is over.
-    async fn without_entries_left_to_fanout(
-        &mut self,
-        due: Vec<OpenEntry>,
-        now: Instant,
-    ) -> EngineResult<Vec<OpenEntry>> {
-        let time_left =
-            |ages: &Ages, entry: &OpenEntry| self.closed_after.saturating_sub(ages.age(entry.place, now));
-        let young = due.iter().filter(|entry| !time_left(&self.ages, entry).is_zero());
-        let young: Vec<MessageId> = young.map(|entry| entry.accepted.id).collect();
-        if young.is_empty() {
-            return Ok(due);
+    /// Hands entries that are not saved to the persister, and those that the fanout must have closed by now to the fanout: to the
+    /// persister they would be news of nothing. The fanout can be about to close the others, and keeps them for its time.
+    async fn hand_on(&mut self, ids: &[MessageId], due: Vec<OpenEntry>, now: Instant) -> EngineResult<usize> {
+        let saved = self.engines.store.messages.find(ids).await?;
+        let (mut unsaved, mut unclosed) = (Vec::new(), Vec::new());
+        for (entry, message) in due.into_iter().zip(saved) {
+            let time_left = self.closed_after.saturating_sub(self.ages.age(entry.place, now));
+            match message {
+                None => unsaved.push(entry),
+                Some(message) if time_left.is_zero() => unclosed.push((message, entry.accepted)),
+                Some(_) => self.schedule.reschedule(entry.accepted.id, now + time_left),
+            }
         }
-        let saved = self.engines.store.messages.find(&young).await?;
-        let saved: HashSet<MessageId> = saved.into_iter().flatten().map(|message| message.id).collect();
-        let (left, due): (Vec<_>, Vec<_>) =
-            due.into_iter().partition(|entry| saved.contains(&entry.accepted.id));
-        for entry in left {
-            self.schedule.reschedule(entry.accepted.id, now + time_left(&self.ages, &entry));
+        let count = unsaved.len() + unclosed.len();
+        resend(&self.engines, unsaved).await?;
+        self.fan_out(unclosed).await?;
+        Ok(count)
+    }
+
+    /// Enqueues saved messages for the fanout, each for the members of now: those of the time when it was saved may be forgotten.
+    async fn fan_out(&self, unclosed: Vec<(Message, Accepted)>) -> EngineResult<()> {
+        if unclosed.is_empty() {
+            return Ok(());
         }
-        Ok(due)
+        let rooms: HashSet<&RoomId> = unclosed.iter().map(|(message, _)| &message.chat_room_id).collect();
+        let rooms: Vec<RoomId> = rooms.into_iter().cloned().collect();
+        let current = self.engines.store.rooms.current(&rooms).await?;
+        let versions: HashMap<RoomId, MemberVersion> =
+            current.into_iter().flatten().map(|room| (room.id.clone(), room.member_version)).collect();
+        let events = unclosed.into_iter().map(|(message, Accepted { origin, trace, .. })| {
+            let version = versions.get(&message.chat_room_id).copied();
+            let member_version = version.unwrap_or(MemberVersion::FIRST);
+            Event::new(Saved { message, member_version, origin }, trace)
+        });
+        self.engines.bus.saved.send(events.collect()).await
     }
 }
 
@@ -253,8 +266,9 @@ impl ResendSchedule {
 #[cfg(test)]
 mod tests {
     use naru_engines::bus::{Receiver, ack};
-    use naru_model::hops::Accepted;
-    use naru_model::{Seq, StoreTime, Timestamp, Trace};
+    use naru_engines::store::{MemberChange, NewRoom};
+    use naru_model::room::sorted_members;
+    use naru_model::{RoomKind, Seq, StoreTime, Timestamp, Trace};
     use tokio::time::advance;
 
     use super::*;
@@ -335,6 +349,10 @@ mod tests {
     struct World {
         sweep: Sweep,
         queue: Box<dyn Receiver<Accepted>>,
+        /// The fanout's.
+        saved_queue: Box<dyn Receiver<Saved>>,
+        /// What the fanout has received.
+        fanned_out: Vec<Saved>,
         _directory: tempfile::TempDir,
     }
 
@@ -346,7 +364,17 @@ mod tests {
                 naru_embedded::Embedded::open(directory.path(), options).expect("it opens").engines();
             let telemetry = Telemetry::new(&naru_runtime::telemetry::Metrics::new());
             let queue = engines.bus.accepted.receiver().await.expect("a receiver");
-            Self { sweep: Sweep::new(engines, 15 * SECOND, telemetry), queue, _directory: directory }
+            let new_room = NewRoom {
+                id: entry().accepted.chat_room_id,
+                kind: RoomKind::Group,
+                name: None,
+                member_ids: sorted_members(["ada", "ben"].map(|name| name.parse().expect("a user"))),
+                maker_id: None,
+            };
+            engines.store.rooms.create(new_room).await.expect("a room");
+            let saved_queue = engines.bus.saved.receiver().await.expect("a receiver");
+            let (sweep, fanned_out) = (Sweep::new(engines, 15 * SECOND, telemetry), Vec::new());
+            Self { sweep, queue, saved_queue, fanned_out, _directory: directory }
         }
 
         /// Entries that are accepted now, by a gateway whose clock says this.
@@ -363,7 +391,7 @@ mod tests {
             store.messages.append_run(&[record.accepted.at(Seq(seq))]).await.expect("it is saved");
         }
 
-        /// What a sweep hands on, that many seconds later.
+        /// What a sweep hands on to the persister, that many seconds later.
         async fn sweep_after(&mut self, seconds: u64) -> Vec<MessageId> {
             advance(Duration::from_secs(seconds)).await;
             let before = self.sweep.telemetry.swept.get();
@@ -373,15 +401,20 @@ mod tests {
         }
 
         async fn received(&mut self, count: usize) -> Vec<MessageId> {
-            let mut handed_on = Vec::new();
-            while handed_on.len() < count {
-                let batch = self.queue.receive(1_000).await.expect("a batch");
-                handed_on.extend(batch.iter().map(|delivery| delivery.event.payload.id));
-                ack(batch.into_iter().map(|delivery| delivery.ack_handle))
-                    .await
-                    .expect("they are acknowledged");
+            let (mut handed_on, before) = (Vec::new(), self.fanned_out.len());
+            while handed_on.len() + self.fanned_out.len() - before < count {
+                let ack_handles: Vec<_> = tokio::select! {
+                    batch = self.queue.receive(1_000) => {
+                        let taken = batch.expect("a batch").into_iter();
+                        taken.map(|delivery| (handed_on.push(delivery.event.payload.id), delivery.ack_handle).1).collect()
+                    }
+                    batch = self.saved_queue.receive(1_000) => {
+                        let taken = batch.expect("a batch").into_iter();
+                        taken.map(|delivery| (self.fanned_out.push(delivery.event.payload), delivery.ack_handle).1).collect()
+                    }
+                };
+                ack(ack_handles).await.expect("they are acknowledged");
             }
-            assert_eq!(handed_on.len(), count);
             handed_on
         }
     }
@@ -397,7 +430,23 @@ mod tests {
         assert_eq!(world.sweep_after(1).await, []);
         assert_eq!(world.sweep_after(2).await, [lost]);
         assert_eq!(world.sweep_after(8).await, [lost], "of the saved one nothing for 14 s");
-        assert_eq!(world.sweep_after(1).await, [saved]);
+        let change = MemberChange::Add("cleo".parse().expect("a user"));
+        world
+            .sweep
+            .engines
+            .store
+            .rooms
+            .change(&entry().accepted.chat_room_id, change, 9)
+            .await
+            .expect("an answer");
+        assert_eq!(world.sweep_after(1).await, []);
+        let fanned_out =
+            world.fanned_out.iter().map(|saved| (saved.message.id, saved.message.seq, saved.member_version));
+        assert_eq!(
+            fanned_out.collect::<Vec<_>>(),
+            [(saved, Seq(1), MemberVersion(2))],
+            "for the members of now"
+        );
     }
 
     /// Neither a gateway's clock nor a step of this machine's puts a sweep off, or brings it forward.
@@ -410,7 +459,8 @@ mod tests {
         assert_eq!(world.sweep_after(0).await, []);
         assert_eq!(world.sweep_after(2).await, []);
         assert_eq!(world.sweep_after(1).await, [all[0], all[2]]);
-        assert_eq!(world.sweep_after(12).await, all);
+        assert_eq!(world.sweep_after(12).await, [all[0], all[2]]);
+        assert_eq!(world.fanned_out.len(), 1);
     }
 
     /// The process was started again with its clock an hour back.

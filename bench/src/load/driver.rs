@@ -28,6 +28,8 @@ const MAX_EVENTS: usize = 256;
 const TIMER: u64 = u64::MAX;
 /// Above this rate several messages are due at each tick.
 const MIN_TICK: Duration = Duration::from_micros(40);
+/// A session whose message was refused sends none for so long, which is Naru's `retryAfterMs` of an `OVERLOADED`.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// How long the loop waits at most before it reads the clock.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -56,6 +58,8 @@ struct Member {
     is_open: bool,
     /// The messages in `output`, at least partly.
     unsent: Vec<usize>,
+    /// Until then what is due is withheld.
+    paused_until: Option<Instant>,
 }
 
 impl Driver {
@@ -79,7 +83,7 @@ impl Driver {
         session.socket.opened()?;
         let number = EventData::new_u64(self.members.len() as u64);
         epoll::add(&self.epoll, &session.socket, number, EventFlags::IN)?;
-        self.members.push(Member { session, is_open: true, unsent: Vec::new() });
+        self.members.push(Member { session, is_open: true, unsent: Vec::new(), paused_until: None });
         // A frame may have come with the last answer.
         self.take(self.members.len() - 1, 0);
         Ok(())
@@ -171,6 +175,9 @@ impl Driver {
         if !member.is_open {
             return;
         }
+        if member.paused_until.is_some_and(|until| Instant::now() < until) {
+            return self.record.withheld(number);
+        }
         let chat = Chat { number, room: &room.id, receiver: &self.users[receiver], content: &self.content };
         let is_blocked = !member.session.socket.output.is_empty();
         member.session.dialect.chat(chat, &mut member.session.socket.output);
@@ -246,7 +253,12 @@ impl Driver {
             Event::Acked(number) if number < self.schedule.total => self.record.acked(number),
             Event::Delivered(Some(number)) if self.is_for(number, member) => self.record.delivered(number),
             Event::Acked(_) | Event::Delivered(_) => self.record.stray(),
-            Event::Error(kind, number) => self.record.error(&kind, number),
+            Event::Error(kind, number) => {
+                if number.is_some() {
+                    self.members[member].paused_until = Some(Instant::now() + REFUSED_PAUSE);
+                }
+                self.record.error(&kind, number);
+            }
             Event::Resync => self.record.resync(),
             Event::Closed(how) => self.end(member, &how),
         }

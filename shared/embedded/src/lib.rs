@@ -58,7 +58,7 @@ impl Default for Options {
     fn default() -> Self {
         let last_seen_keep = Duration::from_secs(365 * 24 * 60 * 60);
         let computed_places = store::lists::COMPUTED;
-        Self { buffered_events: 65_536, live_backlog: 16_384, last_seen_keep, computed_places }
+        Self { buffered_events: 8_192, live_backlog: 16_384, last_seen_keep, computed_places }
     }
 }
 

@@ -21,8 +21,9 @@ const PRUNE_AT: usize = 16_384;
 const TYPING_TOLD: (u32, u32) = (1, 5);
 /// What a WebSocket handshake costs of its user's rate of calls.
 pub(crate) const CONNECT_COST: f64 = 10.0;
-/// So many bytes that go out to the other members cost as much as a message.
+/// So many bytes that go out to the other members cost as much as a message, and no message costs more than so many others.
 const BYTES_PER_MESSAGE: f64 = 65_536.0;
+const MAX_MESSAGE_COST: f64 = 10.0;
 /// So many bytes of an answer, or of a frame that is refused, cost as much as a call, or a ping …
 const BYTES_PER_COST: f64 = 8192.0;
 /// … and so many rooms of a `SYNC`.
@@ -181,7 +182,7 @@ impl Limits {
 
 /// What a message costs of its sender's rate beyond one, by what goes out to its recipients.
 pub(crate) fn cost_beyond_one(bytes: usize, recipients: usize) -> f64 {
-    ((bytes * recipients) as f64 / BYTES_PER_MESSAGE - 1.0).max(0.0)
+    ((bytes * recipients) as f64 / BYTES_PER_MESSAGE).clamp(1.0, MAX_MESSAGE_COST) - 1.0
 }
 
 /// What a call costs of its caller's rate, by what it makes the store do.
@@ -232,9 +233,9 @@ mod tests {
 
     #[test]
     fn a_message_costs_what_goes_out() {
-        let costs = [(100, 1), (8_192, 8), (8_192, 40), (65, 999)]
+        let costs = [(100, 1), (8_192, 8), (8_192, 40), (65, 999), (8_192, 999)]
             .map(|(bytes, recipients)| 1.0 + cost_beyond_one(bytes, recipients));
-        assert_eq!(costs, [1.0, 1.0, 5.0, 1.0]);
+        assert_eq!(costs, [1.0, 1.0, 5.0, 1.0, 10.0]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -179,6 +179,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_apps_backend_leaves_turns_to_users() {
+        let (turns, ada, backend) = (Turns::new(), identity("ada", false), identity("backend", true));
+        let crowd = futures_util::future::join_all((0..10 * IN_ALL).map(|_| turns.next(&backend)));
+        let mut crowd = Box::pin(crowd);
+        assert!(crowd.as_mut().now_or_never().is_none());
+        assert!(turns.next(&ada).now_or_never().is_some());
+        drop(crowd);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn users_without_a_call_are_forgotten() {
         let turns = Turns::new();
         for number in 0..3 * PRUNE_AT {

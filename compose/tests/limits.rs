@@ -88,9 +88,28 @@ async fn frames_of_every_type_are_limited() {
     }
 }
 
+/// To read and refuse what is too much costs the others: it is done ever more slowly.
+#[tokio::test]
+async fn a_session_that_sends_too_much_is_read_ever_more_slowly() {
+    let naru = Naru::start(&["--rate-frames-per-second", "1", "--rate-frames-burst", "12"]).await;
+    let mut ada = naru.phone("A").await;
+    for _ in 0..2_000 {
+        ada.send_json(&json!({"type": "PING"})).await;
+    }
+    // 12 answers, and refusals after 10 ms, 20, 40 … 320 ms each.
+    let end = tokio::time::Instant::now() + Duration::from_secs(3);
+    let mut answers = 0;
+    while let Ok(answer) = tokio::time::timeout_at(end, ada.next()).await {
+        assert!(matches!(answer, Some(Incoming::Frame(_))), "{answer:?}");
+        answers += 1;
+    }
+    assert!((13..40).contains(&answers), "{answers} answers in 3 s");
+    naru.stop().await;
+}
+
 #[tokio::test]
 async fn calls_are_limited_by_their_cost() {
-    let naru = Naru::start(&["--rate-calls-per-second", "1", "--rate-calls-burst", "40"]).await;
+    let naru = Naru::start(&["--rate-calls-per-second", "1", "--rate-calls-burst", "50"]).await;
     let ada = naru.http("A");
     ada.create_room(&["A", "B"]).await;
     let mut answered = 0;

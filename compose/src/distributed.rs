@@ -117,7 +117,11 @@ impl Distributed {
         let mongo = self.mongo.clone();
         health.register("mongodb", move || {
             let mongo = mongo.clone();
-            async move { mongo.ping().await.map_err(|_| DOES_NOT_ANSWER.to_owned()) }.boxed()
+            async move {
+                mongo.ping().await.map_err(|_| DOES_NOT_ANSWER.to_owned())?;
+                mongo.check_writes().await.map_err(|_| TAKES_NO_WRITES.to_owned())
+            }
+            .boxed()
         });
         let rabbit = self.rabbit.clone();
         health.register("rabbitmq", move || {

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 
 use crate::error::{DUPLICATE_KEY, ENGINE, Request, contended, is_duplicate, is_too_early};
 use crate::field::Field;
+use crate::open::{META, WRITES};
 
 /// How many statements one `update` command has. The server accepts 100,000, and 48 MB of them.
 const STATEMENTS: usize = 10_000;
@@ -187,6 +188,12 @@ impl Database {
         self.ask(Request::Read, "ping", self.handle.run_command(doc! { "ping": 1 }).into_future())
             .await
             .map(drop)
+    }
+
+    /// Whether it takes writes: a full disk answers all the same.
+    pub(crate) async fn check_writes(&self) -> EngineResult<()> {
+        let written = doc! { "$set": { "at": Timestamp::now().to_bson() } };
+        self.update_all(META, vec![Update::or_insert(doc! { "_id": WRITES }, written)]).await
     }
 
     /// The matching documents: one round trip, unless they exceed 16 MB.

@@ -145,6 +145,14 @@ impl Mongo {
     pub async fn ping(&self) -> EngineResult<()> {
         self.database.ping().await
     }
+
+    /// Writes one document, always the same.
+    ///
+    /// # Errors
+    /// `Unavailable` when no majority stores it: the disk is full, or there is no primary.
+    pub async fn check_writes(&self) -> EngineResult<()> {
+        self.database.check_writes().await
+    }
 }
 
 /// Data that was restored from a backup, while no worker runs.

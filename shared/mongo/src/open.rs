@@ -51,6 +51,8 @@ pub(crate) const META: &str = "meta";
 /// The ids of `meta`'s documents.
 pub(crate) const STORE: &str = "store";
 pub(crate) const CONTENTS: &str = "contents";
+/// Written to see whether writes are taken.
+pub(crate) const WRITES: &str = "writes";
 
 pub(crate) async fn open(url: &str, database: &str, options: &Options) -> EngineResult<Database> {
     let database = connect(url, database, options).await?;

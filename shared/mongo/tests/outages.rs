@@ -3,6 +3,7 @@
 use std::slice::from_ref;
 use std::time::{Duration, Instant};
 
+use bson::doc;
 use naru_engines::store::{Appended, RunResult, Window};
 use naru_engines::{Applied, EngineError};
 use naru_model::hops::Accepted;
@@ -147,4 +148,23 @@ async fn a_server_that_hangs_is_unavailable_within_the_limit() {
     assert!(matches!(answer, Appended::New | Appended::Resend(_)), "{answer:?}");
     let open = store.intake.open(None, None, 10).await.unwrap().entries;
     assert!(open.iter().map(|open| &open.accepted).eq([&entry]), "{open:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_writes_says_so() {
+    let service = Service::start(Kind::Mongodb);
+    let mongo = open(&service).await;
+    mongo.check_writes().await.unwrap();
+    let admin = mongodb::Client::with_uri_str(service.url()).await.unwrap().database("admin");
+    let disk_is_full = async |mode: &str| {
+        let fault = doc! { "failCommands": ["update", "insert"], "errorCode": 14031 };
+        let command = doc! { "configureFailPoint": "failCommand", "mode": mode, "data": fault };
+        admin.run_command(command).await.unwrap();
+    };
+    disk_is_full("alwaysOn").await;
+    mongo.ping().await.unwrap();
+    assert!(mongo.check_writes().await.unwrap_err().is_transient());
+    assert!(mongo.store().intake.append(&[accepted()]).await.unwrap_err().is_transient());
+    disk_is_full("off").await;
+    mongo.check_writes().await.unwrap();
 }

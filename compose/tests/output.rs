@@ -39,8 +39,10 @@ async fn pushes_and_stops(reader: Reader, signal: Signal) {
     let mut backend = Webhook::start().await;
     let address = unused_address();
     let (reading, writing) = std::io::pipe().expect("a pipe");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_naru"));
+    // Where the tests themselves are run by `nohup`, the program would rightly ignore SIGHUP.
+    let mut command = Command::new("/usr/bin/env");
     command
+        .args(["--default-signal=HUP", env!("CARGO_BIN_EXE_naru")])
         .env_clear()
         .env("NARU_LISTEN", address.to_string())
         .env("NARU_DATA_DIR", data.path())

@@ -16,7 +16,7 @@ use naru_engines::EngineResult;
 use naru_engines::retention::pause_after;
 use naru_engines::store::{Changed, Erasure, IntakeRecord, MemberChange, ParkedCursor};
 use naru_model::message::Outcome;
-use naru_model::{GatewayId, MessageId, RoomId, RoomKind, Timestamp, UserId};
+use naru_model::{HolderId, MessageId, RoomId, RoomKind, Timestamp, UserId};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
@@ -42,7 +42,7 @@ pub(crate) const fn delay() -> Duration {
 
 /// Wakes the task when this gateway has taken a request.
 pub(crate) struct Eraser {
-    holder: GatewayId,
+    holder: HolderId,
     woken: Notify,
 }
 
@@ -67,7 +67,7 @@ struct Pass {
 
 impl Eraser {
     pub(crate) fn new() -> Self {
-        Self { holder: GatewayId::generate(), woken: Notify::new() }
+        Self { holder: HolderId::generate(), woken: Notify::new() }
     }
 
     /// Takes a request. What if the process dies after the first write? Each gateway does the rest.

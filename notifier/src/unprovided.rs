@@ -17,7 +17,7 @@ use futures_util::future::try_join_all;
 use naru_engines::store::{ParkedCursor, ParkedPush};
 use naru_engines::{EngineResult, Engines};
 use naru_model::hops::{Lane, PushJob};
-use naru_model::{Event, GatewayId, Timestamp, Trace};
+use naru_model::{Event, HolderId, Timestamp, Trace};
 use naru_runtime::Health;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -151,7 +151,7 @@ impl Unprovided {
     /// # Errors
     /// None: the next run repeats what failed.
     pub(crate) async fn replay(&self, stop: CancellationToken) -> EngineResult<()> {
-        let holder = GatewayId::generate();
+        let holder = HolderId::generate();
         let mut looked_at = BTreeSet::new();
         let mut runs = tokio::time::interval(self.every);
         while stop.run_until_cancelled(runs.tick()).await.is_some() {

@@ -492,9 +492,9 @@ pub async fn every_frame_is_answered_by_who_sends_it_on(flags: &[&str]) {
             assert!(allowed.contains(user_of(frame)), "{}: {frame}, and only {allowed:?} may", row["frame"]);
         }
         for (caller, mut phone) in phones.into_iter().filter(|(caller, _)| caller.is_outside()) {
-            let heard = phone.until_pong().await;
+            let frames = phone.until_pong().await;
             assert_eq!(
-                heard,
+                frames,
                 [Value::Null; 0],
                 "{}: {caller:?}, who is not in the room, was told",
                 row["frame"]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use naru::pipeline::Changes;
 use naru_client::{Claims, Client, Connect, Http, TEST_TIMEOUT, token};
 use naru_engines::Engines;
-use naru_model::hops::Lane;
+use naru_model::hops::{Lane, Payload};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -218,16 +218,18 @@ impl<'a> World<'a> {
         let members = format!("/api/rooms/{room}/members/{}", name("removed"));
         assert_eq!(maker.delete(&members).await.0, 204);
         let mut watcher = naru.phone_of(&Claims::user(&name("victim"))).await;
+        let mut parked = push(number, Lane::Webhook);
         for number in ["1", "2"] {
             assert_eq!(of("victim").send(&room, INSIDE, number).await.0, 200);
-            watcher.expect("CHAT").await;
+            let chat = watcher.expect("CHAT").await;
+            parked.job.message_id = serde_json::from_value(chat["id"].clone()).expect("an id");
         }
         for who in ["maker", "newcomer"] {
             assert_eq!(of(who).put(&format!("/api/blocks/{}", name("blocked")), Value::Null).await.0, 204);
         }
         let phone = json!({"platform": "fcm", "token": format!("of-the-member-{number}")});
         assert_eq!(of("member").put(&format!("/api/devices/{DEVICE}"), phone).await.0, 200);
-        let parked = push(number, Lane::Webhook);
+        parked.event_id = parked.job.event_id();
         engines.store.pushes.park(std::slice::from_ref(&parked)).await.expect("it is kept");
         let event = parked.event_id.to_string();
         let mut world = Self { http, number, room, event, watcher };
@@ -490,9 +492,9 @@ pub async fn every_frame_is_answered_by_who_sends_it_on(flags: &[&str]) {
             assert!(allowed.contains(user_of(frame)), "{}: {frame}, and only {allowed:?} may", row["frame"]);
         }
         for (caller, mut phone) in phones.into_iter().filter(|(caller, _)| caller.is_outside()) {
-            let heard = phone.until_pong().await;
+            let frames = phone.until_pong().await;
             assert_eq!(
-                heard,
+                frames,
                 [Value::Null; 0],
                 "{}: {caller:?}, who is not in the room, was told",
                 row["frame"]

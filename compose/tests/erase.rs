@@ -1,12 +1,14 @@
 //! A user's personal data is erased and exported. What is erased is searched for in every store, past Naru.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use naru::pipeline::Changes;
 use naru_client::{Claims, Client, Http, ServerProcess, TEST_TIMEOUT, Webhook, token};
-use naru_faults::{Only, intercepted};
+use naru_engines::Engines;
+use naru_faults::{Counted, Only, intercepted};
+use naru_model::Timestamp;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
@@ -19,7 +21,7 @@ pub const MARKER: &str = "lethe";
 /// The user to be erased.
 const USER: &str = "E";
 /// How long an erasure waits in these tests for gateways that may not know of it.
-pub const ERASE_DELAY: Duration = Duration::from_millis(200);
+const ERASE_DELAY: Duration = Duration::from_millis(200);
 /// How many messages the user writes to the group: so many that the tables have many pages.
 const MANY: usize = 250;
 
@@ -290,7 +292,10 @@ async fn a_message_accepted_while_the_erasure_runs_does_not_survive() {
         }) as _
     });
     let holding = Arc::new(Only(&["messages.append_run"], holding));
-    let changes = Changes { engines: Some(Box::new(|engines| intercepted(engines, holding))), ..hasty() };
+    let calls = Arc::new(Counted::default());
+    let counted = calls.clone();
+    let change = |engines| intercepted(intercepted(engines, holding), counted);
+    let changes = Changes { engines: Some(Box::new(change)), ..hasty() };
     let naru = Naru::start_with(&[], changes).await;
     let own = Http::new(&naru.url, &users_token());
     let room = own.create_room(&[USER, "B"]).await;
@@ -308,7 +313,13 @@ async fn a_message_accepted_while_the_erasure_runs_does_not_survive() {
         }
     };
     tokio::time::timeout(TEST_TIMEOUT, first_pass).await.expect("the first pass");
-    tokio::time::sleep(2 * ERASE_DELAY).await;
+    // Each pass looks into the user's one room. A third one shows that the second, of after the delay, completed nothing.
+    let third_pass = async {
+        while calls.count("intake.of_sender") < 3 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(TEST_TIMEOUT, third_pass).await.expect("it is not complete, and goes on");
     let (_, erasure) = backend(&naru.url).get(&format!("/api/users/{USER}/erasure")).await;
     assert_eq!(erasure["complete"], false, "an entry is open");
     let_through.send_replace(true);
@@ -362,6 +373,80 @@ async fn an_export_has_all_that_is_stored_of_a_user_page_by_page() {
     assert!(
         text.contains(&format!("{MARKER} 249")) && !text.contains("of Ben"),
         "the user's own messages only"
+    );
+    naru.stop().await;
+}
+
+/// A Naru, and its engines.
+async fn with_engines(flags: &[&str]) -> (Naru, Engines) {
+    let (tell, told) = mpsc::channel();
+    let change = move |engines: Engines| {
+        tell.send(engines.clone()).expect("the test waits for it");
+        engines
+    };
+    let changes = Changes { engines: Some(Box::new(change)), ..hasty() };
+    let naru = Naru::start_with(flags, changes).await;
+    (naru, told.recv().expect("engines"))
+}
+
+/// All messages expire, as `message_ttl` has it: the last one of a room leaves a tombstone, of the others nothing is left.
+async fn all_messages_expire(engines: &Engines) {
+    let closed = async {
+        while engines.store.intake.newest_open().await.expect("it answers").is_some() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(TEST_TIMEOUT, closed).await.expect("all are accounted for");
+    let (tomorrow, mut after) = (Timestamp::now().after(Duration::from_secs(24 * 3600)), None);
+    loop {
+        after = engines.store.messages.expire(after, tomorrow, 100).await.expect("they expire").next;
+        if after.is_none() {
+            return;
+        }
+    }
+}
+
+/// The intake has the content of what has expired for as long as `intake_keep` says, and that it was saved.
+#[tokio::test]
+async fn an_export_has_what_has_expired_as_messages() {
+    let (naru, engines) = with_engines(&[]).await;
+    let own = Http::new(&naru.url, &users_token());
+    let room = own.create_room(&[USER, "B"]).await;
+    for number in 1..=3 {
+        assert_eq!(own.send(&room, &format!("{MARKER} {number}"), &format!("c-{number}")).await.0, 200);
+    }
+    all_messages_expire(&engines).await;
+    let items = exported(&naru.url, 200).await;
+    let kinds: Vec<_> = items.iter().map(|item| item["type"].as_str().expect("a kind")).collect();
+    assert_eq!(kinds, ["user", "room", "message", "message", "message"]);
+    for (message, number) in items[2..].iter().zip(1..) {
+        let content = if number < 3 { format!("{MARKER} {number}") } else { String::new() };
+        assert_eq!((&message["seq"], &message["content"]), (&json!(number), &json!(content)), "{message}");
+        assert_eq!(message["deletedAt"].is_string(), number == 3, "{message}");
+    }
+    naru.stop().await;
+}
+
+/// A parked push says what its message said, also when that has expired: whose it was, only the intake knows then.
+#[tokio::test]
+async fn an_erasure_finds_the_parked_pushes_of_messages_that_have_expired() {
+    let (naru, engines) = with_engines(&["--rate-messages-per-second", "0"]).await;
+    live(&naru.url).await;
+    pushes_are_parked(&naru.url).await;
+    nothing_is_queued(naru.data()).await;
+    all_messages_expire(&engines).await;
+    let parked_with_marker = || {
+        let rows = rows_with_marker(naru.data());
+        rows.into_iter().filter(|row| row.starts_with("parked: ")).count()
+    };
+    assert!(parked_with_marker() > MANY, "those of the user's messages to Cleo");
+    erase(&naru.url).await;
+    completes(&naru.url, TEST_TIMEOUT).await;
+    assert_eq!(rows_with_marker(naru.data()), Vec::<String>::new());
+    let parked = parked(&naru.url).await;
+    assert!(
+        !parked.is_empty() && parked.iter().all(|push| push["userId"] == "C"),
+        "of Ben to Cleo: {parked:?}"
     );
     naru.stop().await;
 }

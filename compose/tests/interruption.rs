@@ -50,7 +50,7 @@ impl Fixture {
         phone
     }
 
-    /// A message of Ada's that is saved, and that no gateway has heard of.
+    /// A message of Ada's that is saved, and that no gateway has received.
     async fn saved(&self, room: &str, seq: u64) -> Message {
         let id = MessageId::generate();
         let message = Message {
@@ -80,7 +80,7 @@ impl Fixture {
     /// The live layer is interrupted, and is back.
     async fn interrupted(&self) {
         self.interruption.store(true, Ordering::Relaxed);
-        // The subscription is listened to again when it has heard something.
+        // The subscription is asked again when it has brought something.
         let news =
             News::Typing { chat_room_id: RoomId::new("nowhere").expect("a room id"), user_id: user("A") };
         self.publish(LiveEvent { recipients: [user("A")].into(), origin: None, news }).await;
@@ -91,7 +91,7 @@ fn user(id: &str) -> UserId {
     UserId::new(id).expect("a user id")
 }
 
-async fn heard(phone: &mut Client, count: usize) -> Vec<Value> {
+async fn received(phone: &mut Client, count: usize) -> Vec<Value> {
     let mut places = Vec::new();
     while places.len() < count {
         places.push(phone.expect("CHAT").await["seq"].clone());
@@ -155,7 +155,7 @@ async fn what_has_expired_is_told_and_not_waited_for() {
     let tombstone = ben.expect("CHAT").await;
     assert_eq!((&tombstone["seq"], &tombstone["content"]), (&json!(5), &json!("")));
     assert!(tombstone["deletedAt"].is_string(), "{tombstone}");
-    assert_eq!(heard(&mut ben, 1).await, [6]);
+    assert_eq!(received(&mut ben, 1).await, [6]);
     assert_eq!(ben.expect("RESYNC").await["rooms"], json!(["A_B"]));
     for (after, first) in [(0, json!(5)), (3, json!(5)), (4, Value::Null), (6, Value::Null)] {
         ben.send_json(&json!({"type": "SYNC", "rooms": [{"chatRoomId": "A_B", "afterSeq": after}]})).await;
@@ -223,13 +223,13 @@ async fn what_overtook_another_waits_for_it() {
     for place in [0, 3, 2, 1] {
         fixture.published(&messages[place]).await;
     }
-    assert_eq!(heard(&mut ben, 4).await, [1, 2, 3, 4]);
+    assert_eq!(received(&mut ben, 4).await, [1, 2, 3, 4]);
     ben.quiet("CHAT").await;
     ben.quiet("RESYNC").await;
 
     // Once more, as after a redelivery: it may come twice, and never not at all.
     fixture.published(&messages[1]).await;
-    assert_eq!(heard(&mut ben, 1).await, [2]);
+    assert_eq!(received(&mut ben, 1).await, [2]);
     fixture.naru.stop().await;
 }
 
@@ -244,15 +244,15 @@ async fn what_never_came_is_fetched() {
     }
     let last = fixture.saved("A_B", 4).await;
     fixture.published(&last).await;
-    assert_eq!(heard(&mut ben, 4).await, [1, 2, 3, 4]);
+    assert_eq!(received(&mut ben, 4).await, [1, 2, 3, 4]);
     fixture.naru.counts("naru_gateway_fetched_total 3").await;
     assert_eq!(ada.expect("RESYNC").await["rooms"], json!(["A_B"]));
-    assert_eq!(heard(&mut ada, 1).await, [4]);
+    assert_eq!(received(&mut ada, 1).await, [4]);
     ada.quiet("CHAT").await;
     fixture.naru.stop().await;
 }
 
-/// Presence does not answer when a phone connects: it is served, and as soon as presence hears of it, it hears of messages.
+/// Presence does not answer when a phone connects: it is served, and as soon as presence knows of it, it receives messages.
 #[tokio::test]
 async fn a_client_that_connects_while_presence_is_away_is_found_when_it_is_back() {
     let outage = Arc::new(Outage::default());
@@ -270,7 +270,7 @@ async fn a_client_that_connects_while_presence_is_away_is_found_when_it_is_back(
     outage.cut(false);
     let asked = ben.expect("RESYNC").await;
     assert!(asked.get("rooms").is_none() && asked["retryAfterMs"].is_u64(), "{asked}");
-    ada.chat("A_B", "heard", "a-2").await;
-    assert_eq!(ben.expect("CHAT").await["content"], "heard");
+    ada.chat("A_B", "live", "a-2").await;
+    assert_eq!(ben.expect("CHAT").await["content"], "live");
     naru.stop().await;
 }

@@ -14,7 +14,7 @@ use naru_engines::bus::ack;
 use naru_engines::store::ParkedPush;
 use naru_faults::{Interceptor, Only, Outage, intercepted};
 use naru_model::hops::{Lane, Payload, PushEnvironment, PushJob, PushTarget};
-use naru_model::{DeviceId, MessageId, RoomId, Seq, Timestamp, UserId};
+use naru_model::{DeviceId, Message, MessageId, RoomId, Seq, Timestamp, UserId};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -24,6 +24,24 @@ use crate::support::{Before, Naru};
 /// Years ago, and an hour more for each: so the order is that of the numbers.
 fn moment(number: u8) -> Timestamp {
     Timestamp::from_millis(1_700_000_000_000).after(Duration::from_secs(3600) * number.into())
+}
+
+/// The messages whose pushes may be parked.
+const MESSAGES: u8 = 4;
+
+fn message(number: u8) -> Message {
+    let id = MessageId::from_bytes([number; 12]);
+    Message {
+        id,
+        chat_room_id: RoomId::new("A_B").expect("a room id"),
+        seq: Seq(number.into()),
+        sender_id: UserId::new("A").expect("a user id"),
+        sender_name: "Ada".into(),
+        content: "안녕하세요".into(),
+        timestamp: moment(number),
+        client_message_id: id.into(),
+        deleted_at: None,
+    }
 }
 
 /// A push to Ben that was parked.
@@ -69,9 +87,12 @@ async fn on(change: impl FnOnce(Engines) -> Engines + Send + 'static) -> (Naru, 
     };
     let changes = Changes { engines: Some(Box::new(change)), ..Changes::default() };
     let naru = Naru::start_with(&["--demo", "off"], changes).await;
-    // The room of the pushes that are parked: what goes out again is for its members.
+    // The room of the pushes that are parked, and their messages: what goes out again is for its members.
     naru.http("B").create_room(&["A", "B"]).await;
-    (naru, told.recv().expect("engines"))
+    let engines = told.recv().expect("engines");
+    let run: Vec<_> = (1..=MESSAGES).map(message).collect();
+    assert_eq!(engines.store.messages.append_run(&run).await.expect("they are saved").stored, run.len());
+    (naru, engines)
 }
 
 async fn park<const N: usize>(engines: &Engines, pushes: [&ParkedPush; N]) {
@@ -274,5 +295,26 @@ async fn a_replay_goes_to_its_device_as_it_is_now() {
     // The same name, but it is no iPhone any more.
     refused(service.post(&replay(&apns), json!({})).await, 409, "CONFLICT");
     assert_eq!(listed(&service).await, ids([&apns]));
+    naru.stop().await;
+}
+
+/// Its text stays listed until it is dropped, and is not sent to a phone any more.
+#[tokio::test]
+async fn what_was_deleted_or_has_expired_is_not_sent_again() {
+    let (mut naru, engines) = on(|engines| engines).await;
+    let [expired, deleted, there] = [1, 2, 3].map(|number| push(number, Lane::Webhook));
+    park(&engines, [&expired, &deleted, &there]).await;
+    let messages = &engines.store.messages;
+    // As `message_ttl` removes it.
+    assert_eq!(messages.expire(None, Timestamp::now(), 1).await.expect("it expires").removed, 1);
+    messages.delete(&[deleted.job.message_id], Timestamp::now()).await.expect("it is deleted");
+    let service = backend(&naru);
+    for gone in [&expired, &deleted] {
+        refused(service.post(&replay(gone), json!({})).await, 409, "CONFLICT");
+    }
+    assert_eq!(service.post(&replay(&there), json!({})).await.0, 202);
+    assert_eq!(naru.backend.next().await.header("x-naru-event-id"), there.event_id.to_string());
+    assert_eq!(listed(&service).await, ids([&expired, &deleted]));
+    naru.backend.none_waiting();
     naru.stop().await;
 }

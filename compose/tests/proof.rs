@@ -11,6 +11,7 @@ use naru::pipeline::Changes;
 use naru_client::Reading;
 use naru_engines::Engines;
 use naru_faults::{Counted, Only, Outage, intercepted};
+use naru_services::Stopwatch;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
@@ -278,7 +279,7 @@ async fn an_orderly_stop_accounts_for_every_message() {
     cleo.expect("CHAT").await;
     ada.expect("ACK").await;
     ada.expect("ACK").await;
-    let began = Instant::now();
+    let began = Stopwatch::start();
     naru.stop().await;
     assert!(began.elapsed() < Duration::from_secs(5), "it did not wait for the grace time");
     assert_eq!(counted.count("offline.send"), 1, "for the user who did not answer");

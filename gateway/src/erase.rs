@@ -16,7 +16,7 @@ use naru_engines::EngineResult;
 use naru_engines::retention::pause_after;
 use naru_engines::store::{Changed, Erasure, IntakeRecord, MemberChange, ParkedCursor};
 use naru_model::message::Outcome;
-use naru_model::{GatewayId, MessageId, RoomId, RoomKind, Timestamp, UserId};
+use naru_model::{HolderId, MessageId, RoomId, RoomKind, Timestamp, UserId};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
@@ -42,7 +42,7 @@ pub(crate) const fn delay() -> Duration {
 
 /// Wakes the task when this gateway has taken a request.
 pub(crate) struct Eraser {
-    holder: GatewayId,
+    holder: HolderId,
     woken: Notify,
 }
 
@@ -67,7 +67,7 @@ struct Pass {
 
 impl Eraser {
     pub(crate) fn new() -> Self {
-        Self { holder: GatewayId::generate(), woken: Notify::new() }
+        Self { holder: HolderId::generate(), woken: Notify::new() }
     }
 
     /// Takes a request. What if the process dies after the first write? Each gateway does the rest.
@@ -303,5 +303,142 @@ async fn drop_parked(gateway: &Gateway, user: &UserId, pass: &mut Pass) -> Engin
         }
         after = parked.last().map(ParkedCursor::at);
         pause_after(began).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use naru_embedded::{Embedded, Options};
+    use naru_engines::store::{Closing, NewRoom, ParkedPush};
+    use naru_model::hops::{Accepted, Lane, Payload, PushJob};
+    use naru_model::room::sorted_members;
+    use naru_model::{ClientMessageId, Seq, Trace};
+    use naru_runtime::{Health, Metrics, Program, Settings};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::Bound;
+
+    /// A gateway on an engine of its own, and a direct room of the user to be erased.
+    struct Fixture {
+        gateway: Bound,
+        erasure: Erasure,
+        ada: UserId,
+        room: RoomId,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Fixture {
+        async fn new() -> Self {
+            const PROGRAM: Program = Program { name: "gateway", about: "", overrides: &[] };
+            let directory = tempfile::tempdir().unwrap();
+            let engines = Embedded::open(directory.path(), Options::default()).unwrap().engines();
+            let [ada, ben] = ["ada", "ben"].map(|name| UserId::new(name).unwrap());
+            let room = RoomId::direct(&ada, &ben);
+            let new = NewRoom {
+                id: room.clone(),
+                kind: RoomKind::Direct,
+                name: None,
+                member_ids: sorted_members([ada.clone(), ben]),
+                maker_id: None,
+            };
+            engines.store.rooms.create(new).await.unwrap();
+            engines.store.users.begin_erasure(&ada, Timestamp::now()).await.unwrap();
+            let [(_, erasure)] =
+                <[_; 1]>::try_from(engines.store.users.erasures(None, 9).await.unwrap()).unwrap();
+            let matches =
+                Settings::command(&PROGRAM).get_matches_from(["gateway", "--listen", "127.0.0.1:0"]);
+            let environment = [("NARU_JWT_SECRET".to_owned(), "0123456789".repeat(4))];
+            let settings = Settings::load(&PROGRAM, &matches, environment).unwrap();
+            let (config, tokens) = (settings.pick().unwrap(), settings.pick().unwrap());
+            let health = Health::new(CancellationToken::new());
+            let gateway = Bound::new(config, &tokens, engines, Metrics::new(), health).await.unwrap();
+            Self { gateway, erasure, ada, room, _directory: directory }
+        }
+
+        fn accepted(&self, number: u64) -> Accepted {
+            Accepted {
+                id: MessageId::generate(),
+                chat_room_id: self.room.clone(),
+                sender_id: self.ada.clone(),
+                sender_name: "Ada".into(),
+                content: "hello".into(),
+                timestamp: Timestamp::now(),
+                client_message_id: ClientMessageId::new(format!("c-{number:09}")).unwrap(),
+                after: None,
+                origin: None,
+                trace: Trace::start(),
+            }
+        }
+
+        /// Accepts so many messages, from this place on; saves them and closes their entries if so asked.
+        async fn write(&self, from: u64, count: u64, is_saved: bool) {
+            let store = &self.gateway.gateway.engines.store;
+            let entries: Vec<Accepted> = (from..from + count).map(|number| self.accepted(number)).collect();
+            store.intake.append(&entries).await.unwrap();
+            if is_saved {
+                let run: Vec<_> =
+                    entries.into_iter().zip(from..).map(|(entry, seq)| entry.at(Seq(seq))).collect();
+                assert_eq!(store.messages.append_run(&run).await.unwrap().stored, run.len());
+                let closed = run
+                    .iter()
+                    .map(|saved| Closing { id: saved.id, outcome: Outcome::Saved { seq: saved.seq } });
+                store.intake.close(&closed.collect::<Vec<_>>()).await.unwrap();
+            }
+        }
+
+        async fn attempt(&self, remaining: Duration, wait: &mut Duration) -> Option<Duration> {
+            attempt(&self.gateway.gateway, &self.ada, &self.erasure, remaining, wait).await.unwrap()
+        }
+    }
+
+    /// A pass reads all that there is of a user: one that has nothing to do but to wait is not made every second.
+    #[tokio::test(start_paused = true)]
+    async fn a_pass_that_only_waits_is_repeated_less_and_less_often() {
+        let fixture = Fixture::new().await;
+        fixture.write(9, 1, false).await;
+        let mut wait = AGAIN_AFTER;
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            waits.push(fixture.attempt(Duration::ZERO, &mut wait).await.unwrap().as_secs());
+        }
+        assert_eq!(waits, [2, 4, 8, 16, 32, 60, 60, 60]);
+        // There is something to do again.
+        fixture.write(1, 1, true).await;
+        let mut next =
+            async |remaining| fixture.attempt(remaining, &mut wait).await.map(|next| next.as_secs());
+        assert_eq!([next(DELAY).await, next(DELAY).await], [Some(1), Some(2)]);
+    }
+
+    /// The embedded engine has one writer: an erasure leaves it to others in between.
+    #[tokio::test(start_paused = true)]
+    async fn a_pass_pauses_after_each_page() {
+        let fixture = Fixture::new().await;
+        let mut wait = AGAIN_AFTER;
+        // Three pages of messages, and three of parked pushes.
+        fixture.write(1, 2 * PAGE as u64 + 1, true).await;
+        let parked = |number: u64| {
+            let job = PushJob {
+                lane: Lane::Webhook,
+                message_id: MessageId::generate(),
+                chat_room_id: fixture.room.clone(),
+                seq: Seq(number),
+                recipient_id: UserId::new("ben").unwrap(),
+                title: "Ada".into(),
+                body: "hello".into(),
+                hides_content: false,
+                badge: None,
+                room_name: None,
+                target: None,
+                expires_at: Timestamp::now(),
+            };
+            let (reason, parked_at) = ("expired".to_owned(), Timestamp::now());
+            ParkedPush { event_id: job.event_id(), job, reason, attempts: 1, parked_at }
+        };
+        let parked: Vec<_> = (0..2 * PAGE as u64 + 1).map(parked).collect();
+        fixture.gateway.gateway.engines.store.pushes.park(&parked).await.unwrap();
+        let begun = Instant::now();
+        assert_eq!(fixture.attempt(Duration::ZERO, &mut wait).await, Some(AGAIN_AFTER));
+        assert!(begun.elapsed() >= 4 * Duration::from_millis(20), "{:?}", begun.elapsed());
     }
 }

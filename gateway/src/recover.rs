@@ -105,7 +105,7 @@ pub(crate) async fn attach_late(session: &Session, presence: &Presence, telemetr
             tokio::time::sleep(backoff.next_delay()).await;
             match presence.attach_again(session).await {
                 Ok(()) => return ask_to_sync(session, None, MAX_LATE_SYNC_DELAY, telemetry),
-                Err(error) => tracing::debug!(%error, "presence still does not hear of a connection"),
+                Err(error) => tracing::debug!(%error, "presence still does not know of a connection"),
             }
         }
     };

@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use naru_engines::retention::{BATCH, in_batches};
 use naru_engines::{EngineResult, Engines};
-use naru_model::{GatewayId, Timestamp};
+use naru_model::{HolderId, Timestamp};
 use tokio::time::{Instant, interval, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::Telemetry;
 
 /// How often it is done. One notifier does it, by an advisory lease; two would only repeat it.
-const EVERY: Duration = Duration::from_secs(3600);
+const INTERVAL: Duration = Duration::from_secs(3600);
 /// How long after the start parked pushes are counted first.
 const FIRST_COUNT: Duration = Duration::from_secs(60);
 const LEASE: &str = "notifier-retention";
@@ -44,8 +44,8 @@ pub(crate) async fn run(
     telemetry: Telemetry,
     stop: CancellationToken,
 ) -> EngineResult<()> {
-    let holder = GatewayId::generate();
-    let (mut passes, mut counts) = (interval(EVERY), interval_at(Instant::now() + FIRST_COUNT, EVERY));
+    let holder = HolderId::generate();
+    let (mut passes, mut counts) = (interval(INTERVAL), interval_at(Instant::now() + FIRST_COUNT, INTERVAL));
     loop {
         let is_pass = tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -53,7 +53,7 @@ pub(crate) async fn run(
             _ = counts.tick() => false,
         };
         // Where the lease can't be asked for, every notifier does it.
-        if let Ok(false) = engines.leases.hold(LEASE, holder.as_str(), EVERY + EVERY / 2).await {
+        if let Ok(false) = engines.leases.hold(LEASE, holder.as_str(), INTERVAL + INTERVAL / 2).await {
             continue;
         }
         if is_pass {

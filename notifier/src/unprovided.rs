@@ -17,7 +17,7 @@ use futures_util::future::try_join_all;
 use naru_engines::store::{ParkedCursor, ParkedPush};
 use naru_engines::{EngineResult, Engines};
 use naru_model::hops::{Lane, PushJob};
-use naru_model::{Event, GatewayId, Timestamp, Trace};
+use naru_model::{Event, HolderId, Timestamp, Trace};
 use naru_runtime::Health;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -151,7 +151,7 @@ impl Unprovided {
     /// # Errors
     /// None: the next run repeats what failed.
     pub(crate) async fn replay(&self, stop: CancellationToken) -> EngineResult<()> {
-        let holder = GatewayId::generate();
+        let holder = HolderId::generate();
         let mut looked_at = BTreeSet::new();
         let mut runs = tokio::time::interval(self.every);
         while stop.run_until_cancelled(runs.tick()).await.is_some() {
@@ -203,5 +203,99 @@ impl Unprovided {
             try_join_all(places.iter().map(|place| pushes.drop_parked_at(place))).await?;
             tracing::info!(lane = lane.as_str(), count, "pushes parked without a provider go out now");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
+    use naru_embedded::{Embedded, Options};
+    use naru_engines::live::Leases;
+    use naru_engines::{Applied, EngineError};
+    use naru_runtime::Metrics;
+    use tokio::time::advance;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Another notifier has the webhook's lease, nobody has it, or it can't be asked for.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Lease {
+        Taken,
+        Free,
+        Unknown,
+    }
+
+    struct Told(Mutex<Lease>);
+
+    impl Told {
+        fn set(&self, lease: Lease) {
+            *self.0.lock().unwrap() = lease;
+        }
+    }
+
+    #[async_trait]
+    impl Leases for Told {
+        async fn hold(&self, name: &str, _: &str, _: Duration) -> EngineResult<bool> {
+            assert_eq!(name, WEBHOOK.0);
+            match *self.0.lock().unwrap() {
+                Lease::Taken => Ok(false),
+                Lease::Free => Ok(true),
+                Lease::Unknown => Err(EngineError::unavailable("leases", Applied::No, "cut off")),
+            }
+        }
+    }
+
+    /// A notifier without the webhook.
+    fn without_webhook(lease: Lease) -> (Unprovided, Arc<Told>, tempfile::TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let leases = Arc::new(Told(Mutex::new(lease)));
+        let engines = Embedded::open(directory.path(), Options::default()).unwrap().engines();
+        let unprovided = Unprovided {
+            engines: Engines { leases: leases.clone(), ..engines },
+            lanes: BTreeSet::new(),
+            every: Duration::from_secs(120),
+            health: Health::new(CancellationToken::new()),
+            telemetry: Telemetry::new(&Metrics::new()),
+            reported: Mutex::default(),
+            webhook: Mutex::default(),
+        };
+        (unprovided, leases, directory)
+    }
+
+    /// The one that has it takes the lease again two minutes later, or is away with the live layer.
+    #[tokio::test(start_paused = true)]
+    async fn a_webhook_is_wanted_for_an_hour_whatever_the_live_layer_forgets() {
+        let (unprovided, leases, _directory) = without_webhook(Lease::Taken);
+        assert!(unprovided.wants_webhook().await);
+        for forgotten in [Lease::Free, Lease::Unknown, Lease::Free] {
+            leases.set(forgotten);
+            advance(ASK_INTERVAL).await;
+            assert!(unprovided.wants_webhook().await, "{forgotten:?}");
+        }
+        leases.set(Lease::Taken);
+        advance(ASK_INTERVAL).await;
+        assert!(unprovided.wants_webhook().await);
+        leases.set(Lease::Free);
+        advance(WEBHOOK.1 - SECOND).await;
+        assert!(unprovided.wants_webhook().await, "it was seen within the hour");
+        advance(SECOND).await;
+        assert!(!unprovided.wants_webhook().await, "nobody has had it for an hour");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_it_is_unknown_whether_the_webhook_is_wanted_it_is() {
+        let (unprovided, leases, _directory) = without_webhook(Lease::Unknown);
+        assert!(unprovided.wants_webhook().await);
+        leases.set(Lease::Free);
+        assert!(unprovided.wants_webhook().await, "it was just asked");
+        advance(ASK_INTERVAL).await;
+        assert!(!unprovided.wants_webhook().await);
+        leases.set(Lease::Unknown);
+        advance(ASK_INTERVAL).await;
+        assert!(!unprovided.wants_webhook().await, "it was free before");
     }
 }

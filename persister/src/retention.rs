@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use naru_engines::retention::{BATCH, in_batches, walk};
 use naru_engines::{EngineResult, Engines};
-use naru_model::{GatewayId, MessageId, Timestamp};
+use naru_model::{HolderId, MessageId, Timestamp};
 use tokio::time::{Instant, interval_at};
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +19,7 @@ use crate::Config;
 use crate::telemetry::{Removed, Telemetry};
 
 /// How often a pass begins, and how long after the start the first one does.
-const EVERY: Duration = Duration::from_secs(600);
+const INTERVAL: Duration = Duration::from_secs(600);
 const FIRST: Duration = Duration::from_secs(60);
 /// The lease and its duration.
 const LEASE: (&str, Duration) = ("retention", Duration::from_secs(900));
@@ -70,8 +70,8 @@ impl Retention {
 
     /// Runs until stopped.
     pub(crate) async fn run(mut self, stop: CancellationToken) -> EngineResult<()> {
-        let holder = GatewayId::generate();
-        let mut passes = interval_at(Instant::now() + FIRST, EVERY);
+        let holder = HolderId::generate();
+        let mut passes = interval_at(Instant::now() + FIRST, INTERVAL);
         while stop.run_until_cancelled(passes.tick()).await.is_some() {
             // Where the lease can't be asked for, every persister does it.
             if let Ok(false) = self.engines.leases.hold(LEASE.0, holder.as_str(), LEASE.1).await {

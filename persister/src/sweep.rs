@@ -10,9 +10,9 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use naru_engines::store::{IntakePlace, OpenEntry};
-use naru_engines::{EngineResult, Engines};
+use naru_engines::{EngineResult, Engines, retention};
 use naru_model::hops::{Accepted, Saved};
-use naru_model::{Event, GatewayId, MemberVersion, Message, MessageId, RoomId};
+use naru_model::{Event, HolderId, MemberVersion, Message, MessageId, RoomId};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -20,9 +20,6 @@ use crate::telemetry::Telemetry;
 
 /// The shortest pause between two sweeps.
 const EVERY: Duration = Duration::from_secs(1);
-/// A pause is at least this many times as long as its sweep: where thousands are open, the store is behind, and sweeping is
-/// not to take more than a fifth of it.
-const PAUSE: u32 = 4;
 /// An entry that is open for longer is resent unless it is saved.
 const OPEN_FOR: Duration = Duration::from_secs(3);
 /// A saved entry is left to the fanout for the grace time and this.
@@ -81,7 +78,8 @@ pub(crate) async fn run(
                 is_failing = true;
             }
         }
-        pause = EVERY.max(PAUSE * began.elapsed());
+        // Where thousands are open, the store is behind.
+        pause = retention::pause(EVERY, began);
     }
     Ok(())
 }
@@ -91,7 +89,7 @@ struct Sweep {
     /// How long a saved entry is left to the fanout.
     closed_after: Duration,
     telemetry: Telemetry,
-    holder: GatewayId,
+    holder: HolderId,
     ages: Ages,
     schedule: ResendSchedule,
     /// Up to this place no entry was open, and when.
@@ -100,7 +98,7 @@ struct Sweep {
 
 impl Sweep {
     fn new(engines: Engines, closed_after: Duration, telemetry: Telemetry) -> Self {
-        let (holder, ages, schedule) = (GatewayId::generate(), Ages::default(), ResendSchedule::default());
+        let (holder, ages, schedule) = (HolderId::generate(), Ages::default(), ResendSchedule::default());
         Self { engines, closed_after, telemetry, holder, ages, schedule, empty: None }
     }
 

@@ -101,7 +101,7 @@ impl History {
     }
 
     /// Each message that a client got is there, as it got it.
-    pub fn check_heard(&self, person: &Person) {
+    pub fn check_received(&self, person: &Person) {
         let by_id: HashMap<&str, &Message> =
             self.0.iter().map(|message| (message.id.as_str(), message)).collect();
         for (id, received) in &person.received {

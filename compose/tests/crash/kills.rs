@@ -144,7 +144,7 @@ async fn kill_again_and_again(seed: u64, rounds: u64, data: &Path, at: &Cell<u64
         history.check_sender(person);
     }
     for person in writers.iter().chain([&listener]) {
-        history.check_heard(person);
+        history.check_received(person);
         history.check_jumps(person);
     }
     let all: Vec<&Person> = writers.iter().chain([&listener]).collect();

@@ -62,7 +62,7 @@ async fn stop_under_load() -> StopResult {
         }
         let status = server.wait_exit(DRAIN_DEADLINE).await;
         assert!(status.success() && asked.elapsed() < DRAIN_DEADLINE, "{status}, {:?}", asked.elapsed());
-        // What is left here is no loss: the next start takes it up. But its recipients hear of it only then.
+        // What is left here is no loss: the next start takes it up. But its recipients receive it only then.
         eprintln!("left for the next start: {} messages", Stored::open(data.path()).open_entries());
     }
     let listener = people.pop().expect("the listener is the last");
@@ -76,10 +76,10 @@ async fn terminate_drains() {
     let server = start(data.path(), &environment(&backend)).await;
     Stored::recovered(data.path()).await;
     let history = History::read(server.url(), &rooms).await;
-    history.check_heard(&listener);
+    history.check_received(&listener);
     for person in &writers {
         history.check_sender(person);
-        history.check_heard(person);
+        history.check_received(person);
         let there = history.of(person);
         for error in &person.errors {
             let place = error["clientMessageId"].as_str().and_then(|text| text.parse().ok());

@@ -1,4 +1,4 @@
-//! Many gateways: what one accepts, all hear, and the one that has the recipient forwards.
+//! Many gateways: what one accepts, all receive, and the one that has the recipient forwards.
 
 use futures_util::StreamExt;
 use naru_client::ServerProcess;
@@ -26,9 +26,9 @@ impl ChatSubscriber {
     }
 }
 
-async fn all_have_heard(gateways: &[ServerProcess; 3], count: u64) {
+async fn all_have_received(gateways: &[ServerProcess; 3], count: u64) {
     for gateway in gateways {
-        until("a gateway has heard it", async || {
+        until("a gateway has received it", async || {
             counted(gateway, "naru_gateway_live_messages_total").await == count
         })
         .await;
@@ -37,7 +37,7 @@ async fn all_have_heard(gateways: &[ServerProcess; 3], count: u64) {
 
 /// A on server 1, B on server 2.
 #[tokio::test]
-async fn three_gateways_hear_it_and_one_forwards_it() {
+async fn three_gateways_receive_it_and_one_forwards_it() {
     let mut cluster = Cluster::start().await;
     let gateways = [cluster.run("gateway").await, cluster.run("gateway").await, cluster.run("gateway").await];
     let (_persister, _fanout) = (cluster.run("persister").await, cluster.run("fanout").await);
@@ -67,7 +67,7 @@ async fn three_gateways_hear_it_and_one_forwards_it() {
     ] {
         assert_eq!(published[field], chat[field], "{field}");
     }
-    all_have_heard(&gateways, 1).await;
+    all_have_received(&gateways, 1).await;
     let mut delivered = Vec::new();
     for gateway in &gateways {
         delivered.push(counted(gateway, "naru_gateway_delivered_total").await);
@@ -86,7 +86,7 @@ async fn three_gateways_hear_it_and_one_forwards_it() {
     let (_, published) = subscriber.next().await;
     assert_eq!(waiting(&cluster.amqp_url, "naru.offline").await, 1, "the push comes before the publish");
     assert_eq!(ada.expect("ACK").await["id"], published["id"]);
-    all_have_heard(&gateways, 2).await;
+    all_have_received(&gateways, 2).await;
     let _notifier = cluster.run("notifier").await;
     let push = cluster.backend.next().await;
     assert_eq!(push.json["data"]["messageId"], published["id"]);

@@ -154,7 +154,7 @@ async fn a_hundred_kills_pauses_and_flushes_lose_nothing() {
         intake.count_documents(doc! { "open": true }).await.expect("a count") == 0
     })
     .await;
-    traffic.all_heard(&processes[0]).await;
+    traffic.all_received(&processes[0]).await;
     let memories = traffic.end().await;
     let longest_gap = memories.longest_gap();
     assert!(longest_gap < TOLD_WITHIN, "a gap of {longest_gap:?} without a RESYNC");

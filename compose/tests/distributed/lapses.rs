@@ -1,5 +1,5 @@
 //! Presence loses gateways or single sessions while all connections stay. Messages published meanwhile name none of them, so
-//! their clients are asked to `SYNC`; they are found again, and hear live.
+//! their clients are asked to `SYNC`; they are found again, and receive live.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ struct World {
 }
 
 impl World {
-    /// Ben has said what he has, and has heard a message.
+    /// Ben has said what he has, and has received a message.
     async fn start() -> Self {
         let cluster = Cluster::start().await;
         let [first, persister, fanout, notifier] = cluster.run_each().await;
@@ -30,7 +30,7 @@ impl World {
         let (ada, ben) = (phone(&gateways[0], "A").await, phone(&gateways[1], "B").await);
         let mut world = Self { cluster, gateways, _others: [persister, fanout, notifier], ada, ben };
         world.sync(0).await;
-        world.hears("heard from the first").await;
+        world.receives("live from the first").await;
         world
     }
 
@@ -54,7 +54,7 @@ impl World {
     }
 
     /// Ada writes, and Ben's client gets it live.
-    async fn hears(&mut self, text: &str) {
+    async fn receives(&mut self, text: &str) {
         self.ada_writes(text).await;
         self.ben.expect_where("CHAT", |chat| chat["content"] == text).await;
     }
@@ -78,7 +78,7 @@ async fn a_paused_gateway_asks_its_clients_to_sync() {
     world.gateways[1].thaw();
     assert_eq!(world.ben.expect("RESYNC").await["rooms"], json!(["A_B"]));
     assert_eq!(world.sync(1).await, [2, 3]);
-    world.hears("heard again").await;
+    world.receives("live again").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -87,11 +87,11 @@ async fn clients_are_asked_to_sync_when_redis_has_lost_its_data() {
     let mut redis = world.cluster.redis().await;
     redis::cmd("FLUSHALL").exec_async(&mut redis).await.expect("it forgets");
     world.ada_writes("perhaps missed").await;
-    // If the next renewal comes before Ada's message, Ben hears it.
+    // If the next renewal comes before Ada's message, Ben receives it.
     let is_told = |frame: &Value| frame["type"] == "RESYNC" || frame["content"] == "perhaps missed";
     while !matches!(world.ben.next().await, Some(Incoming::Frame(frame)) if is_told(&frame)) {}
     until("Ben is found", async || world.is_online("B").await).await;
-    world.hears("heard again").await;
+    world.receives("live again").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -103,5 +103,5 @@ async fn a_session_that_presence_has_lost_is_attached_again() {
     within(CHECKED_WITHIN, "Ben is found", async || world.is_online("B").await).await;
     assert!(world.ben.expect("RESYNC").await.get("rooms").is_none(), "any of his rooms may have moved");
     assert_eq!(world.sync(1).await, [2]);
-    world.hears("heard again").await;
+    world.receives("live again").await;
 }

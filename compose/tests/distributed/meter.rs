@@ -193,7 +193,7 @@ fn redis(bytes: &[u8]) -> Option<(usize, Option<String>)> {
 /// A command's name, with the part of Naru's that it concerns: `PUBLISH chat`, `MGET naru:presence`.
 fn named(words: &[String]) -> String {
     let name = words[0].to_ascii_uppercase();
-    // A gateway that hears itself.
+    // A gateway that receives its own signal.
     if name == "PUBLISH" && words.get(2).is_some_and(|payload| payload.contains("\"HEARTBEAT\"")) {
         return "PUBLISH heartbeat".to_owned();
     }

@@ -42,8 +42,8 @@ pub struct Traffic {
     acknowledged: Arc<AtomicU64>,
     /// When each writer was acknowledged last.
     served: Vec<watch::Receiver<Option<Instant>>>,
-    /// Each listener that stays, its room, and how many of the room's messages it has heard, up to the first that it has not.
-    heard: Vec<(String, String, watch::Receiver<u64>)>,
+    /// Each listener that stays, its room, and how many of the room's messages it has received, up to the first that it has not.
+    received: Vec<(String, String, watch::Receiver<u64>)>,
 }
 
 /// Where clients find gateways: writers at the first, listeners at the last. It may change.
@@ -92,7 +92,7 @@ pub struct Wait {
 struct Listener {
     user: String,
     room: String,
-    heard: HashSet<u64>,
+    received: HashSet<u64>,
     /// How many of them have no gap before them.
     without_gap: watch::Sender<u64>,
     /// Since when there is a gap in the session for which no `RESYNC` has come.
@@ -126,21 +126,21 @@ impl Traffic {
             over: CancellationToken::new(),
             acknowledged: Arc::default(),
             served: Vec::new(),
-            heard: Vec::new(),
+            received: Vec::new(),
         };
         for talk in talks {
             let [user, other] = [format!("{name}-writer{talk}"), format!("{name}-listener{talk}")];
             let first = gateways.borrow()[0].clone();
             let room = Http::new(&first, &token_of(&user)).create_room(&[&user, &other]).await;
-            let (without_gap, heard) = watch::channel(0);
+            let (without_gap, received) = watch::channel(0);
             let leave = if talk % 2 == 0 { &traffic.said } else { &traffic.over }.clone();
             if talk % 2 == 1 {
-                traffic.heard.push((other.clone(), room.clone(), heard));
+                traffic.received.push((other.clone(), room.clone(), received));
             }
             let listener = Listener {
                 user: other,
                 room: room.clone(),
-                heard: HashSet::new(),
+                received: HashSet::new(),
                 without_gap,
                 gap: None,
                 longest_gap: Duration::ZERO,
@@ -182,7 +182,7 @@ impl Traffic {
         until("more messages are acknowledged", async || self.acknowledged() >= wanted).await;
     }
 
-    /// Lets all users finish what they are saying. Then half of the listeners leave: what they have not heard is pushed.
+    /// Lets all users finish what they are saying. Then half of the listeners leave: what they have not received is pushed.
     pub async fn hush(&mut self) {
         self.hush.cancel();
         while let Some(writer) = self.writers.join_next().await {
@@ -193,16 +193,16 @@ impl Traffic {
 
     /// Waits until every listener that stays has all that is in its room, as one who asks for what it misses only when it connects and
     /// when it is told to.
-    pub async fn all_heard(&self, gateway: &ServerProcess) {
-        for (listener, room, heard) in &self.heard {
+    pub async fn all_received(&self, gateway: &ServerProcess) {
+        for (listener, room, received) in &self.received {
             let there =
                 Http::new(gateway.url(), &token_of(listener)).history(room, "afterSeq=0&limit=200").await;
             let what = format!("{listener} has no gap in {} messages", there.len());
-            within(TOLD_WITHIN, &what, async || *heard.borrow() >= there.len() as u64).await;
+            within(TOLD_WITHIN, &what, async || *received.borrow() >= there.len() as u64).await;
         }
     }
 
-    /// Lets all users finish what they are saying, then hear what there is to hear.
+    /// Lets all users finish what they are saying, then receive what there is.
     pub async fn end(mut self) -> Memories {
         self.hush().await;
         self.over.cancel();
@@ -354,7 +354,7 @@ impl Listener {
                 };
                 match frame["type"].as_str() {
                     Some("CHAT") => {
-                        self.hear(frame["seq"].as_u64().expect("a place"));
+                        self.receive(frame["seq"].as_u64().expect("a place"));
                     }
                     Some("WELCOME") => self.sync(&mut client).await,
                     Some("RESYNC") => {
@@ -370,21 +370,21 @@ impl Listener {
         self
     }
 
-    fn hear(&mut self, seq: u64) {
-        self.heard.insert(seq);
+    fn receive(&mut self, seq: u64) {
+        self.received.insert(seq);
         let mut without_gap = *self.without_gap.borrow();
-        while self.heard.contains(&(without_gap + 1)) {
+        while self.received.contains(&(without_gap + 1)) {
             without_gap += 1;
         }
         self.without_gap.send_replace(without_gap);
         if let Some(since) = self.gap {
             self.longest_gap = self.longest_gap.max(since.elapsed());
         }
-        let has_gap = self.heard.len() as u64 > without_gap;
+        let has_gap = self.received.len() as u64 > without_gap;
         self.gap = if has_gap { self.gap.or_else(|| Some(Instant::now())) } else { None };
     }
 
-    /// Asks for everything after the first place that was not heard.
+    /// Asks for everything after the first place that was not received.
     async fn sync(&self, client: &mut Client) {
         let after = *self.without_gap.borrow();
         client
@@ -440,7 +440,7 @@ impl Memories {
         rooms
     }
 
-    /// P5: whatever a listener has not heard was pushed. Answers what was not, in words.
+    /// P5: whatever a listener has not received was pushed. Answers what was not, in words.
     pub fn untold(
         &self,
         there: &HashMap<String, Vec<(String, u64)>>,
@@ -449,7 +449,7 @@ impl Memories {
         let mut untold = Vec::new();
         for listener in &self.listeners {
             let missed = there[&listener.room].iter().filter(|(id, seq)| {
-                !listener.heard.contains(seq) && !pushed.contains(&(listener.user.clone(), id.clone()))
+                !listener.received.contains(seq) && !pushed.contains(&(listener.user.clone(), id.clone()))
             });
             untold.extend(missed.map(|(_, seq)| format!("{} {seq}", listener.room)));
         }
@@ -471,7 +471,7 @@ impl Memories {
             let untold = self.untold(there, &pushed);
             assert!(
                 begun.elapsed() < TEST_TIMEOUT,
-                "P5: {} neither heard nor pushed: {untold:?}",
+                "P5: {} neither received nor pushed: {untold:?}",
                 untold.len()
             );
             let push = backend.next().await;

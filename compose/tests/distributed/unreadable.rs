@@ -1,9 +1,10 @@
 //! Documents that another system has made unreadable: other rooms and entries go on, and these do when they are repaired.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mongodb::Collection;
 use mongodb::bson::{Document, doc};
+use naru_services::Stopwatch;
 use serde_json::json;
 
 use super::cluster::{Cluster, counted, http, phone, until};
@@ -40,7 +41,7 @@ async fn a_room_and_an_entry_that_cannot_be_read_hold_up_no_others() {
     // In one batch or in two: those of the other room are answered, and soon.
     let swept = counted(&persister, "naru_persister_swept_total").await;
     ada.chat("ada_ben", "to a room that can't be read", "held up").await;
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     for number in 0..20 {
         let name = format!("goes on {number}");
         ada.chat("ada_eve", "to another room", &name).await;

@@ -126,9 +126,13 @@ async fn find(call: &Call<'_>, event: EventId) -> Result<ParkedPush, Refusal> {
 }
 
 /// A parked job, as it goes out now: with a new time to live, and to its device as registered now. A phone that now has
-/// another owner, or whose owner has signed out, does not get the push.
+/// another owner, or whose owner has signed out, does not get the push, and nobody that of a message which is no longer there.
 async fn renewed(call: &Call<'_>, job: PushJob) -> Result<PushJob, Refusal> {
     let expires_at = Timestamp::now().after(call.gateway.config.push_ttl.into());
+    let message = call.gateway.engines.store.messages.find(&[job.message_id]).await?.pop().flatten();
+    if message.is_none_or(|message| message.deleted_at.is_some()) {
+        return Err(Refusal::Conflict("its message was deleted, or has expired"));
+    }
     let mut job = PushJob { expires_at, badge: None, room_name: None, ..job };
     if let Some(target) = &job.target {
         let owner = std::slice::from_ref(&job.recipient_id);

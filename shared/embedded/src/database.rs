@@ -618,6 +618,8 @@ pub(crate) fn closed() -> EngineError {
 mod tests {
     use std::sync::mpsc::channel;
 
+    use rusqlite::OpenFlags;
+
     use super::*;
 
     fn database() -> Database {
@@ -726,7 +728,28 @@ mod tests {
             panic!("{refused:?}")
         };
         assert!(source.to_string().contains("restore a backup"), "{source}");
+        // Nor is the log written into it, which an erasure asks for.
+        let Err(EngineError::Unavailable { applied: Applied::No, source, .. }) = database.empty_log().await
+        else {
+            panic!("a checkpoint writes")
+        };
+        assert!(source.to_string().contains("restore a backup"), "{source}");
         assert!(database.check().await.unwrap_err().contains("the database is damaged"));
+    }
+
+    #[tokio::test]
+    async fn a_disk_on_which_the_log_can_not_be_emptied_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("numbers.db");
+        let writer = Connection::open(&path).unwrap();
+        let log = "PRAGMA journal_mode = WAL; CREATE TABLE numbers (n INTEGER PRIMARY KEY)";
+        writer.execute_batch(log).unwrap();
+        let read_only = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+        let database = Database::start(read_only, vec![], ()).unwrap();
+        assert_eq!(database.check().await, Ok(()));
+        let refused = database.empty_log().await;
+        assert!(matches!(refused, Err(EngineError::Unavailable { applied: Applied::No, .. })), "{refused:?}");
+        assert!(database.condition.fault().is_some(), "{refused:?}");
     }
 
     #[test]

@@ -621,8 +621,18 @@ async fn whether_two_users_share_a_room_is_found_in_many_rooms() {
         }
     }
     let others = ["few", "many", "nobody", "ada"].map(|user| UserId::new(user).unwrap());
-    let share = engines.store.rooms.share_a_room(&ada(), &others).await.unwrap();
-    assert_eq!(share, [true, true, false, true]);
+    let share = async || engines.store.rooms.share_a_room(&ada(), &others).await.unwrap();
+    assert_eq!(share().await, [true, true, false, true]);
+
+    // A room that both have joined since their lists were kept has no place in either, and is the latest of both.
+    let sql = "DELETE FROM memberships WHERE userId = 'many' AND chatRoomId = 'ada-2000'";
+    assert_eq!(database.execute(sql, []).unwrap(), 1);
+    assert_eq!(share().await, [true, false, false, true]);
+    let id = RoomId::generate();
+    let member_ids = [ada(), UserId::new("many").unwrap()].into();
+    let new = NewRoom { id, kind: RoomKind::Group, name: None, member_ids, maker_id: None };
+    engines.store.rooms.create(new).await.unwrap();
+    assert_eq!(share().await, [true, true, false, true]);
 }
 
 async fn with_a_message(dir: &Path) {

@@ -13,7 +13,7 @@ use crate::store::Walked;
 pub const BATCH: usize = 200;
 /// The shortest pause after a batch.
 const MIN_PAUSE: Duration = Duration::from_millis(20);
-/// A pause is at least this many times as long as its batch: removing is not to take more than a fifth of the store.
+/// A pause is at least this many times as long as the work before it, which is not to take more than a fifth of the store.
 const PAUSE_FACTOR: u32 = 4;
 
 /// Calls `remove` until it has removed nothing; answers how many it has removed in all.
@@ -58,7 +58,12 @@ pub async fn walk<F: Future<Output = EngineResult<Walked>>>(
 
 /// The pause after a batch that began then.
 pub async fn pause_after(began: Instant) {
-    sleep(MIN_PAUSE.max(PAUSE_FACTOR * began.elapsed())).await;
+    sleep(pause(MIN_PAUSE, began)).await;
+}
+
+/// How long to pause, `min` at least, after work in the store that began then and others should not wait for.
+pub fn pause(min: Duration, began: Instant) -> Duration {
+    min.max(PAUSE_FACTOR * began.elapsed())
 }
 
 #[cfg(test)]

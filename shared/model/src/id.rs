@@ -133,6 +133,10 @@ text_id!(
     /// One run of one gateway process: a restarted gateway has another id.
     GatewayId, "a gateway id", "1 to 64 bytes without control characters", |text| is_printable(text, 64)
 );
+text_id!(
+    /// One task of one process, as the holder of a lease.
+    HolderId, "a holder id", "1 to 64 bytes without control characters", |text| is_printable(text, 64)
+);
 
 impl SessionId {
     /// A new one (a random UUID).
@@ -143,6 +147,13 @@ impl SessionId {
 
 impl GatewayId {
     /// A new one (a random UUID): the boot id of this run.
+    pub fn generate() -> Self {
+        Self(uuid_text())
+    }
+}
+
+impl HolderId {
+    /// A new one (a random UUID).
     pub fn generate() -> Self {
         Self(uuid_text())
     }

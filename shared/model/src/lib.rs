@@ -18,8 +18,8 @@ mod time;
 
 pub use event::{Event, EventId, StoreTime, Trace};
 pub use id::{
-    ClientMessageId, DeviceId, GatewayId, InvalidId, MessageId, RoomId, Seq, SessionId, StoreEpoch, UserId,
-    partition_of,
+    ClientMessageId, DeviceId, GatewayId, HolderId, InvalidId, MessageId, RoomId, Seq, SessionId, StoreEpoch,
+    UserId, partition_of,
 };
 pub use message::{Message, Origin};
 pub use push_stage::PushStage;

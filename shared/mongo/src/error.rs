@@ -15,7 +15,7 @@ pub(crate) const DUPLICATE_KEY: i32 = 11000;
 /// Codes after which this server or another one can serve the same request later: the driver specifications' retryable
 /// errors, and those of a server that ran out of time or space or is busy.
 /// <https://github.com/mongodb/specifications/blob/master/source/retryable-writes/retryable-writes.md>
-const PASSING: [i32; 29] = [
+const PASSING: [i32; 30] = [
     6,     // HostUnreachable
     7,     // HostNotFound
     24,    // LockTimeout
@@ -35,6 +35,7 @@ const PASSING: [i32; 29] = [
     262,   // ExceededTimeLimit
     279,   // ClientDisconnect
     314,   // ObjectIsBusy
+    371,   // UserWritesBlocked: while a cluster is moved, or short of disk
     462,   // IngressRequestRateLimitExceeded
     9001,  // SocketException
     10058, // LegacyNotPrimary
@@ -194,6 +195,7 @@ mod tests {
     fn a_code_says_whether_to_ask_again() {
         assert!(Request::Write.refused("intake", 189).is_transient(), "the primary stepped down");
         assert!(Request::Write.refused("intake", 14031).is_transient(), "there is no space left on the disk");
+        assert!(Request::Write.refused("intake", 371).is_transient(), "an operator has blocked writes");
         assert!(!Request::Write.refused("intake", 121).is_transient(), "a validator refused the document");
         assert!(!Request::Write.refused("intake", 13).is_transient(), "not authorized");
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bson::doc;
 use futures_util::future::join_all;
-use naru_engines::store::{Advance, Changed, MemberChange, Moved};
+use naru_engines::store::{Advance, Changed, MemberChange, Moved, Window};
 use naru_model::room::sorted_members;
 use naru_model::{DeviceId, MemberVersion, Seq};
 
@@ -170,4 +170,47 @@ async fn of_many_gateways_one_tells_of_a_move() {
         let positions = store.positions.of_device(&ben, &phone(number)).await.unwrap();
         assert_eq!(positions[0].received, Seq(2), "each device's own");
     }
+}
+
+/// Messages are removed one after the other: meanwhile, and when a process has died, some are there before some that are not.
+#[tokio::test]
+async fn a_page_shows_no_hole_where_messages_expire() {
+    let fresh = Fresh::new();
+    let store = fresh.store().await;
+    let (ada, here) = (user("ada"), room("here"));
+    store.rooms.create(group("here", &["ada", "ben"])).await.unwrap();
+    let run: Vec<_> = (1..=8).map(|seq| said(&here, &ada, seq)).collect();
+    assert_eq!(store.messages.append_run(&run).await.unwrap().stored, 8);
+    let removed = doc! { "seq": { "$in": [2_i64, 3, 5] } };
+    assert_eq!(fresh.raw("chat_messages").await.delete_many(removed).await.unwrap().deleted_count, 3);
+
+    let page = async |window, limit| {
+        let (page, more) = store.messages.range(&here, window, limit).await.unwrap();
+        (page.iter().map(|message| message.seq.0).collect::<Vec<_>>(), more)
+    };
+    let all = [
+        (Window::After(Seq(0)), 9, vec![6, 7, 8], false),
+        (Window::After(Seq(0)), 3, vec![6], true),
+        (Window::After(Seq(1)), 2, vec![6], true),
+        (Window::After(Seq(5)), 2, vec![6, 7], true),
+        (Window::Latest, 9, vec![8, 7, 6], false),
+        (Window::Latest, 4, vec![8, 7, 6], false),
+        (Window::Latest, 2, vec![8, 7], true),
+        (Window::Before(Seq(8)), 9, vec![7, 6], false),
+        (Window::Before(Seq(7)), 2, vec![6], false),
+    ];
+    for (window, limit, places, more) in all {
+        assert_eq!(page(window, limit).await, (places, more), "{window:?}, {limit} at most");
+    }
+    // Page by page, nothing that stays is left out.
+    let (mut walked, mut after) = (Vec::new(), 0);
+    loop {
+        let (places, more) = page(Window::After(Seq(after)), 2).await;
+        walked.extend(places);
+        after = *walked.last().unwrap();
+        if !more {
+            break;
+        }
+    }
+    assert!(walked.ends_with(&[6, 7, 8]) && walked.is_sorted(), "{walked:?}");
 }

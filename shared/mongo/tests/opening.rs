@@ -5,6 +5,7 @@ use std::time::Duration;
 use bson::doc;
 use naru_engines::{Applied, EngineError, EngineResult};
 use naru_mongo::{Mongo, Options};
+use naru_services::Stopwatch;
 
 use crate::fixtures::{Fresh, url, user};
 
@@ -113,7 +114,7 @@ async fn a_url_that_is_none_is_refused_without_being_repeated() {
 #[tokio::test]
 async fn what_the_url_says_is_not_overruled() {
     let nowhere = "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=200&connectTimeoutMS=100";
-    let began = std::time::Instant::now();
+    let began = Stopwatch::start();
     let error = Mongo::open(nowhere, "naru", Options::default()).await.err().expect("no server is there");
     let EngineError::Unavailable { applied, .. } = error else { panic!("{error:?}") };
     assert_eq!(applied, Applied::No, "there was no server to send it to");

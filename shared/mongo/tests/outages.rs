@@ -1,7 +1,7 @@
 //! Servers that die, hang and come back, and clients that were there all the time.
 
 use std::slice::from_ref;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bson::doc;
 use naru_engines::store::{Appended, RunResult, Window};
@@ -9,7 +9,7 @@ use naru_engines::{Applied, EngineError};
 use naru_model::hops::Accepted;
 use naru_model::{ClientMessageId, MessageId, Seq, Timestamp, Trace};
 use naru_mongo::{Mongo, Options};
-use naru_services::{Kind, Service};
+use naru_services::{Kind, Service, Stopwatch};
 
 use crate::fixtures::{group, room, said, user};
 
@@ -110,7 +110,7 @@ async fn a_dead_server_is_unavailable_within_seconds_and_comes_back_to_the_same_
     assert_eq!(store.intake.append(from_ref(&entry)).await.unwrap(), [Appended::New]);
     service.stop();
 
-    let began = Instant::now();
+    let began = Stopwatch::start();
     let (new, here) = ([accepted()], [room("here")]);
     let (append, current, ping) =
         tokio::join!(store.intake.append(&new), store.rooms.current(&here), mongo.ping());

@@ -347,9 +347,12 @@ impl ThereBefore {
 
 #[cfg(test)]
 mod tests {
+    use naru_model::Trace;
     use naru_model::message::{Outcome, Rejection};
+    use naru_services::Kind;
 
     use super::*;
+    use crate::{Options, open};
 
     #[test]
     fn entries_of_one_end_are_closed_by_a_statement_for_each_hundred() {
@@ -362,5 +365,57 @@ mod tests {
         };
         assert_eq!(close(&(0..1_000).map(closing).collect::<Vec<_>>()).len(), 4 + 7);
         assert_eq!(close(&[]).len(), 0);
+    }
+
+    fn accepted() -> Accepted {
+        let id = MessageId::generate();
+        Accepted {
+            id,
+            chat_room_id: RoomId::new("here").unwrap(),
+            sender_id: UserId::new("ada").unwrap(),
+            sender_name: "Ada".into(),
+            content: "hello".into(),
+            timestamp: Timestamp::now(),
+            client_message_id: ClientMessageId::from(id),
+            after: None,
+            origin: None,
+            trace: Trace::start(),
+        }
+    }
+
+    /// A walk has read how far contents were dropped, and an entry of before that place is opened again (I8) until the walk notes
+    /// how far it has come: whatever it read of the entry, a later walk looks at it (I10).
+    #[tokio::test]
+    async fn an_entry_that_is_opened_again_during_a_walk_loses_its_content_later() {
+        let name = format!("naru_test_{}", MessageId::generate());
+        let url = naru_services::url(Kind::Mongodb);
+        let store = open::open(url, &name, &Options::default()).await.unwrap();
+        let later = Timestamp::now().after(std::time::Duration::from_secs(3600));
+        let walk = async || store.forget_contents(None, later, 100).await.unwrap().removed;
+        let note = async || store.find_one::<ContentsDropped>(META, doc! { "_id": CONTENTS }).await.unwrap();
+        let has_content = async |id| {
+            let record = store.get(&[id]).await.unwrap().remove(0).unwrap();
+            !record.accepted.content.is_empty()
+        };
+        let (rejected, last) = (accepted(), accepted());
+        store.append(&[rejected.clone(), last.clone()]).await.unwrap();
+        let close = async |id, outcome| store.close(&[Closing { id, outcome }]).await.unwrap();
+        let not_a_member = Outcome::Rejected { reason: Rejection::NotAMember };
+        close(rejected.id, not_a_member).await;
+        close(last.id, Outcome::Saved { seq: Seq(1) }).await;
+        // The first walk of all finds no note, the next one that of the first.
+        for is_noted in [false, true] {
+            let begun = note().await;
+            assert_eq!(begun.is_some(), is_noted);
+            let again = Accepted { id: MessageId::generate(), ..rejected.clone() };
+            assert_eq!(store.append(&[again]).await.unwrap(), [Appended::Reopened(rejected.id)]);
+            store.note_dropped(begun, last.id).await.unwrap();
+            close(rejected.id, not_a_member).await;
+            assert!(has_content(rejected.id).await);
+            walk().await;
+            assert!(!has_content(rejected.id).await && !has_content(last.id).await);
+            assert_eq!(note().await.unwrap().dropped_to, Some(last.id));
+        }
+        store.handle().drop().await.unwrap();
     }
 }

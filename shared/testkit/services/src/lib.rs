@@ -6,6 +6,8 @@
 //! stopped, killed, frozen and started again. A failed start **panics**, with the service's log: a test that needs a
 //! service and has none has failed.
 
+mod stopwatch;
+
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -21,6 +23,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tempfile::TempDir;
+
+pub use stopwatch::Stopwatch;
 
 /// How long a service may take to start. RabbitMQ takes about five seconds, several times that when both cores compile.
 const START_TIMEOUT: Duration = Duration::from_secs(120);

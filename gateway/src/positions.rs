@@ -2,7 +2,6 @@
 //! the next one also covers one that could not be stored.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,8 +19,11 @@ use crate::refusal::Refusal;
 use crate::rooms::{FRESH, RoomCache};
 use crate::session_state::Session;
 
-/// How many steps are taken at a time. Those of one session in one room are merged.
+/// How many steps are taken at a time.
 const BATCH: usize = 1024;
+/// So many of them of one session in one room are stored and told one by one; those after them as one with the last: a client that
+/// reports each message in a burst is told of by few.
+const ONE_BY_ONE: usize = 3;
 /// How many are stored in one write: few enough that it holds up no message.
 const PART: usize = 256;
 /// How long a batch that follows closely on another waits for more steps.
@@ -93,21 +95,20 @@ impl Positions {
     }
 }
 
-/// The steps, those of one session in one room as one: positions are merged by maximum (P1).
+/// The steps, few of one session in one room: positions are merged by maximum (P1).
 fn merged(steps: impl Iterator<Item = PendingAdvance>) -> Vec<(Advance, SessionId)> {
     let mut merged: Vec<(Advance, SessionId)> = Vec::new();
-    let mut places: HashMap<(SessionId, RoomId), usize> = HashMap::new();
+    // How many there are, and the place of the last one.
+    let mut known: HashMap<(SessionId, RoomId), (usize, usize)> = HashMap::new();
     for PendingAdvance { advance, session } in steps {
-        match places.entry((session.clone(), advance.room.clone())) {
-            Entry::Occupied(place) => {
-                let (earlier, _) = &mut merged[*place.get()];
-                earlier.received = earlier.received.max(advance.received);
-                earlier.read = earlier.read.max(advance.read);
-            }
-            Entry::Vacant(place) => {
-                place.insert(merged.len());
-                merged.push((advance, session));
-            }
+        let (count, last) = known.entry((session.clone(), advance.room.clone())).or_default();
+        if *count == ONE_BY_ONE {
+            let (last, _) = &mut merged[*last];
+            last.received = last.received.max(advance.received);
+            last.read = last.read.max(advance.read);
+        } else {
+            (*count, *last) = (*count + 1, merged.len());
+            merged.push((advance, session));
         }
     }
     merged
@@ -199,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_steps_of_a_session_in_a_room_are_one_write() {
+    fn many_steps_of_a_session_in_a_room_are_few() {
         let step = |session: &str, room: &str, received, read| PendingAdvance {
             advance: Advance {
                 room: RoomId::new(room).unwrap(),
@@ -211,18 +212,19 @@ mod tests {
             session: session.parse().unwrap(),
         };
         let [phone, tablet] = ["phone", "tablet"];
-        let steps = [
-            step(phone, "a", 1, 0),
-            step(tablet, "a", 2, 0),
-            step(phone, "a", 9, 0),
-            step(phone, "b", 1, 1),
-            step(phone, "a", 3, 3),
-        ];
-        let merged = merged(steps.into_iter());
+        let burst = (1..=100).map(|seq| step(phone, "a", seq, seq / 2));
+        let steps = [step(tablet, "a", 2, 0)].into_iter().chain(burst).chain([step(phone, "b", 1, 1)]);
+        let merged = merged(steps.chain([step(phone, "a", 3, 0)]));
         let places = merged.iter().map(|(advance, session)| {
             (session.as_str(), advance.room.as_str(), advance.received.0, advance.read.0)
         });
-        let wanted = [(phone, "a", 9, 3), (tablet, "a", 2, 0), (phone, "b", 1, 1)];
+        let wanted = [
+            (tablet, "a", 2, 0),
+            (phone, "a", 1, 0),
+            (phone, "a", 2, 1),
+            (phone, "a", 100, 50),
+            (phone, "b", 1, 1),
+        ];
         assert_eq!(places.collect::<Vec<_>>(), wanted);
     }
 }

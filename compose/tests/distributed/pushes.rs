@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 use naru::distributed::Distributed;
 use naru_client::ServerProcess;
 use naru_engines::Engines;
-use naru_engines::bus::ack;
 use naru_engines::store::{Device, NewRoom, Platform};
-use naru_model::hops::{Lane, Offline, PushEnvironment, PushJob};
+use naru_model::hops::{Offline, PushEnvironment};
 use naru_model::room::sorted_members;
 use naru_model::{
     ClientMessageId, DeviceId, Event, Message, MessageId, RoomId, RoomKind, Seq, Timestamp, Trace, UserId,
@@ -30,14 +29,14 @@ const MESSAGES: usize = 100;
 const PUSHES: u64 = (PEOPLE * MESSAGES) as u64;
 /// How long FCM takes nothing: half of it it refuses connections, half of it it hangs.
 const OUTAGE: Duration = Duration::from_secs(60);
-/// Before and meanwhile a user with an iPhone misses a message this often, and the broker and the store are probed.
-const INTERVAL: Duration = Duration::from_millis(30);
+/// Before and meanwhile a user with an iPhone misses a message this often.
+const EVERY: Duration = Duration::from_millis(30);
 /// How long that goes on before, to know how long a push takes when all is well.
 const CALM: Duration = Duration::from_secs(15);
 /// From the return of FCM until all is pushed: a breaker's pause is 30 s at most, and a retry's delay that is met here 2 min.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(240);
 /// While FCM is down a push by APNs takes at most this much longer than twice what it took before, on a machine that compiles
-/// and tests besides; the time without any notifier left out, and what broker and store took for themselves meanwhile.
+/// and tests besides; the time without any notifier left out.
 const FLAT: Duration = Duration::from_millis(500);
 /// How many pushes of a lane a killed notifier may have had in flight: `push_concurrency`.
 const MAX_IN_FLIGHT: u64 = 64;
@@ -54,9 +53,9 @@ async fn a_provider_may_be_away_for_a_minute_and_the_notifier_die_twice() {
     cluster = cluster.with("NARU_PUSH_WEBHOOK_URL", "").with("NARU_PUSH_WEBHOOK_SECRET", "");
     let fixture = Fixture::build(&cluster).await;
     let mut notifier = cluster.run("notifier").await;
-    let (control, steady) = (Control::start(&fixture).await, Steady::start(&fixture, &handle));
+    let steady = Steady::start(&fixture, &handle);
     sleep_until(tokio::time::Instant::now() + CALM).await;
-    let before = steady.latencies(0, &control);
+    let before = steady.latencies(0);
 
     handle.set(Provider::Fcm, Behaviour::Refuse).await;
     fixture.all_recipients_miss().await;
@@ -75,7 +74,7 @@ async fn a_provider_may_be_away_for_a_minute_and_the_notifier_die_twice() {
     handle.set(Provider::Fcm, Behaviour::Hang).await;
     sleep_until(moment(OUTAGE.as_secs())).await;
     assert_eq!(handle.counts(Provider::Fcm).taken, 0, "it was down");
-    let during_outage = steady.latencies(already, &control);
+    let during_outage = steady.latencies(already);
 
     // It is back, and sends every connection away after 100 ms. The notifier dies with pushes in flight.
     handle.set(Provider::Fcm, Behaviour::GoAway(Duration::from_millis(100))).await;
@@ -93,12 +92,10 @@ async fn a_provider_may_be_away_for_a_minute_and_the_notifier_die_twice() {
     within(CATCH_UP_TIMEOUT, "every push has come", async || distinct(&handle) == PUSHES).await;
     let caught_up = back_at.elapsed();
     steady.stop().await;
-    let control = control.stop().await;
 
     let fcm = handle.counts(Provider::Fcm);
     eprintln!("FCM: {fcm:?}; all {PUSHES} {caught_up:?} after its return, {} of them twice", fcm.repeated);
     eprintln!("APNs before: {}; while FCM was down: {}", in_words(&before), in_words(&during_outage));
-    eprintln!("broker and store, without a notifier: {}", in_words(&control));
     assert!(fcm.repeated <= MAX_IN_FLIGHT, "{fcm:?}: more came twice than a killed notifier had in flight");
     assert_eq!(fcm.taken, PUSHES + fcm.repeated);
     let [calm, outage] = [&before, &during_outage].map(|latencies| percentile(latencies, 99));
@@ -229,7 +226,7 @@ impl Steady {
         let (to, counts, told) = (sent.clone(), no_notifier.clone(), stop.clone());
         let messages: Vec<_> = (0..10_000).map(|number| fixture.message(MESSAGES + number)).collect();
         let task = tokio::spawn(async move {
-            let mut ticks = interval(INTERVAL);
+            let mut ticks = interval(EVERY);
             for mut message in messages {
                 if told.run_until_cancelled(ticks.tick()).await.is_none() {
                     return;
@@ -260,19 +257,17 @@ impl Steady {
         }
     }
 
-    /// How much longer than broker and store, in the same moments, each push took that counts and was taken after so many others;
-    /// shortest first.
-    fn latencies(&self, after: u64, control: &Control) -> Vec<Duration> {
+    /// How long each push took that counts and was taken after so many others; shortest first.
+    fn latencies(&self, after: u64) -> Vec<Duration> {
         // The emulator's clock is the time of day; so is this.
         let (now, today) = (Instant::now(), Timestamp::now().as_millis());
         let sent = self.sent.lock().expect("no panic under the lock");
         let taken = self.handle.received_after(after);
         let latency = |push: &Arc<naru_phones::Push>| {
-            let (began, counts) = sent.get(push.message_id.as_deref()?)?;
-            let sent_at = today - i64::try_from(now.duration_since(*began).as_millis()).ok()?;
+            let (sent_at, counts) = sent.get(push.message_id.as_deref()?)?;
+            let sent_at = today - i64::try_from(now.duration_since(*sent_at).as_millis()).ok()?;
             let took = i64::try_from(push.received_at).ok()? - sent_at;
-            let took = Duration::from_millis(u64::try_from(took).unwrap_or(0));
-            counts.then(|| took.saturating_sub(control.longest_between(*began, *began + took)))
+            counts.then(|| Duration::from_millis(u64::try_from(took).unwrap_or(0)))
         };
         let mut latencies: Vec<_> = taken.iter().filter_map(latency).collect();
         latencies.sort_unstable();
@@ -288,71 +283,6 @@ impl Steady {
         timeout(CATCH_UP_TIMEOUT, within(CATCH_UP_TIMEOUT, "every iPhone push has come", all))
             .await
             .expect("in time");
-    }
-}
-
-/// What a machine that stalls, or its broker or its store, does to every latency: probes that go over a queue like a lane's and to
-/// the store, and through no notifier. A lane that waits for another delays none of them.
-struct Control {
-    /// When each began, and how long it took.
-    probes: Arc<std::sync::Mutex<Vec<(Instant, Duration)>>>,
-    stop: CancellationToken,
-    task: JoinHandle<()>,
-}
-
-impl Control {
-    /// On the webhook's queue: no notifier of this test has a webhook.
-    async fn start(fixture: &Fixture) -> Self {
-        let (probes, stop) = (Arc::<std::sync::Mutex<Vec<_>>>::default(), CancellationToken::new());
-        let queue = fixture.engines.bus.push_webhook.clone();
-        let mut receiver = queue.receiver().await.expect("a receiver");
-        let positions = fixture.engines.store.positions.clone();
-        let Message { id, chat_room_id, seq, sender_id, .. } = fixture.message(0);
-        let asked = [(chat_room_id.clone(), sender_id.clone(), seq)];
-        let job = PushJob {
-            lane: Lane::Webhook,
-            message_id: id,
-            chat_room_id,
-            seq,
-            recipient_id: sender_id,
-            title: "".into(),
-            body: "".into(),
-            hides_content: false,
-            badge: None,
-            room_name: None,
-            target: None,
-            expires_at: Timestamp::now().after(CATCH_UP_TIMEOUT),
-        };
-        let (to, told) = (probes.clone(), stop.clone());
-        let task = tokio::spawn(async move {
-            let mut ticks = interval(INTERVAL);
-            while told.run_until_cancelled(ticks.tick()).await.is_some() {
-                let began = Instant::now();
-                queue.send(vec![Event::new(job.clone(), Trace::start())]).await.expect("enqueued");
-                let deliveries = receiver.receive(1).await.expect("a batch");
-                ack(deliveries.into_iter().map(|delivery| delivery.ack_handle)).await.expect("acknowledged");
-                positions.get(&asked).await.expect("a position");
-                to.lock().expect("no panic under the lock").push((began, began.elapsed()));
-            }
-        });
-        Self { probes, stop, task }
-    }
-
-    /// How long the longest one took of those under way in between.
-    fn longest_between(&self, start: Instant, end: Instant) -> Duration {
-        let probes = self.probes.lock().expect("no panic under the lock");
-        let under_way = probes.iter().filter(|(began, took)| *began <= end && *began + *took >= start);
-        under_way.map(|(_, took)| *took).max().unwrap_or_default()
-    }
-
-    /// How long each took, shortest first.
-    async fn stop(self) -> Vec<Duration> {
-        self.stop.cancel();
-        self.task.await.expect("it ends");
-        let probes = self.probes.lock().expect("no panic under the lock");
-        let mut took: Vec<_> = probes.iter().map(|(_, took)| *took).collect();
-        took.sort_unstable();
-        took
     }
 }
 

@@ -68,8 +68,13 @@ pub(crate) async fn run(
     while stop.run_until_cancelled(sleep(pause)).await.is_some() {
         let began = Instant::now();
         // A failed sweep is not put off further: for messages that wait, an outage ends with the next sweep.
+        pause = EVERY;
         match sweep.once().await {
-            Ok(()) => is_failing = false,
+            Ok(()) => {
+                is_failing = false;
+                // Where thousands are open, the store is behind.
+                pause = retention::pause(EVERY, began);
+            }
             Err(error) if !error.is_transient() => return Err(error),
             Err(error) => {
                 if !is_failing {
@@ -78,8 +83,6 @@ pub(crate) async fn run(
                 is_failing = true;
             }
         }
-        // Where thousands are open, the store is behind.
-        pause = retention::pause(EVERY, began);
     }
     Ok(())
 }

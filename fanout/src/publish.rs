@@ -79,9 +79,12 @@ impl Fanout {
         let published = self.fan_out(events).await.inspect_err(|_| {
             self.telemetry.retried.inc();
         })?;
-        self.tracked.add(&published);
-        // The channel outlives every run of the tracker.
-        let _gone = self.published.send(published).await;
+        // The channel outlives every run of the tracker. Where the queue's connection breaks, this is dropped at an `await`, and the
+        // batch comes again: what the tracker does not have must not count as tracked.
+        if let Ok(place) = self.published.reserve().await {
+            self.tracked.add(&published);
+            place.send(published);
+        }
         Ok(())
     }
 
